@@ -1,0 +1,125 @@
+"""What every client has: its cohort's images, a place for its parameters, and evaluation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clients.inputs import Inputs, InputSource
+from fedbayes.data.augment import Augment
+from fedbayes.data.federated import FederatedData, Split
+from fedbayes.errors import ConfigError
+from fedbayes.inference.predictive import Predictive, negative_log_likelihood, predictive
+from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.models.prompted import PromptedViT
+from fedbayes.seeding import Streams
+
+LARGEST_PASS = 2048
+"""Images times draws that go through the backbone at once in an evaluation."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Class scores of each draw of prompts.
+
+    Attributes:
+        logits: `(S, C, B, classes)`.
+        metrics: diagnostics of the draws, each `(C, B)`.
+    """
+
+    logits: Tensor
+    metrics: dict[str, Tensor]
+
+
+class AbstractClient(ABC):
+    """Trains and evaluates cohorts of clients; a client is a cohort of one.
+
+    Args:
+        data: everybody's images; a request says whose to use.
+        model: the prompted ViT, whose trainable part is filled anew for each cohort.
+        augment: random changes of training images.
+        cache_mb: see `InputSource`.
+        seed: of the run; all draws are keyed by it.
+        personal: first parts of parameter names that never leave the client, e.g. `[head]`.
+
+    Raises:
+        ConfigError: if `personal` names nothing that the model has.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: FederatedData,
+        model: PromptedViT,
+        augment: Augment,
+        cache_mb: float,
+        seed: int,
+        personal: Sequence[str],
+    ) -> None:
+        self.data, self.model, self.seed = data, model, seed
+        self.inputs = InputSource(data, model, augment, cache_mb)
+        self.personal = tuple(f"{name}." for name in personal)
+        names = list(model.initial)
+        for prefix in self.personal:
+            if not any(name.startswith(prefix) for name in names):
+                parts = sorted({name.split(".")[0] for name in names})
+                raise ConfigError(
+                    f"method.client.personal={list(personal)}: the model has no part '{prefix[:-1]}'; "
+                    f"its parts are {', '.join(parts)}."
+                )
+
+    @abstractmethod
+    def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
+        """Train a cohort, all in the same round, each from its own request."""
+
+    @abstractmethod
+    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
+        """Predict with a cohort's parameters; `streams` are used for this split only, by image order."""
+
+    def initial(self) -> Arrays:
+        """What the server starts from: the shared part of the initial parameters."""
+        return self.share(self.model.initial)[0]
+
+    def share(self, state: Arrays) -> tuple[Arrays, Arrays]:
+        """Split parameters into what is sent and what is kept."""
+        kept = {name: value for name, value in state.items() if name.startswith(self.personal)} if self.personal else {}
+        return {name: value for name, value in state.items() if name not in kept}, kept
+
+    def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
+        """Predict the requested split of each client.
+
+        Returns:
+            Arrays `probabilities`, `expected_entropy`, `labels` and `domains`, one row per image in the order of the
+            split, and the metrics `accuracy`, `nll` (nats) and whatever `draw` diagnoses, averaged over images.
+        """
+        split = cast(Split, requests[0].split)
+        partitions = [request.partition for request in requests]
+        batch = self.data.whole(partitions, split)
+        streams = Streams(self.seed, requests[0].server_round, partitions, f"evaluate {split}")
+        parameters = [{**request.arrays, **request.personal} for request in requests]
+        with torch.no_grad():
+            draws = self.draw(self.inputs.plain(batch), parameters, streams)
+            probabilities, expected_entropy = predictive(draws.logits)
+        answers = []
+        for c, partition in enumerate(partitions):
+            count = int(batch.counts[c])
+            said = Predictive(probabilities[c, :count].cpu(), expected_entropy[c, :count].cpu())
+            labels = batch.labels[c, :count]
+            metrics = {
+                "accuracy": float((said.predicted == labels).double().mean()),
+                "nll": float(negative_log_likelihood(said.probabilities, labels).double().mean()),
+                **{name: float(values[c, :count].double().mean()) for name, values in draws.metrics.items()},
+            }
+            arrays = {
+                "probabilities": said.probabilities.numpy(),
+                "expected_entropy": said.expected_entropy.numpy(),
+                "labels": labels.numpy().astype(np.int64),
+                "domains": self.data.images.domains[self.data.indices(partition, split)].numpy().astype(np.int64),
+            }
+            answers.append(ClientUpdate(partition, arrays, count, metrics))
+        return answers

@@ -1,0 +1,125 @@
+"""What goes into a cohort's forward pass: tokens and class features of its images, looked up or computed."""
+
+import logging
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from fedbayes.data.augment import Augment
+from fedbayes.data.federated import Batch, FederatedData
+from fedbayes.models.prompted import PromptedViT
+from fedbayes.seeding import Streams
+
+log = logging.getLogger("fedbayes")
+CHUNK = 256
+"""Images per pass when many are computed at once."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """One padded batch of C clients, on the model's device.
+
+    Attributes:
+        tokens: below the first prompted block, `(C, B, t, d)`.
+        z: normalised class features, `(C, B, d)`.
+        labels: `(C, B)`.
+        mask: True where there is an image, `(C, B)`.
+    """
+
+    tokens: Tensor
+    z: Tensor
+    labels: Tensor
+    mask: Tensor
+
+    @property
+    def counts(self) -> list[int]:
+        """Images of each client."""
+        return self.mask.sum(1).tolist()  # type: ignore[no-any-return]
+
+    @property
+    def weights(self) -> Tensor:
+        """`(C, B)`: 1 / (the client's images), 0 in the padding; sums over B to 1, or to 0 for a client without any."""
+        return self.mask / self.mask.sum(1, keepdim=True).clamp(min=1)
+
+    def columns(self, first: int, last: int) -> "Inputs":
+        """The same clients' images from `first` to before `last`."""
+        cut = slice(first, last)
+        return Inputs(self.tokens[:, cut], self.z[:, cut], self.labels[:, cut], self.mask[:, cut])
+
+
+@final
+class InputSource:
+    """Gives a batch its inputs; everything that does not depend on anything learnt is computed once.
+
+    Tokens and features are cached for all images if they fit into `cache_mb`. With augmentation switched on, training
+    images are new each time, so both are computed in each step.
+
+    Args:
+        data: the federation's images.
+        model: the prompted ViT whose frozen part is used.
+        augment: random changes of training images.
+        cache_mb: largest size of the token cache, megabytes; beyond it tokens are computed in each step.
+    """
+
+    def __init__(self, data: FederatedData, model: PromptedViT, augment: Augment, cache_mb: float) -> None:
+        self._data, self._model, self._augment = data, model, augment
+        self._device = model.backbone.mean.device
+        size = len(data.images) * model.backbone.num_tokens * model.backbone.dim * 4 / 2**20
+        self._keep_tokens = size <= cache_mb
+        if not self._keep_tokens:
+            log.info("token cache of %.0f MB exceeds simulation.cache_mb=%g: tokens are computed again", size, cache_mb)
+        self._tokens: Tensor | None = None
+        self._z: Tensor | None = None
+
+    def train(self, batch: Batch, changes: Streams) -> Inputs:
+        """Inputs of a training batch, augmented if that is switched on, by draws from `changes`."""
+        if not self._augment.active:
+            return self.plain(batch)
+        pixels = self._pixels(batch.index).to(self._model.backbone.dtype)
+        changed = self._augment(pixels, batch.counts.tolist(), changes)
+        return self._inputs(batch, *self._compute(changed.flatten(0, 1)))
+
+    def plain(self, batch: Batch) -> Inputs:
+        """Inputs of a batch as the images are."""
+        flat = batch.index.flatten()
+        if self._z is None:
+            self._fill()
+        if self._tokens is not None and self._z is not None:
+            return self._inputs(batch, self._tokens[flat], self._z[flat])
+        return self._inputs(batch, *self._compute(self._pixels(flat)))
+
+    def of_images(self, images: Tensor) -> Inputs:
+        """Inputs of images outside the federation, as one client's; labels are 0."""
+        mask = torch.ones(1, len(images), dtype=torch.bool)
+        batch = Batch(torch.zeros(1, len(images), dtype=torch.long), mask, torch.zeros(1, len(images), dtype=torch.long))
+        return self._inputs(batch, *self._compute(images.to(self._device)))
+
+    def _pixels(self, index: Tensor) -> Tensor:
+        return self._data.images.images[index].to(self._device)
+
+    def _fill(self) -> None:
+        """Compute the cache; the features even where tokens take too much room."""
+        images = self._data.images.images
+        tokens, features = [], []
+        for first in range(0, len(images), CHUNK):
+            one, z = self._model.precompute(images[first : first + CHUNK].to(self._device))
+            features.append(z)
+            if self._keep_tokens:
+                tokens.append(one)
+        self._z = torch.cat(features)
+        if self._keep_tokens:
+            self._tokens = torch.cat(tokens)
+
+    def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [self._model.precompute(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+    def _inputs(self, batch: Batch, tokens: Tensor, z: Tensor) -> Inputs:
+        shape = batch.mask.shape
+        device = self._device
+        return Inputs(
+            tokens.unflatten(0, shape), z.unflatten(0, shape), batch.labels.to(device), batch.mask.to(device)
+        )

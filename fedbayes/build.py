@@ -1,0 +1,125 @@
+"""From configuration to objects: the only module that instantiates, used by the command, by workers and by apps.
+
+A method is reached only through the `_target_` in its YAML; nothing here knows one by name.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from fedbayes.checkpoint import Checkpoint
+from fedbayes.data.federated import FederatedData
+from fedbayes.errors import ConfigError, DataError, FedbayesError, require_whole
+from fedbayes.messages import Arrays
+from fedbayes.models.prompted import PromptedViT
+from fedbayes.rounds import RoundLoop
+from fedbayes.simulation.client import CohortClient
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+"""The configuration files, beside the packages in a checkout, an editable install and a wheel alike."""
+
+
+def simulation(cfg: DictConfig) -> Any:
+    """The engine that runs the clients."""
+    return _make("simulation", cfg.simulation.engine)
+
+
+def data(cfg: DictConfig) -> FederatedData:
+    """All images, and who holds which."""
+    clients = require_whole("clients", cfg.clients, 1)
+    images = _make("data", cfg.data)
+    if len(images) == 0:
+        raise DataError("data has no images; check data.root.")
+    return FederatedData(images, _call("partition", _make("partition", cfg.partition), images, clients))
+
+
+def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT:
+    """The frozen ViT with its generator and head, on the device."""
+    require_whole("seed", cfg.seed, 0)
+    backbone = _make("backbone", cfg.backbone, image_size=federated.images.images.shape[-1])
+    settings = {**_plain(cfg.prompts), **_plain(cfg.generator)}
+    build = partial(PromptedViT, backbone, federated.num_classes, seed=cfg.seed)
+    made: PromptedViT = _call("prompts or generator", build, **settings)
+    return made.to(device)
+
+
+def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
+    """The object that trains and evaluates every client."""
+    made = _call(
+        "method.client",
+        _make("method.client", cfg.method.client),
+        data=federated,
+        model=prompted,
+        augment=_make("augment", cfg.augment),
+        cache_mb=cfg.simulation.cache_mb,
+        seed=cfg.seed,
+    )
+    return cast(CohortClient, made)
+
+
+def strategy(cfg: DictConfig, initial: Arrays) -> Any:
+    """The server's side: a Flower strategy."""
+    return _call("method.strategy", _make("method.strategy", cfg.method.strategy), initial=initial)
+
+
+def loop(cfg: DictConfig) -> RoundLoop:
+    """The rounds."""
+    return RoundLoop(
+        rounds=cfg.rounds,
+        participation=cfg.participation,
+        seed=cfg.seed,
+        min_replies=cfg.simulation.min_replies,
+        evaluate_every=cfg.evaluate.every,
+        best_by=cfg.evaluate.best_by,
+        images_per_reply=cfg.optim.local_epochs,
+        personal=bool(cfg.method.client.get("personal")),
+    )
+
+
+def destinations(cfg: DictConfig, run_dir: Path) -> Sequence[Any]:
+    """Where the log goes beside the run directory."""
+    made = _make("tracking", cfg.tracking)
+    return [_call("tracking", one, run_dir, _plain(cfg)) for one in made["destinations"]]
+
+
+def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, FederatedData]:
+    """The client of a finished run, ready to predict with its checkpoint's parameters."""
+    engine = simulation(cfg)
+    federated = data(cfg)
+    made = client(cfg, federated, model(cfg, federated, engine.device))
+    missing = set(made.initial()) - set(checkpoint.server)
+    if missing:
+        raise ConfigError(f"the checkpoint lacks {', '.join(sorted(missing))}; it belongs to another configuration.")
+    return made, federated
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
+
+
+def _make(place: str, node: DictConfig, **extra: Any) -> Any:
+    """Instantiate a node; a user's mistake comes out as such and not as Hydra's wrapping of it."""
+    try:
+        return instantiate(node, _convert_="all", **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, FedbayesError):
+            raise cause from None
+        if isinstance(cause, TypeError):
+            raise ConfigError(f"{place}: {cause}; its keys are the arguments of {node.get('_target_')}.") from error
+        raise
+
+
+def _call(place: str, function: Any, *args: Any, **settings: Any) -> Any:
+    """Call with settings from a user; a misspelt one is a user's mistake."""
+    try:
+        return function(*args, **settings)
+    except TypeError as error:
+        if "argument" in str(error) and error.__traceback__ is not None and error.__traceback__.tb_next is None:
+            raise ConfigError(f"{place}: {error}.") from error
+        raise

@@ -1,0 +1,62 @@
+"""The one form every source of images takes: all of it decoded, in memory, before it is dealt to clients."""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+GIVEN_NONE, GIVEN_TRAIN, GIVEN_VALIDATION, GIVEN_TEST = -1, 0, 1, 2
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with their classes, domains and the split their source gave them.
+
+    Args:
+        images: pixels 0 to 255, (N, 3, H, W) uint8.
+        labels: index into `classes`, (N,) int64.
+        domains: index into `domain_names`, (N,) int64.
+        classes: class names, in the order that labels count them.
+        domain_names: domain names, in the order that domains count them.
+        given_split: -1 none given, 0 train, 1 validation, 2 test, (N,) int8.
+        names: where each image came from, for error messages.
+
+    Raises:
+        ValueError: if lengths, types or ranges contradict each other; sources check what users supply before.
+    """
+
+    images: Tensor
+    labels: Tensor
+    domains: Tensor
+    classes: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    given_split: Tensor
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Checks that the fields fit each other."""
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
+            raise ValueError(f"images are {self.images.dtype} {tuple(self.images.shape)}; expected uint8 (N, 3, H, W).")
+        count = len(self.images)
+        for place, dtype, low, high in (
+            ("labels", torch.int64, 0, len(self.classes) - 1),
+            ("domains", torch.int64, 0, len(self.domain_names) - 1),
+            ("given_split", torch.int8, GIVEN_NONE, GIVEN_TEST),
+        ):
+            values: Tensor = getattr(self, place)
+            if values.dtype != dtype or values.shape != (count,):
+                raise ValueError(f"{place} are {values.dtype} {tuple(values.shape)}; expected {dtype} ({count},).")
+            if count and not low <= int(values.min()) <= int(values.max()) <= high:
+                raise ValueError(f"{place} go from {values.min()} to {values.max()}; expected {low} to {high}.")
+        if len(self.names) != count:
+            raise ValueError(f"names has {len(self.names)} entries for {count} images.")
+        for place in ("classes", "domain_names"):
+            entries: tuple[str, ...] = getattr(self, place)
+            if len(set(entries)) != len(entries):
+                raise ValueError(f"{place} names something twice: {entries}.")
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.images)

@@ -1,0 +1,99 @@
+"""The images of a federation and who holds which; batches for a cohort of clients."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from fedbayes.data.datasets import ImageSet
+from fedbayes.data.partition import ClientSplit
+from fedbayes.seeding import Streams
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images of C clients, padded to the largest.
+
+    Attributes:
+        index: image ids, `(C, B)`; padding repeats image 0.
+        mask: True where there is an image, `(C, B)`; each row's images come first.
+        labels: class ids, `(C, B)`; 0 in the padding.
+    """
+
+    index: Tensor
+    mask: Tensor
+    labels: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """Images of each client, `(C,)`."""
+        return self.mask.sum(1)
+
+
+@final
+class FederatedData:
+    """All images, resident, and each client's share of them.
+
+    Args:
+        images: every image once.
+        clients: the share of each partition.
+    """
+
+    def __init__(self, images: ImageSet, clients: Sequence[ClientSplit]) -> None:
+        self.images = images
+        self.clients = tuple(clients)
+
+    def __len__(self) -> int:
+        """Number of clients."""
+        return len(self.clients)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the same for every client."""
+        return len(self.images.classes)
+
+    def indices(self, partition: int, split: Split) -> Tensor:
+        """Image ids of one client's split, ascending."""
+        return torch.from_numpy(getattr(self.clients[partition], split))
+
+    def whole(self, partitions: Sequence[int], split: Split) -> Batch:
+        """Everything that the clients hold of a split, in the order of `indices`."""
+        return self._pad([self.indices(partition, split) for partition in partitions])
+
+    def epochs(self, partitions: Sequence[int], count: int, batch_size: int, order: Streams) -> Iterator[Batch]:
+        """Batches of the training images, each client's shuffled by a stream of its own.
+
+        An epoch of n images is cut into `ceil(n / batch_size)` batches of equal size (to one image), so no step is
+        taken on a small remainder. Clients with fewer batches have none in the later ones.
+
+        Args:
+            partitions: the cohort.
+            count: passes over the images.
+            batch_size: images of a client per batch, at most.
+            order: streams of the same cohort.
+        """
+        schedules: list[list[Tensor]] = []
+        for c, partition in enumerate(partitions):
+            ids = self.indices(partition, "train")
+            steps = -(-len(ids) // batch_size)
+            passes = [ids[order.permutation(c, len(ids))].tensor_split(steps) for _ in range(count)]
+            schedules.append([batch for one in passes for batch in one])
+        nothing = torch.empty(0, dtype=torch.long)
+        for step in range(max(len(schedule) for schedule in schedules)):
+            yield self._pad([schedule[step] if step < len(schedule) else nothing for schedule in schedules])
+
+    def _pad(self, rows: Sequence[Tensor]) -> Batch:
+        width = max(1, *(len(row) for row in rows)) if rows else 1
+        index = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for c, row in enumerate(rows):
+            index[c, : len(row)] = row
+            mask[c, : len(row)] = True
+        labels = torch.where(mask, self.images.labels[index], 0)
+        return Batch(index, mask, labels)

@@ -1,0 +1,220 @@
+"""Images from folders: `<domain>/<class>/*` or `<class>/*`, either of them inside `train`, `val` and `test` or not.
+
+Classes, domains and files are sorted by plain string comparison, as torchvision's `ImageFolder` does ("10" before "2"),
+so ids never depend on the order of the file system. Pixels are decoded once: turned upright by their EXIF orientation,
+laid on white where transparent, first frame only, the short side resized to `image_size` (bicubic, antialiased) and the
+centre square kept. That is the evaluation transform of vision transformers with the whole centre kept (crop ratio 1).
+"""
+
+import logging
+import os
+import stat
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from fedbayes.data.datasets import GIVEN_NONE, GIVEN_TEST, GIVEN_TRAIN, GIVEN_VALIDATION, ImageSet
+from fedbayes.errors import DataError, require_choice, require_whole
+
+EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
+# Named, because Pillow would otherwise also try formats that start other programs.
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+SPLIT_FOLDERS = {
+    "train": GIVEN_TRAIN,
+    "val": GIVEN_VALIDATION,
+    "valid": GIVEN_VALIDATION,
+    "validation": GIVEN_VALIDATION,
+    "test": GIVEN_TEST,
+}
+EXPECTED = "expected <domain>/<class>/*.jpg or <class>/*.jpg, or either inside train/, val/ and test/"
+MAX_FOLDERS = 3  # <split>/<domain>/<class>
+
+logger = logging.getLogger("fedbayes")
+
+Parts = tuple[str, ...]  # a file's path below the root: folders, then the file's name
+
+
+def image_folder(root: str, image_size: int, on_error: str = "raise") -> ImageSet:
+    """Reads every image below a folder; the layout is decided by where the images lie.
+
+    Without domain folders there is one domain, named after the root. All domains share the union of the classes. When
+    every first-level folder is called train, val, valid, validation or test, these are splits and not domains. Hidden
+    files and folders and other extensions are ignored, and so is a link to a folder that it lies in.
+
+    Args:
+        root: the folder.
+        image_size: side of the square images, in pixels, at least 8.
+        on_error: what to do with an unreadable image: "raise", or "skip" it and warn with the count.
+
+    Returns:
+        All images, sorted by path, in RGB.
+
+    Raises:
+        ConfigError: if `image_size` or `on_error` cannot work.
+        DataError: if the folder is missing, empty, laid out in another way, or holds an unreadable image.
+    """
+    require_whole("data.image_size", image_size, 8)
+    require_choice("data.on_error", on_error, ("raise", "skip"))
+    top = os.path.abspath(os.path.expanduser(str(root)))
+    if not root or not os.path.isdir(top):
+        what = "is not a folder" if os.path.exists(top) else "does not exist"
+        raise DataError(f"data.root={root} {what}; {EXPECTED}.")
+    files = sorted(_find(top, root))
+    if not files:
+        folders = any(os.path.isdir(os.path.join(top, name)) for name in os.listdir(top))
+        what = f"no images ({' '.join(sorted(EXTENSIONS))})" if folders else "no class folders"
+        raise DataError(f"data.root={root} has {what}; {EXPECTED}.")
+    splits, domain_of, class_of = _layout(files, root, os.path.basename(top) or "root")
+    classes = tuple(sorted(set(class_of)))
+    domain_names = tuple(sorted(set(domain_of)))
+    class_ids = {name: i for i, name in enumerate(classes)}
+    domain_ids = {name: i for i, name in enumerate(domain_names)}
+    images, kept = _decode_all(files, top, root, image_size, on_error)
+    used = {class_of[i] for i in kept}
+    if len(used) < 2:
+        raise DataError(
+            f"data.root={root} has only one class, {used.pop()}; a classifier needs two or more: {EXPECTED}."
+        )
+    return ImageSet(
+        images=images,
+        labels=torch.tensor([class_ids[class_of[i]] for i in kept], dtype=torch.int64),
+        domains=torch.tensor([domain_ids[domain_of[i]] for i in kept], dtype=torch.int64),
+        classes=classes,
+        domain_names=domain_names,
+        given_split=torch.tensor([splits[i] for i in kept], dtype=torch.int8),
+        names=tuple("/".join(files[i]) for i in kept),
+    )
+
+
+def _find(top: str, root: str) -> list[Parts]:
+    """Paths of all image files below `top`, down to one folder more than any layout has."""
+    found: list[Parts] = []
+    seen: dict[tuple[int, int], str] = {}
+
+    def scan(folder: str, parts: Parts, above: frozenset[tuple[int, int]]) -> None:
+        identity = (os.stat(folder).st_dev, os.stat(folder).st_ino)
+        if identity in above:
+            logger.warning("data.root=%s: %s links to a folder it lies in and is ignored.", root, "/".join(parts))
+            return
+        if identity in seen:
+            raise DataError(
+                f"data.root={root}: {'/'.join(parts)} and {seen[identity]} are the same folder, so its images would "
+                "count twice; remove the link."
+            )
+        seen[identity] = "/".join(parts)
+        try:
+            names = [name for name in os.listdir(folder) if not name.startswith(".")]
+        except OSError as error:
+            raise DataError(f"data.root={root}: cannot list {folder} ({error.strerror}); allow reading it.") from error
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            if os.path.isdir(path):
+                if len(parts) <= MAX_FOLDERS:
+                    scan(path, (*parts, name), above | {identity})
+            elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+                found.append((*parts, name))
+
+    scan(top, (), frozenset())
+    return found
+
+
+def _layout(files: list[Parts], root: str, only_domain: str) -> tuple[list[int], list[str], list[str]]:
+    """Split, domain and class of each file.
+
+    Raises:
+        DataError: if there are no class folders, or if files lie at different depths.
+    """
+    first = {parts[0] for parts in files if len(parts) > 1}
+    given = {name: SPLIT_FOLDERS[name.casefold()] for name in first if name.casefold() in SPLIT_FOLDERS}
+    # A class or a domain may be called "train" (the vehicle); beside "test" it is a split.
+    if len(given) < len(first):
+        if len(set(given.values())) > 1:
+            others = ", ".join(sorted(first - given.keys()))
+            raise DataError(f"data.root={root} has {', '.join(sorted(given))} beside {others}; {EXPECTED}.")
+        given = {}
+    skip = 1 if given else 0
+    by_depth = {len(parts) - 1 - skip: "/".join(parts) for parts in files}
+    if len(by_depth) > 1:
+        raise DataError(f"data.root={root} mixes layouts: {' and '.join(sorted(by_depth.values()))}; {EXPECTED}.")
+    depth, example = by_depth.popitem()
+    if depth < 1:
+        raise DataError(f"data.root={root} has no class folders; {EXPECTED}, found {example}.")
+    if depth > 2:
+        raise DataError(f"data.root={root} has images too deep down ({example}); {EXPECTED}.")
+    splits = [given.get(parts[0], GIVEN_NONE) for parts in files]
+    domains = [parts[skip] if depth == 2 else only_domain for parts in files]
+    return splits, domains, [parts[-2] for parts in files]
+
+
+def _decode_all(
+    files: list[Parts], top: str, root: str, image_size: int, on_error: str
+) -> tuple[torch.Tensor, list[int]]:
+    """Decoded images (M, 3, size, size) uint8 and the positions in `files` that they come from."""
+    images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
+    rows = images.numpy()
+    kept: list[int] = []
+    unreadable: list[str] = []
+    paths = [os.path.join(top, *parts) for parts in files]
+    # Pillow lets go of the interpreter while it decodes and resizes. Its warning about huge images becomes an error
+    # out here, because warning filters belong to the process and not to a thread.
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for i, pixels in enumerate(pool.map(partial(_try_decode, size=image_size), paths)):
+            if isinstance(pixels, str):
+                unreadable.append(f"{'/'.join(files[i])} cannot be read ({pixels})")
+                if on_error == "raise":
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    remedy = "mend or remove the file, or set data.on_error=skip"
+                    raise DataError(f"data.root={root}: {unreadable[0]}; {remedy}.")
+            else:
+                rows[len(kept)] = pixels
+                kept.append(i)
+    if unreadable:
+        logger.warning(
+            "data.root=%s: left out %d of %d images; the first: %s.", root, len(unreadable), len(files), unreadable[0]
+        )
+    if not kept:
+        raise DataError(f"data.root={root} has no readable image: {unreadable[0]}; {EXPECTED}.")
+    # A copy only where something was left out, so that the usual case needs the memory once.
+    return images if len(kept) == len(files) else images[: len(kept)].clone(), kept
+
+
+def _try_decode(path: str, size: int) -> np.ndarray | str:
+    """Pixels (3, size, size) of one file, or why it has none."""
+    try:
+        return _decode(path, size)
+    except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
+        return str(error).replace(path, os.path.basename(path)) or type(error).__name__
+
+
+def _decode(path: str, size: int) -> np.ndarray:
+    """Pixels (3, size, size) of one file."""
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+        raise OSError("not a regular file")
+    with Image.open(path, formats=FORMATS) as image:
+        upright = ImageOps.exif_transpose(image)
+        square = ImageOps.fit(_to_rgb(upright), (size, size), method=Image.Resampling.BICUBIC)
+    return np.asarray(square).transpose(2, 0, 1)  # (3, size, size)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """The image in 8-bit RGB, on white where it is transparent.
+
+    Raises:
+        ValueError: if its pixel values have no known range.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError("its grey values exceed 16 bits")
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
+    elif image.mode == "F":
+        raise ValueError("its grey values are floating-point numbers of unknown range")
+    if image.has_transparency_data:
+        overlay = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
+    return image.convert("RGB")

@@ -1,0 +1,66 @@
+"""What goes wrong because of a user's input: each error says the value, the place and the remedy.
+
+The command prints these as one line and exits with status 2; every other exception is a fault of ours and keeps its traceback.
+"""
+
+import math
+from collections.abc import Sequence
+
+
+class FedbayesError(Exception):
+    """Base of every error that a user can mend."""
+
+
+class ConfigError(FedbayesError):
+    """A configuration value that cannot work."""
+
+
+class DataError(FedbayesError):
+    """Images that are missing, unreadable or laid out in another way."""
+
+
+class PartitionError(FedbayesError):
+    """A division of the images that the request makes impossible."""
+
+
+class BackboneError(FedbayesError):
+    """A vision transformer that is unknown, unsupported or does not fit its checkpoint."""
+
+
+class RunError(FedbayesError):
+    """A run that cannot start, cannot go on, or cannot be read back."""
+
+
+def require_whole(name: str, value: object, minimum: int) -> int:
+    """Return `value` if it is a whole number of at least `minimum`.
+
+    Raises:
+        ConfigError: naming the key, the value and the range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name}={value} is not a whole number of at least {minimum}; give one, e.g. {name}={minimum}.")
+    return value
+
+
+def require_number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+    """Return `value` if it is a finite number in `[low, high]`, or in `(low, high]` if `open_low`.
+
+    Raises:
+        ConfigError: naming the key, the value and the range.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < low or value > high or (open_low and value == low):
+        span = f"{'above' if open_low else 'at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
+        raise ConfigError(f"{name}={value} is out of range; it must be a finite number {span}.")
+    return float(value)
+
+
+def require_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises:
+        ConfigError: naming the key, the value and the choices.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(f"{name}={value} is unknown; choose one of {', '.join(choices)}.")
+    return value

@@ -1,0 +1,95 @@
+r"""The objective of a Pyro model and guide, kept apart for each client of a cohort.
+
+    L = E_guide[ log p(label | ...) + sum of scaled log p(latent) - sum of scaled log q(latent) ]
+
+Pyro's `Trace_ELBO` sums everything into one number. Here the sites' terms are the same but summed over images only, so
+every client has a loss of its own; the sum over clients equals Trace_ELBO's. Clients stand on plate dimension -2,
+images on -1, and draws (J, `train_samples`) on -3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import pyro
+import torch
+from jaxtyping import Float
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+
+from fedbayes.inference.semi_implicit import SemiImplicitNormal, effective_components
+
+Program = Callable[..., Any]
+
+
+@final
+@dataclass(frozen=True)
+class Objective:
+    """What one pass through model and guide gave, per client; `None` is what the programs do not have.
+
+    Attributes:
+        loss: negative ELBO, nats per image (the guide's scale decides), differentiable.
+        log_likelihood: nats per image.
+        kl: one-draw estimate of KL(guide, prior), nats per image, without beta.
+        effective_components: of the semi-implicit mixture, 1 to K + 1.
+        bound_saturation: `(log q(c | psi_0) - log h_K(c)) / log(K + 1)`; above 0.8 the bound is limited by K.
+    """
+
+    loss: Float[Tensor, " clients"]
+    log_likelihood: Float[Tensor, " clients"]
+    kl: Float[Tensor, " clients"] | None = None
+    effective_components: Float[Tensor, " clients"] | None = None
+    bound_saturation: Float[Tensor, " clients"] | None = None
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Every term that exists, detached, by name."""
+        return {name: value.detach() for name, value in vars(self).items() if value is not None}
+
+
+def elbo(
+    model: Program, guide: Program, *args: Any, draws: int, weights: Float[Tensor, "clients images"], beta: float
+) -> Objective:
+    """Evaluate model and guide once, with `draws` draws side by side.
+
+    Args:
+        model: Pyro program; its observed site is `label`, its latent site, if any, is `code`.
+        guide: Pyro program over the same latent site.
+        *args: passed to both.
+        draws: J.
+        weights: of the images, 0 for padding, 1 / (client's images) for the mean.
+        beta: weight of the KL; 0 leaves it out.
+
+    Returns:
+        Losses and diagnostics of each client.
+    """
+    particles = pyro.plate("draws", draws, dim=-3)
+    guide_trace = poutine.trace(particles(guide)).get_trace(*args)
+    replayed = poutine.replay(particles(model), trace=guide_trace)
+    model_trace = poutine.trace(replayed).get_trace(*args)
+
+    def per_client(term: Tensor) -> Tensor:
+        masked = torch.where(weights > 0, term, torch.zeros((), dtype=term.dtype, device=term.device))
+        return (masked.expand(draws, *weights.shape).mean(0) * weights).sum(-1)  # (C,)
+
+    log_likelihood = per_client(_log_prob(model_trace, "label"))
+    if "code" not in guide_trace:
+        return Objective(loss=-log_likelihood, log_likelihood=log_likelihood)
+    kl = per_client(_log_prob(guide_trace, "code") - _log_prob(model_trace, "code"))
+    loss = -log_likelihood + beta * kl if beta > 0 else -log_likelihood
+    components, saturation = None, None
+    posterior = guide_trace.nodes["code"]["fn"]
+    if isinstance(posterior, SemiImplicitNormal):
+        log_components = posterior.log_components(guide_trace.nodes["code"]["value"]).detach()
+        components = per_client(effective_components(log_components))
+        if posterior.num_extra:
+            gained = log_components[0] - posterior.log_prob(guide_trace.nodes["code"]["value"]).detach()
+            saturation = per_client(gained) / torch.log(torch.tensor(float(len(log_components))))
+    return Objective(loss, log_likelihood, kl, components, saturation)
+
+
+def _log_prob(trace: Trace, site: str) -> Tensor:
+    """A site's log density with the batch shape kept, in nats, before masks and scales."""
+    node = trace.nodes[site]
+    density: Tensor = node["fn"].log_prob(node["value"])
+    return density

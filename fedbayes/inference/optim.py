@@ -1,0 +1,103 @@
+"""Optimisers for parameters with a leading client axis: each client has its own step count, moments and clipping.
+
+torch's own optimisers keep one step count per tensor, so a client that sits a batch out would still advance. Here an
+inactive client's parameters and state stay as they are, chosen with `where`, so that a neighbour's NaN stays its own.
+The update rules are torch's (SGD with momentum; AdamW, Loshchilov & Hutter 2019) and are tested against them.
+"""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from fedbayes.errors import require_choice, require_number
+
+NAMES = ("sgd", "adam", "adamw")
+
+
+@final
+class CohortOptimiser:
+    """One fresh optimiser for each client of a cohort.
+
+    Args:
+        parameters: by name, each `(C, ...)`; updated in place.
+        name: `sgd`, `adam` or `adamw`.
+        learning_rates: by parameter name, per step.
+        momentum: of `sgd`.
+        weight_decay: decoupled for `adamw`, added to the gradient otherwise.
+        clip: largest Euclidean norm of a client's whole gradient; None leaves it.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        name: str,
+        learning_rates: Mapping[str, float],
+        momentum: float,
+        weight_decay: float,
+        clip: float | None,
+    ) -> None:
+        self.name = require_choice("optim.name", name, NAMES)
+        self.momentum = require_number("optim.momentum", momentum, 0, 1)
+        self.weight_decay = require_number("optim.weight_decay", weight_decay, 0)
+        self.clip = None if clip is None else require_number("optim.clip", clip, 0, open_low=True)
+        self.parameters, self.learning_rates = parameters, learning_rates
+        first = next(iter(parameters.values()))
+        self.steps = torch.zeros(len(first), dtype=first.dtype, device=first.device)
+        self.first = {key: torch.zeros_like(p) for key, p in parameters.items()}
+        self.second = {key: torch.zeros_like(p) for key, p in parameters.items()} if name != "sgd" else {}
+
+    @torch.no_grad()
+    def step(self, gradients: Mapping[str, Tensor], active: Bool[Tensor, " clients"]) -> None:
+        """Move the active clients one step.
+
+        Args:
+            gradients: by parameter name, each `(C, ...)`.
+            active: clients that have images in this batch.
+        """
+        self.steps = self.steps + active.to(self.steps.dtype)
+        factor = None if self.clip is None else _clip_factor(gradients, self.clip)
+        for key, parameter in self.parameters.items():
+            gradient = gradients[key]
+            if factor is not None:
+                gradient = gradient * _rows(factor, gradient)
+            if self.weight_decay and self.name != "adamw":
+                gradient = gradient + self.weight_decay * parameter
+            chosen = _rows(active, parameter)
+            moved = self._moved(key, parameter, gradient, chosen)
+            parameter.copy_(torch.where(chosen, moved, parameter))
+
+    def _moved(self, key: str, parameter: Tensor, gradient: Tensor, chosen: Tensor) -> Tensor:
+        """Where the update rule takes the parameter; moments of inactive clients are kept."""
+        rate = self.learning_rates[key]
+        if self.name == "sgd":
+            momentum = self.momentum * self.first[key] + gradient
+            self.first[key] = torch.where(chosen, momentum, self.first[key])
+            return parameter - rate * self.first[key]
+        beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+        self.first[key] = torch.where(chosen, self.first[key].lerp(gradient, 1 - beta1), self.first[key])
+        square = beta2 * self.second[key] + (1 - beta2) * gradient.square()
+        self.second[key] = torch.where(chosen, square, self.second[key])
+        steps = _rows(self.steps.clamp(min=1), parameter)
+        mean = self.first[key] / (1 - beta1**steps)
+        root = (self.second[key] / (1 - beta2**steps)).sqrt() + epsilon
+        decayed = parameter * (1 - rate * self.weight_decay) if self.name == "adamw" else parameter
+        return decayed - rate * mean / root
+
+
+def _rows(per_client: Tensor, like: Tensor) -> Tensor:
+    """`(C,)` with as many axes as `like`."""
+    return per_client.view(-1, *[1] * (like.dim() - 1))
+
+
+def _clip_factor(gradients: Mapping[str, Tensor], limit: float) -> Tensor:
+    """What to multiply each client's gradient with so that its norm over all parameters is at most `limit`."""
+    squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()])
+    norm = squares.sum(0).sqrt()  # (C,)
+    return (limit / (norm + 1e-6)).clamp(max=1.0)

@@ -1,0 +1,107 @@
+r"""Predictions from S draws of prompts, and the numbers that judge them.
+
+The predictive is `p(y | x) = 1/S sum_s p(y | x, P_s)`. Its entropy splits into the expected entropy of the draws and
+their mutual information with the label, called *prompt uncertainty*: prompts are drawn per image, so it does not shrink
+with data and is no uncertainty about weights.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BINS = 15
+"""Equal-width confidence bins of the expected calibration error."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Predictive:
+    """What the model says of N images.
+
+    Attributes:
+        probabilities: mean over draws.
+        expected_entropy: mean entropy of a draw's prediction, nats.
+    """
+
+    probabilities: Float[Tensor, "images classes"]
+    expected_entropy: Float[Tensor, " images"]
+
+    @property
+    def entropy(self) -> Float[Tensor, " images"]:
+        """Of the mean prediction, nats."""
+        return torch.special.entr(self.probabilities).sum(-1)
+
+    @property
+    def prompt_uncertainty(self) -> Float[Tensor, " images"]:
+        """Mutual information between prompts and label, nats; biased low for small S."""
+        return (self.entropy - self.expected_entropy).clamp(min=0)
+
+    @property
+    def confidence(self) -> Float[Tensor, " images"]:
+        """Largest probability."""
+        return self.probabilities.amax(-1)
+
+    @property
+    def predicted(self) -> Int[Tensor, " images"]:
+        """Most probable class."""
+        return self.probabilities.argmax(-1)
+
+
+def predictive(logits: Float[Tensor, "draws *batch classes"]) -> tuple[Tensor, Tensor]:
+    """Mean softmax over draws `(*batch, classes)`, and expected entropy `(*batch)` in nats."""
+    draws = logits.softmax(-1)
+    return draws.mean(0), torch.special.entr(draws).sum(-1).mean(0)
+
+
+def pool(parts: Sequence[Predictive]) -> Predictive:
+    """The predictions of several clients as one."""
+    return Predictive(
+        torch.cat([part.probabilities for part in parts]), torch.cat([part.expected_entropy for part in parts])
+    )
+
+
+def negative_log_likelihood(
+    probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]
+) -> Float[Tensor, " images"]:
+    """`-log p(label)`, nats; a probability below the smallest normal number counts as that."""
+    floor = torch.finfo(probabilities.dtype).tiny
+    return -probabilities.gather(1, labels[:, None])[:, 0].clamp(min=floor).log()
+
+
+def brier(
+    probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]
+) -> Float[Tensor, " images"]:
+    """`sum_c (p_c - 1[label = c])^2`, 0 to 2."""
+    hits = torch.nn.functional.one_hot(labels, probabilities.shape[1])
+    return (probabilities - hits).square().sum(1)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """Confidence against accuracy in equal-width bins; bin b holds confidences in `(b/BINS, (b+1)/BINS]`."""
+
+    confidence: Float[Tensor, " bins"]
+    accuracy: Float[Tensor, " bins"]
+    count: Int[Tensor, " bins"]
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error `sum_b n_b/N |acc_b - conf_b|`; biased up where images are few."""
+        share = self.count / self.count.sum()
+        return float((share * (self.accuracy - self.confidence).abs())[self.count > 0].sum())
+
+
+def reliability(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Reliability:
+    """Bin the predictions by confidence; empty bins have NaN means and count 0."""
+    confidence, predicted = probabilities.double().max(1)
+    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]
+    place = torch.bucketize(confidence, edges)
+    count = torch.bincount(place, minlength=BINS)
+    hits = torch.bincount(place, weights=(predicted == labels).double(), minlength=BINS)
+    sums = torch.bincount(place, weights=confidence, minlength=BINS)
+    return Reliability(sums / count, hits / count, count)

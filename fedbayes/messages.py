@@ -1,0 +1,185 @@
+"""The wire: the only module that knows record keys and how parameters become Flower messages and back.
+
+A request carries one ArrayRecord and one ConfigRecord, a reply one ArrayRecord and one MetricRecord, since Flower's own
+strategies and wrappers accept no more. A client's personal parameters stay in its Flower context, in the two last
+versions, because a client commits before the server has accepted its reply; each request says which version counts.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+Arrays = dict[str, np.ndarray]
+Kind = Literal["train", "evaluate"]
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+ROUND, ACCEPTED, SPLIT, WEIGHT = "server-round", "accepted-round", "split", "num-examples"
+PARTITION = "partition-id"
+PERSONAL = "personal-round-"
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ClientRequest:
+    """What the server asks of one client.
+
+    Attributes:
+        partition: whose images to use.
+        server_round: the round it is for; keys the client's random draws.
+        kind: `train` or `evaluate`.
+        split: the images to evaluate on; unused in training.
+        arrays: the server's parameters.
+        personal: what the client kept to itself in the last round that the server accepted; empty if never trained.
+    """
+
+    partition: int
+    server_round: int
+    kind: Kind
+    split: str
+    arrays: Arrays
+    personal: Arrays = field(default_factory=dict)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ClientUpdate:
+    """What one client answers.
+
+    Attributes:
+        partition: who answers.
+        arrays: parameters for the server, or predictions.
+        num_examples: images the answer rests on; its weight in averages.
+        metrics: numbers for the log, per image where that makes sense.
+        personal: what the client keeps to itself; never in the reply.
+    """
+
+    partition: int
+    arrays: Arrays
+    num_examples: int
+    metrics: dict[str, float]
+    personal: Arrays = field(default_factory=dict)
+
+
+def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Arrays as Flower carries them."""
+    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> Arrays:
+    """The arrays in a record, in its order."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def address(message: Message, accepted: int, split: str, extra: Mapping[str, np.ndarray] | None = None) -> Message:
+    """Complete a strategy's message for one client.
+
+    Strategies put one record into all their messages, so the content is rebuilt and not changed in place.
+
+    Args:
+        message: as the strategy made it.
+        accepted: the last round in which the server accepted this client's reply; 0 for never.
+        split: the images an evaluation is on.
+        extra: arrays for this client alone, beside the strategy's.
+    """
+    content = message.content
+    config = ConfigRecord({**content.config_records[CONFIG], ACCEPTED: accepted, SPLIT: split})
+    arrays = content.array_records[ARRAYS]
+    if extra:
+        arrays = ArrayRecord({**arrays, **to_record(extra)})
+    message.content = RecordDict({ARRAYS: arrays, CONFIG: config})
+    return message
+
+
+def read_request(content: RecordDict, partition: int, kind: Kind, state: RecordDict) -> ClientRequest:
+    """A request as the client understands it, with what it kept for itself."""
+    config = content.config_records[CONFIG]
+    accepted = int(config.get(ACCEPTED, 0))  # type: ignore[arg-type]
+    kept = state.array_records.get(f"{PERSONAL}{accepted}")
+    return ClientRequest(
+        partition=partition,
+        server_round=int(config[ROUND]),  # type: ignore[arg-type]
+        kind=kind,
+        split=str(config.get(SPLIT, "")),
+        arrays=from_record(content.array_records[ARRAYS]),
+        personal={} if kept is None else from_record(kept),
+    )
+
+
+def write_reply(update: ClientUpdate) -> RecordDict:
+    """A reply's content; what the client keeps to itself is not in it."""
+    metrics = MetricRecord({WEIGHT: update.num_examples, **update.metrics})
+    return RecordDict({ARRAYS: to_record(update.arrays), METRICS: metrics})
+
+
+def keep_personal(state: RecordDict, update: ClientUpdate, request: RecordDict) -> None:
+    """Commit what a client keeps: this round's version beside the accepted one; older ones go."""
+    if not update.personal:
+        return
+    config = request.config_records[CONFIG]
+    keep = {f"{PERSONAL}{config[ROUND]}", f"{PERSONAL}{config.get(ACCEPTED, 0)}"}
+    for name in [name for name in state.array_records if name not in keep]:
+        del state[name]
+    state[f"{PERSONAL}{config[ROUND]}"] = to_record(update.personal)
+
+
+def ask_partition() -> RecordDict:
+    """The question whose data a node holds."""
+    return RecordDict({CONFIG: ConfigRecord()})
+
+
+def write_partition(partition: int) -> RecordDict:
+    """A node's answer to `ask_partition`."""
+    return RecordDict({METRICS: MetricRecord({PARTITION: partition})})
+
+
+def read_partition(content: RecordDict) -> int:
+    """The partition in such an answer."""
+    return int(content.metric_records[METRICS][PARTITION])  # type: ignore[arg-type]
+
+
+def ask_personal(accepted: int) -> RecordDict:
+    """The question what a client kept in the round that the server accepted last."""
+    return RecordDict({CONFIG: ConfigRecord({ACCEPTED: accepted})})
+
+
+def write_personal(state: RecordDict, question: RecordDict) -> RecordDict:
+    """A client's answer to `ask_personal`; empty if it kept nothing then."""
+    kept = state.array_records.get(f"{PERSONAL}{question.config_records[CONFIG][ACCEPTED]}")
+    return RecordDict({ARRAYS: ArrayRecord() if kept is None else kept})
+
+
+def read_personal(content: RecordDict) -> Arrays:
+    """The arrays in such an answer."""
+    return from_record(content.array_records[ARRAYS])
+
+
+def read_update(partition: int, content: RecordDict) -> ClientUpdate:
+    """A reply as the server understands it.
+
+    Raises:
+        ValueError: if the reply lacks a record or its weight; the caller names the client.
+    """
+    if ARRAYS not in content.array_records or METRICS not in content.metric_records:
+        raise ValueError(f"reply holds {sorted(content)}, expected {ARRAYS} and {METRICS}")
+    metrics = dict(content.metric_records[METRICS])
+    weight = metrics.pop(WEIGHT, None)
+    if not isinstance(weight, int | float) or not np.isfinite(weight) or weight <= 0:
+        raise ValueError(f"{WEIGHT} is {weight}, expected a positive number")
+    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    return ClientUpdate(partition, from_record(content.array_records[ARRAYS]), int(weight), numbers)
+
+
+def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """The name of the first array that holds a NaN or an infinity."""
+    for name, value in arrays.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            return name
+    return None
+
+
+def payload_bytes(contents: Iterable[RecordDict]) -> int:
+    """Bytes of all arrays as Flower serialises them."""
+    return sum(len(array.data) for content in contents for record in content.array_records.values() for array in record.values())

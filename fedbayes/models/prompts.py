@@ -1,0 +1,143 @@
+r"""Prompt generators, from one prompt for all images to a semi-implicit posterior over the prompts of each.
+
+Letters of the paper, words at the door: `z` is the image's frozen class feature, `eps` the noise of dimension m
+(`noise_dim`), `psi` the mixing variable of dimension r (`code_dim`), `c` the prompt code, `P` the prompts.
+
+    psi = A eps + f_phi(z, eps),   c ~ N(psi, sigma^2 I_r),   P = P_base + reshape(U c),   prior c ~ N(0, I_r)
+
+The ladder of ablations is `generator.kind`:
+
+    fixed          P = P_base                                   (VPT, Jia et al. 2022, arXiv 2203.12119)
+    deterministic  P = P_base + U f_phi(z)
+    gaussian       c ~ N(f_phi(z), diag sigma_phi(z)^2)         (an explicit, amortised posterior)
+    semi_implicit  as above                                     (pFedBayesPT, Ye et al. 2025, arXiv 2508.19621)
+
+That prompts are instance-wise and their posterior semi-implicit is the paper's; this architecture is ours.
+
+Every parameter has a leading client axis: a client is a cohort of one, and nothing is mixed between clients.
+"""
+
+import math
+from typing import Literal, final, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
+
+Kind = Literal["fixed", "deterministic", "gaussian", "semi_implicit"]
+
+
+@final
+class ClientLinear(nn.Module):
+    """A linear layer for each client: `x (..., C, B, in) -> (..., C, B, out)` with weights `(C, in, out)`."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, std: float, rng: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(std * torch.randn(1, inputs, outputs, generator=rng))
+        self.bias = nn.Parameter(torch.zeros(1, 1, outputs)) if bias else None
+
+    def forward(self, x: Float[Tensor, "*draws clients images i"]) -> Float[Tensor, "*draws clients images o"]:
+        """Apply each client's own layer to its own images."""
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+@final
+class PromptGenerator(nn.Module):
+    """Prompts of an image from its class feature and noise.
+
+    Args:
+        kind: how much of the ladder above to use.
+        blocks: prompt sets per image, one for VPT-shallow, one for each prompted block for VPT-deep.
+        length: prompts in a set; 0 makes a generator of nothing, which leaves the backbone as it is.
+        dim: width of a token.
+        hidden: width of f_phi's hidden layer.
+        code_dim: r, or `full` to put the code on the prompts themselves (U is the identity).
+        noise_dim: m, the number of noisy directions; few, since K components cannot cover many.
+        init_scale: sigma before training, in units of the prior's standard deviation.
+        init_mixing: length of each column of A before training, in units of sigma.
+        decoder_scale: standard deviation of an entry of U c per unit of c, before training.
+        rng: draws the initial values; equal generators start equal, which averaging needs.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: Kind,
+        blocks: int,
+        length: int,
+        dim: int,
+        hidden: int,
+        code_dim: int | str,
+        noise_dim: int,
+        init_scale: float,
+        init_mixing: float,
+        decoder_scale: float,
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__()
+        require_choice("generator.kind", kind, get_args(Kind))
+        require_whole("prompts.length", length, 0)
+        require_whole("generator.hidden", hidden, 1)
+        require_number("generator.init_scale", init_scale, 0, open_low=True)
+        require_number("generator.init_mixing", init_mixing, 0)
+        require_number("generator.decoder_scale", decoder_scale, 0, open_low=True)
+        if length == 0 and kind != "fixed":
+            raise ConfigError(f"prompts.length=0 leaves generator.kind={kind} nothing to generate; use kind=fixed.")
+        size = blocks * length * dim
+        if code_dim == "full":
+            code = size
+        else:
+            code = require_whole("generator.code_dim", code_dim, 1)
+        self.kind, self.shape, self.code_dim = kind, (blocks, length, dim), 0 if kind == "fixed" else code
+        self.noise_dim = require_whole("generator.noise_dim", noise_dim, 1) if kind == "semi_implicit" else 0
+
+        bound = math.sqrt(6 / (dim + dim))  # Xavier, as VPT starts its prompts
+        self.base = nn.Parameter((2 * torch.rand(1, blocks, length, dim, generator=rng) - 1) * bound)
+        if kind == "fixed":
+            return
+        self.hidden = ClientLinear(dim, hidden, std=dim**-0.5, rng=rng)
+        # f_phi starts at zero, so every kind starts as VPT and averaging starts from one common point.
+        self.location = ClientLinear(hidden, code, std=0.0, rng=rng)
+        if code_dim != "full":
+            self.decoder = ClientLinear(code, size, bias=False, std=decoder_scale * code**-0.5, rng=rng)
+        if kind == "gaussian":
+            self.spread = ClientLinear(hidden, code, std=0.0, rng=rng)
+        if kind == "semi_implicit":
+            self.noise = ClientLinear(noise_dim, hidden, bias=False, std=noise_dim**-0.5, rng=rng)
+            self.skip = ClientLinear(noise_dim, code, bias=False, std=init_mixing * init_scale * code**-0.5, rng=rng)
+        if kind in ("gaussian", "semi_implicit"):
+            self.log_scale = nn.Parameter(torch.full((1, 1, 1), math.log(init_scale)))
+
+    def mixing(
+        self, z: Float[Tensor, "clients images dim"], eps: Float[Tensor, "*draws clients images m"] | None
+    ) -> Float[Tensor, "*draws clients images code"]:
+        """`psi = A eps + f_phi(z, eps)`, or `f_phi(z)` where the kind has no noise."""
+        hidden = self.hidden(z)
+        if eps is None:
+            psi: Tensor = self.location(F.gelu(hidden))
+            return psi
+        mixed: Tensor = self.location(F.gelu(hidden + self.noise(eps))) + self.skip(eps)
+        return mixed
+
+    def scale(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images_or_1 code_or_1"]:
+        """Standard deviation of `c` given `psi`, in units of the prior's: one number, or one per image and entry."""
+        if self.kind == "gaussian":
+            return (self.log_scale + self.spread(F.gelu(self.hidden(z)))).exp()
+        return self.log_scale.exp()
+
+    def decode(
+        self, code: Float[Tensor, "*draws clients images code"] | None
+    ) -> Float[Tensor, "*draws clients images_or_1 blocks length dim"]:
+        """`P = P_base + reshape(U c)`; without a code the same prompts for every image."""
+        base = self.base.unsqueeze(1)  # (C, 1, blocks, length, dim)
+        if code is None:
+            return base
+        offset = self.decoder(code) if hasattr(self, "decoder") else code
+        return base + offset.unflatten(-1, self.shape)

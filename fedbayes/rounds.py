@@ -1,0 +1,341 @@
+"""The one round loop: any Flower strategy, keyed sampling, guards against bad replies, evaluation, the log.
+
+    sample by partition -> strategy's messages -> replies -> guard -> strategy's aggregate -> evaluate -> log
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedbayes.checkpoint import Checkpoint
+from fedbayes.errors import ConfigError, RunError, require_choice, require_number, require_whole
+from fedbayes.evaluation import Evaluation
+from fedbayes.messages import (
+    Arrays,
+    ClientUpdate,
+    address,
+    ask_partition,
+    ask_personal,
+    from_record,
+    non_finite,
+    payload_bytes,
+    read_partition,
+    read_personal,
+    read_update,
+    to_record,
+)
+from fedbayes.seeding import numpy_generator
+from fedbayes.simulation.client import QUERY_PERSONAL
+from fedbayes.simulation.sampled_grid import SampledGrid
+
+log = logging.getLogger("fedbayes")
+
+
+class RoundLog(Protocol):
+    """Where the loop tells what happens."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """One row for a round and phase."""
+        ...
+
+    def log_clients(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One row per client."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A sentence for the reader."""
+        ...
+
+
+@final
+@dataclass
+class Progress:
+    """What a run has come to; everything that the next round needs beside the strategy's own state.
+
+    Attributes:
+        arrays: the strategy's parameters.
+        server_round: rounds done.
+        accepted: by partition, the last round whose reply was used; 0 for never.
+        best: the evaluation on test in the round that was best on validation.
+        best_validation: that round's validation score; larger is better.
+        final: the evaluation on test after the last round.
+        train: the last round's mean training metrics.
+        bytes_up: of all training replies.
+        bytes_down: of all training requests.
+        seconds: by phase.
+        images: trained on, with repetition.
+        personal: what each trained client keeps to itself, by partition; filled at the end.
+    """
+
+    arrays: ArrayRecord
+    server_round: int = 0
+    accepted: dict[int, int] = field(default_factory=dict)
+    best: Evaluation | None = None
+    best_validation: float = -np.inf
+    final: Evaluation | None = None
+    train: dict[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "aggregate": 0.0})
+    images: int = 0
+    personal: dict[int, Arrays] = field(default_factory=dict)
+
+    def checkpoint(self) -> Checkpoint:
+        """What has been learnt, to be stored."""
+        return Checkpoint(self.server_round, from_record(self.arrays), self.personal)
+
+
+@final
+class RoundLoop:
+    """Rounds of training and evaluation over a grid.
+
+    Args:
+        rounds: how many.
+        participation: share of the clients that train in a round; at least one does.
+        seed: of the sampling.
+        min_replies: usable replies without which a round is void.
+        evaluate_every: rounds between evaluations on validation; the last round is always evaluated.
+        best_by: what makes a validation round the best, `accuracy` or `nll`.
+        images_per_reply: training passes over an example in a round, for the images that are counted.
+        personal: whether clients keep parameters to themselves.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        rounds: int,
+        participation: float,
+        seed: int,
+        min_replies: int,
+        evaluate_every: int,
+        best_by: str,
+        images_per_reply: int,
+        personal: bool,
+    ) -> None:
+        self.rounds = require_whole("rounds", rounds, 1)
+        self.participation = require_number("participation", participation, 0, 1, open_low=True)
+        self.seed = require_whole("seed", seed, 0)
+        self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
+        self.evaluate_every = require_whole("evaluate.every", evaluate_every, 1)
+        self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
+        self.images_per_reply, self.personal = images_per_reply, personal
+
+    def run(self, grid: Grid, strategy: Strategy, initial: Arrays, tracker: RoundLog) -> Progress:
+        """All rounds, from the initial parameters to the final evaluation.
+
+        Raises:
+            ConfigError: if a round has fewer clients than `min_replies`.
+            RunError: if no client's evaluation came back.
+        """
+        nodes = _roster(grid)
+        progress = Progress(to_record(initial))
+        sampled = len(self.sample(1, list(nodes)))
+        if sampled < self.min_replies:
+            raise ConfigError(
+                f"simulation.min_replies={self.min_replies} can never be reached: a round samples {sampled} of "
+                f"{len(nodes)} clients; lower it or raise participation."
+            )
+        for server_round in range(1, self.rounds + 1):
+            self._train(grid, nodes, strategy, progress, server_round, tracker)
+            progress.server_round = server_round
+            if server_round % self.evaluate_every == 0 or server_round == self.rounds:
+                self._track_best(grid, nodes, strategy, progress, tracker)
+        if progress.final is None or progress.final.server_round != self.rounds:
+            progress.final = self._evaluate(grid, nodes, strategy, progress, "test", tracker)
+        if self.personal:
+            progress.personal = _personal(grid, nodes, progress.accepted)
+        return progress
+
+    def sample(self, server_round: int, partitions: Sequence[int]) -> list[int]:
+        """The partitions that train in a round, ascending; depends on the seed and the round alone."""
+        count = max(1, round(self.participation * len(partitions)))
+        rng = numpy_generator(self.seed, server_round, "sample clients")
+        return sorted(int(one) for one in rng.choice(sorted(partitions), size=count, replace=False))
+
+    def _train(
+        self,
+        grid: Grid,
+        nodes: Mapping[int, int],
+        strategy: Strategy,
+        progress: Progress,
+        server_round: int,
+        tracker: RoundLog,
+    ) -> None:
+        chosen = self.sample(server_round, list(nodes))
+        partitions = {nodes[partition]: partition for partition in chosen}
+        view = SampledGrid(grid, partitions)
+        messages = [
+            address(message, progress.accepted.get(partitions[message.metadata.dst_node_id], 0), "train")
+            for message in strategy.configure_train(server_round, progress.arrays, ConfigRecord(), view)
+        ]
+        down = payload_bytes(message.content for message in messages)
+        started = time.perf_counter()
+        replies = list(grid.send_and_receive(messages))
+        seconds = time.perf_counter() - started
+        usable, dropped = _usable(replies, partitions)
+        for partition, reason in dropped.items():
+            tracker.note(f"round {server_round}: reply of client {partition} not used: {reason}")
+        up = payload_bytes(reply.content for reply, _ in usable)
+        started = time.perf_counter()
+        if len(usable) >= self.min_replies:
+            arrays, _ = strategy.aggregate_train(server_round, [reply for reply, _ in usable])
+            progress.arrays = progress.arrays if arrays is None else arrays
+            progress.accepted |= {update.partition: server_round for _, update in usable}
+        else:
+            tracker.note(f"round {server_round} is void: {len(usable)} usable replies, {self.min_replies} needed")
+        progress.seconds["aggregate"] += time.perf_counter() - started
+        progress.seconds["train"] += seconds
+        progress.bytes_down += down
+        progress.bytes_up += up
+        updates = [update for _, update in usable]
+        images = sum(update.num_examples for update in updates) * self.images_per_reply
+        progress.images += images
+        progress.train = _mean_metrics(updates)
+        tracker.log(
+            {
+                "round": server_round,
+                "phase": "train",
+                **progress.train,
+                "images": images,
+                "images_per_second": images / seconds if seconds > 0 else None,
+                "seconds": seconds,
+                "bytes_up": up,
+                "bytes_down": down,
+                "clients": len(chosen),
+                "replies": len(usable),
+                "dropped": len(chosen) - len(usable),
+            }
+        )
+        tracker.log_clients(
+            [
+                {"round": server_round, "phase": "train", "partition": u.partition, "images": u.num_examples, **u.metrics}
+                for u in updates
+            ]
+        )
+
+    def _track_best(
+        self, grid: Grid, nodes: Mapping[int, int], strategy: Strategy, progress: Progress, tracker: RoundLog
+    ) -> None:
+        """Evaluate on validation; on test only if that was better than before, or the run is at its end."""
+        validation = self._evaluate(grid, nodes, strategy, progress, "validation", tracker)
+        row = validation.row()
+        score = row["accuracy"] if self.best_by == "accuracy" else -row["nll"]
+        last = progress.server_round == self.rounds
+        if score <= progress.best_validation and not last:
+            return
+        test = self._evaluate(grid, nodes, strategy, progress, "test", tracker)
+        if score > progress.best_validation:
+            progress.best, progress.best_validation = test, score
+        if last:
+            progress.final = test
+
+    def _evaluate(
+        self,
+        grid: Grid,
+        nodes: Mapping[int, int],
+        strategy: Strategy,
+        progress: Progress,
+        split: str,
+        tracker: RoundLog,
+    ) -> Evaluation:
+        started = time.perf_counter()
+        partitions = {node: partition for partition, node in nodes.items()}
+        extra = self._average_personal(grid, nodes, progress.accepted) if self.personal else {}
+        view = SampledGrid(grid, partitions)
+        messages = []
+        for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), view):
+            accepted = progress.accepted.get(partitions[message.metadata.dst_node_id], 0)
+            messages.append(address(message, accepted, split, extra if accepted == 0 else None))
+        usable, dropped = _usable(grid.send_and_receive(messages), partitions)
+        for partition, reason in dropped.items():
+            tracker.note(f"round {progress.server_round}: {split} of client {partition} not used: {reason}")
+        if not usable:
+            raise RunError(f"no client could be evaluated on {split} in round {progress.server_round}; see run.log.")
+        evaluation = Evaluation.of(progress.server_round, split, [update for _, update in usable])
+        seconds = time.perf_counter() - started
+        progress.seconds["evaluate"] += seconds
+        tracker.log({**evaluation.row(), "seconds": seconds})
+        tracker.log_clients(evaluation.client_rows())
+        return evaluation
+
+    def _average_personal(self, grid: Grid, nodes: Mapping[int, int], accepted: Mapping[int, int]) -> Arrays:
+        """The mean of what trained clients keep to themselves, for clients that were never trained."""
+        if not accepted or all(accepted.get(partition) for partition in nodes):
+            return {}
+        kept = list(_personal(grid, nodes, accepted).values())
+        return {
+            name: np.mean([one[name] for one in kept], axis=0, dtype=np.float64).astype(like.dtype)
+            for name, like in (kept[0] if kept else {}).items()
+        }
+
+
+def _personal(grid: Grid, nodes: Mapping[int, int], accepted: Mapping[int, int]) -> dict[int, Arrays]:
+    """What each trained client keeps to itself, in the order of partitions; a simulation's privilege."""
+    questions = [Message(ask_personal(accepted[one]), nodes[one], QUERY_PERSONAL) for one in sorted(accepted)]
+    partitions = {node: partition for partition, node in nodes.items()}
+    found = {
+        partitions[reply.metadata.src_node_id]: read_personal(reply.content)
+        for reply in grid.send_and_receive(questions)
+        if not reply.has_error()
+    }
+    return {partition: arrays for partition, arrays in sorted(found.items()) if arrays}
+
+
+def _roster(grid: Grid) -> dict[int, int]:
+    """Node of each partition; one question to each node, since Flower's node ids are random."""
+    questions = [Message(ask_partition(), node, MessageType.QUERY) for node in grid.get_node_ids()]
+    found = {read_partition(reply.content): reply.metadata.src_node_id for reply in grid.send_and_receive(questions)}
+    return dict(sorted(found.items()))
+
+
+def _usable(
+    replies: Iterable[Message], partitions: Mapping[int, int]
+) -> tuple[list[tuple[Message, ClientUpdate]], dict[int, str]]:
+    """Replies that may be used, in the order of their partitions, and why the others may not.
+
+    Float sums depend on their order, and engines answer in the order of arrival.
+    """
+    usable: list[tuple[Message, ClientUpdate]] = []
+    dropped: dict[int, str] = {}
+    answered = {partitions[reply.metadata.src_node_id]: reply for reply in replies}
+    for partition in sorted(partitions.values()):
+        reply = answered.get(partition)
+        if reply is None:
+            dropped[partition] = "no answer in time"
+            continue
+        if reply.has_error():
+            log.info("client %d: %s", partition, reply.error.reason)
+            dropped[partition] = reply.error.reason.splitlines()[0] if reply.error.reason else "error without a reason"
+            continue
+        try:
+            update = read_update(partition, reply.content)
+        except ValueError as error:
+            dropped[partition] = str(error)
+            continue
+        bad = non_finite(update.arrays)
+        if bad is not None:
+            dropped[partition] = f"{bad} is not finite"
+            continue
+        usable.append((reply, update))
+    return usable, dropped
+
+
+def _mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:
+    """Each metric averaged over the images of those that report it."""
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(name for update in updates for name in update.metrics):
+        pairs = [(update.metrics[name], update.num_examples) for update in updates if name in update.metrics]
+        means[name] = sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
+    return means
+
+

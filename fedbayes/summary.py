@@ -1,0 +1,93 @@
+"""The object of `summary.json`: what a run was and what came out."""
+
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from fedbayes.evaluation import Evaluation
+from fedbayes.rounds import Progress
+
+PACKAGES = ("fedbayes", "flwr", "torch", "timm", "pyro-ppl", "hydra-core", "numpy")
+DIAGNOSTICS = ("effective_components", "bound_saturation")
+"""Training metrics that belong to the result, taken from the last round."""
+
+
+def summarise(cfg: DictConfig, progress: Progress, domain_names: tuple[str, ...], seconds: dict[str, float]) -> dict[str, Any]:
+    """Collect everything that `summary.json` says.
+
+    Args:
+        cfg: the resolved configuration, with the names of the chosen groups under `names`.
+        progress: the finished rounds.
+        domain_names: of the data.
+        seconds: `setup` and `total`.
+    """
+    assert progress.final is not None and progress.best is not None, "a finished run has been evaluated"
+    trained = {name: progress.train[name] for name in DIAGNOSTICS if name in progress.train}
+    final, best = ({**one.summary(), **trained} for one in (progress.final, progress.best))
+    busy = progress.seconds["train"]
+    return {
+        **{name: cfg.names[name] for name in ("method", "data", "partition", "backbone")},
+        "seed": cfg.seed,
+        "rounds": progress.server_round,
+        "clients": cfg.clients,
+        "git": git_commit(),
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+        "device": _device(cfg),
+        "final": final,
+        "best": best,
+        "train": progress.train,
+        "per_client": _groups(progress.final, progress.final.partitions, "partition"),
+        "per_domain": {
+            domain_names[row.pop("domain")]: row for row in _groups(progress.final, progress.final.domains, "domain")
+        },
+        "bytes": {"up": progress.bytes_up, "down": progress.bytes_down},
+        "seconds": {**seconds, **progress.seconds},
+        "images_per_second": progress.images / busy if busy > 0 else None,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that runs, with `+` if it has changes; None outside a checkout."""
+    folder = Path(__file__).resolve().parent.parent
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if Path(ask("rev-parse", "--show-toplevel")) != folder:
+            return None
+        return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def peak_memory_mb() -> float:
+    """The largest resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _device(cfg: DictConfig) -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() and cfg.simulation.device != "cpu" else "cpu"
+
+
+def _groups(evaluation: Evaluation, groups: torch.Tensor, name: str) -> list[dict[str, Any]]:
+    columns = zip(*(values.tolist() for values in evaluation.per_group(groups)), strict=True)
+    return [
+        {name: group, "images": images, "accuracy": accuracy, "nll": nll} for group, accuracy, nll, images in columns
+    ]

@@ -1,0 +1,141 @@
+"""A run's directory: claiming it, and reading and writing the files that describe the run."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedbayes.errors import RunError
+
+CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
+CLIENTS = "clients.jsonl"
+SUMMARY = "summary.json"
+PARTITION = "partition.json"
+LOG = "run.log"
+REPORT = "report.html"
+PLOTS = "plots"
+
+_MARKS = (CONFIG, METRICS, SUMMARY)  # any of these: the directory holds a run
+
+
+def claim(run_dir: Path) -> Path:
+    """Takes a directory for a new run; of two processes that ask for the same one, exactly one gets it.
+
+    Args:
+        run_dir: the directory; it and its parents are made where they are missing.
+
+    Returns:
+        The same directory, now there, writable and holding an empty `metrics.jsonl`.
+
+    Raises:
+        RunError: if it already holds a run, or cannot be created or written.
+    """
+    remedy = f"choose another run_dir, remove that one, or go on with it by resume={run_dir}"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for mark in _MARKS:
+            if (run_dir / mark).exists():
+                raise RunError(f"run_dir={run_dir} already holds a run ({mark}); {remedy}.")
+        # Exclusive creation is the one step that two processes cannot both do.
+        (run_dir / METRICS).open("x").close()
+    except FileExistsError as error:
+        if run_dir.is_dir():
+            raise RunError(f"run_dir={run_dir} was just taken by another run; {remedy}.") from error
+        raise RunError(f"run_dir={run_dir} cannot be a directory: a file is in the way; choose another.") from error
+    except OSError as error:
+        raise RunError(f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir.") from error
+    return run_dir
+
+
+def plain(value: object) -> Any:
+    """The same value in JSON's own types: NaN and infinity become null, arrays lists, paths text.
+
+    Raises:
+        TypeError: for a type that has no place in a run's files.
+    """
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, Sequence | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # NumPy and torch, scalars included
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON: {value!r}")
+
+
+def write_json(path: Path, obj: object) -> None:
+    """Writes a JSON file so that a reader finds the old one or the new one, never half of it; NaN becomes null."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(plain(obj), file, indent=2, allow_nan=False, ensure_ascii=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a JSON file; empty where there is no such file.
+
+    Raises:
+        RunError: if the file is not a JSON object.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
+    if not isinstance(found, dict):
+        raise RunError(f"{path} holds a {type(found).__name__}, not an object; remove the file or that run.")
+    return found
+
+
+def read_rows(path: Path, key: Sequence[str] = ("round", "phase")) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; of rows with an equal key only the last, as a round may have been logged twice.
+
+    Args:
+        path: the file; where there is none there are no rows.
+        key: the names that tell rows apart.
+
+    Returns:
+        The rows in the order of the file. A line that a broken run left half-written is passed over.
+    """
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                rows[tuple(str(row.get(name)) for name in key)] = row
+    return list(rows.values())
+
+
+def keep_rounds(path: Path, last_round: int) -> None:
+    """Drops the rows of later rounds and a half-written line, so that a resumed run continues its files cleanly."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row.get("round", 0) <= last_round:
+            kept.append(line)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)

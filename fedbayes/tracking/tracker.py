@@ -1,0 +1,188 @@
+"""What a run leaves behind: rows as they come, a log, and at the end its summary, pictures and report."""
+
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO, final
+
+from fedbayes.tracking.progress import RoundProgress
+from fedbayes.tracking.run_dir import CLIENTS, LOG, METRICS, REPORT, SUMMARY, keep_rounds, plain, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_LOGGERS = ("fedbayes", "flwr")
+
+
+class Destination(Protocol):
+    """Somewhere else that wants a run's rows, besides its directory."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Takes one row of `metrics.jsonl`."""
+
+    def log_clients(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Takes the rows of `clients.jsonl` of one round and phase."""
+
+    def finish(self, run_dir: Path, summary: Mapping[str, Any] | None) -> str | None:
+        """Ends the run; the directory holds summary, plots and report, unless the summary is None: it broke off.
+
+        Returns:
+            Where to find the run there, in one line, or None.
+        """
+
+
+@final
+class Tracker:
+    """Writes a run down while it goes on; a context manager around the rounds.
+
+    Args:
+        run_dir: the run's directory, as `claim` returned it.
+        rounds: the last round of the run.
+        title: what runs, in a few words.
+        config: the resolved configuration; its text goes to `run.log`.
+        destinations: who else wants the rows. One that fails is noted and left out; the run goes on.
+        console: where to show progress and results; standard output by default.
+        resumed_after: the round a resumed run goes on from; later rows of its files are dropped.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        rounds: int,
+        title: str,
+        config: Mapping[str, Any],
+        destinations: Sequence[Destination] = (),
+        console: "Console | None" = None,
+        resumed_after: int | None = None,
+    ) -> None:
+        from rich.console import Console
+
+        self._run_dir = run_dir
+        self._title = title
+        self._config = config
+        self._destinations = list(destinations)
+        self._console = Console(file=sys.stdout) if console is None else console
+        self._progress = RoundProgress(self._console, rounds, title)
+        self._resumed_after = resumed_after
+        self._files: dict[str, TextIO] = {}
+        self._handler: logging.Handler = logging.NullHandler()
+        self._level = logging.NOTSET
+
+    def __enter__(self) -> Self:
+        """Opens the files and the display."""
+        for name in (METRICS, CLIENTS):
+            if self._resumed_after is not None:
+                keep_rounds(self._run_dir / name, self._resumed_after)
+            self._files[name] = (self._run_dir / name).open("a", encoding="utf-8")
+        self._handler = logging.FileHandler(self._run_dir / LOG, encoding="utf-8")
+        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        for name in _LOGGERS:
+            logging.getLogger(name).addHandler(self._handler)
+        ours = logging.getLogger("fedbayes")
+        self._level = ours.level
+        if ours.getEffectiveLevel() > logging.INFO:
+            ours.setLevel(logging.INFO)
+        go_on = "" if self._resumed_after is None else f", resumed after round {self._resumed_after}"
+        self._record(logging.INFO, f"{self._title}{go_on}: {json.dumps(plain(self._config), ensure_ascii=False)}")
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Closes everything; what breaks the run off stands in `run.log` with its traceback."""
+        self._progress.stop()
+        if error is not None:
+            # Ctrl-C has no text of its own.
+            text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"broken off by {type(error).__name__}"
+            self._record(logging.ERROR, f"{text}: {error}".rstrip(": "), error)
+        self._finish(None)
+        logging.getLogger("fedbayes").setLevel(self._level)
+        for name in _LOGGERS:
+            logging.getLogger(name).removeHandler(self._handler)
+        self._handler.close()
+        for file in self._files.values():
+            file.close()
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Writes a row of `metrics.jsonl` and shows it.
+
+        Args:
+            row: `round`, `phase` ("train", "validation" or "test") and numbers; NaN and infinity become null.
+        """
+        kept = plain(row)
+        self._write(METRICS, [kept])
+        self._progress.log(kept)
+        for destination in list(self._destinations):
+            try:
+                destination.log(kept)
+            except Exception as error:
+                self._leave_out(destination, error)
+
+    def log_clients(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes rows of `clients.jsonl`: `round`, `phase`, `partition`, `images` and numbers, one row per client."""
+        kept = [plain(row) for row in rows]
+        self._write(CLIENTS, kept)
+        for destination in list(self._destinations):
+            try:
+                destination.log_clients(kept)
+            except Exception as error:
+                self._leave_out(destination, error)
+
+    def note(self, text: str) -> None:
+        """Writes a line to `run.log` and shows it."""
+        self._record(logging.INFO, text)
+        self._progress.note(text)
+
+    def report(self, summary: Mapping[str, Any]) -> None:
+        """Ends the run: summary, pictures and report on disk, the table on the terminal.
+
+        Args:
+            summary: the object of `summary.json`.
+        """
+        from fedbayes.tracking.plots import draw
+        from fedbayes.tracking.report import final_table, write_html
+
+        kept = plain(summary)
+        self._progress.stop()
+        write_json(self._run_dir / SUMMARY, kept)
+        draw(self._run_dir)
+        write_html(self._run_dir)
+        self._console.print(final_table(kept))
+        self._finish(kept)
+        self._console.print(f"report: {self._run_dir / REPORT}", markup=False, highlight=False, soft_wrap=True)
+        self._record(logging.INFO, f"finished; report: {self._run_dir / REPORT}")
+
+    def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends rows to a file, visible to readers at once."""
+        file = self._files[name]
+        file.write("".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows))
+        file.flush()
+
+    def _record(self, level: int, text: str, error: BaseException | None = None) -> None:
+        """Writes to `run.log` alone: through the logger it would appear on a console that others set up, too."""
+        trace = None if error is None else (type(error), error, error.__traceback__)
+        self._handler.handle(logging.LogRecord("fedbayes", level, __file__, 0, text, None, trace))
+
+    def _finish(self, summary: Mapping[str, Any] | None) -> None:
+        """Ends every destination, once."""
+        while self._destinations:
+            destination = self._destinations.pop(0)
+            try:
+                where = destination.finish(self._run_dir, summary)
+            except Exception as error:
+                self._leave_out(destination, error)
+            else:
+                if where:
+                    self.note(where)
+
+    def _leave_out(self, destination: Destination, error: Exception) -> None:
+        """Goes on without a destination: hours of training matter more than a copy of their numbers."""
+        if destination in self._destinations:
+            self._destinations.remove(destination)
+        text = f"{type(destination).__name__} failed ({type(error).__name__}: {error}); going on without it"
+        self._record(logging.WARNING, text, error)
+        self._progress.note(text)

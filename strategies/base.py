@@ -1,0 +1,82 @@
+"""The server's side: what every strategy has, so that a method only says how it combines replies."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg
+
+from fedbayes.messages import ARRAYS, CONFIG, ROUND, Arrays, ClientUpdate, read_update, to_record
+from fedbayes.simulation.sampled_grid import SampledGrid
+
+
+class AbstractStrategy(FedAvg, ABC):
+    """A Flower strategy with two hooks: what goes out to a client, and what is done with the answers.
+
+    Sampling, guards, order of replies and the round loop are not a strategy's business; see `fedbayes.rounds`.
+
+    Args:
+        initial: the parameters before the first round.
+    """
+
+    def __init__(self, *, initial: Arrays) -> None:
+        super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
+        self.shared = dict(initial)
+        self._partitions: dict[int, int] = {}  # of the nodes addressed last
+
+    def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002  (a hook: methods may use both)
+        """What one client is sent; the same for everybody unless a method says otherwise."""
+        return self.shared
+
+    @abstractmethod
+    def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
+        """Take the answers of a round into the server's state.
+
+        Args:
+            updates: in the order of their partitions; all finite, at least one.
+        """
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid  # noqa: ARG002  (own state)
+    ) -> Iterable[Message]:
+        """Flower's hook: one message for each sampled client."""
+        return self._messages(server_round, config, grid, MessageType.TRAIN)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid  # noqa: ARG002
+    ) -> Iterable[Message]:
+        """Flower's hook: one message for each client to be evaluated."""
+        return self._messages(server_round, config, grid, MessageType.EVALUATE)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]  # noqa: ARG002
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's hook: decode the replies and hand them to `aggregate`."""
+        self.aggregate([read_update(self._partitions[reply.metadata.src_node_id], reply.content) for reply in replies])
+        return to_record(self.shared), MetricRecord()
+
+    def _messages(self, server_round: int, config: ConfigRecord, grid: Grid, kind: str) -> list[Message]:
+        if not isinstance(grid, SampledGrid):
+            raise TypeError(f"strategy got a {type(grid).__name__}; the round loop hands out a SampledGrid.")
+        config[ROUND] = server_round
+        self._partitions = {node: grid.partition_of(node) for node in grid.get_node_ids()}
+        records: dict[int, tuple[Arrays, ArrayRecord]] = {}  # clients that are sent the same object share its bytes
+        messages = []
+        for node, partition in self._partitions.items():
+            arrays = self.outgoing(server_round, partition)
+            if id(arrays) not in records:
+                records[id(arrays)] = (arrays, to_record(arrays))
+            messages.append(Message(RecordDict({ARRAYS: records[id(arrays)][1], CONFIG: config}), node, kind))
+        return messages
+
+
+def weighted_mean(updates: Sequence[ClientUpdate]) -> Arrays:
+    """`sum_i (n_i / n) arrays_i`, n_i the images of client i, summed in float64 in the order given."""
+    total = sum(update.num_examples for update in updates)
+    mean: Arrays = {}
+    for name, like in updates[0].arrays.items():
+        rows = (update.arrays[name].astype(np.float64) * (update.num_examples / total) for update in updates)
+        mean[name] = np.asarray(sum(rows), dtype=like.dtype)
+    return mean

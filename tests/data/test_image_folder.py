@@ -1,0 +1,300 @@
+"""Reading image folders: layouts, hostile files, and pixels worked out by hand."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedbayes.data.datasets import ImageSet
+from fedbayes.data.image_folder import image_folder
+from fedbayes.errors import ConfigError, DataError
+
+SIZE = 8
+
+
+def paint(path: Path, value: int = 100, mode: str = "RGB", size: tuple[int, int] = (SIZE, SIZE)) -> Path:
+    """An image of one value in every channel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colour = (
+        value if len(Image.new(mode, (1, 1)).getbands()) == 1 else (value,) * len(Image.new(mode, (1, 1)).getbands())
+    )
+    Image.new(mode, size, colour).save(path)
+    return path
+
+
+def two_classes(root: Path) -> Path:
+    """The smallest folder that loads: cat 100, dog 200."""
+    paint(root / "cat/a.png", 100)
+    paint(root / "dog/a.png", 200)
+    return root
+
+
+def pixels_of(images: ImageSet, name: str) -> torch.Tensor:
+    """Pixels (3, H, W) of the image with this name."""
+    return images.images[images.names.index(name)]
+
+
+def test_class_folders_are_one_domain_named_after_the_root(tmp_path: Path) -> None:
+    images = image_folder(str(two_classes(tmp_path / "pets")), SIZE)
+    assert images.classes == ("cat", "dog")
+    assert images.domain_names == ("pets",)
+    assert images.names == ("cat/a.png", "dog/a.png")
+    assert images.labels.tolist() == [0, 1]
+    assert images.given_split.tolist() == [-1, -1]
+    assert images.images[:, 0, 0, 0].tolist() == [100, 200]
+    assert images.images.shape == (2, 3, SIZE, SIZE)
+
+
+def test_domains_share_the_union_of_their_classes_in_plain_order(tmp_path: Path) -> None:
+    for path in ("web/9/a.png", "web/10/b.png", "photo/9/c.JPG", "photo/2/d.jpeg", "photo/2/B.png"):
+        paint(tmp_path / path)
+    images = image_folder(str(tmp_path), SIZE)
+    assert images.classes == ("10", "2", "9")
+    assert images.domain_names == ("photo", "web")
+    assert images.names == ("photo/2/B.png", "photo/2/d.jpeg", "photo/9/c.JPG", "web/10/b.png", "web/9/a.png")
+    assert images.labels.tolist() == [1, 1, 2, 0, 2]
+    assert images.domains.tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("validation", "inside"), [("val", ""), ("valid", "web/"), ("Validation", "photo/")])
+def test_first_level_train_val_test_are_splits(tmp_path: Path, validation: str, inside: str) -> None:
+    for split in ("train", validation, "test"):
+        two_classes(tmp_path / split / inside)
+    images = image_folder(str(tmp_path), SIZE)
+    by_name = dict(zip(images.names, images.given_split.tolist(), strict=True))
+    assert by_name[f"train/{inside}cat/a.png"] == 0
+    assert by_name[f"{validation}/{inside}dog/a.png"] == 1
+    assert by_name[f"test/{inside}cat/a.png"] == 2
+    assert images.domain_names == ((inside or f"{tmp_path.name}/")[:-1],)
+    assert images.classes == ("cat", "dog")
+
+
+def test_train_may_be_a_class_or_a_domain(tmp_path: Path) -> None:
+    paint(tmp_path / "train/a.png")
+    paint(tmp_path / "bus/a.png")
+    images = image_folder(str(tmp_path), SIZE)
+    assert images.classes == ("bus", "train")
+    assert images.given_split.tolist() == [-1, -1]
+
+
+def test_ids_do_not_depend_on_the_order_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b/y/2.png", "a/x/1.png", "a/y/3.png"):
+        paint(tmp_path / name)
+    expected = image_folder(str(tmp_path), SIZE).names
+    listdir: Callable[[str], list[str]] = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: sorted(listdir(folder), reverse=True))
+    assert image_folder(str(tmp_path), SIZE).names == expected == ("a/x/1.png", "a/y/3.png", "b/y/2.png")
+
+
+def test_hidden_files_and_other_extensions_are_ignored(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    paint(tmp_path / "cat/.hidden.png")
+    paint(tmp_path / ".cache/cat/a.png")
+    (tmp_path / "cat/notes.txt").write_text("not an image")
+    (tmp_path / "README.md").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    assert image_folder(str(tmp_path), SIZE).names == ("cat/a.png", "dog/a.png")
+
+
+def test_layouts_that_cannot_be_read_say_so(tmp_path: Path) -> None:
+    def fails(root: Path, message: str) -> None:
+        with pytest.raises(DataError) as caught:
+            image_folder(str(root), SIZE)
+        assert message in str(caught.value)
+        assert f"data.root={root}" in str(caught.value)
+
+    fails(tmp_path / "nowhere", "does not exist")
+    fails(paint(tmp_path / "file.png"), "is not a folder")
+    (tmp_path / "empty/cat").mkdir(parents=True)
+    fails(tmp_path / "empty", "has no images")
+    fails(tmp_path / "empty/cat", "has no class folders; expected <domain>/<class>/*.jpg")
+    paint(tmp_path / "flat/a.png")
+    fails(tmp_path / "flat", "has no class folders; expected <domain>/<class>/*.jpg")
+    paint(tmp_path / "split_flat/train/a.png")
+    fails(tmp_path / "split_flat", "has no class folders")
+    paint(tmp_path / "single/cat/a.png")
+    fails(tmp_path / "single", "has only one class, cat")
+    two_classes(tmp_path / "mixed")
+    paint(tmp_path / "mixed/web/cat/a.png")
+    fails(tmp_path / "mixed", "mixes layouts: dog/a.png and web/cat/a.png")
+    paint(tmp_path / "deep/a/b/c/d.png")
+    fails(tmp_path / "deep", "too deep down (a/b/c/d.png)")
+    for name in ("train", "test", "web"):
+        two_classes(tmp_path / "half" / name)
+    fails(tmp_path / "half", "has test, train beside web")
+
+
+def test_link_loops_end_and_linked_folders_do_not_count_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    two_classes(tmp_path)
+    (tmp_path / "cat/loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    with caplog.at_level(logging.WARNING, "fedbayes"):
+        assert len(image_folder(str(tmp_path), SIZE)) == 2
+    assert "cat/loop links to a folder it lies in" in caplog.text
+    (tmp_path / "dogs").symlink_to(tmp_path / "dog", target_is_directory=True)
+    with pytest.raises(DataError, match="dogs and dog are the same folder"):
+        image_folder(str(tmp_path), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "value", "expected"),
+    [
+        ("1", "png", 1, 255),
+        ("L", "png", 77, 77),
+        ("LA", "png", 255, 255),
+        ("RGBA", "png", 255, 255),
+        ("I;16", "png", 257 * 50, 50),
+        ("I;16", "tif", 65535, 255),
+        ("CMYK", "tif", 0, 255),
+        ("CMYK", "jpg", 0, 255),
+    ],
+)
+def test_every_mode_becomes_eight_bit_rgb(tmp_path: Path, mode: str, suffix: str, value: int, expected: int) -> None:
+    two_classes(tmp_path)
+    paint(tmp_path / f"cat/odd.{suffix}", value, mode)
+    odd = pixels_of(image_folder(str(tmp_path), SIZE), f"cat/odd.{suffix}")
+    assert (odd.int() - expected).abs().max() <= 1
+
+
+def test_palette_and_transparency_are_laid_on_white(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    palette = Image.new("P", (SIZE, SIZE), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30, 0, 0, 0])
+    palette.save(tmp_path / "cat/palette.png")
+    palette.save(tmp_path / "cat/clear.gif", transparency=1)
+    palette.save(tmp_path / "cat/bytes.png", transparency=bytes([255, 0, 255]))
+    Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, 0)).save(tmp_path / "cat/drawing.png")
+    images = image_folder(str(tmp_path), SIZE)
+    assert pixels_of(images, "cat/palette.png")[:, 0, 0].tolist() == [10, 20, 30]
+    for name in ("cat/clear.gif", "cat/bytes.png", "cat/drawing.png"):
+        assert pixels_of(images, name)[:, 0, 0].tolist() == [255, 255, 255]
+
+
+def test_exif_orientation_is_respected(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    stored = Image.fromarray(
+        np.repeat(np.array([0, 255], np.uint8), SIZE * SIZE // 2).reshape(SIZE, SIZE)
+    )  # dark top, bright base
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise: the top goes to the right
+    stored.save(tmp_path / "cat/turned.png", exif=exif)
+    turned = pixels_of(image_folder(str(tmp_path), SIZE), "cat/turned.png")
+    assert turned[0, :, 0].tolist() == [255] * SIZE
+    assert turned[0, :, -1].tolist() == [0] * SIZE
+
+
+@pytest.mark.parametrize("shape", [(40, 40), (40, 80), (90, 40), (5, 5)])  # lengths that need no rounding
+def test_pixels_equal_resizing_the_short_side_and_then_cutting(tmp_path: Path, shape: tuple[int, int]) -> None:
+    two_classes(tmp_path)
+    waves = 127 + 120 * np.sin(np.arange(3 * shape[0] * shape[1]).reshape(*shape[::-1], 3) / 7.0)
+    source = Image.fromarray(waves.astype(np.uint8))
+    source.save(tmp_path / "cat/waves.png")
+    width, height = (16 * side // min(shape) for side in shape)
+    left, top = (width - 16) // 2, (height - 16) // 2
+    resized = source.resize((width, height), Image.Resampling.BICUBIC)
+    expected = torch.tensor(np.asarray(resized.crop((left, top, left + 16, top + 16)))).permute(2, 0, 1)
+    found = pixels_of(image_folder(str(tmp_path), 16), "cat/waves.png")
+    assert (found.int() - expected.int()).abs().max() <= 1
+
+
+def test_long_thin_images_need_no_memory_for_what_is_cut_off(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    paint(tmp_path / "cat/thin.png", 60, "L", (200_000, 1))  # 45 million pixels wide if it were resized before cutting
+    assert (pixels_of(image_folder(str(tmp_path), 224), "cat/thin.png") == 60).all()
+
+
+def break_files(root: Path) -> list[str]:
+    """Writes one file of every unreadable kind; returns their names."""
+    whole = paint(root / "cat/whole.jpg", size=(64, 64)).read_bytes()
+    (root / "cat/truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "cat/zero.png").write_bytes(b"")
+    (root / "cat/text.jpg").write_text("I am no image.")
+    (root / "cat/dangling.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "cat/script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    Image.new("F", (SIZE, SIZE), 0.5).save(root / "cat/float.tif")
+    Image.new("I", (SIZE, SIZE), 1_000_000).save(root / "cat/deep.tif")
+    os.mkfifo(root / "cat/pipe.png")
+    paint(root / "cat/right.jpg", 100).rename(root / "cat/wrong.png")  # readable: contents count, not the name
+    return ["truncated.jpg", "zero.png", "text.jpg", "dangling.jpg", "script.jpg", "float.tif", "deep.tif", "pipe.png"]
+
+
+def test_skip_leaves_unreadable_images_out_and_counts_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    two_classes(tmp_path)
+    broken = break_files(tmp_path)
+    with caplog.at_level(logging.WARNING, "fedbayes"):
+        images = image_folder(str(tmp_path), SIZE, on_error="skip")
+    assert images.names == ("cat/a.png", "cat/whole.jpg", "cat/wrong.png", "dog/a.png")
+    assert images.labels.tolist() == [0, 0, 0, 1]
+    assert images.images[:, 0, 0, 0].tolist() == [100, 100, 100, 200]
+    assert f"left out {len(broken)} of 12 images; the first: cat/dangling.jpg cannot be read" in caplog.text
+
+
+def test_raise_names_each_unreadable_image(tmp_path: Path) -> None:
+    two_classes(tmp_path / "good")
+    broken = break_files(tmp_path / "bad")
+    for name in broken:
+        target = tmp_path / "good/cat" / name
+        (tmp_path / "bad/cat" / name).rename(target)
+        with pytest.raises(DataError, match=rf"cat/{name} cannot be read \(.+\); mend .* data\.on_error=skip"):
+            image_folder(str(tmp_path / "good"), SIZE)
+        target.unlink()
+
+
+def test_decompression_bombs_are_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_classes(tmp_path)
+    paint(tmp_path / "cat/large.png", size=(20, 20))
+    paint(tmp_path / "dog/huge.png", size=(100, 100))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # Pillow warns above it and refuses above twice as much
+    with pytest.raises(DataError, match=r"cat/large\.png cannot be read .*decompression bomb"):
+        image_folder(str(tmp_path), SIZE)
+    assert image_folder(str(tmp_path), SIZE, on_error="skip").names == ("cat/a.png", "dog/a.png")
+
+
+def test_nothing_readable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
+    for name in ("cat/a.jpg", "dog/a.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(DataError, match=r"has no readable image: cat/a\.jpg cannot be read"):
+        image_folder(str(tmp_path), SIZE, on_error="skip")
+    paint(tmp_path / "dog/b.png")
+    with pytest.raises(DataError, match="has only one class, dog"):
+        image_folder(str(tmp_path), SIZE, on_error="skip")
+
+
+@pytest.mark.parametrize(("size", "on_error", "message"), [(7, "raise", "data.image_size=7"), (8, "x", "on_error=x")])
+def test_settings_are_checked_before_anything_is_read(size: int, on_error: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        image_folder("nowhere", size, on_error)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "images are"),
+        ({"images": torch.zeros(2, 3, 8, 8)}, "images are torch.float32"),
+        ({"labels": torch.tensor([0, 2])}, "labels go from 0 to 2; expected 0 to 1"),
+        ({"labels": torch.tensor([0])}, "labels are"),
+        ({"domains": torch.tensor([0, 0], dtype=torch.int32)}, "domains are torch.int32"),
+        ({"given_split": torch.tensor([3, 0], dtype=torch.int8)}, "given_split go from 0 to 3"),
+        ({"names": ("a",)}, "names has 1 entries for 2 images"),
+        ({"classes": ("cat", "cat")}, "classes names something twice"),
+    ],
+)
+def test_image_sets_refuse_contradictions(change: dict[str, object], message: str) -> None:
+    fields: dict[str, object] = {
+        "images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1]),
+        "domains": torch.tensor([0, 0]),
+        "classes": ("cat", "dog"),
+        "domain_names": ("photo",),
+        "given_split": torch.tensor([-1, 2], dtype=torch.int8),
+        "names": ("a", "b"),
+    }
+    assert len(ImageSet(**fields)) == 2  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        ImageSet(**fields | change)  # type: ignore[arg-type]

@@ -1,0 +1,183 @@
+import io
+import math
+import os
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fedbayes.tracking.comparison import as_markdown, compare, find_runs
+from fedbayes.tracking.report import expected_ece, final_table, main, size, write_html
+from fedbayes.tracking.run_dir import write_json
+
+SUMMARY = {
+    "method": "pfedbayespt",
+    "data": "styled_digits",
+    "partition": "domain_mixture",
+    "backbone": "vit",
+    "seed": 0,
+    "rounds": 15,
+    "clients": 10,
+    "final": {
+        "round": 15,
+        "accuracy": {"mean": 0.8125, "weighted": 0.82, "std": 0.0511, "worst_decile": 0.7},
+        "nll": 0.61,
+        "ece": 0.09,
+        "brier": 0.3,
+        "prompt_uncertainty": None,
+        "reliability": {"confidence": [None, 0.5], "accuracy": [None, 0.6], "count": [0, 4]},
+    },
+    "best": {"round": 12, "accuracy": {"mean": 0.9}, "nll": 0.5, "ece": 0.08},
+    "per_client": [{"partition": 0, "images": 4, "accuracy": 0.75, "nll": 0.6}],
+    "per_domain": {"plain": {"images": 4, "accuracy": 0.75, "nll": 0.6}},
+    "bytes": {"up": 12_345_678, "down": 900},
+    "seconds": {"total": 61.2, "train": 44.0},
+    "images_per_second": 1520.3,
+    "peak_memory_mb": 812.0,
+}
+
+
+def shown(renderable, **options):
+    console = Console(file=io.StringIO(), width=80, **options)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def add_run(folder, accuracy=0.8, config=None, **changes):
+    folder.mkdir(parents=True)
+    final = {**SUMMARY["final"], "accuracy": {**SUMMARY["final"]["accuracy"], "mean": accuracy}}
+    write_json(folder / "summary.json", {**SUMMARY, "final": final, **changes})
+    if config is not None:
+        write_json(folder / "config.yaml", config)  # JSON is YAML
+    return folder
+
+
+def test_the_final_table_shows_values_with_units():
+    text = shown(final_table(SUMMARY))
+    for part in ("0.812 ± 0.051", "0.700", "0.610", "NLL, pooled (nats)", "best by validation: 12", "0.900", "plain"):
+        assert part in text
+    for part in ("12.3 MB up, 900 B down", "1:01", "1,520 images/s", "812 MB"):
+        assert part in text
+    assert "prompt uncertainty" not in text  # null in both columns
+    assert "\x1b" not in text
+
+
+def test_the_final_table_takes_an_empty_summary_and_strange_names():
+    assert "run" in shown(final_table({}))
+    assert "[red]a" in shown(final_table({"method": "[red]a", "per_domain": {"[bold]b": {"accuracy": 1.0}}}))
+
+
+@pytest.mark.parametrize(("count", "p"), [(1, 0.3), (4, 0.5), (10, 0.97), (60, 0.8)])
+def test_expected_ece_is_the_binomials_mean_deviation(count, p):
+    k = np.arange(count + 1)
+    weights = np.array([math.comb(count, int(i)) * p**i * (1 - p) ** (count - i) for i in k])
+    exact = float((weights * abs(k / count - p)).sum())
+    # A second bin without images, and a third that is always right, add nothing but images.
+    found = expected_ece({"count": [count, 0, count], "confidence": [p, None, 1.0]})
+    assert found == pytest.approx(exact / 2, rel=1e-9)
+
+
+def test_expected_ece_of_a_hundred_images_is_a_tenth():
+    rng = np.random.default_rng(0)
+    confidence = rng.uniform(0.1, 1.0, 100)
+    bins = np.minimum((confidence * 15).astype(int), 14)
+    counts = [int((bins == b).sum()) for b in range(15)]
+    means = [float(confidence[bins == b].mean()) if counts[b] else None for b in range(15)]
+    assert expected_ece({"count": counts, "confidence": means}) == pytest.approx(0.11, abs=0.02)
+    assert expected_ece({}) is None
+
+
+def test_sizes_have_units():
+    assert [size(value) for value in (0, 999, 1000, 2.5e9, None)] == ["0 B", "999 B", "1.0 kB", "2.5 GB", "–"]
+
+
+def test_the_page_escapes_names_and_stands_alone(tmp_path):
+    bad = "<script>alert('x')</script>"
+    domains = {bad: {"images": 1, "accuracy": 1.0, "nll": 0.1}}
+    write_json(tmp_path / "summary.json", {**SUMMARY, "method": bad, "per_domain": domains, "versions": {bad: bad}})
+    (tmp_path / "config.yaml").write_text(f'method: "{bad}"\n')
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "clients.png").write_bytes(b"\x89PNG")
+    page = write_html(tmp_path).read_text()
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;alert(") >= 5
+    assert 'src="data:image/png;base64,iVBORw=="' in page
+    assert "http" not in page
+    assert "0.812 ± 0.051" in page
+
+
+def test_a_comparison_groups_over_seeds_and_shows_the_standard_error(tmp_path):
+    for seed, accuracy in enumerate((0.7, 0.8, 0.9)):
+        add_run(tmp_path / f"a{seed}", accuracy, seed=seed)
+    add_run(tmp_path / "b" / "deep", 0.5, method="fedvpt")
+    table = compare(find_runs([tmp_path]))
+    assert table.head == ("method", "seeds", "accuracy", "NLL (nats)", "ECE")
+    # The standard deviation of .7, .8, .9 is .1, its standard error .1 / sqrt(3).
+    assert table.rows == (
+        ("fedvpt", "1", "0.500", "0.610", "0.090"),
+        ("pfedbayespt", "3", "0.800 ± 0.058", "0.610 ± 0.000", "0.090 ± 0.000"),
+    )
+    assert table.heading == "data styled_digits, partition domain_mixture, backbone vit"
+
+
+def test_settings_that_differ_are_named_and_seeds_and_places_are_not(tmp_path):
+    for extra in (2, 10):
+        for seed in (0, 1):
+            config = {"seed": seed, "run_dir": f"x{seed}", "inference": {"num_extra": extra, "beta": 0.1}}
+            config["partition"] = {"seed": seed}
+            add_run(tmp_path / f"{extra}-{seed}", config=config, seed=seed)
+    table = compare(find_runs([tmp_path]))
+    assert [row[1:3] for row in table.rows] == [("num_extra=2", "2"), ("num_extra=10", "2")]
+
+
+def test_the_same_run_twice_counts_once_and_the_later_one(tmp_path):
+    old, new = add_run(tmp_path / "new", 0.5), add_run(tmp_path / "old", 0.9)
+    os.utime(old / "summary.json", (1, 1))
+    table = compare([new, old])
+    assert table.rows[0][1:3] == ("1", "0.900")
+    assert "1 older run" in table.notes[1]
+
+
+def test_markdown_has_a_row_per_group_and_escapes_bars(tmp_path):
+    add_run(tmp_path / "a", method="a|b")
+    lines = as_markdown(compare([tmp_path / "a"], "best")).splitlines()
+    assert lines[2:5] == [
+        "| method | seeds | accuracy | NLL (nats) | ECE |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| a\\|b | 1 | 0.900 | 0.500 | 0.080 |",
+    ]
+
+
+def test_the_command_draws_again_and_compares(tmp_path, capsys):
+    run = add_run(tmp_path / "sweep" / "0")
+    assert main([str(tmp_path / "sweep"), str(run), "--markdown"]) == 0
+    out, err = capsys.readouterr()
+    assert "| pfedbayespt | 1 | 0.800 |" in out
+    assert err.count("report.html") == 1  # a run that is named twice is one run
+    assert (run / "report.html").exists()
+    assert (run / "plots" / "clients.png").exists()
+
+
+def test_the_command_leaves_pages_alone_when_asked(tmp_path, capsys):
+    run = add_run(tmp_path / "0")
+    assert main([str(run), "--table-only"]) == 0
+    assert "pfedbayespt" in capsys.readouterr().out
+    assert not (run / "report.html").exists()
+
+
+@pytest.mark.parametrize("case", ["missing", "empty", "unfinished", "broken"])
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, case):
+    folder = tmp_path / "folder"
+    if case != "missing":
+        folder.mkdir()
+    if case == "unfinished":
+        (folder / "metrics.jsonl").write_text("")
+    if case == "broken":
+        (folder / "summary.json").write_text("{")
+    assert main([str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("RunError: ")
+    assert err.count("\n") == 1
+    assert str(folder) in err
+    assert ("1 unfinished" in err) == (case == "unfinished")

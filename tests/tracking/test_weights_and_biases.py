@@ -1,0 +1,147 @@
+import io
+import json
+import struct
+from functools import partial
+
+import pytest
+from rich.console import Console
+
+from fedbayes.errors import ConfigError, RunError
+from fedbayes.tracking.tracker import Tracker
+from fedbayes.tracking.weights_and_biases import WeightsAndBiases, choose_mode
+
+
+def records(path):
+    """The records of a W&B file: a header of 7 bytes, then LevelDB's log of protocol buffers in blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, place, pending = path.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:  # too little for a header: padding
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        pending += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(pending)
+            pending = b""
+            yield record
+
+
+def items(found):
+    return {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in found}
+
+
+@pytest.fixture
+def no_key(monkeypatch, tmp_path):
+    """A home without credentials."""
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+
+
+def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
+    run_dir = tmp_path / "0900-pfedbayespt"
+    run_dir.mkdir()
+    config = {"seed": 7, "optim": {"prompt_lr": 0.01}, "resume": None}
+    # As build.py does it: the YAML's partial gets the run's directory and configuration.
+    destination = partial(WeightsAndBiases, project="fedbayes", group=None, mode="auto")(run_dir, config)
+    shown = io.StringIO()
+    console = Console(file=shown, width=200)
+    with Tracker(run_dir, 2, "a run", config, destinations=[destination], console=console) as tracker:
+        for r in (1, 2):
+            tracker.log({"round": r, "phase": "train", "loss": 2.0 / r, "kl": float("nan")})
+            tracker.log({"round": r, "phase": "validation", "accuracy": 0.4 * r})
+            rows = [{"round": r, "phase": "validation", "partition": i, "accuracy": 0.1 * i} for i in range(3)]
+            tracker.log_clients(rows)
+        tracker.log({"round": 1, "phase": "test", "nll": 0.5})  # the best round lies behind
+        clients = [{"partition": 0, "images": 4, "accuracy": 0.75, "nll": None}]
+        tracker.report({"method": "pfedbayespt", "final": {"round": 2, "nll": 0.6}, "per_client": clients})
+
+    (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    found = list(records(file))
+    (started,) = [record.run for record in found if record.HasField("run")]
+    assert started.display_name == run_dir.name
+    assert started.project == "fedbayes"
+    assert items(started.config.update)["optim"] == {"prompt_lr": 0.01}
+    history = {}
+    for record in found:
+        if record.HasField("history"):
+            row = items(record.history.item)
+            history.setdefault(row["_step"], {}).update(row)
+    assert history[1]["train/loss"] == 2.0
+    assert history[2]["train/loss"] == 1.0
+    assert history[2]["validation/accuracy"] == 0.8
+    assert "train/kl" not in history[1]
+    assert history[1]["validation/clients/accuracy/_type"] == "histogram"
+    assert (history[2]["test/nll"], history[2]["test/round"]) == (0.5, 1)
+    assert history[2]["clients/final/nrows"] == 1
+    assert history[2]["clients/validation/nrows"] == 3
+    assert history[2]["plots/learning_curve/_type"] == "image-file"
+    summary = {}
+    for record in found:
+        if record.HasField("summary"):
+            summary.update(items(record.summary.update))
+    assert any(name.startswith("method") for name in summary)
+    assert any(record.HasField("artifact") or record.request.HasField("log_artifact") for record in found)
+    assert [record.exit.exit_code for record in found if record.HasField("exit")] == [0]
+    assert "W&B: offline; `wandb sync" in shown.getvalue()
+
+
+def test_a_run_that_breaks_off_is_marked_as_failed(no_key, tmp_path):
+    destination = WeightsAndBiases(tmp_path, {}, mode="offline")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Tracker(tmp_path, 1, "a run", {}, [destination], Console(file=io.StringIO())),
+    ):
+        raise KeyboardInterrupt
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert [record.exit.exit_code for record in records(file) if record.HasField("exit")] == [1]
+
+
+def test_auto_is_offline_without_a_key_and_online_with_one(tmp_path):
+    assert choose_mode("auto", {}, tmp_path) == "offline"
+    assert choose_mode("auto", {"WANDB_API_KEY": "k"}, tmp_path) == "online"
+    assert choose_mode("auto", {"WANDB_API_KEY": "k", "WANDB_MODE": "disabled"}, tmp_path) == "disabled"
+    assert choose_mode("offline", {"WANDB_API_KEY": "k", "WANDB_MODE": "online"}, tmp_path) == "offline"
+
+
+@pytest.mark.parametrize("host", ["api.wandb.ai", "api.forge.coreweave.com"])
+def test_auto_finds_a_key_in_netrc(tmp_path, host):
+    (tmp_path / ".netrc").write_text(f"machine {host}\n  login user\n  password secret\n")
+    assert choose_mode("auto", {}, tmp_path) == "online"
+    assert choose_mode("auto", {"NETRC": str(tmp_path / "none")}, tmp_path) == "offline"
+
+
+def test_auto_finds_a_key_for_a_server_of_ones_own(tmp_path):
+    (tmp_path / ".netrc").write_text("machine wandb.uni.example:8080\n  login user\n  password secret\n")
+    assert choose_mode("auto", {}, tmp_path) == "offline"
+    assert choose_mode("auto", {"WANDB_BASE_URL": "https://wandb.uni.example:8080"}, tmp_path) == "online"
+    (tmp_path / ".config" / "wandb").mkdir(parents=True)
+    (tmp_path / ".config" / "wandb" / "settings").write_text("[default]\nbase_url = https://wandb.uni.example:8080\n")
+    assert choose_mode("auto", {}, tmp_path) == "online"
+
+
+def test_broken_files_of_credentials_hold_no_key(tmp_path):
+    (tmp_path / ".netrc").write_text("machine\n login")
+    (tmp_path / ".config" / "wandb").mkdir(parents=True)
+    (tmp_path / ".config" / "wandb" / "settings").write_text("not an ini file")
+    assert choose_mode("auto", {}, tmp_path) == "offline"
+
+
+def test_online_without_a_key_is_an_error_and_no_prompt(no_key, tmp_path):
+    with pytest.raises(RunError, match="set WANDB_API_KEY"):
+        WeightsAndBiases(tmp_path, {}, mode="online")
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_an_unknown_mode_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"'onlin'.*auto, online"):
+        choose_mode("onlin", {}, tmp_path)
+    with pytest.raises(ConfigError, match="WANDB_MODE='nonsense'"):
+        choose_mode("auto", {"WANDB_MODE": "nonsense"}, tmp_path)
