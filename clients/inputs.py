@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedbayes.data.augment import Augment
-from fedbayes.data.federated import Batch, FederatedData
+from fedbayes.data.federated import SPLITS, Batch, FederatedData
+from fedbayes.errors import require_number
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
 
@@ -37,7 +38,7 @@ class Inputs:
     @property
     def counts(self) -> list[int]:
         """Images of each client."""
-        return self.mask.sum(1).tolist()  # type: ignore[no-any-return]
+        return self.mask.sum(1).tolist()
 
     @property
     def weights(self) -> Tensor:
@@ -54,20 +55,28 @@ class Inputs:
 class InputSource:
     """Gives a batch its inputs; everything that does not depend on anything learnt is computed once.
 
-    Tokens and features are cached for all images if they fit into `cache_mb`. With augmentation switched on, training
-    images are new each time, so both are computed in each step.
+    Features, and tokens if they fit into `cache_mb`, are kept for all images that a client holds. With augmentation
+    switched on, training images are new each time, so both are computed in each step.
 
     Args:
         data: the federation's images.
         model: the prompted ViT whose frozen part is used.
         augment: random changes of training images.
         cache_mb: largest size of the token cache, megabytes; beyond it tokens are computed in each step.
+
+    Raises:
+        ConfigError: if `cache_mb` is out of range.
     """
 
     def __init__(self, data: FederatedData, model: PromptedViT, augment: Augment, cache_mb: float) -> None:
+        require_number("simulation.cache_mb", cache_mb, 0)
         self._data, self._model, self._augment = data, model, augment
         self._device = model.backbone.mean.device
-        size = len(data.images) * model.backbone.num_tokens * model.backbone.dim * 4 / 2**20
+        shares = [data.indices(partition, split) for partition in range(len(data)) for split in SPLITS]
+        self._held = torch.cat(shares).unique()
+        self._row = torch.zeros(len(data.images), dtype=torch.long)  # of an image in the caches
+        self._row[self._held] = torch.arange(len(self._held))
+        size = len(self._held) * model.backbone.num_tokens * model.backbone.dim * 4 / 2**20
         self._keep_tokens = size <= cache_mb
         if not self._keep_tokens:
             log.info("token cache of %.0f MB exceeds simulation.cache_mb=%g: tokens are computed again", size, cache_mb)
@@ -84,34 +93,36 @@ class InputSource:
 
     def plain(self, batch: Batch) -> Inputs:
         """Inputs of a batch as the images are."""
-        flat = batch.index.flatten()
         if self._z is None:
-            self._fill()
-        if self._tokens is not None and self._z is not None:
-            return self._inputs(batch, self._tokens[flat], self._z[flat])
-        return self._inputs(batch, *self._compute(self._pixels(flat)))
+            self._z, self._tokens = self._precomputed()
+        index = batch.index.flatten()
+        rows = self._row[index]
+        tokens = self._embedded(index) if self._tokens is None else self._tokens[rows]
+        return self._inputs(batch, tokens, self._z[rows])
 
     def of_images(self, images: Tensor) -> Inputs:
         """Inputs of images outside the federation, as one client's; labels are 0."""
         mask = torch.ones(1, len(images), dtype=torch.bool)
-        batch = Batch(torch.zeros(1, len(images), dtype=torch.long), mask, torch.zeros(1, len(images), dtype=torch.long))
+        nothing = torch.zeros(1, len(images), dtype=torch.long)
+        batch = Batch(nothing, mask, nothing)
         return self._inputs(batch, *self._compute(images.to(self._device)))
 
     def _pixels(self, index: Tensor) -> Tensor:
         return self._data.images.images[index].to(self._device)
 
-    def _fill(self) -> None:
-        """Compute the cache; the features even where tokens take too much room."""
-        images = self._data.images.images
+    def _precomputed(self) -> tuple[Tensor, Tensor | None]:
+        """The caches: features of all held images, and their tokens if there is room."""
         tokens, features = [], []
-        for first in range(0, len(images), CHUNK):
-            one, z = self._model.precompute(images[first : first + CHUNK].to(self._device))
+        for some in self._held.split(CHUNK):
+            one, z = self._model.precompute(self._pixels(some))
             features.append(z)
             if self._keep_tokens:
                 tokens.append(one)
-        self._z = torch.cat(features)
-        if self._keep_tokens:
-            self._tokens = torch.cat(tokens)
+        return torch.cat(features), torch.cat(tokens) if self._keep_tokens else None
+
+    def _embedded(self, index: Tensor) -> Tensor:
+        embed, start = self._model.backbone.embed, self._model.start_layer
+        return torch.cat([embed(self._pixels(some), start) for some in index.split(CHUNK)])
 
     def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self._model.precompute(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
@@ -120,6 +131,4 @@ class InputSource:
     def _inputs(self, batch: Batch, tokens: Tensor, z: Tensor) -> Inputs:
         shape = batch.mask.shape
         device = self._device
-        return Inputs(
-            tokens.unflatten(0, shape), z.unflatten(0, shape), batch.labels.to(device), batch.mask.to(device)
-        )
+        return Inputs(tokens.unflatten(0, shape), z.unflatten(0, shape), batch.labels.to(device), batch.mask.to(device))

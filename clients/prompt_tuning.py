@@ -57,9 +57,7 @@ class PromptTuningClient(AbstractClient):
         inference: InferenceSettings,
         optim: LocalTraining,
     ) -> None:
-        super().__init__(
-            data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal
-        )
+        super().__init__(data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal)
         self.inference, self.optim = inference, optim
         self.has_posterior = model.generator.kind in ("gaussian", "semi_implicit")
 
@@ -115,7 +113,7 @@ class PromptTuningClient(AbstractClient):
         return Draws(torch.cat(parts, dim=2), metrics)
 
     def _mixing(self, inputs: Inputs, streams: Streams, sample_shape: torch.Size) -> Tensor:
-        """psi for the images of a batch, `sample_shape + (C, B, r)`; explicit kinds have one psi for all draws."""
+        """The psi of the images of a batch, `sample_shape + (C, B, r)`; explicit kinds have one psi for all draws."""
         generator = self.model.generator
         if not generator.noise_dim:
             return generator.mixing(inputs.z, None).expand(*sample_shape, *inputs.mask.shape, -1)

@@ -1,4 +1,4 @@
-"""Pre-trains the shipped backbone: a small vision transformer that learns to tell letters apart, and never sees a digit.
+"""Pre-trains the shipped backbone: a small vision transformer that tells letters apart and never sees a digit.
 
 Glyphs come from the fonts that matplotlib bundles. They are kept as signed distance fields, so that stroke width, blur
 and outline are plain functions of the distance. Augmentation is generic (geometry, colour, texture, noise, outline); no
@@ -13,11 +13,12 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 from safetensors import safe_open
@@ -26,10 +27,10 @@ from scipy.ndimage import distance_transform_edt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from fedbayes.seeding import generator, key
+from fedbayes.seeding import key
 
 ASSET = Path(__file__).parent.parent / "fedbayes" / "assets" / "vit_letters32.safetensors"
-ARCHITECTURE = {
+ARCHITECTURE: dict[str, Any] = {
     "img_size": 32,
     "patch_size": 4,
     "embed_dim": 96,
@@ -43,7 +44,6 @@ ARCHITECTURE = {
 # in the other scripts). Where a script's two cases differ only in size, one of them is kept: size is normalised away.
 LETTERS = "ACEFHJKLMNPRTUVWXYadefhkmnrty" + "ΓΔΛΞΠΣΦΨΩαγζλμπτω" + "ДЖИЛЦШЮЯ" + "ԱԲԴԵԸԺԽԾՀՄՆՔՖ"
 FONTS = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10")
-ARCHITECTURE_SIZE = 32
 GLYPH = 48  # side of a distance field; the letter fills its middle two thirds
 GLYPH_FILL = 2 / 3
 
@@ -73,11 +73,12 @@ def load_glyphs() -> tuple[Tensor, Tensor, Tensor]:
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     names = [p for p in sorted(folder.glob("*.ttf")) if p.stem.startswith(FONTS) and "Display" not in p.stem]
     letters = {path: {chr(code) for code in FT2Font(str(path)).get_charmap()} for path in names}
+    fonts_of = {letter: [path for path in names if letter in letters[path]] for letter in LETTERS}
+    width = math.lcm(*(len(having) for having in fonts_of.values()))
     fields: list[Tensor] = []
     rows: list[list[int]] = []
-    for letter in LETTERS:
-        having = [path for path in names if letter in letters[path]]
-        rows.append([len(fields) + k % len(having) for k in range(math.lcm(12, 16, 22))])
+    for letter, having in fonts_of.items():
+        rows.append([len(fields) + k % len(having) for k in range(width)])
         fields += [F.avg_pool2d(distance_field(path, letter), 4) for path in having]
     stacked = torch.cat(fields)
     return stacked, stacked.amax((1, 2, 3)), torch.tensor(rows)
@@ -116,7 +117,7 @@ def render(fields: Tensor, strokes: Tensor, strength: float, noisy: float, rng: 
     Returns:
         Images, `(B, 3, 32, 32)`.
     """
-    count, size, s = len(fields), ARCHITECTURE_SIZE, strength
+    count, size, s = len(fields), ARCHITECTURE["img_size"], strength
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, 1, 1, 1, generator=rng, device=rng.device)
@@ -171,17 +172,14 @@ def render(fields: Tensor, strokes: Tensor, strength: float, noisy: float, rng: 
     return (image + amount * noise).clamp(0, 1)
 
 
-
-
-
-def save(model: VisionTransformer, path: Path, steps: int, args: argparse.Namespace) -> None:
+def save(model: VisionTransformer, path: Path, steps: int, seed: int) -> None:
     """Writes the backbone without its head, replacing the file in one move."""
     weights = {n: t.detach().float().cpu().contiguous() for n, t in model.state_dict().items() if "head." not in n}
     about = {
         "architecture": json.dumps(ARCHITECTURE),
         "letters": LETTERS,
         "steps": str(steps),
-        "seed": str(args.seed),
+        "seed": str(seed),
         "mean": "0.5",
         "std": "0.5",
         "format": "pt",
@@ -193,47 +191,58 @@ def save(model: VisionTransformer, path: Path, steps: int, args: argparse.Namesp
     partial.replace(path)
 
 
-def main() -> None:
-    """Trains for a number of steps, or for a time, and writes the weights; also now and then on the way."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8000, help="optimiser steps; sets the schedule")
-    parser.add_argument("--minutes", type=float, help="stop by the clock instead (not repeatable to the last bit)")
-    parser.add_argument("--batch", type=int, default=96)
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
-    parser.add_argument("--ramp", type=float, default=0.35, help="share of the run until augmentation is at full strength")
-    parser.add_argument("--strength", type=float, default=0.0, help="strength of the augmentation the ramp starts from")
-    parser.add_argument("--noisy", type=float, default=0.4, help="share of faint images under heavy noise")
+    parser.add_argument("--steps", type=int, default=5000, help="optimiser steps; sets the schedule")
+    parser.add_argument("--minutes", type=float, help="schedule by the clock instead (not repeatable to the last bit)")
     parser.add_argument("--stop", type=int, help="end after so many steps, before the schedule does")
     parser.add_argument("--init", type=Path, help="go on from these weights (the head starts afresh)")
     parser.add_argument("--out", type=Path, default=ASSET)
     parser.add_argument("--save-every", type=int, default=500, help="steps between intermediate files")
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--warmup", type=int, default=200, help="steps over which the learning rate rises")
+    parser.add_argument("--strength", type=float, default=0.0, help="strength of the augmentation at the start")
+    parser.add_argument("--ramp", type=float, default=0.35, help="share of the schedule until it is at full strength")
+    parser.add_argument("--noisy", type=float, default=0.4, help="share of faint images under heavy noise")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def create(args: argparse.Namespace) -> tuple[VisionTransformer, int]:
+    """The model with a head for the letters, and the steps its weights have seen."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(args.seed, "pretrain", "weights"))
+        model = VisionTransformer(**{**ARCHITECTURE, "num_classes": len(LETTERS)}, weight_init="jax")
+    if args.init is None:
+        return model, 0
+    missing, unexpected = model.load_state_dict(load_file(args.init), strict=False)
+    if unexpected or any("head." not in name for name in missing):
+        raise SystemExit(f"--init={args.init} holds another architecture: {missing + unexpected}.")
+    with safe_open(args.init, framework="pt") as file:
+        return model, int(file.metadata()["steps"])
+
+
+def main() -> None:
+    """Trains for a number of steps, or for a time, and writes the weights; also now and then on the way."""
+    args = parse()
     torch.set_num_threads(args.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rng = torch.Generator(device).manual_seed(key(args.seed, "pretrain", "images"))
     fields, strokes, rows = (t.to(device) for t in load_glyphs())
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(args.seed, "pretrain", "weights").initial_seed())
-        model = VisionTransformer(**{**ARCHITECTURE, "num_classes": len(LETTERS)}, weight_init="jax").to(device)
-    earlier = 0
-    if args.init is not None:
-        missing, unexpected = model.load_state_dict(load_file(args.init), strict=False)
-        with safe_open(args.init, framework="pt") as file:
-            earlier = int(file.metadata()["steps"])
-        if unexpected or any("head." not in name for name in missing):
-            raise SystemExit(f"--init={args.init} holds another architecture: {missing + unexpected}.")
+    model, earlier = create(args)
+    model.to(device).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=args.rate, weight_decay=0.05, betas=(0.9, 0.98), fused=True)
-    model.train()
-    start, step, correct, seen = time.monotonic(), 0, 0.0, 0
+    start, step, correct = time.monotonic(), 0, 0.0
     while True:
         done = step / args.steps if args.minutes is None else (time.monotonic() - start) / (60 * args.minutes)
         if done >= 1 or step == args.stop:
             break
         ramp = min(1.0, done / args.ramp) if args.ramp > 0 else 1.0
         strength = args.strength + (1 - args.strength) * ramp
-        rate = args.rate * min(1.0, (step + 1) / 200) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+        rate = args.rate * min(1.0, (step + 1) / args.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimiser.param_groups:
             group["lr"] = rate
         letters = torch.randint(len(LETTERS), (args.batch,), generator=rng, device=device)
@@ -246,15 +255,16 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        step, seen = step + 1, seen + 1
+        step += 1
         correct += (logits.argmax(1) == letters).float().mean().item()
         if step % 100 == 0:
             minutes = (time.monotonic() - start) / 60
-            print(f"step {step} min {minutes:.1f} strength {strength:.2f} loss {loss:.3f} acc {correct / seen:.3f}", flush=True)
-            correct, seen = 0.0, 0
+            line = f"step {step}, {minutes:.1f} min, strength {strength:.2f}, loss {loss:.3f} nats"
+            print(f"{line}, accuracy on the last 100 batches {correct / 100:.3f}", flush=True)
+            correct = 0.0
         if step % args.save_every == 0:
-            save(model, args.out, earlier + step, args)
-    save(model, args.out, earlier + step, args)
+            save(model, args.out, earlier + step, args.seed)
+    save(model, args.out, earlier + step, args.seed)
 
 
 if __name__ == "__main__":

@@ -57,9 +57,15 @@ def accuracy(features: NDArray[np.float32], labels: NDArray[np.int64], folds: in
     The full-rank PCA only turns the axes: it changes no solution of an L2-penalised linear model, and lets 3,072
     pixels be fitted in as many dimensions as there are images.
     """
-    steps = [("scale", StandardScaler()), ("turn", PCA(svd_solver="full")), ("classify", LogisticRegression(max_iter=300))]
+    steps = [
+        ("scale", StandardScaler()),
+        ("turn", PCA(svd_solver="full")),
+        ("classify", LogisticRegression(max_iter=300)),
+    ]
     search = GridSearchCV(Pipeline(steps), GRID, cv=StratifiedKFold(3, shuffle=True, random_state=0))
-    return float(cross_val_score(search, features, labels, cv=StratifiedKFold(folds, shuffle=True, random_state=0)).mean())
+    return float(
+        cross_val_score(search, features, labels, cv=StratifiedKFold(folds, shuffle=True, random_state=0)).mean()
+    )
 
 
 def main() -> None:

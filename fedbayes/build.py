@@ -3,11 +3,13 @@
 A method is reached only through the `_target_` in its YAML; nothing here knows one by name.
 """
 
+import inspect
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from flwr.serverapp.strategy import Strategy
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -15,13 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, DataError, FedbayesError, require_whole
-from fedbayes.messages import Arrays
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.rounds import RoundLoop
 from fedbayes.simulation.client import CohortClient
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
-"""The configuration files, beside the packages in a checkout, an editable install and a wheel alike."""
 
 
 def simulation(cfg: DictConfig) -> Any:
@@ -62,15 +60,18 @@ def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> 
     return cast(CohortClient, made)
 
 
-def strategy(cfg: DictConfig, initial: Arrays) -> Any:
-    """The server's side: a Flower strategy."""
-    return _call("method.strategy", _make("method.strategy", cfg.method.strategy), initial=initial)
+def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
+    """The server's side: any Flower strategy that answers to the loop's samples."""
+    made: Strategy = _call("method.strategy", _make("method.strategy", cfg.method.strategy))
+    rounds.require(made)
+    return made
 
 
 def loop(cfg: DictConfig) -> RoundLoop:
     """The rounds."""
     return RoundLoop(
         rounds=cfg.rounds,
+        clients=cfg.clients,
         participation=cfg.participation,
         seed=cfg.seed,
         min_replies=cfg.simulation.min_replies,
@@ -92,9 +93,11 @@ def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, Feder
     engine = simulation(cfg)
     federated = data(cfg)
     made = client(cfg, federated, model(cfg, federated, engine.device))
-    missing = set(made.initial()) - set(checkpoint.server)
-    if missing:
-        raise ConfigError(f"the checkpoint lacks {', '.join(sorted(missing))}; it belongs to another configuration.")
+    for name, like in made.initial().items():
+        found = checkpoint.server.get(name)
+        if found is None or found.shape != like.shape:
+            what = "lacks it" if found is None else f"has {found.shape}"
+            raise ConfigError(f"{name} is {like.shape} but the checkpoint {what}; it is another configuration's.")
     return made, federated
 
 
@@ -112,14 +115,17 @@ def _make(place: str, node: DictConfig, **extra: Any) -> Any:
             raise cause from None
         if isinstance(cause, TypeError):
             raise ConfigError(f"{place}: {cause}; its keys are the arguments of {node.get('_target_')}.") from error
+        if isinstance(cause, ImportError) and "Are you sure" in str(cause):  # Hydra's words for a name that is not there
+            raise ConfigError(f"{place}._target_={node.get('_target_')} is not installed; install or correct it.") from error
         raise
 
 
 def _call(place: str, function: Any, *args: Any, **settings: Any) -> Any:
     """Call with settings from a user; a misspelt one is a user's mistake."""
+    given = getattr(function, "keywords", {})
+    target = getattr(function, "func", function)
     try:
-        return function(*args, **settings)
+        inspect.signature(target).bind(*getattr(function, "args", ()), *args, **{**given, **settings})
     except TypeError as error:
-        if "argument" in str(error) and error.__traceback__ is not None and error.__traceback__.tb_next is None:
-            raise ConfigError(f"{place}: {error}.") from error
-        raise
+        raise ConfigError(f"{place}: {target.__name__} {error}.") from error
+    return function(*args, **settings)

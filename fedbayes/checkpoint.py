@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -77,14 +78,15 @@ def latest(run_dir: Path) -> Checkpoint:
         server = load_file(folder / "server.safetensors")
         flat = load_file(folder / "personal.safetensors")
         server_round = int(state["round"])
+        personal: dict[int, Arrays] = {}
+        for name, array in flat.items():
+            partition, _, parameter = name.partition(SEPARATOR)
+            personal.setdefault(int(partition), {})[parameter] = array
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(f"{folder} cannot be read ({error}); run the experiment again.") from error
-    personal: dict[int, Arrays] = {}
-    for name, array in flat.items():
-        partition, _, parameter = name.partition(SEPARATOR)
-        personal.setdefault(int(partition), {})[parameter] = array
     return Checkpoint(server_round, server, personal)
 
 
-def _write(path: Path, arrays: Mapping[str, object]) -> None:
-    save_file(dict(arrays), path)  # type: ignore[arg-type]  # its annotation says dict of arrays, which these are
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays; safetensors takes the bytes as they lie in memory, so they must lie in C order."""
+    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)

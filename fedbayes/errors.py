@@ -1,6 +1,7 @@
 """What goes wrong because of a user's input: each error says the value, the place and the remedy.
 
-The command prints these as one line and exits with status 2; every other exception is a fault of ours and keeps its traceback.
+The command prints these as one line and exits with status 2; every other exception is a fault of ours and keeps its
+traceback.
 """
 
 import math
@@ -38,7 +39,9 @@ def require_whole(name: str, value: object, minimum: int) -> int:
         ConfigError: naming the key, the value and the range.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name}={value} is not a whole number of at least {minimum}; give one, e.g. {name}={minimum}.")
+        raise ConfigError(
+            f"{name}={value} is not a whole number of at least {minimum}; give one, e.g. {name}={minimum}."
+        )
     return value
 
 
@@ -48,11 +51,16 @@ def require_number(name: str, value: object, low: float, high: float = math.inf,
     Raises:
         ConfigError: naming the key, the value and the range.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < low or value > high or (open_low and value == low):
-        span = f"{'above' if open_low else 'at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
-        raise ConfigError(f"{name}={value} is out of range; it must be a finite number {span}.")
-    return float(value)
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and low <= value <= high
+        and not (open_low and value == low)
+    ):
+        return float(value)
+    span = f"{'above' if open_low else 'at least'} {low:g}" + ("" if high == math.inf else f" and at most {high:g}")
+    raise ConfigError(f"{name}={value} is out of range; it must be a finite number {span}.")
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> str:

@@ -12,6 +12,8 @@ from typing import Literal, final
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedbayes.errors import ConfigError
+
 Arrays = dict[str, np.ndarray]
 Kind = Literal["train", "evaluate"]
 
@@ -65,7 +67,7 @@ class ClientUpdate:
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Arrays as Flower carries them."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(value)) for name, value in arrays.items()})
+    return ArrayRecord({name: Array(np.asarray(value, order="C")) for name, value in arrays.items()})
 
 
 def from_record(record: ArrayRecord) -> Arrays:
@@ -83,8 +85,17 @@ def address(message: Message, accepted: int, split: str, extra: Mapping[str, np.
         accepted: the last round in which the server accepted this client's reply; 0 for never.
         split: the images an evaluation is on.
         extra: arrays for this client alone, beside the strategy's.
+
+    Raises:
+        ConfigError: if the strategy relies on clients to follow a setting, as FedProx does; ours read none.
     """
     content = message.content
+    unread = sorted(set(content.config_records[CONFIG]) - {ROUND})
+    if unread:
+        raise ConfigError(
+            f"method.strategy sends {', '.join(unread)}, which no client here obeys; choose a strategy that only "
+            "combines replies."
+        )
     config = ConfigRecord({**content.config_records[CONFIG], ACCEPTED: accepted, SPLIT: split})
     arrays = content.array_records[ARRAYS]
     if extra:
@@ -96,8 +107,7 @@ def address(message: Message, accepted: int, split: str, extra: Mapping[str, np.
 def read_request(content: RecordDict, partition: int, kind: Kind, state: RecordDict) -> ClientRequest:
     """A request as the client understands it, with what it kept for itself."""
     config = content.config_records[CONFIG]
-    accepted = int(config.get(ACCEPTED, 0))  # type: ignore[arg-type]
-    kept = state.array_records.get(f"{PERSONAL}{accepted}")
+    kept = state.array_records.get(_version(config.get(ACCEPTED, 0)))
     return ClientRequest(
         partition=partition,
         server_round=int(config[ROUND]),  # type: ignore[arg-type]
@@ -119,10 +129,15 @@ def keep_personal(state: RecordDict, update: ClientUpdate, request: RecordDict) 
     if not update.personal:
         return
     config = request.config_records[CONFIG]
-    keep = {f"{PERSONAL}{config[ROUND]}", f"{PERSONAL}{config.get(ACCEPTED, 0)}"}
-    for name in [name for name in state.array_records if name not in keep]:
+    this, accepted = _version(config[ROUND]), _version(config.get(ACCEPTED, 0))
+    for name in [name for name in state.array_records if name not in (this, accepted)]:
         del state[name]
-    state[f"{PERSONAL}{config[ROUND]}"] = to_record(update.personal)
+    state[this] = to_record(update.personal)
+
+
+def _version(server_round: object) -> str:
+    """Where a client keeps what it kept in a round."""
+    return f"{PERSONAL}{server_round}"
 
 
 def ask_partition() -> RecordDict:
@@ -147,7 +162,7 @@ def ask_personal(accepted: int) -> RecordDict:
 
 def write_personal(state: RecordDict, question: RecordDict) -> RecordDict:
     """A client's answer to `ask_personal`; empty if it kept nothing then."""
-    kept = state.array_records.get(f"{PERSONAL}{question.config_records[CONFIG][ACCEPTED]}")
+    kept = state.array_records.get(_version(question.config_records[CONFIG][ACCEPTED]))
     return RecordDict({ARRAYS: ArrayRecord() if kept is None else kept})
 
 
@@ -182,4 +197,5 @@ def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
 
 def payload_bytes(contents: Iterable[RecordDict]) -> int:
     """Bytes of all arrays as Flower serialises them."""
-    return sum(len(array.data) for content in contents for record in content.array_records.values() for array in record.values())
+    records = [record for content in contents for record in content.array_records.values()]
+    return sum(len(array.data) for record in records for array in record.values())

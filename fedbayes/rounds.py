@@ -1,11 +1,13 @@
 """The one round loop: any Flower strategy, keyed sampling, guards against bad replies, evaluation, the log.
 
     sample by partition -> strategy's messages -> replies -> guard -> strategy's aggregate -> evaluate -> log
+
+It sees clients by their partitions; node ids, which Flower draws at random, stay inside.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
@@ -98,6 +100,7 @@ class RoundLoop:
 
     Args:
         rounds: how many.
+        clients: partitions of the federation.
         participation: share of the clients that train in a round; at least one does.
         seed: of the sampling.
         min_replies: usable replies without which a round is void.
@@ -114,6 +117,7 @@ class RoundLoop:
         self,
         *,
         rounds: int,
+        clients: int,
         participation: float,
         seed: int,
         min_replies: int,
@@ -123,28 +127,61 @@ class RoundLoop:
         personal: bool,
     ) -> None:
         self.rounds = require_whole("rounds", rounds, 1)
+        self.clients = require_whole("clients", clients, 1)
         self.participation = require_number("participation", participation, 0, 1, open_low=True)
         self.seed = require_whole("seed", seed, 0)
         self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
         self.evaluate_every = require_whole("evaluate.every", evaluate_every, 1)
         self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
         self.images_per_reply, self.personal = images_per_reply, personal
+        if self.sampled < self.min_replies:
+            raise ConfigError(
+                f"simulation.min_replies={self.min_replies} can never be reached: a round samples {self.sampled} of "
+                f"{clients} clients; lower it or raise participation."
+            )
+
+    @property
+    def sampled(self) -> int:
+        """Clients that train in a round."""
+        return max(1, round(self.participation * self.clients))
+
+    def require(self, strategy: Strategy) -> None:
+        """Refuse a strategy that would sample by itself or wait for clients that never come.
+
+        Raises:
+            ConfigError: naming the strategy's argument.
+        """
+        for name in ("fraction_train", "fraction_evaluate"):
+            if getattr(strategy, name, 1.0) != 1.0:
+                raise ConfigError(
+                    f"method.strategy.{name}={getattr(strategy, name)} would sample a second time, by another "
+                    "generator; leave it at 1.0 and set participation."
+                )
+        shown = {
+            "min_train_nodes": self.sampled,
+            "min_available_nodes": self.sampled,
+            "min_evaluate_nodes": self.clients,
+        }
+        waits = {name: most for name, most in shown.items() if getattr(strategy, name, 0) > most}
+        if waits:
+            remedy = " ".join(f"+method.strategy.{name}={most}" for name, most in waits.items())
+            raise ConfigError(
+                f"{type(strategy).__name__} would wait for ever: {' and '.join(waits)} exceed the {self.sampled} of "
+                f"{self.clients} clients that train in a round; set {remedy}, or raise participation."
+            )
 
     def run(self, grid: Grid, strategy: Strategy, initial: Arrays, tracker: RoundLog) -> Progress:
         """All rounds, from the initial parameters to the final evaluation.
 
         Raises:
-            ConfigError: if a round has fewer clients than `min_replies`.
-            RunError: if no client's evaluation came back.
+            ConfigError: see `require`.
+            RunError: if the federation has another number of clients, or no client's evaluation came back.
         """
         nodes = _roster(grid)
+        if list(nodes) != list(range(self.clients)):
+            raise RunError(f"the federation offers partitions {list(nodes)} for clients={self.clients}; start as many.")
+        self.require(strategy)
         progress = Progress(to_record(initial))
-        sampled = len(self.sample(1, list(nodes)))
-        if sampled < self.min_replies:
-            raise ConfigError(
-                f"simulation.min_replies={self.min_replies} can never be reached: a round samples {sampled} of "
-                f"{len(nodes)} clients; lower it or raise participation."
-            )
         for server_round in range(1, self.rounds + 1):
             self._train(grid, nodes, strategy, progress, server_round, tracker)
             progress.server_round = server_round
@@ -156,11 +193,10 @@ class RoundLoop:
             progress.personal = _personal(grid, nodes, progress.accepted)
         return progress
 
-    def sample(self, server_round: int, partitions: Sequence[int]) -> list[int]:
+    def sample(self, server_round: int) -> list[int]:
         """The partitions that train in a round, ascending; depends on the seed and the round alone."""
-        count = max(1, round(self.participation * len(partitions)))
         rng = numpy_generator(self.seed, server_round, "sample clients")
-        return sorted(int(one) for one in rng.choice(sorted(partitions), size=count, replace=False))
+        return sorted(int(one) for one in rng.choice(self.clients, size=self.sampled, replace=False))
 
     def _train(
         self,
@@ -171,7 +207,7 @@ class RoundLoop:
         server_round: int,
         tracker: RoundLog,
     ) -> None:
-        chosen = self.sample(server_round, list(nodes))
+        chosen = self.sample(server_round)
         partitions = {nodes[partition]: partition for partition in chosen}
         view = SampledGrid(grid, partitions)
         messages = [
@@ -218,7 +254,13 @@ class RoundLoop:
         )
         tracker.log_clients(
             [
-                {"round": server_round, "phase": "train", "partition": u.partition, "images": u.num_examples, **u.metrics}
+                {
+                    "round": server_round,
+                    "phase": "train",
+                    "partition": u.partition,
+                    "images": u.num_examples,
+                    **u.metrics,
+                }
                 for u in updates
             ]
         )
@@ -337,5 +379,3 @@ def _mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:
         pairs = [(update.metrics[name], update.num_examples) for update in updates if name in update.metrics]
         means[name] = sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
     return means
-
-

@@ -1,12 +1,17 @@
 """The command `fedbayes`: configuration in, run directory out.
 
-    config -> data -> partition -> client (frozen ViT, prompt generator, head) -> message -> strategy -> next round -> report
+    config -> data -> partition -> client (frozen ViT, prompt generator, head)
+           -> message -> strategy -> next round -> report
+
+Everything is built before the run directory is touched.
 """
 
 import os
 import sys
 import time
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,12 +19,10 @@ from typing import Any
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read once, when flwr is first imported
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
+from fedbayes.configuration import CONF, compose, in_one_line, named, resolved
 from fedbayes.errors import FedbayesError
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
-GROUPS = ("method", "data", "partition", "backbone", "simulation")
 
 
 def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
@@ -38,35 +41,34 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     from fedbayes import build, checkpoint
     from fedbayes.data.partition import describe
     from fedbayes.summary import summarise
-    from fedbayes.tracking.run_dir import CONFIG, PARTITION, claim, write_json
+    from fedbayes.tracking.run_dir import CONFIG, PARTITION, claimed, write_json
     from fedbayes.tracking.tracker import Tracker
 
     started = time.perf_counter()
+    config = resolved(cfg)
     loop = build.loop(cfg)
+    strategy = build.strategy(cfg, loop)  # turns replies into the next message
     simulation = build.simulation(cfg)
     simulation.prepare()
     data = build.data(cfg)  # images -> clients, split once by partition.seed
     model = build.model(cfg, data, simulation.device)  # frozen ViT + prompt generator + head
     client = build.client(cfg, data, model)
-    strategy = build.strategy(cfg, client.initial())  # turns replies into the next message
 
-    claim(run_dir)
-    OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
-    write_json(run_dir / PARTITION, describe(data.clients, data.images, cfg.names.partition))
-    title = f"{cfg.names.method} on {cfg.names.data}, seed {cfg.seed}"
-    destinations = build.destinations(cfg, run_dir)
-    config = OmegaConf.to_container(cfg, resolve=True)
-    with Tracker(run_dir, cfg.rounds, title, config, destinations) as tracker:  # type: ignore[arg-type]
-        setup = time.perf_counter() - started
-        progress = simulation.run(
-            client_factory=lambda: client,
-            clients=len(data),
-            serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker),
-        )
-        checkpoint.save(run_dir, progress.checkpoint())
-        seconds = {"total": time.perf_counter() - started, "setup": setup}
-        summary = summarise(cfg, progress, data.images.domain_names, seconds)
-        tracker.report(summary)
+    with claimed(run_dir):
+        OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
+        write_json(run_dir / PARTITION, describe(data.clients, data.images, cfg.names.partition))
+        title = f"{cfg.names.method} on {cfg.names.data}, seed {cfg.seed}"
+        with Tracker(run_dir, cfg.rounds, title, config, build.destinations(cfg, run_dir)) as tracker:
+            setup = time.perf_counter() - started
+            progress = simulation.run(
+                client_factory=lambda: client,
+                clients=len(data),
+                serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker),
+            )
+            checkpoint.save(run_dir, progress.checkpoint())
+            seconds = {"total": time.perf_counter() - started, "setup": setup}
+            summary = summarise(cfg, progress, data.images.domain_names, seconds)
+            tracker.report(summary)
     return summary
 
 
@@ -79,46 +81,63 @@ def simulate(overrides: Sequence[str] = ()) -> dict[str, Any]:
     Returns:
         The object of `summary.json`, with the run directory under `run_dir`.
     """
-    from hydra import compose, initialize_config_dir
-
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
-    choices = dict(cfg.hydra.runtime.choices)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    run_dir = _run_dir(_named(cfg, choices))
+    cfg = compose(overrides)
+    run_dir = _run_dir(cfg)
     return {**run(cfg, run_dir), "run_dir": str(run_dir)}
 
 
 def main() -> None:
-    """Entry point of the command; exits with 2 and one line if the user asked for something that cannot work."""
+    """Entry point of the command; exits with 2 and one line if the user asked for something that cannot work.
+
+    In a sweep the other jobs still run; each failed one is named when it fails, and all of them again at the end.
+    """
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException, InstantiationException
     from hydra.types import RunMode
+    from omegaconf.errors import OmegaConfBaseException
 
+    full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print over several lines
     failed: list[str] = []
 
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def job(cfg: DictConfig) -> None:
-        hydra_cfg = HydraConfig.get()
-        _named(cfg, dict(hydra_cfg.runtime.choices))
-        sweep = Path(hydra_cfg.runtime.output_dir) if hydra_cfg.mode == RunMode.MULTIRUN else None
-        try:
-            run(cfg, _run_dir(cfg, sweep))
-        except FedbayesError as error:
-            failed.append(f"{type(error).__name__}: {error}")
-            print(failed[-1], file=sys.stderr, flush=True)
+    def fail(error: Exception, job: str = "") -> None:
+        kind = "" if isinstance(error, FedbayesError) else "a fault of fedbayes, please report it: "
+        failed.append(job)
+        print(f"{job and f'{job}: '}{kind}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
-    job()
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    def start(cfg: DictConfig) -> None:
+        hydra_cfg = HydraConfig.get()
+        named(cfg, hydra_cfg.runtime.choices)
+        if hydra_cfg.mode == RunMode.RUN:
+            try:
+                run(cfg, _run_dir(cfg))
+            except FedbayesError as error:
+                fail(error)
+            return
+        folder = Path(hydra_cfg.runtime.output_dir)
+        try:
+            run(cfg, _run_dir(cfg, folder))
+        except Exception as error:
+            if not isinstance(error, FedbayesError):
+                traceback.print_exc()
+            fail(error, f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname})")
+            with suppress(OSError):  # Hydra has made it, maybe for nothing
+                folder.rmdir()
+
+    try:
+        start()
+    except (HydraException, OmegaConfBaseException) as error:
+        if full_error == "1" or isinstance(error, InstantiationException):
+            raise
+        fail(in_one_line(error, sys.argv[1:]))
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = full_error
+    if len(failed) > 1 or any(failed):
+        print(f"{len(failed)} failed: {'; '.join(failed)}", file=sys.stderr, flush=True)
     if failed:
         sys.exit(2)
-
-
-def _named(cfg: DictConfig, choices: dict[str, Any]) -> DictConfig:
-    """Write down which choice of each group was made; a configuration alone does not tell."""
-    with open_dict(cfg):
-        cfg.names = {group: choices[group] for group in GROUPS}
-    return cfg
 
 
 def _run_dir(cfg: DictConfig, sweep: Path | None = None) -> Path:

@@ -5,6 +5,7 @@ trains beside a client, in whatever order, on whatever engine. That is what make
 """
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from typing import final
 
@@ -14,13 +15,21 @@ from torch import Tensor
 
 
 def key(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and on their order."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    """A 63-bit seed that depends on every part and on their order.
+
+    Raises:
+        TypeError: if a part is neither text nor a whole number; NumPy's whole numbers count as Python's.
+    """
+    plain = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by `key(*parts)`."""
+    """A CPU generator seeded by `key(*parts)`.
+
+    torch keeps the low 32 bits of a seed: of a million streams, about a hundred pairs coincide.
+    """
     return torch.Generator().manual_seed(key(*parts))
 
 

@@ -19,7 +19,9 @@ DIAGNOSTICS = ("effective_components", "bound_saturation")
 """Training metrics that belong to the result, taken from the last round."""
 
 
-def summarise(cfg: DictConfig, progress: Progress, domain_names: tuple[str, ...], seconds: dict[str, float]) -> dict[str, Any]:
+def summarise(
+    cfg: DictConfig, progress: Progress, domain_names: tuple[str, ...], seconds: dict[str, float]
+) -> dict[str, Any]:
     """Collect everything that `summary.json` says.
 
     Args:
@@ -28,7 +30,8 @@ def summarise(cfg: DictConfig, progress: Progress, domain_names: tuple[str, ...]
         domain_names: of the data.
         seconds: `setup` and `total`.
     """
-    assert progress.final is not None and progress.best is not None, "a finished run has been evaluated"
+    assert progress.final is not None, "a finished run has been evaluated"
+    assert progress.best is not None, "on validation, too"
     trained = {name: progress.train[name] for name in DIAGNOSTICS if name in progress.train}
     final, best = ({**one.summary(), **trained} for one in (progress.final, progress.best))
     busy = progress.seconds["train"]
@@ -55,9 +58,15 @@ def summarise(cfg: DictConfig, progress: Progress, domain_names: tuple[str, ...]
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages that results depend on."""
-    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+def versions() -> dict[str, str | None]:
+    """Of Python and the packages that results depend on; None for one that runs without being installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def git_commit() -> str | None:

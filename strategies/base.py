@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedbayes.messages import ARRAYS, CONFIG, ROUND, Arrays, ClientUpdate, read_update, to_record
+from fedbayes.messages import ARRAYS, CONFIG, ROUND, Arrays, ClientUpdate, from_record, read_update, to_record
 from fedbayes.simulation.sampled_grid import SampledGrid
 
 
@@ -17,13 +17,14 @@ class AbstractStrategy(FedAvg, ABC):
 
     Sampling, guards, order of replies and the round loop are not a strategy's business; see `fedbayes.rounds`.
 
-    Args:
-        initial: the parameters before the first round.
+    Attributes:
+        shared: the server's parameters, taken anew from what Flower hands in before each message, since a wrapper (such
+            as Flower's for differential privacy) or a checkpoint may have changed what `aggregate` left.
     """
 
-    def __init__(self, *, initial: Arrays) -> None:
+    def __init__(self) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
-        self.shared = dict(initial)
+        self.shared: Arrays = {}
         self._partitions: dict[int, int] = {}  # of the nodes addressed last
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002  (a hook: methods may use both)
@@ -39,36 +40,40 @@ class AbstractStrategy(FedAvg, ABC):
         """
 
     def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid  # noqa: ARG002  (own state)
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Flower's hook: one message for each sampled client."""
-        return self._messages(server_round, config, grid, MessageType.TRAIN)
+        return self._messages(server_round, arrays, config, grid, MessageType.TRAIN)
 
     def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid  # noqa: ARG002
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Flower's hook: one message for each client to be evaluated."""
-        return self._messages(server_round, config, grid, MessageType.EVALUATE)
+        return self._messages(server_round, arrays, config, grid, MessageType.EVALUATE)
 
     def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]  # noqa: ARG002
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Flower's hook: decode the replies and hand them to `aggregate`."""
         self.aggregate([read_update(self._partitions[reply.metadata.src_node_id], reply.content) for reply in replies])
         return to_record(self.shared), MetricRecord()
 
-    def _messages(self, server_round: int, config: ConfigRecord, grid: Grid, kind: str) -> list[Message]:
+    def _messages(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, kind: str
+    ) -> list[Message]:
         if not isinstance(grid, SampledGrid):
             raise TypeError(f"strategy got a {type(grid).__name__}; the round loop hands out a SampledGrid.")
         config[ROUND] = server_round
         self._partitions = {node: grid.partition_of(node) for node in grid.get_node_ids()}
-        records: dict[int, tuple[Arrays, ArrayRecord]] = {}  # clients that are sent the same object share its bytes
+        self.shared = from_record(arrays)
+        records = {id(self.shared): (self.shared, arrays)}  # clients that are sent the same object share its bytes
         messages = []
         for node, partition in self._partitions.items():
-            arrays = self.outgoing(server_round, partition)
-            if id(arrays) not in records:
-                records[id(arrays)] = (arrays, to_record(arrays))
-            messages.append(Message(RecordDict({ARRAYS: records[id(arrays)][1], CONFIG: config}), node, kind))
+            sent = self.outgoing(server_round, partition)
+            _, record = records.setdefault(id(sent), (sent, arrays if sent is self.shared else to_record(sent)))
+            messages.append(Message(RecordDict({ARRAYS: record, CONFIG: config}), node, kind))
         return messages
 
 

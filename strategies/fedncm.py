@@ -11,14 +11,10 @@ from strategies.base import AbstractStrategy
 
 @final
 class FedNCM(AbstractStrategy):
-    """Adds up each client's sums once, however often it is sampled; the result does not depend on the order of rounds.
+    """Adds up each client's sums once, however often it is sampled; the order of rounds does not matter."""
 
-    Args:
-        initial: means, counts and variance before anybody has answered.
-    """
-
-    def __init__(self, *, initial: Arrays) -> None:
-        super().__init__(initial=initial)
+    def __init__(self) -> None:
+        super().__init__()
         self.seen: dict[int, Arrays] = {}
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:

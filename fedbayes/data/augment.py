@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedbayes.errors import require_number
+from fedbayes.errors import ConfigError, require_number
 from fedbayes.seeding import Streams
 
 
@@ -26,7 +26,9 @@ class Augment:
     """
 
     def __init__(self, *, flip: bool, shift: float, scale: float, degrees: float) -> None:
-        self.flip = bool(flip)
+        if not isinstance(flip, bool):
+            raise ConfigError(f"augment.flip={flip} is neither true nor false; choose one.")
+        self.flip = flip
         self.shift = require_number("augment.shift", shift, 0, 0.5)
         self.scale = require_number("augment.scale", scale, 0, 0.9)
         self.degrees = require_number("augment.degrees", degrees, 0, 180)
@@ -48,7 +50,10 @@ class Augment:
         mirror = torch.where((unit[..., 2] < 0.5) & self.flip, -1.0, 1.0).to(images.dtype)
         cos, sin = angle.cos() / size, angle.sin() / size
         shift = spread[..., 3:5] * 2 * self.shift
-        rows = [torch.stack([cos * mirror, -sin, shift[..., 0]], -1), torch.stack([sin * mirror, cos, shift[..., 1]], -1)]
+        rows = [
+            torch.stack([cos * mirror, -sin, shift[..., 0]], -1),
+            torch.stack([sin * mirror, cos, shift[..., 1]], -1),
+        ]
         matrix = torch.stack(rows, -2).flatten(0, 1)  # (C*B, 2, 3)
         flat = images.flatten(0, 1)
         grid = F.affine_grid(matrix, list(flat.shape), align_corners=False)

@@ -1,28 +1,24 @@
 """Images from folders: `<domain>/<class>/*` or `<class>/*`, either of them inside `train`, `val` and `test` or not.
 
 Classes, domains and files are sorted by plain string comparison, as torchvision's `ImageFolder` does ("10" before "2"),
-so ids never depend on the order of the file system. Pixels are decoded once: turned upright by their EXIF orientation,
-laid on white where transparent, first frame only, the short side resized to `image_size` (bicubic, antialiased) and the
-centre square kept. That is the evaluation transform of vision transformers with the whole centre kept (crop ratio 1).
+so ids never depend on the order of the file system. Pixels are decoded once; how is in `fedbayes.data.pixels`.
 """
 
 import logging
 import os
-import stat
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fedbayes.data.datasets import GIVEN_NONE, GIVEN_TEST, GIVEN_TRAIN, GIVEN_VALIDATION, ImageSet
+from fedbayes.data.pixels import decode
 from fedbayes.errors import DataError, require_choice, require_whole
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
-# Named, because Pillow would otherwise also try formats that start other programs.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SPLIT_FOLDERS = {
     "train": GIVEN_TRAIN,
     "val": GIVEN_VALIDATION,
@@ -186,35 +182,6 @@ def _decode_all(
 def _try_decode(path: str, size: int) -> np.ndarray | str:
     """Pixels (3, size, size) of one file, or why it has none."""
     try:
-        return _decode(path, size)
+        return decode(path, size)
     except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
         return str(error).replace(path, os.path.basename(path)) or type(error).__name__
-
-
-def _decode(path: str, size: int) -> np.ndarray:
-    """Pixels (3, size, size) of one file."""
-    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-        raise OSError("not a regular file")
-    with Image.open(path, formats=FORMATS) as image:
-        upright = ImageOps.exif_transpose(image)
-        square = ImageOps.fit(_to_rgb(upright), (size, size), method=Image.Resampling.BICUBIC)
-    return np.asarray(square).transpose(2, 0, 1)  # (3, size, size)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB, on white where it is transparent.
-
-    Raises:
-        ValueError: if its pixel values have no known range.
-    """
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its grey values exceed 16 bits")
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # 65535 / 257 = 255
-    elif image.mode == "F":
-        raise ValueError("its grey values are floating-point numbers of unknown range")
-    if image.has_transparency_data:
-        overlay = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", overlay.size, "white"), overlay)
-    return image.convert("RGB")

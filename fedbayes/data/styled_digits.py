@@ -10,15 +10,15 @@ fractions of the image, so a digit is the same picture at every size.
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fedbayes.data.datasets import GIVEN_NONE, ImageSet
+from fedbayes.errors import require_whole
 from fedbayes.seeding import numpy_generator
 
 GRAIN = 32  # cells per side of the noise; an image of 32 pixels gets noise pixel by pixel
@@ -147,10 +147,9 @@ def styled_digits(image_size: int = 32) -> ImageSet:
         The digits in scikit-learn's order; classes are "0" to "9", domains the five styles, no split is given.
 
     Raises:
-        ValueError: if image_size is below 8, the size of the source.
+        ConfigError: if image_size is below 8, the size of the source.
     """
-    if image_size < CELLS:
-        raise ValueError(f"image_size must be at least {CELLS}, the size of the source digits; got {image_size}.")
+    require_whole("data.image_size", image_size, CELLS)
     source = load_digits()
     digits = torch.from_numpy(source.images).float().unsqueeze(1) / 16
     styles = deal_styles(source.target)

@@ -7,6 +7,7 @@ every client has a loss of its own; the sum over clients equals Trace_ELBO's. Cl
 images on -1, and draws (J, `train_samples`) on -3.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -18,7 +19,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from fedbayes.inference.semi_implicit import SemiImplicitNormal, effective_components
+from fedbayes.inference.semi_implicit import SemiImplicitNormal, effective_components, log_mixture
 
 Program = Callable[..., Any]
 
@@ -78,18 +79,19 @@ def elbo(
     kl = per_client(_log_prob(guide_trace, "code") - _log_prob(model_trace, "code"))
     loss = -log_likelihood + beta * kl if beta > 0 else -log_likelihood
     components, saturation = None, None
-    posterior = guide_trace.nodes["code"]["fn"]
+    site: Any = guide_trace.nodes["code"]
+    posterior = site["fn"]
     if isinstance(posterior, SemiImplicitNormal):
-        log_components = posterior.log_components(guide_trace.nodes["code"]["value"]).detach()
+        log_components = posterior.log_components(site["value"]).detach()
         components = per_client(effective_components(log_components))
         if posterior.num_extra:
-            gained = log_components[0] - posterior.log_prob(guide_trace.nodes["code"]["value"]).detach()
-            saturation = per_client(gained) / torch.log(torch.tensor(float(len(log_components))))
+            gained = log_components[0] - log_mixture(log_components)
+            saturation = per_client(gained) / math.log(len(log_components))
     return Objective(loss, log_likelihood, kl, components, saturation)
 
 
 def _log_prob(trace: Trace, site: str) -> Tensor:
     """A site's log density with the batch shape kept, in nats, before masks and scales."""
-    node = trace.nodes[site]
+    node: Any = trace.nodes[site]
     density: Tensor = node["fn"].log_prob(node["value"])
     return density

@@ -1,17 +1,18 @@
 """The one batch loop: every gradient-trained client of every method goes through `LocalTraining.fit`."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol, TypeVar, final
+from typing import Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from fedbayes.errors import require_choice, require_number, require_whole
+from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.inference.elbo import Objective
 from fedbayes.inference.optim import NAMES, CohortOptimiser
 
 
+@runtime_checkable  # the tests check every argument's type
 class ClientBatch(Protocol):
     """What the loop needs to know of a batch: which of its `(C, B)` places hold an image."""
 
@@ -57,6 +58,8 @@ class LocalTraining:
         self.name = require_choice("optim.name", name, NAMES)
         self.prompt_lr = require_number("optim.prompt_lr", prompt_lr, 0)
         self.head_lr = require_number("optim.head_lr", head_lr, 0)
+        if self.prompt_lr == self.head_lr == 0:
+            raise ConfigError("optim.prompt_lr=0 and optim.head_lr=0 would train nothing; raise one of them.")
         self.local_epochs = require_whole("optim.local_epochs", local_epochs, 1)
         self.batch_size = require_whole("optim.batch_size", batch_size, 1)
         self.momentum = require_number("optim.momentum", momentum, 0, 1)

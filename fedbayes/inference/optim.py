@@ -5,6 +5,7 @@ inactive client's parameters and state stay as they are, chosen with `where`, so
 The update rules are torch's (SGD with momentum; AdamW, Loshchilov & Hutter 2019) and are tested against them.
 """
 
+import math
 from collections.abc import Mapping
 from typing import final
 
@@ -85,8 +86,10 @@ class CohortOptimiser:
         square = beta2 * self.second[key] + (1 - beta2) * gradient.square()
         self.second[key] = torch.where(chosen, square, self.second[key])
         steps = _rows(self.steps.clamp(min=1), parameter)
-        mean = self.first[key] / (1 - beta1**steps)
-        root = (self.second[key] / (1 - beta2**steps)).sqrt() + epsilon
+        # 1 - beta**steps; the plain formula loses four digits in float32 at the first steps.
+        bias1, bias2 = (-torch.expm1(steps * math.log(beta)) for beta in (beta1, beta2))
+        mean = self.first[key] / bias1
+        root = (self.second[key] / bias2).sqrt() + epsilon
         decayed = parameter * (1 - rate * self.weight_decay) if self.name == "adamw" else parameter
         return decayed - rate * mean / root
 

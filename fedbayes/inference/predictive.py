@@ -33,7 +33,8 @@ class Predictive:
     @property
     def entropy(self) -> Float[Tensor, " images"]:
         """Of the mean prediction, nats."""
-        return torch.special.entr(self.probabilities).sum(-1)
+        entropy: Tensor = torch.special.entr(self.probabilities).sum(-1)
+        return entropy
 
     @property
     def prompt_uncertainty(self) -> Float[Tensor, " images"]:
@@ -67,14 +68,13 @@ def pool(parts: Sequence[Predictive]) -> Predictive:
 def negative_log_likelihood(
     probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]
 ) -> Float[Tensor, " images"]:
-    """`-log p(label)`, nats; a probability below the smallest normal number counts as that."""
-    floor = torch.finfo(probabilities.dtype).tiny
+    """`-log p(label)`, nats; a probability below float32's smallest normal number counts as that: 87.3 at most."""
+    # One floor for every dtype: clients predict in float32, and pooling in float64 must not make an image cost more.
+    floor = torch.finfo(torch.float32).tiny
     return -probabilities.gather(1, labels[:, None])[:, 0].clamp(min=floor).log()
 
 
-def brier(
-    probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]
-) -> Float[Tensor, " images"]:
+def brier(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Float[Tensor, " images"]:
     """`sum_c (p_c - 1[label = c])^2`, 0 to 2."""
     hits = torch.nn.functional.one_hot(labels, probabilities.shape[1])
     return (probabilities - hits).square().sum(1)

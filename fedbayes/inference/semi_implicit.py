@@ -9,7 +9,7 @@ most `log(K + 1)` nats: `log q(p | psi_0) - log h_K(p) <= log(K + 1)` for every 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -90,7 +90,7 @@ class SemiImplicitNormal(TorchDistribution):
         if num_extra < 0:
             raise ValueError(f"num_extra must be at least 0, got {num_extra}: it counts fresh draws of psi.")
         self.mixing, self.scale, self.num_extra = mixing, scale, num_extra
-        self.noise: Noise = noise if noise is not None else (lambda shape: torch.randn(shape, device=scale.device))
+        self.noise: Noise = noise or (lambda shape: torch.randn(shape, dtype=scale.dtype, device=scale.device))
         self.psi = mixing(torch.Size())
         self._drawn: tuple[Tensor, Tensor] | None = None  # the last draw and its psi_0
         self._components: tuple[Tensor, Tensor] | None = None  # a value and its log components
@@ -102,20 +102,21 @@ class SemiImplicitNormal(TorchDistribution):
         """All real events."""
         return constraints.independent(constraints.real, self.event_dim)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "SemiImplicitNormal":
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SemiImplicitNormal":
         """The same law over a larger batch; the new elements are independent draws, not copies of one."""
-        batch_shape = torch.Size(batch_shape)
-        if batch_shape == self.batch_shape:
+        wanted = torch.Size(batch_shape)
+        if wanted == self.batch_shape:
             return self
-        grown = _Expanded(self.mixing, self.batch_shape, batch_shape)
+        grown = _Expanded(self.mixing, self.batch_shape, wanted)
         return SemiImplicitNormal(
             grown, self.scale, self.num_extra, self.event_dim, self.noise, validate_args=self._validate_args
         )
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008  (immutable)
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw p, reparameterised: `psi_0 + scale * noise`."""
-        sample_shape = torch.Size(sample_shape)
-        psi = self.psi if not sample_shape else self.mixing(sample_shape)
+        # The psi drawn for the shapes serves the first draw only: further draws are independent of it.
+        fresh = len(sample_shape) > 0 or self._drawn is not None
+        psi = self.mixing(torch.Size(sample_shape)) if fresh else self.psi
         value: Tensor = psi + self.scale * self.noise(psi.shape)
         self._drawn, self._components = (value, psi), None
         return value
@@ -127,7 +128,7 @@ class SemiImplicitNormal(TorchDistribution):
         own = self._drawn is not None and self._drawn[0] is value
         if not own and self.num_extra == 0:
             raise ValueError("log_prob of a value that rsample did not draw needs num_extra of at least 1, got 0.")
-        lead = value.shape[: value.dim() - len(self.batch_shape) - len(self.event_shape)]
+        lead = value.shape[: max(0, value.dim() - len(self.batch_shape) - len(self.event_shape))]
         parts = []
         if own and self._drawn is not None:
             parts.append(self._conditional(value, self._drawn[1]).unsqueeze(0))
@@ -145,7 +146,7 @@ class SemiImplicitNormal(TorchDistribution):
 
     def _conditional(self, value: Tensor, psi: Tensor) -> Tensor:
         """`log q(value | psi)`, summed over the event."""
-        density = Normal(psi, self.scale, validate_args=False).log_prob(value)
+        density: Tensor = Normal(psi, self.scale, validate_args=False).log_prob(value)
         return density.sum(tuple(range(-self.event_dim, 0)))
 
 

@@ -6,7 +6,7 @@ may keep it.
 """
 
 import warnings
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, UInt8
@@ -27,9 +27,11 @@ class FrozenViT(nn.Module):
         std: per channel, of the pixels in [0, 1].
 
     Raises:
-        BackboneError: if the architecture is one whose prompts or features would be something else than VPT's.
+        BackboneError: if the architecture is one whose prompts or features would be something else than VPT's, or its
+            patches do not cover its images.
     """
 
+    vit: Any  # timm's, whose attributes carry no types
     mean: Tensor
     std: Tensor
 
@@ -38,10 +40,10 @@ class FrozenViT(nn.Module):
         _require_supported(vit, name)
         self.vit = vit.eval().requires_grad_(False)
         self.name = name
-        self.dim: int = vit.embed_dim  # type: ignore[assignment]
-        self.depth: int = len(vit.blocks)  # type: ignore[arg-type]
-        self.image_size: int = vit.patch_embed.img_size[0]  # type: ignore[union-attr, index, assignment]
-        self.num_tokens: int = vit.patch_embed.num_patches + 1  # type: ignore[union-attr, operator, assignment]
+        self.dim: int = self.vit.embed_dim
+        self.depth: int = len(self.vit.blocks)
+        self.image_size: int = self.vit.patch_embed.img_size[0]
+        self.num_tokens: int = self.vit.patch_embed.num_patches + 1
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -63,10 +65,10 @@ class FrozenViT(nn.Module):
             start: number of blocks to go through, 0..depth.
         """
         pixels = (images.to(self.dtype) / 255 - self.mean) / self.std
-        tokens = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(pixels)))  # type: ignore[operator]
-        for block in self.vit.blocks[:start]:  # type: ignore[index, union-attr]
+        tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(pixels)))
+        for block in self.vit.blocks[:start]:
             tokens = block(tokens)
-        return tokens  # type: ignore[no-any-return]
+        return tokens
 
     @torch.no_grad()
     def features(self, images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
@@ -86,42 +88,43 @@ class FrozenViT(nn.Module):
         Returns:
             The class token after the last block and the final norm, before any head.
         """
-        blocks = list(self.vit.blocks)[start:]  # type: ignore[arg-type]
+        blocks = list(self.vit.blocks)[start:]
         length = 0 if prompts is None else prompts.shape[2]
         x = tokens
         for i, block in enumerate(blocks):
             if prompts is not None and i < prompts.shape[1]:
                 x = torch.cat([x[:, :1], prompts[:, i], x[:, 1 if i == 0 else 1 + length :]], dim=1)  # (n, 1+l+t-1, d)
             x = class_row(block, x) if block is blocks[-1] else block(x)
-        x = x[:, :1]
-        return self.vit.fc_norm(self.vit.norm(x)[:, 0])  # type: ignore[operator, no-any-return]
+        feature: Tensor = self.vit.fc_norm(self.vit.norm(x[:, :1])[:, 0])
+        return feature
 
 
-def class_row(block: nn.Module, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n 1 d"]:
+def class_row(block: Any, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n 1 d"]:
     """Row 0 of `block(x)`, without computing the others: in the last block only the class token is read again."""
     attention = block.attn
     n, t, _ = x.shape
-    normed = block.norm1(x)  # type: ignore[operator]
-    heads, width = attention.num_heads, attention.head_dim  # type: ignore[union-attr]
-    weight, bias = attention.qkv.weight, attention.qkv.bias  # type: ignore[union-attr]
-    split = heads * width  # type: ignore[operator]
-    query = F.linear(normed[:, :1], weight[:split], None if bias is None else bias[:split])  # type: ignore[index]
-    key_value = F.linear(normed, weight[split:], None if bias is None else bias[split:])  # type: ignore[index]
+    normed = block.norm1(x)
+    heads, width = attention.num_heads, attention.head_dim
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    split = heads * width
+    query = F.linear(normed[:, :1], weight[:split], None if bias is None else bias[:split])
+    key_value = F.linear(normed, weight[split:], None if bias is None else bias[split:])
     query = query.view(n, 1, heads, width).transpose(1, 2)  # (n, heads, 1, width)
     key, value = key_value.view(n, t, 2, heads, width).permute(2, 0, 3, 1, 4)  # each (n, heads, t, width)
-    query, key = attention.q_norm(query), attention.k_norm(key)  # type: ignore[union-attr, operator]
-    mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)  # type: ignore[union-attr, arg-type]
-    row = attention.norm(mixed.transpose(1, 2).reshape(n, 1, split))  # type: ignore[union-attr, operator]
-    row = x[:, :1] + block.ls1(attention.proj(row))  # type: ignore[union-attr, operator]
-    return row + block.ls2(block.mlp(block.norm2(row)))  # type: ignore[operator, no-any-return]
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+    row = attention.norm(mixed.transpose(1, 2).reshape(n, 1, split))
+    row = x[:, :1] + block.ls1(attention.proj(row))
+    out: Tensor = row + block.ls2(block.mlp(block.norm2(row)))
+    return out
 
 
-def load_weights(vit: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def load_weights(vit: nn.Module, state: dict[str, Any], source: str) -> None:
     """Fill `vit` from a checkpoint's tensors; position embeddings of another image size are resampled by timm.
 
     Args:
         vit: the transformer to fill, already at the wanted image size.
-        state: the checkpoint; its classification head is ignored.
+        state: the checkpoint as read, whatever is in it; its classification head is ignored.
         source: the checkpoint's name, for errors.
 
     Raises:
@@ -144,18 +147,27 @@ def load_weights(vit: nn.Module, state: dict[str, Tensor], source: str) -> None:
         ) from error
 
 
-def _require_supported(vit: nn.Module, name: str) -> None:
+def _require_supported(vit: Any, name: str) -> None:
     """Refuse, by name, what prompts after a single class token would not fit."""
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block, VisionTransformer
 
     remedy = "choose a ViT with a class token, no registers and class-token pooling, e.g. vit_tiny_patch16_224."
-    if not isinstance(vit, VisionTransformer):
+    known: bool = isinstance(vit, VisionTransformer)
+    if not known:
         raise BackboneError(f"backbone.name={name} is a {type(vit).__name__}, not a timm VisionTransformer; {remedy}")
-    if vit.cls_token is None or vit.reg_token is not None or vit.num_prefix_tokens != 1:
+    if vit.cls_token is None:
+        raise BackboneError(f"backbone.name={name} has no class token; {remedy}")
+    if vit.num_prefix_tokens != 1:
         raise BackboneError(f"backbone.name={name} has {vit.num_prefix_tokens} prefix tokens; {remedy}")
     if vit.global_pool != "token" or vit.attn_pool is not None:
         raise BackboneError(f"backbone.name={name} pools its features by '{vit.global_pool}'; {remedy}")
+    side, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
+    if side < patch or side % patch:
+        raise BackboneError(
+            f"data.image_size={side} is not a multiple of {patch}, the patch of backbone.name={name}, which would cut "
+            f"off a border; choose e.g. {max(1, round(side / patch)) * patch}."
+        )
     last = vit.blocks[-1]
     if type(last) is not Block or type(last.attn) is not Attention or last.attn.gate is not None:
         raise BackboneError(f"backbone.name={name} has blocks of type {type(last).__name__}; {remedy}")

@@ -1,7 +1,7 @@
 """Backbone, prompt generator and head together: what a client trains, for a whole cohort of clients at once."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, final
+from typing import final
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fedbayes.errors import require_choice, require_whole
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.models.prompts import ClientLinear, Kind, PromptGenerator
+from fedbayes.models.prompts import ClientLinear, PromptGenerator
 from fedbayes.seeding import generator as seeded
 
 Arrays = dict[str, np.ndarray]
@@ -43,9 +43,9 @@ class PromptedViT(nn.Module):
         classes: int,
         *,
         length: int,
-        depth: Literal["shallow", "deep"],
+        depth: str,
         start_layer: int,
-        kind: Kind,
+        kind: str,
         hidden: int,
         code_dim: int | str,
         noise_dim: int,
@@ -59,7 +59,9 @@ class PromptedViT(nn.Module):
         require_whole("prompts.start_layer", start_layer, 0)
         if start_layer >= backbone.depth:
             require_choice("prompts.start_layer", str(start_layer), [str(i) for i in range(backbone.depth)])
-        self.backbone, self.classes, self.start_layer = backbone, classes, start_layer
+        self.backbone, self.classes = backbone, classes
+        # Without prompts nothing learnt enters the blocks: all of them lie "below" and are computed once per image.
+        self.start_layer = start_layer if length else backbone.depth
         rng = seeded(seed, "initial parameters")
         self.generator = PromptGenerator(
             kind=kind,
@@ -84,9 +86,10 @@ class PromptedViT(nn.Module):
     def stack(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Take over the parameters of `len(states)` clients; a name that a state lacks keeps its initial value."""
         for name, parameter in self.trainable().items():
-            rows = np.stack([state.get(name, self.initial[name]) for state in states])
-            parameter.data = torch.from_numpy(rows).to(parameter.device, parameter.dtype)
-            parameter.grad = None
+            rows = torch.from_numpy(np.stack([state.get(name, self.initial[name]) for state in states]))
+            owner, _, leaf = name.rpartition(".")
+            # A new leaf, not new data in the old one: a graph still alive would go on expecting the old cohort's size.
+            setattr(self.get_submodule(owner), leaf, nn.Parameter(rows.to(parameter.device, parameter.dtype)))
 
     def unstack(self) -> list[Arrays]:
         """The parameters of each client of the cohort, as arrays of their own."""
@@ -103,6 +106,8 @@ class PromptedViT(nn.Module):
             without parameters, so that it carries no statistics of anybody's data.
         """
         tokens = self.backbone.embed(images, self.start_layer)
+        if self.start_layer == self.backbone.depth:
+            tokens = tokens[:, :1]  # the class token alone is read again
         feature = self.backbone(tokens, None, self.start_layer)
         return tokens, F.layer_norm(feature, feature.shape[-1:])
 
@@ -111,7 +116,7 @@ class PromptedViT(nn.Module):
         tokens: Float[Tensor, "clients images t d"],
         prompts: Float[Tensor, "*draws clients images_or_1 blocks length d"],
     ) -> Float[Tensor, "*draws clients images classes"]:
-        """Class scores of every draw of prompts; the whole cohort and all draws go through the backbone in one batch."""
+        """Class scores of every draw of prompts; cohort and draws go through the backbone in one batch."""
         clients, images = tokens.shape[:2]
         draws = prompts.shape[:-5]
         blocks, length, dim = prompts.shape[-3:]

@@ -18,7 +18,7 @@ Every parameter has a leading client axis: a client is a cohort of one, and noth
 """
 
 import math
-from typing import Literal, final, get_args
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 
-Kind = Literal["fixed", "deterministic", "gaussian", "semi_implicit"]
+KINDS = ("fixed", "deterministic", "gaussian", "semi_implicit")
 
 
 @final
@@ -50,7 +50,7 @@ class PromptGenerator(nn.Module):
     """Prompts of an image from its class feature and noise.
 
     Args:
-        kind: how much of the ladder above to use.
+        kind: how much of the ladder above to use, one of `KINDS`.
         blocks: prompt sets per image, one for VPT-shallow, one for each prompted block for VPT-deep.
         length: prompts in a set; 0 makes a generator of nothing, which leaves the backbone as it is.
         dim: width of a token.
@@ -69,7 +69,7 @@ class PromptGenerator(nn.Module):
     def __init__(
         self,
         *,
-        kind: Kind,
+        kind: str,
         blocks: int,
         length: int,
         dim: int,
@@ -82,7 +82,7 @@ class PromptGenerator(nn.Module):
         rng: torch.Generator,
     ) -> None:
         super().__init__()
-        require_choice("generator.kind", kind, get_args(Kind))
+        require_choice("generator.kind", kind, KINDS)
         require_whole("prompts.length", length, 0)
         require_whole("generator.hidden", hidden, 1)
         require_number("generator.init_scale", init_scale, 0, open_low=True)
@@ -129,7 +129,8 @@ class PromptGenerator(nn.Module):
     def scale(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images_or_1 code_or_1"]:
         """Standard deviation of `c` given `psi`, in units of the prior's: one number, or one per image and entry."""
         if self.kind == "gaussian":
-            return (self.log_scale + self.spread(F.gelu(self.hidden(z)))).exp()
+            log_scale: Tensor = self.log_scale + self.spread(F.gelu(self.hidden(z)))
+            return log_scale.exp()
         return self.log_scale.exp()
 
     def decode(
@@ -139,5 +140,6 @@ class PromptGenerator(nn.Module):
         base = self.base.unsqueeze(1)  # (C, 1, blocks, length, dim)
         if code is None:
             return base
-        offset = self.decoder(code) if hasattr(self, "decoder") else code
-        return base + offset.unflatten(-1, self.shape)
+        offset: Tensor = self.decoder(code) if hasattr(self, "decoder") else code
+        prompts: Tensor = base + offset.unflatten(-1, self.shape)
+        return prompts

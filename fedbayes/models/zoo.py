@@ -1,9 +1,9 @@
 """Where backbones come from: the ViT shipped with fedbayes, or any supported timm ViT with weights of the user's."""
 
+import difflib
 import json
 from pathlib import Path
-
-from torch import Tensor
+from typing import Any
 
 from fedbayes.errors import BackboneError
 from fedbayes.models.backbone import FrozenViT, load_weights
@@ -21,14 +21,12 @@ def shipped(image_size: int) -> FrozenViT:
     from timm.models.vision_transformer import VisionTransformer
 
     with safe_open(SHIPPED, framework="pt") as file:
-        architecture = json.loads(file.metadata()["architecture"])
+        about = file.metadata()
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    patch = architecture["patch_size"]
-    if image_size % patch:
-        raise BackboneError(f"data.image_size={image_size} is not a multiple of {patch}, the shipped backbone's patch.")
-    vit = VisionTransformer(**{**architecture, "img_size": image_size})
+    vit = VisionTransformer(**{**json.loads(about["architecture"]), "img_size": image_size})
+    backbone = FrozenViT(vit, SHIPPED.stem, (float(about["mean"]),) * 3, (float(about["std"]),) * 3)
     load_weights(vit, state, SHIPPED.name)
-    return FrozenViT(vit, SHIPPED.stem, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return backbone
 
 
 def from_timm(name: str, image_size: int, checkpoint: str | None = None, pretrained: bool = False) -> FrozenViT:
@@ -44,9 +42,10 @@ def from_timm(name: str, image_size: int, checkpoint: str | None = None, pretrai
         BackboneError: if the model is unknown or unsupported, or the weights are missing or do not fit.
     """
     import timm
+    from timm.data.config import resolve_model_data_config
 
     if not timm.is_model(name.split(".")[0]):
-        close = timm.list_models(f"*{name[:8]}*")[:4]
+        close = difflib.get_close_matches(name, timm.list_models(), n=4)
         raise BackboneError(f"backbone.name={name} is not a timm model; close to it: {', '.join(close) or 'nothing'}.")
     if checkpoint is None and not pretrained:
         raise BackboneError(
@@ -67,13 +66,14 @@ def from_timm(name: str, image_size: int, checkpoint: str | None = None, pretrai
             f"backbone.name={name}: pretrained weights could not be loaded ({reason}); download them on a machine with "
             "network and give backbone.checkpoint=FILE."
         ) from error
+    normalisation = resolve_model_data_config(vit)
+    backbone = FrozenViT(vit, name, normalisation["mean"], normalisation["std"])
     if state is not None:
         load_weights(vit, state, str(checkpoint))
-    normalisation = timm.data.resolve_model_data_config(vit)
-    return FrozenViT(vit, name, normalisation["mean"], normalisation["std"])
+    return backbone
 
 
-def _read(checkpoint: str) -> dict[str, Tensor]:
+def _read(checkpoint: str) -> dict[str, Any]:
     """The tensors in a file, never running code that the file carries."""
     import pickle
 
@@ -82,7 +82,7 @@ def _read(checkpoint: str) -> dict[str, Tensor]:
     if not Path(checkpoint).is_file():
         raise BackboneError(f"backbone.checkpoint={checkpoint} does not exist; give a .safetensors or .pth file.")
     try:
-        state: dict[str, Tensor] = load_state_dict(checkpoint, use_ema=False, weights_only=True)
+        state: dict[str, Any] = load_state_dict(checkpoint, use_ema=False, weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"backbone.checkpoint={checkpoint} cannot be read ({reason}); save it again.") from error

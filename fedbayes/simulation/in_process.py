@@ -23,6 +23,7 @@ from fedbayes.errors import require_choice, require_number, require_whole
 from fedbayes.messages import (
     ClientUpdate,
     keep_personal,
+    non_finite,
     read_request,
     write_partition,
     write_personal,
@@ -43,7 +44,7 @@ class InProcess:
         cohort: clients trained side by side; null for all of a round.
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
         threads: of torch on the CPU; null for as many as this process may use.
-        timeout: seconds for one round's training; clients not reached by then do not answer. Null for none.
+        timeout: seconds for one round's training, or evaluation; clients not reached by then do not answer; null: none.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -156,7 +157,7 @@ class InProcessGrid(Grid):
             return [Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=cohort[0])]
         return [Message(content, reply_to=message) for content, message in zip(contents, cohort, strict=True)]
 
-    def _handle(self, cohort: Sequence[Message]) -> list[RecordDict]:
+    def _handle(self, cohort: Sequence[Message]) -> Sequence[RecordDict | Error]:
         kinds = {message.metadata.message_type for message in cohort}
         kind = kinds.pop() if len(kinds) == 1 else "mixed"
         partitions = [message.metadata.dst_node_id - FIRST_NODE for message in cohort]
@@ -175,13 +176,19 @@ class InProcessGrid(Grid):
             for content, partition, state in zip(contents, partitions, states, strict=True)
         ]
         updates = self._client.train(requests) if kind == MessageType.TRAIN else self._client.evaluate(requests)
-        if kind == MessageType.TRAIN:
-            self._commit(updates, contents)
-        return [write_reply(update) for update in updates]
+        return [
+            self._settled(update, content) if kind == MessageType.TRAIN else write_reply(update)
+            for update, content in zip(updates, contents, strict=True)
+        ]
 
-    def _commit(self, updates: Sequence[ClientUpdate], contents: Sequence[RecordDict]) -> None:
-        """Keep personal parameters, now that all of the cohort has succeeded."""
-        for update, content in zip(updates, contents, strict=True):
-            if update.personal:
-                keep_personal(self.states.setdefault(update.partition, RecordDict()), update, content)
+    def _settled(self, update: ClientUpdate, content: RecordDict) -> RecordDict | Error:
+        """The reply, once personal parameters are kept; all of the cohort has succeeded.
 
+        The server never sees personal parameters, so whether they are finite is checked here.
+        """
+        bad = non_finite(update.personal)
+        if bad is not None:
+            return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{bad} is not finite")
+        if update.personal:
+            keep_personal(self.states.setdefault(update.partition, RecordDict()), update, content)
+        return write_reply(update)

@@ -208,7 +208,7 @@ def write_html(run_dir: Path) -> Path:
     if clients:
         table = _html_table(["client", "images", "accuracy", "NLL (nats)"], clients)
         parts.append(f"<h2>Clients</h2><details><summary>{len(clients)} clients</summary>{table}</details>")
-    made = {**(summary.get("versions") or {}), "git": summary.get("git"), "threads": summary.get("threads")}
+    made = {**(summary.get("versions") or {}), **{name: summary.get(name) for name in ("git", "threads", "device")}}
     versions = [[str(name), str(value)] for name, value in made.items() if value is not None]
     parts += ["<h2>Costs</h2>", _html_table(["", ""], _cost_rows(summary))]
     parts += ["<h2>Made with</h2>", _html_table(["", ""], versions)]

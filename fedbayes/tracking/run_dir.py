@@ -3,11 +3,12 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedbayes.errors import RunError
+from fedbayes.errors import FedbayesError, RunError
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -48,6 +49,28 @@ def claim(run_dir: Path) -> Path:
     except OSError as error:
         raise RunError(f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir.") from error
     return run_dir
+
+
+@contextmanager
+def claimed(run_dir: Path) -> Iterator[Path]:
+    """Claims a directory for the block; a user's mistake that ends it before any round leaves nothing behind.
+
+    Args:
+        run_dir: see `claim`.
+
+    Raises:
+        RunError: see `claim`.
+    """
+    claim(run_dir)
+    try:
+        yield run_dir
+    except FedbayesError:
+        if (run_dir / METRICS).stat().st_size == 0:
+            for name in (METRICS, CLIENTS, CONFIG, PARTITION, LOG):
+                (run_dir / name).unlink(missing_ok=True)
+            with suppress(OSError):  # something else lies in it
+                run_dir.rmdir()
+        raise
 
 
 def plain(value: object) -> Any:

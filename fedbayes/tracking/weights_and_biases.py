@@ -116,11 +116,12 @@ class WeightsAndBiases:
         try:
             self._run = begin(chosen)
         except (CommError, UsageError) as error:
+            reason = str(error).partition("\n")[0]
             if mode != "auto" or chosen != "online":
                 raise RunError(
-                    f"W&B did not start in mode {chosen} ({error}); check the key, or mode=offline."
+                    f"W&B did not start in mode {chosen} ({reason}); check the key, or mode=offline."
                 ) from error
-            logging.getLogger("fedbayes").warning("W&B cannot be reached (%s); its run is kept offline.", error)
+            logging.getLogger("fedbayes").warning("W&B cannot be reached (%s); its run is kept offline.", reason)
             self._run = begin("offline")
         self._step = 0
         self._clients: dict[str, list[dict[str, Any]]] = {}

@@ -145,3 +145,17 @@ def test_an_unknown_mode_is_named(tmp_path):
         choose_mode("onlin", {}, tmp_path)
     with pytest.raises(ConfigError, match="WANDB_MODE='nonsense'"):
         choose_mode("auto", {"WANDB_MODE": "nonsense"}, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_a_server_out_of_reach_leaves_auto_offline_and_online_an_error(no_key, tmp_path, monkeypatch, caplog, mode):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("fedbayes.tracking.weights_and_biases._SECONDS_TO_CONNECT", 1.0)
+    if mode == "online":
+        with pytest.raises(RunError, match="did not start in mode online"):
+            WeightsAndBiases(tmp_path, {}, mode=mode)
+        return
+    destination = WeightsAndBiases(tmp_path, {}, mode=mode)
+    assert "kept offline" in caplog.text
+    assert "wandb sync" in destination.finish(tmp_path, None)

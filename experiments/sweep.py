@@ -1,0 +1,79 @@
+"""`fedbayes -m` with several processes, going on where it stopped: the way the published numbers were made.
+
+    python experiments/sweep.py runs/table --jobs 2 method=fedvpt,pfedbayespt seed=0,1,2
+
+Every combination becomes a run in a folder named after it; a folder with a summary is not run again. Each process uses
+one torch thread, so the numbers are those of `fedbayes -m ... simulation.threads=1`, to the last bit.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+
+Job = tuple[Path, tuple[str, ...]]
+
+
+def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
+    """Every choice of one value per override; values are separated by commas outside brackets."""
+    axes = []
+    for override in overrides:
+        key, _, values = override.partition("=")
+        parts = [values] if values.startswith("[") else values.split(",")
+        axes.append([f"{key}={value}" for value in parts])
+    return list(itertools.product(*axes))
+
+
+def run_all(jobs: Sequence[Job], processes: int) -> list[Path]:
+    """Run what has no summary yet; returns the folders in the order given. Failures are named and leave the rest."""
+    waiting = [job for job in jobs if not (job[0] / "summary.json").exists()]
+    print(f"{len(jobs)} runs, {len(waiting)} to do, {processes} at a time", flush=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    started = time.time()
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_run, job): job for job in waiting}
+        for number, future in enumerate(as_completed(futures), 1):
+            folder, overrides = futures[future]
+            error = future.exception()
+            said = f"FAILED: {error}" if error else "done"
+            minutes = (time.time() - started) / 60
+            print(f"{number}/{len(waiting)} {minutes:.1f} min {' '.join(overrides)}: {said} ({folder})", flush=True)
+    return [folder for folder, _ in jobs]
+
+
+def folder_of(root: Path, overrides: Sequence[str]) -> Path:
+    """A run's place below the sweep's, readable and unique."""
+    return root / ",".join(overrides).replace("/", "_")
+
+
+def _run(job: Job) -> None:
+    from fedbayes import simulate
+
+    folder, overrides = job
+    (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that broke off: the claim of the folder
+    (folder / "config.yaml").unlink(missing_ok=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        simulate([*overrides, "simulation.threads=1", f"run_dir='{folder}'"])
+
+
+def main() -> None:
+    """Run the product of the overrides."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="where the runs go")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
+    parser.add_argument("overrides", nargs="+", help="as for fedbayes -m")
+    args = parser.parse_args()
+    jobs = [(folder_of(args.folder, one), one) for one in combinations(args.overrides)]
+    folders = run_all(jobs, args.jobs)
+    sys.exit(any(not (folder / "summary.json").exists() for folder in folders))
+
+
+if __name__ == "__main__":
+    main()

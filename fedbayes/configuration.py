@@ -1,0 +1,124 @@
+"""Where the configuration files lie, composing them, and Hydra's complaints about them in one line."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from fedbayes.errors import ConfigError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+"""The configuration files, beside the packages in a checkout, an editable install and a wheel alike."""
+
+NAMED = ("method", "data", "partition", "backbone", "simulation")
+"""Groups whose choice is written down; a configuration alone does not tell."""
+
+SECTIONS = (*NAMED, "tracking", "prompts", "generator", "inference", "optim", "augment", "evaluate")
+
+
+def compose(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that the command line would give.
+
+    Args:
+        overrides: as on the command line, e.g. `["method=fedvpt", "rounds=3"]`.
+
+    Returns:
+        The configuration, with the names of the chosen groups under `names`.
+
+    Raises:
+        ConfigError: if an override names no key or no choice, or cannot be understood.
+    """
+    try:
+        cfg = _compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise in_one_line(error, overrides) from error
+    choices = dict(cfg.hydra.runtime.choices)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return named(cfg, choices)
+
+
+def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
+    """Write the names of the chosen groups under `names`."""
+    with open_dict(cfg):
+        cfg.names = {group: choices[group] for group in NAMED}
+    return cfg
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain values.
+
+    Raises:
+        ConfigError: if a value is missing or points to nothing.
+    """
+    try:
+        found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise in_one_line(error, ()) from error
+    assert isinstance(found, dict)
+    for name in SECTIONS:
+        value = found.get(name)
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name}={value} replaces a whole section; set its keys, as in {name}.KEY=VALUE.")
+    return {str(name): value for name, value in found.items()}
+
+
+def in_one_line(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """What Hydra says over several lines, with the remedy.
+
+    Args:
+        error: from Hydra or OmegaConf.
+        overrides: those that led to it.
+    """
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        return ConfigError(f"{group}={name} does not exist; choose one of {', '.join(error.options)}.")
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(f"{error.full_key} has no default; add {error.full_key}=VALUE.")
+    text = str(error)
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        return ConfigError(f"{unknown[1]} is no key of the configuration; {_instead(unknown[1], overrides)}.")
+    if isinstance(error, OverrideParseException):
+        return ConfigError(f"{error.override} cannot be understood as KEY=VALUE; quote it, or see `fedbayes --help`.")
+    return ConfigError(re.sub(r"\s+", " ", text).strip())
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def _instead(key: str, overrides: Sequence[str]) -> str:
+    """Keys that may have been meant: close ones, or else those that stand in the same place."""
+    choices = [one for one in overrides if (CONF / one.partition("=")[0]).is_dir() and "," not in one]
+    try:
+        cfg = _compose(choices)
+    except (HydraException, OmegaConfBaseException):
+        cfg = _compose(())
+    with open_dict(cfg):
+        del cfg["hydra"]
+    keys = list(_keys(OmegaConf.to_container(cfg), ""))
+    close = difflib.get_close_matches(key, keys, n=1)
+    if close:
+        return f"did you mean {close[0]}"
+    place = key.rpartition(".")[0]
+    beside = [one.rpartition(".")[2] for one in keys if one.rpartition(".")[0] == place]
+    return f"{place} has {', '.join(beside)}" if place and beside else f"there are {', '.join(sorted(map(str, cfg)))}"
+
+
+def _keys(node: object, prefix: str) -> Iterator[str]:
+    """Full names of all single values."""
+    if not isinstance(node, dict):
+        yield prefix[:-1]
+        return
+    for name, value in node.items():
+        if name not in ("_target_", "_partial_"):
+            yield from _keys(value, f"{prefix}{name}.")

@@ -1,0 +1,115 @@
+"""A finished run, read back: `fedbayes.load(RUN_DIR).predict(images)`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from fedbayes import build, checkpoint
+from fedbayes.data.pixels import Images, to_square
+from fedbayes.errors import RunError
+from fedbayes.inference.predictive import Predictive, predictive
+from fedbayes.messages import Arrays
+from fedbayes.seeding import Streams
+from fedbayes.tracking.run_dir import CONFIG, SUMMARY, read_json
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a run says of N images; entropies in nats.
+
+    Attributes:
+        probabilities: `(N, classes)`, the mean over draws of prompts.
+        entropy: of those probabilities, `(N,)`: expected entropy plus prompt uncertainty.
+        expected_entropy: mean entropy of a single draw, `(N,)`.
+        prompt_uncertainty: mutual information between prompts and label, `(N,)`; 0 without a posterior.
+        classes: class names, in the order of the columns.
+    """
+
+    probabilities: np.ndarray
+    entropy: np.ndarray
+    expected_entropy: np.ndarray
+    prompt_uncertainty: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each image."""
+        return [self.classes[i] for i in self.probabilities.argmax(1)]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run's configuration, summary and learnt parameters.
+
+    Attributes:
+        directory: where it lies.
+        config: resolved.
+        summary: the object of `summary.json`.
+    """
+
+    directory: Path
+    config: DictConfig
+    summary: dict[str, Any]
+    _parts: dict[str, Any] = field(default_factory=dict)
+
+    def predict(self, images: Images, partition: int | None = None) -> Prediction:
+        """Predict new images with the parameters after the last round.
+
+        Args:
+            images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, or PIL images, or paths of image files; any size.
+            partition: use what this client kept to itself; None uses the clients' mean of that.
+
+        Returns:
+            Probabilities and uncertainty of each image. Equal calls give equal numbers.
+
+        Raises:
+            RunError: if the checkpoint is missing or damaged, or there is no such client.
+            DataError: if an image cannot be read.
+        """
+        client, data, stored = self._restore()
+        size = data.images.images.shape[-1]
+        pixels = to_square(images, size)
+        parameters = {**stored.server, **self._personal(stored, partition)}
+        streams = Streams(self.config.seed, stored.server_round, [0], "predict")
+        with torch.no_grad():
+            draws = client.draw(client.inputs.of_images(pixels), [parameters], streams)
+            probabilities, expected = predictive(draws.logits)
+        said = Predictive(probabilities[0].cpu(), expected[0].cpu())
+        columns = (said.probabilities, said.entropy, said.expected_entropy, said.prompt_uncertainty)
+        return Prediction(*(column.double().numpy() for column in columns), classes=data.images.classes)
+
+    def _restore(self) -> tuple[Any, Any, checkpoint.Checkpoint]:
+        """The client with its backbone, the data and the checkpoint; built at the first call."""
+        if not self._parts:
+            stored = checkpoint.latest(self.directory)
+            client, data = build.stored(self.config, stored)
+            self._parts.update(client=client, data=data, stored=stored)
+        return self._parts["client"], self._parts["data"], self._parts["stored"]
+
+    def _personal(self, stored: checkpoint.Checkpoint, partition: int | None) -> Arrays:
+        if partition is not None and not 0 <= partition < self.config.clients:
+            raise RunError(f"partition={partition} is none of the run's {self.config.clients} clients.")
+        if partition in stored.personal:
+            return stored.personal[partition]
+        kept = list(stored.personal.values())
+        return {name: np.mean([one[name] for one in kept], axis=0, dtype=np.float64) for name in (kept[0] if kept else {})}
+
+
+def load(run_dir: str | Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        RunError: if the directory does not hold one.
+    """
+    directory = Path(run_dir)
+    if not (directory / CONFIG).is_file() or not (directory / SUMMARY).is_file():
+        raise RunError(f"{directory} holds no finished run (no {CONFIG} and {SUMMARY}); give a run directory.")
+    loaded = OmegaConf.load(directory / CONFIG)
+    assert isinstance(loaded, DictConfig)
+    return Run(directory, loaded, read_json(directory / SUMMARY))

@@ -1,0 +1,49 @@
+"""Shapes are checked in every test, draws are repeatable, and one core is enough."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Before anything imports the two packages: it rewrites them as they are loaded. Numbers and words are left to mypy and
+# to the constructors' own checks, whose errors would otherwise never be seen.
+SCALARS = "beartype.FrozenDict({int: object, float: object, str: object})"
+CHECKER = f"beartype.beartype(conf=beartype.BeartypeConf(hint_overrides={SCALARS}))"
+install_import_hook(["fedbayes.models", "fedbayes.inference"], CHECKER)
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Tests may draw from torch's global generator; the library may not."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def random_vit() -> Callable[..., Any]:
+    """Makes a small float64 timm ViT with every parameter random, so that nothing passes for being zero or one."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    def make(**options: Any) -> VisionTransformer:
+        defaults = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 0}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            vit = VisionTransformer(**{**defaults, **options}).double()
+            with torch.no_grad():
+                for parameter in vit.parameters():
+                    parameter.add_(0.2 * torch.randn_like(parameter))
+        return vit
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[[int, int], torch.Tensor]:
+    """Makes `count` random uint8 images of a side."""
+
+    def make(count: int, side: int) -> torch.Tensor:
+        return torch.randint(256, (count, 3, side, side), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+
+    return make

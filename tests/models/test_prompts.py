@@ -1,0 +1,119 @@
+"""The generators against the formulas of their module docstring."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fedbayes.errors import ConfigError
+from fedbayes.models.prompts import KINDS, ClientLinear, PromptGenerator
+
+SIZES = {"blocks": 2, "length": 3, "dim": 8, "hidden": 5, "code_dim": 6, "noise_dim": 4}
+SCALES = {"init_scale": 0.3, "init_mixing": 0.5, "decoder_scale": 0.2}
+
+
+def make(kind, **options):
+    return PromptGenerator(kind=kind, **{**SIZES, **SCALES, "rng": torch.Generator().manual_seed(0), **options})
+
+
+def randomise(generator):
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return generator.double()
+
+
+def test_client_linear_is_a_layer_for_each_client():
+    layer = ClientLinear(3, 2, std=1.0, rng=torch.Generator().manual_seed(0))
+    layer.weight.data, layer.bias.data = torch.randn(4, 3, 2), torch.randn(4, 1, 2)
+    x = torch.randn(7, 4, 5, 3)
+    for c in range(4):
+        expected = F.linear(x[:, c], layer.weight[c].T, layer.bias[c, 0])
+        torch.testing.assert_close(layer(x)[:, c], expected)
+
+
+def test_the_four_kinds_start_from_one_base_and_the_deterministic_one_starts_as_vpt():
+    z = torch.randn(1, 5, 8)
+    fixed, deterministic, gaussian, semi = (make(kind) for kind in KINDS)
+    base = fixed.decode(None)
+    assert base.shape == (1, 1, 2, 3, 8)
+    assert base.abs().max() <= math.sqrt(6 / 16)
+    for other in (deterministic, gaussian, semi):
+        assert torch.equal(other.base, fixed.base)
+        assert torch.equal(other.decode(torch.zeros(1, 5, 6)), base.expand(1, 5, 2, 3, 8))
+    assert torch.equal(deterministic.decode(deterministic.mixing(z, None)), base.expand(1, 5, 2, 3, 8))
+    assert not gaussian.mixing(z, None).any()
+    eps = torch.randn(2, 1, 5, 4)
+    torch.testing.assert_close(semi.mixing(z, eps), eps @ semi.skip.weight)  # A eps, since f_phi starts at zero
+    assert not semi.mixing(z, torch.zeros_like(eps)).any()
+
+
+def test_equal_seeds_start_equal():
+    first, second = (make("semi_implicit").state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_initial_scales_are_in_the_units_they_name():
+    wide = make("semi_implicit", code_dim=4000, noise_dim=3)
+    torch.testing.assert_close(wide.scale(torch.randn(1, 5, 8)), torch.full((1, 1, 1), 0.3))
+    columns = wide.skip.weight[0].norm(dim=1)  # of A, each in R^r
+    torch.testing.assert_close(columns, torch.full((3,), 0.5 * 0.3), rtol=0.05, atol=0)
+    offset = wide.decode(torch.randn(1, 200, 4000)) - wide.base
+    assert offset.std().item() == pytest.approx(0.2, rel=0.05)
+
+
+def test_semi_implicit_mixing_and_decoding_by_hand():
+    generator = randomise(make("semi_implicit"))
+    weights = {name: value[0] for name, value in generator.state_dict().items()}
+    z, eps = torch.randn(1, 5, 8, dtype=torch.float64), torch.randn(1, 5, 4, dtype=torch.float64)
+    psi, prompts = generator.mixing(z, eps), None
+    for i in range(5):
+        hidden = z[0, i] @ weights["hidden.weight"] + weights["hidden.bias"][0] + eps[0, i] @ weights["noise.weight"]
+        f = F.gelu(hidden) @ weights["location.weight"] + weights["location.bias"][0]
+        expected = eps[0, i] @ weights["skip.weight"] + f
+        torch.testing.assert_close(psi[0, i], expected)
+        prompts = weights["base"] + (expected @ weights["decoder.weight"]).view(2, 3, 8)
+        torch.testing.assert_close(generator.decode(psi)[0, i], prompts)
+
+
+def test_the_gaussian_scale_is_one_per_image_and_entry():
+    generator = randomise(make("gaussian"))
+    z = torch.randn(1, 5, 8, dtype=torch.float64)
+    hidden = F.gelu(generator.hidden(z))
+    torch.testing.assert_close(generator.scale(z), (generator.log_scale + generator.spread(hidden)).exp())
+    assert generator.scale(z).shape == (1, 5, 6)
+
+
+def test_a_full_code_is_the_prompts_themselves():
+    generator = make("deterministic", code_dim="full")
+    assert generator.code_dim == 48
+    code = torch.randn(2, 1, 5, 48)
+    torch.testing.assert_close(generator.decode(code), generator.base + code.view(2, 1, 5, 2, 3, 8))
+    assert not any(name.startswith("decoder") for name, _ in generator.named_parameters())
+
+
+def test_no_prompts_make_a_generator_of_nothing():
+    assert make("fixed", length=0).decode(None).shape == (1, 1, 2, 0, 8)
+    with pytest.raises(ConfigError, match=r"prompts\.length=0 leaves generator\.kind=gaussian nothing to generate"):
+        make("gaussian", length=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("length", -1),
+        ("hidden", 0),
+        ("code_dim", 0),
+        ("code_dim", "wide"),
+        ("noise_dim", 0),
+        ("init_scale", 0),
+        ("init_scale", "small"),
+        ("init_mixing", -0.1),
+        ("decoder_scale", math.inf),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(key, value):
+    section = "prompts" if key == "length" else "generator"
+    with pytest.raises(ConfigError, match=rf"{section}\.{key}={value}"):
+        make("semi_implicit", **{key: value})

@@ -1,0 +1,139 @@
+"""Where backbones come from, and what is refused: no network, no foreign code."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from fedbayes.errors import BackboneError
+from fedbayes.models.zoo import SHIPPED, from_timm, shipped
+
+TINY = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def tiny() -> torch.nn.Module:
+    """A vit_tiny of 32 pixels with weights of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return timm.create_model(TINY, pretrained=False, img_size=32, num_classes=5).eval()
+
+
+class Harmful:
+    """Unpickled carelessly, it makes a folder."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.place),)
+
+
+def test_the_shipped_backbone_is_the_file():
+    backbone, saved = shipped(32), load_file(SHIPPED)
+    state = backbone.vit.state_dict()
+    assert state.keys() == saved.keys()
+    assert all(torch.equal(state[name], saved[name]) for name in saved)
+    assert (backbone.dim, backbone.depth, backbone.image_size, backbone.num_tokens) == (96, 4, 32, 65)
+    assert backbone.name == "vit_letters32"
+
+
+def test_the_shipped_backbone_at_another_size(images):
+    backbone = shipped(48)
+    assert backbone.num_tokens == 145
+    assert backbone.features(images(2, 48)).shape == (2, 96)
+    small, large = shipped(32).vit.state_dict(), backbone.vit.state_dict()
+    assert [name for name in small if not torch.equal(small[name], large[name])] == ["pos_embed"]
+
+
+@pytest.mark.parametrize("side", [2, 33, 0])
+def test_a_size_that_patches_do_not_cover_is_refused(side):
+    with pytest.raises(BackboneError, match=f"data.image_size={side} is not a multiple of 4"):
+        shipped(side)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_come_from_a_file(tiny, tmp_path, images, suffix):
+    path = str(tmp_path / f"weights{suffix}")
+    (torch.save if suffix == ".pth" else lambda state, to: save_file(state, to))(tiny.state_dict(), path)
+    backbone = from_timm(TINY, 32, path)
+    pixels = (images(2, 32).float() / 255 - 0.5) / 0.5  # timm's own normalisation of this model
+    with torch.no_grad():
+        expected = tiny.forward_head(tiny.forward_features(pixels), pre_logits=True)
+    torch.testing.assert_close(backbone.features(images(2, 32)), expected, rtol=0, atol=1e-4)
+    assert from_timm(TINY, 64, path).num_tokens == 17
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path, random_vit):
+    path = tmp_path / "other.pth"
+    torch.save(random_vit().state_dict(), path)
+    with pytest.raises(BackboneError, match=r"other\.pth does not fit VisionTransformer: .*backbone\.name"):
+        from_timm(TINY, 32, str(path))
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, raw):
+    path, place = tmp_path / "weights.pth", tmp_path / "made by the pickle"
+    if raw:
+        path.write_bytes(pickle.dumps({"norm.weight": Harmful(place)}))
+    else:
+        torch.save({"norm.weight": Harmful(place)}, path)
+    with pytest.raises(BackboneError, match=r"backbone\.checkpoint=.*weights\.pth cannot be read"):
+        from_timm(TINY, 32, str(path))
+    assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.pth", b"no zip"), ("a.safetensors", b"no tensors"), ("a.pth", b""), ("a.safetensors", b"")],
+)
+def test_a_broken_file_is_refused(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(BackboneError, match=r"backbone\.checkpoint=.* cannot be read"):
+        from_timm(TINY, 32, str(path))
+
+
+@pytest.mark.parametrize("content", [[1, 2], 3.0, {1: torch.ones(2)}, "text", torch.ones(2)], ids=type)
+def test_a_file_of_something_else_is_refused(tmp_path, content):
+    path = tmp_path / "else.pth"
+    torch.save(content, path)
+    with pytest.raises(BackboneError, match=r"backbone\.checkpoint=.*else\.pth"):
+        from_timm(TINY, 32, str(path))
+
+
+def test_missing_file_missing_weights_and_unknown_name(tmp_path):
+    with pytest.raises(BackboneError, match=r"none\.pth does not exist; give a \.safetensors or \.pth file"):
+        from_timm(TINY, 32, str(tmp_path / "none.pth"))
+    with pytest.raises(BackboneError, match=r"has no weights; give backbone\.checkpoint=FILE"):
+        from_timm(TINY, 32)
+    with pytest.raises(BackboneError, match=r"vit_tinny_patch16 is not a timm model"):
+        from_timm("vit_tinny_patch16", 32)
+    with pytest.raises(
+        BackboneError, match=r"vit_tiny_pach16_224 is not a timm model; close to it: vit_tiny_patch16_224"
+    ):
+        from_timm("vit_tiny_pach16_224", 32)
+
+
+def test_other_architectures_and_sizes_are_refused(tmp_path, tiny):
+    path = str(tmp_path / "weights.pth")
+    torch.save(tiny.state_dict(), path)
+    with pytest.raises(BackboneError, match=r"resnet18 cannot be built at data\.image_size=32"):
+        from_timm("resnet18", 32, path)
+    with pytest.raises(BackboneError, match=r"test_vit2 has no class token"):
+        from_timm("test_vit2", 32, path)
+    with pytest.raises(BackboneError, match=r"data\.image_size=40 is not a multiple of 16"):
+        from_timm(TINY, 40, path)
+
+
+def test_without_network_the_remedy_is_a_file(monkeypatch):
+    def offline(*_: object, **__: object) -> None:
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(BackboneError, match=r"couldn't connect to the hub.*give backbone\.checkpoint=FILE"):
+        from_timm(TINY, 32, pretrained=True)

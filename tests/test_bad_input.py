@@ -1,0 +1,188 @@
+"""A user's mistake gives one line with value, place and remedy, exit status 2, and leaves nothing behind."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fedbayes.configuration import CONF
+from fedbayes.run import main
+
+
+@pytest.fixture
+def fails(tmp_path, monkeypatch, capsys):
+    """Runs the command, which must fail properly, and gives the one line it says."""
+
+    def run(*overrides, run_dir=tmp_path / "run"):
+        monkeypatch.setattr(sys, "argv", ["fedbayes", "experiment=smoke", f"run_dir={run_dir}", *overrides])
+        existed = set(run_dir.rglob("*"))
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "Traceback" not in said.err
+        assert len(said.err.splitlines()) == 1, said.err
+        assert set(run_dir.rglob("*")) == existed
+        assert run_dir.exists() == bool(existed)
+        return said.err.strip()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    for domain in ("day", "night"):
+        for label in ("cat", "dog"):
+            (root / domain / label).mkdir(parents=True)
+            for i in range(12):
+                colour = (20 * i, 100 if label == "cat" else 200, 50 if domain == "day" else 150)
+                Image.new("RGB", (20, 16), colour).save(root / domain / label / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("method=foo", "ConfigError: method=foo does not exist; choose one of "),
+        ("partition=foo", "ConfigError: partition=foo does not exist; choose one of "),
+        ("promts.length=3", "ConfigError: promts.length is no key of the configuration; did you mean prompts.length."),
+        ("rounds=0", "ConfigError: rounds=0 "),
+        ("rounds=abc", "ConfigError: rounds=abc "),
+        ("rounds=1.5", "ConfigError: rounds=1.5 "),
+        ("seed=-1", "ConfigError: seed=-1 "),
+        ("clients=0", "ConfigError: clients=0 "),
+        ("clients=5000", "PartitionError: clients=5000 "),
+        ("participation=0", "ConfigError: participation=0 "),
+        ("participation=nan", "ConfigError: participation=nan "),
+        ("simulation.cohort=0", "ConfigError: simulation.cohort=0 "),
+        ("simulation.threads=0", "ConfigError: simulation.threads=0 "),
+        ("simulation.cache_mb=-1", "ConfigError: simulation.cache_mb=-1 "),
+        ("simulation.min_replies=9", "ConfigError: simulation.min_replies=9 "),
+        ("optim.prompt_lr=nan", "ConfigError: optim.prompt_lr=nan "),
+        ("optim.name=foo", "ConfigError: optim.name=foo is unknown; choose one of sgd, adam, adamw."),
+        ("optim.local_epochs=0", "ConfigError: optim.local_epochs=0 "),
+        ("optim=sgd", "ConfigError: optim=sgd replaces a whole section"),
+        ("inference.num_extra=-1", "ConfigError: inference.num_extra=-1 "),
+        ("prompts.start_layer=99", "ConfigError: prompts.start_layer=99 "),
+        ("prompts.length=-1", "ConfigError: prompts.length=-1 "),
+        ("generator.kind=foo", "ConfigError: generator.kind=foo is unknown; choose one of fixed, "),
+        ("generator.code_dim=0", "ConfigError: generator.code_dim=0 "),
+        ("partition.alpha=-1", "PartitionError: partition.alpha=-1 "),
+        ("data.image_size=30", "BackboneError: data.image_size=30 "),
+        ("data.image_size=abc", "ConfigError: data.image_size=abc "),
+        ("augment.flip=maybe", "ConfigError: augment.flip=maybe "),
+        ("method.client.personal=[foo]", "ConfigError: method.client.personal=['foo']: "),
+        ("method.client.personal=head", "ConfigError: method.client.personal=head is not a list; write [head]."),
+        ("+method.strategy.foo=1", "ConfigError: method.strategy: Averaging got an unexpected keyword argument 'foo'"),
+    ],
+)
+def test_a_value_that_cannot_work(fails, override, said):
+    assert fails(override).startswith(said)
+
+
+def test_a_folder_without_classes(fails, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert fails("data=imagefolder", f"data.root={empty}").startswith(f"DataError: data.root={empty} has no class folders")
+    (empty / "a.png").write_bytes(b"")
+    assert "has no class folders" in fails("data=imagefolder", f"data.root={empty}")
+
+
+def test_a_folder_that_is_missing_or_was_not_given(fails, tmp_path):
+    assert fails("data=imagefolder", f"data.root={tmp_path}/no").startswith(f"DataError: data.root={tmp_path}/no does not")
+    assert fails("data=imagefolder") == "ConfigError: data.root has no default; add data.root=VALUE."
+
+
+def test_an_unreadable_image_is_named_and_skipped_only_on_request(fails, photos, tmp_path, monkeypatch, capsys):
+    broken = photos / "day" / "cat" / "broken.png"
+    broken.write_bytes(b"no picture")
+    chosen = ["data=imagefolder", f"data.root={photos}", "clients=2", "partition.test=0.3", "partition.validation=0.2"]
+    said = fails(*chosen)
+    assert said.startswith(f"DataError: data.root={photos}: day/cat/broken.png cannot be read")
+    assert "data.on_error=skip" in said
+    run_dir = tmp_path / "skipped"
+    arguments = ["fedbayes", "experiment=smoke", *chosen, "data.on_error=skip", "rounds=1", f"run_dir={run_dir}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    assert (run_dir / "summary.json").is_file()
+    assert "broken.png" in capsys.readouterr().err
+    broken.unlink()
+
+
+def test_more_clients_than_images(fails, photos):
+    said = fails("data=imagefolder", f"data.root={photos}", "clients=40")
+    assert said.startswith("PartitionError: clients=40 ")
+    assert "the data has 48" in said
+
+
+def test_a_checkpoint_that_does_not_fit(fails, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}, path)
+    timm = ["backbone=timm", "backbone.name=vit_tiny_patch16_224"]
+    said = fails(*timm, f"backbone.checkpoint={path}", "prompts.start_layer=0")
+    assert said.startswith(f"BackboneError: backbone.checkpoint={path} does not fit")
+    assert fails(*timm, "backbone.checkpoint=/no").startswith("BackboneError: backbone.checkpoint=/no does not exist")
+
+
+def test_a_directory_that_holds_a_run(fails, tmp_path):
+    held = tmp_path / "held"
+    held.mkdir()
+    (held / "summary.json").write_text("{}")
+    assert fails(run_dir=held).startswith(f"RunError: run_dir={held} already holds a run")
+    assert (held / "summary.json").read_text() == "{}"
+
+
+def test_what_fails_after_the_directory_was_claimed_leaves_nothing_either(fails):
+    fedprox = "method.strategy._target_=flwr.serverapp.strategy.FedProx"
+    assert "sends proximal-mu" in fails(fedprox, "+method.strategy.proximal_mu=1")
+    assert "tracking mode='foo'" in fails("tracking=wandb", "tracking.destinations.0.mode=foo")
+
+
+def test_a_directory_of_the_users_stays_with_what_lay_in_it(fails, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    fedprox = "method.strategy._target_=flwr.serverapp.strategy.FedProx"
+    fails(fedprox, "+method.strategy.proximal_mu=1", run_dir=mine)
+    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
+
+
+def test_details_are_there_for_those_who_ask(monkeypatch):
+    from hydra.errors import HydraException
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(sys, "argv", ["fedbayes", "method=foo"])
+    with pytest.raises(HydraException):
+        main()
+
+
+def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr("fedbayes.build.data", broken)
+    monkeypatch.setattr(sys, "argv", ["fedbayes", f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(ZeroDivisionError):
+        main()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["rounds=0", "run_dir=here"], "ConfigError: rounds=0"), (["method=foo", "run_dir=here"], "ConfigError: method=foo")],
+)
+def test_the_real_command(tmp_path: Path, arguments, said):
+    environment = {**os.environ, "PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fedbayes.run", *arguments],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(said)
+    assert len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

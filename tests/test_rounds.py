@@ -1,0 +1,338 @@
+"""The round loop: keyed sampling, guards, order of replies, personal state, evaluation."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+
+from fedbayes import build
+from fedbayes.configuration import compose
+from fedbayes.errors import ConfigError, RunError
+from fedbayes.messages import ClientUpdate, from_record
+from fedbayes.rounds import RoundLoop
+from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
+
+SETTINGS = {
+    "rounds": 2,
+    "clients": 5,
+    "participation": 1.0,
+    "seed": 0,
+    "min_replies": 1,
+    "evaluate_every": 1,
+    "best_by": "accuracy",
+    "images_per_reply": 1,
+    "personal": False,
+}
+
+
+class Journal:
+    def __init__(self):
+        self.rows, self.client_rows, self.notes = [], [], []
+
+    def log(self, row):
+        self.rows.append(dict(row))
+
+    def log_clients(self, rows):
+        self.client_rows += [dict(row) for row in rows]
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+class Scripted:
+    """A client whose answers are known: w = partition + 1 by 10 * (partition + 1) images, right on `skill` of 4 images."""
+
+    def __init__(self, broken=(), silent=(), skill=None, keeps=False):
+        self.broken, self.silent, self.skill, self.keeps = set(broken), set(silent), skill or {}, keeps
+        self.trained, self.evaluated = [], []
+
+    def initial(self):
+        return {"w": np.zeros(1)}
+
+    def train(self, requests):
+        self.trained += [(r.server_round, r.partition) for r in requests]
+        self.last = {r.partition: (r.arrays, r.personal) for r in requests}
+        answers = []
+        for r in requests:
+            bad = (r.server_round, r.partition) in self.broken
+            arrays = {"w": np.full(1, np.nan if bad else r.partition + 1.0)}
+            mine = {"head": np.full(2, r.server_round + 10.0 * r.partition, np.float32)} if self.keeps else {}
+            answers.append(ClientUpdate(r.partition, arrays, 10 * (r.partition + 1), {"loss": r.partition}, mine))
+        return answers
+
+    def evaluate(self, requests):
+        self.evaluated.append((requests[0].server_round, requests[0].split))
+        self.last_parameters = {r.partition: {**r.arrays, **r.personal} for r in requests}
+        answers = []
+        for r in requests:
+            right = self.skill.get((r.server_round, r.split), 2)
+            probabilities = np.tile(np.array([[0.8, 0.2]], np.float32), (4, 1))
+            labels = np.array([0] * right + [1] * (4 - right))
+            if r.partition in self.silent:
+                probabilities[:] = np.nan
+            arrays = {
+                "probabilities": probabilities,
+                "expected_entropy": np.zeros(4, np.float32),
+                "labels": labels,
+                "domains": np.zeros(4, np.int64),
+            }
+            answers.append(ClientUpdate(r.partition, arrays, 4, {"accuracy": right / 4, "nll": 0.5}))
+        return answers
+
+
+def play(client, grid=None, strategy=None, **settings):
+    loop, journal = RoundLoop(**{**SETTINGS, **settings}), Journal()
+    grid = grid or InProcessGrid(client, loop.clients, None, None)
+    strategy = strategy or build.strategy(compose(), loop)
+    return loop.run(grid, strategy, client.initial(), journal), journal, grid
+
+
+def test_the_mean_of_a_round_by_hand():
+    progress, _, _ = play(Scripted(), clients=3, rounds=1)
+    # (10 * 1 + 20 * 2 + 30 * 3) / 60
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([140 / 60])
+
+
+class RandomNodes(InProcessGrid):
+    """Shows its nodes in another order, as Flower's set of random ids does."""
+
+    def get_node_ids(self):
+        return random.Random(3).sample(range(FIRST_NODE, FIRST_NODE + self._clients), self._clients)
+
+
+def test_the_order_of_nodes_does_not_reach_the_bits_of_a_real_client():
+    cfg = compose(["experiment=smoke", "clients=4"])
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    one, journal, _ = play(client, clients=4)
+    other, shuffled, _ = play(client, grid=RandomNodes(client, 4, None, None), clients=4)
+    for name, array in from_record(one.arrays).items():
+        assert from_record(other.arrays)[name].tobytes() == array.tobytes(), name
+    assert shuffled.client_rows == journal.client_rows
+
+
+def test_shuffled_replies_give_the_same_bits():
+    class Late(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            random.Random(7).shuffle(replies)
+            return replies
+
+    class Irrational(Scripted):
+        def train(self, requests):
+            return [
+                ClientUpdate(u.partition, {"w": np.sqrt(u.arrays["w"]) * 10.0 ** (5 - 2 * u.partition)}, 7, u.metrics)
+                for u in super().train(requests)
+            ]
+
+    client = Irrational()
+    one, other = play(client)[0], play(client, grid=Late(client, 5, None, None))[0]
+    assert from_record(one.arrays)["w"].tobytes() == from_record(other.arrays)["w"].tobytes()
+    assert one.train == other.train
+
+
+def test_partial_participation_samples_partitions_by_seed_and_round_alone():
+    client = Scripted()
+    play(client, clients=10, participation=0.3, rounds=4)
+    sampled = [[p for r, p in client.trained if r == server_round] for server_round in (1, 2, 3, 4)]
+    assert all(len(one) == 3 and one == sorted(one) for one in sampled)
+    assert len({tuple(one) for one in sampled}) > 1
+    other = Scripted()
+    play(other, grid=RandomNodes(other, 10, 1, None), clients=10, participation=0.3, rounds=4)
+    assert other.trained == client.trained
+    loop = RoundLoop(**{**SETTINGS, "clients": 10, "participation": 0.3})
+    assert [loop.sample(server_round) for server_round in (1, 2, 3, 4)] == sampled
+    reseeded = RoundLoop(**{**SETTINGS, "clients": 10, "participation": 0.3, "seed": 1})
+    assert [reseeded.sample(server_round) for server_round in (1, 2, 3, 4)] != sampled
+
+
+def test_every_client_is_sampled_about_equally_often():
+    loop = RoundLoop(**{**SETTINGS, "clients": 10, "participation": 0.3})
+    counts = np.bincount(np.concatenate([loop.sample(server_round) for server_round in range(1, 1001)]))
+    assert counts.sum() == 3000
+    assert np.abs(counts - 300).max() < 4 * np.sqrt(1000 * 0.3 * 0.7)
+
+
+def test_at_least_one_client_trains():
+    assert len(RoundLoop(**{**SETTINGS, "participation": 0.01}).sample(1)) == 1
+
+
+def test_an_update_that_is_not_finite_is_dropped_named_and_counted():
+    progress, journal, _ = play(Scripted(broken={(2, 1)}), clients=3)
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
+    assert journal.notes == ["round 2: reply of client 1 not used: w is not finite"]
+    trains = [row for row in journal.rows if row["phase"] == "train"]
+    assert [(row["clients"], row["replies"], row["dropped"]) for row in trains] == [(3, 3, 0), (3, 2, 1)]
+    assert progress.accepted == {0: 2, 1: 1, 2: 2}
+    assert trains[1]["loss"] == pytest.approx((10 * 0 + 30 * 2) / 40)
+
+
+def test_a_void_round_leaves_the_parameters_as_they_were():
+    progress, journal, _ = play(Scripted(broken={(2, 0), (2, 1)}), clients=3, min_replies=2)
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([140 / 60])
+    assert journal.notes[-1] == "round 2 is void: 1 usable replies, 2 needed"
+    assert progress.accepted == {0: 1, 1: 1, 2: 1}
+
+
+def test_answers_that_are_no_answers_are_dropped_and_named():
+    class Odd(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            for reply in super().send_and_receive(messages, timeout=timeout):
+                if reply.metadata.message_type == MessageType.TRAIN:
+                    partition = reply.metadata.src_node_id - FIRST_NODE
+                    if partition == 0:
+                        continue
+                    if partition == 1:
+                        reply.content = RecordDict({"config": ConfigRecord()})
+                    if partition == 2:
+                        weightless = MetricRecord({"num-examples": 0})
+                        reply.content = RecordDict({"arrays": ArrayRecord(), "metrics": weightless})
+                yield reply
+
+    client = Scripted()
+    progress, journal, _ = play(client, grid=Odd(client, 4, None, None), clients=4, rounds=1)
+    said = [note.partition("not used: ")[2] for note in journal.notes]
+    assert said[0] == "no answer in time"
+    assert "expected arrays and metrics" in said[1]
+    assert "num-examples is 0" in said[2]
+    assert set(progress.accepted) == {3}
+
+
+def test_personal_parameters_go_on_from_the_version_that_the_server_accepted():
+    client = Scripted(broken={(2, 1)}, keeps=True)
+    progress, _, grid = play(client, clients=2, rounds=3, personal=True)
+    # In round 2 client 1 committed 12, but its reply was dropped: round 3 went on from round 1's 11.
+    assert client.last[1][1]["head"].tolist() == [11.0, 11.0]
+    assert client.last[0][1]["head"].tolist() == [2.0, 2.0]
+    assert {p: one["head"].tolist() for p, one in progress.personal.items()} == {0: [3.0, 3.0], 1: [13.0, 13.0]}
+    assert all(len(state.array_records) == 2 for state in grid.states.values())
+
+
+def test_clients_that_never_trained_use_the_mean_of_the_others_heads():
+    client = Scripted(keeps=True)
+    loop = RoundLoop(**{**SETTINGS, "clients": 4, "participation": 0.5, "rounds": 1})
+    trained = loop.sample(1)
+    _, _, grid = play(client, clients=4, participation=0.5, rounds=1, personal=True)
+    heads = {partition: one["head"].tolist() for partition, one in client.last_parameters.items()}
+    mean = 1 + 10 * np.mean(trained)
+    assert {p: head[0] for p, head in heads.items()} == {
+        p: (1 + 10 * p if p in trained else pytest.approx(mean)) for p in range(4)
+    }
+    assert client.last_parameters[0]["head"].dtype == np.float32
+    assert sorted(grid.states) == trained, "state is kept for those that took part"
+
+
+def test_test_images_are_looked_at_only_when_validation_was_better_or_the_run_ends():
+    skill = {(1, "validation"): 2, (2, "validation"): 3, (3, "validation"): 1, (4, "validation"): 1}
+    client = Scripted(skill={**skill, (2, "test"): 1, (4, "test"): 4})
+    progress, _, _ = play(client, rounds=4)
+    assert [one for one in client.evaluated if one[1] == "test"] == [(1, "test"), (2, "test"), (4, "test")]
+    assert (progress.best.server_round, progress.final.server_round) == (2, 4)
+    assert (progress.best.accuracy["mean"], progress.final.accuracy["mean"]) == (0.25, 1.0)
+
+
+def test_evaluation_happens_every_so_many_rounds_and_at_the_end():
+    client = Scripted()
+    play(client, rounds=5, evaluate_every=2)
+    assert [r for r, split in client.evaluated if split == "validation"] == [2, 4, 5]
+
+
+def test_clients_whose_predictions_are_not_finite_are_named_and_left_out():
+    progress, journal, _ = play(Scripted(silent={1}), clients=3, rounds=1)
+    assert set(progress.final.partitions.tolist()) == {0, 2}
+    assert "round 1: test of client 1 not used: probabilities is not finite" in journal.notes
+
+
+def test_a_run_that_nobody_can_be_evaluated_in_stops():
+    with pytest.raises(RunError, match="no client could be evaluated on validation in round 1"):
+        play(Scripted(silent={0, 1, 2}), clients=3, rounds=1)
+
+
+def test_another_number_of_clients_than_asked_for_is_refused():
+    client = Scripted()
+    with pytest.raises(RunError, match="clients=5"):
+        play(client, grid=InProcessGrid(client, 4, None, None))
+
+
+def test_bytes_are_those_of_the_serialised_arrays():
+    progress, journal, _ = play(Scripted(broken={(1, 0)}), clients=3, rounds=2)
+    one = len(next(iter(progress.arrays.values())).data)
+    assert progress.bytes_down == 6 * one
+    assert progress.bytes_up == 5 * one
+    assert [row["bytes_up"] for row in journal.rows if row["phase"] == "train"] == [2 * one, 3 * one]
+
+
+def test_images_count_the_passes_over_them():
+    progress, _, _ = play(Scripted(), clients=2, rounds=3, images_per_reply=4)
+    assert progress.images == 3 * 4 * (10 + 20)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"rounds": 0}, "rounds=0"),
+        ({"rounds": "abc"}, "rounds=abc"),
+        ({"participation": 0}, "participation=0"),
+        ({"participation": 1.1}, "participation=1.1"),
+        ({"participation": float("nan")}, "participation=nan"),
+        ({"seed": -1}, "seed=-1"),
+        ({"clients": 0}, "clients=0"),
+        ({"min_replies": 0}, "simulation.min_replies=0"),
+        ({"min_replies": 3, "participation": 0.4}, "samples 2 of 5"),
+        ({"evaluate_every": 0}, "evaluate.every=0"),
+        ({"best_by": "luck"}, "choose one of accuracy, nll"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, said):
+    with pytest.raises(ConfigError, match=said):
+        RoundLoop(**{**SETTINGS, **setting})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("FedAvg", {"fraction_train": 0.5}, "fraction_train=0.5 would sample a second time"),
+        ("FedAvg", {"fraction_evaluate": 0.0}, "fraction_evaluate=0.0"),
+        ("FedAdam", {}, r"wait for ever.*set \+method.strategy.min_train_nodes=1 \+method.strategy.min_available_nodes=1"),
+    ],
+)
+def test_strategies_that_would_sample_or_wait_by_themselves_are_refused(name, settings, said):
+    from flwr.serverapp import strategy
+
+    loop = RoundLoop(**{**SETTINGS, "participation": 0.2})
+    with pytest.raises(ConfigError, match=said):
+        loop.require(getattr(strategy, name)(**settings))
+
+
+def test_a_strategy_that_relies_on_its_clients_is_refused_before_it_silently_becomes_another():
+    from flwr.serverapp.strategy import FedProx
+
+    with pytest.raises(ConfigError, match=r"sends proximal-mu, which no client here obeys"):
+        play(Scripted(), strategy=FedProx(proximal_mu=1.0))
+
+
+def test_the_loop_never_touches_the_global_generators():
+    before = (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # beartype itself uses Python's
+    play(Scripted(), participation=0.5)
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def test_messages_of_one_round_share_no_content():
+    seen = []
+
+    class Spy(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages: list[Message] = list(messages)
+            seen.append(messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    client = Scripted(broken={(1, 0)})
+    play(client, grid=Spy(client, 2, None, None), clients=2)
+    accepted = [
+        [m.content.config_records["config"]["accepted-round"] for m in messages]
+        for messages in seen
+        if messages[0].metadata.message_type == MessageType.TRAIN
+    ]
+    assert accepted == [[0, 0], [0, 1]]

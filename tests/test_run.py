@@ -1,0 +1,156 @@
+"""End to end, as from the command line: every method writes every file, and equal commands give equal numbers."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import yaml
+
+from fedbayes.checkpoint import latest
+from fedbayes.configuration import CONF
+from fedbayes.run import simulate
+from fedbayes.tracking.run_dir import read_rows
+
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+SMALL = ["experiment=smoke"]
+FILES = {
+    "config.yaml", "metrics.jsonl", "clients.jsonl", "summary.json", "partition.json", "report.html", "run.log",
+    "checkpoint", "plots",
+}  # fmt: skip
+KEYS = {
+    "method", "data", "partition", "backbone", "seed", "rounds", "clients", "git", "versions", "threads",
+    "final", "best", "per_client", "per_domain", "bytes", "seconds", "images_per_second", "peak_memory_mb",
+}  # fmt: skip
+RESULT = {"accuracy", "nll", "ece", "brier", "prompt_uncertainty", "effective_components", "mixing_ratio"}
+
+
+def refuse(word):
+    raise AssertionError(f"{word} is not JSON")
+
+
+def read(path):
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def numbers(run_dir, name):
+    """The rows of a file without what depends on the clock."""
+    return [{k: v for k, v in row.items() if "second" not in k} for row in lines(run_dir / name)]
+
+
+def lines(path):
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp(request.param) / "run"
+    returned = simulate([*SMALL, f"method={request.param}", f"run_dir={run_dir}"])
+    return request.param, run_dir, returned
+
+
+def test_every_method_writes_every_file_with_its_keys(finished):
+    method, run_dir, returned = finished
+    assert FILES <= {path.name for path in run_dir.iterdir()}
+    assert list((run_dir / "plots").glob("*.png"))
+    summary = read(run_dir / "summary.json")
+    assert summary.keys() >= KEYS
+    assert returned["run_dir"] == str(run_dir)
+    assert (summary["method"], summary["rounds"], summary["clients"]) == (method, 2, 3)
+    for which in ("final", "best"):
+        result = summary[which]
+        assert result.keys() >= RESULT
+        assert result["accuracy"].keys() == {"mean", "weighted", "std", "worst_decile"}
+        assert 0 <= result["accuracy"]["worst_decile"] <= result["accuracy"]["mean"] <= 1
+        assert 0 < result["nll"] < math.inf
+        assert 0 <= result["ece"] <= 1
+        assert 0 <= result["brier"] <= 2
+    assert summary["seconds"].keys() == {"total", "setup", "train", "evaluate", "aggregate"}
+    assert summary["bytes"].keys() == {"up", "down"}
+    for row in summary["per_client"]:
+        assert row.keys() >= {"partition", "images", "accuracy", "nll"}
+    assert [row["partition"] for row in summary["per_client"]] == [0, 1, 2]
+
+
+def test_the_files_agree_with_each_other(finished):
+    _, run_dir, _ = finished
+    summary = read(run_dir / "summary.json")
+    rows = lines(run_dir / "metrics.jsonl")
+    assert [row["round"] for row in rows if row["phase"] == "train"] == [1, 2]
+    assert [row["round"] for row in rows if row["phase"] == "validation"] == [1, 2]
+    last = next(row for row in rows if row["phase"] == "test" and row["round"] == 2)
+    assert last["accuracy"] == summary["final"]["accuracy"]["mean"]
+    assert last["nll"] == summary["final"]["nll"]
+    best = max((row for row in rows if row["phase"] == "validation"), key=lambda row: (row["accuracy"], -row["round"]))
+    assert summary["best"]["round"] == best["round"]
+    partition = read(run_dir / "partition.json")
+    tested = [client["test"] for client in partition["clients"]]
+    assert [row["images"] for row in summary["per_client"]] == tested
+    assert sum(row["images"] for row in summary["per_domain"].values()) == sum(tested)
+    assert summary["bytes"]["up"] == sum(row["bytes_up"] for row in rows if row["phase"] == "train")
+    clients = [row for row in lines(run_dir / "clients.jsonl") if (row["round"], row["phase"]) == (2, "test")]
+    assert [row["accuracy"] for row in clients] == [row["accuracy"] for row in summary["per_client"]]
+    resolved = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert resolved["rounds"] == 2
+    assert "${" not in (run_dir / "config.yaml").read_text()
+
+
+def test_the_checkpoint_is_what_was_learnt(finished):
+    _, run_dir, _ = finished
+    stored = latest(run_dir)
+    assert stored.server_round == 2
+    assert stored.server or stored.personal
+    assert all(np.isfinite(array).all() for array in stored.server.values())
+
+
+def test_equal_commands_give_equal_numbers_to_the_last_bit(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for run_dir in (one, other):
+        simulate([*SMALL, "participation=0.7", "simulation.cohort=1", f"run_dir={run_dir}"])
+    for name in ("metrics.jsonl", "clients.jsonl"):
+        assert numbers(one, name) == numbers(other, name)
+    assert read(one / "summary.json")["final"] == read(other / "summary.json")["final"]
+    assert read(one / "partition.json") == read(other / "partition.json")
+    for name, array in latest(one).server.items():
+        assert latest(other).server[name].tobytes() == array.tobytes(), name
+
+
+def test_a_strategy_of_flowers_from_the_command_line(tmp_path):
+    chosen = "method.strategy._target_=flwr.serverapp.strategy.FedAdam"
+    summary = simulate([*SMALL, "method=fedvpt", chosen, f"run_dir={tmp_path / 'run'}"])
+    plain = simulate([*SMALL, "method=fedvpt", f"run_dir={tmp_path / 'plain'}"])
+    assert summary["final"]["nll"] != plain["final"]["nll"]
+    assert "FedAdam" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_dropped_update_stands_in_the_log(tmp_path):
+    # Steps of this size overflow float32, so no client sends anything finite.
+    overrides = ["optim.name=sgd", "optim.clip=null", "optim.head_lr=1e38", "optim.prompt_lr=1e38"]
+    simulate([*SMALL, "rounds=1", *overrides, f"run_dir={tmp_path / 'run'}"])
+    text = (tmp_path / "run" / "run.log").read_text()
+    for partition in range(3):
+        assert f"round 1: reply of client {partition} not used: " in text
+    assert "is not finite" in text
+    row = read_rows(tmp_path / "run" / "metrics.jsonl")[0]
+    assert (row["replies"], row["dropped"]) == (0, 3)
+    assert read(tmp_path / "run" / "summary.json")["final"]["accuracy"]["mean"] is not None
+
+
+def test_the_real_command_sweeps_and_one_failing_job_stops_no_other(tmp_path):
+    command = [sys.executable, "-m", "fedbayes.run", "-m", *SMALL, "rounds=1", "clients=5000,2,3"]
+    environment = {**os.environ, "PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "method=fedavg_head", f"hydra.sweep.dir={tmp_path}/sweep"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    first, last = done.stderr.splitlines()
+    assert first.startswith("job 0 (clients=5000")
+    assert "PartitionError: clients=5000" in first
+    assert last.startswith("1 failed: job 0 (clients=5000")
+    assert {path.parent.name for path in tmp_path.rglob("summary.json")} == {"1-fedavg_head-s0", "2-fedavg_head-s0"}
+    assert not (tmp_path / "sweep" / "0-fedavg_head-s0").exists()
