@@ -4,7 +4,9 @@ Glyphs come from the fonts that matplotlib bundles. They are kept as signed dist
 and outline are plain functions of the distance. Augmentation is generic (geometry, colour, texture, noise, outline); no
 digit and no image of any data set is used, neither for training nor to choose a checkpoint: the last weights are kept.
 
-    python experiments/pretrain_backbone.py --steps 5000 --threads 2
+The shipped file was made in two runs; experiments/README.md has the commands and what came of them.
+
+    python experiments/pretrain_backbone.py --steps 5000
 """
 
 import argparse
@@ -40,8 +42,8 @@ ARCHITECTURE: dict[str, Any] = {
     "class_token": True,
     "global_pool": "token",
 }
-# No digits, and no letter that reads as one (O Q D 0, I l i j 1, Z z 2, S s 5, G b 6, B 8, g q 9, and their cousins
-# in the other scripts). Where a script's two cases differ only in size, one of them is kept: size is normalised away.
+# Latin, Greek, Cyrillic, Armenian. No digits, and none of the letters we saw to read as one (O Q D 0, I l i j 1, Z z 2,
+# S s 5, G b 6, B 8, g q 9, and their like in the other scripts). Where a script's two cases differ only in size, one of them is kept: size is normalised away.
 LETTERS = "ACEFHJKLMNPRTUVWXYadefhkmnrty" + "ΓΔΛΞΠΣΦΨΩαγζλμπτω" + "ДЖИЛЦШЮЯ" + "ԱԲԴԵԸԺԽԾՀՄՆՔՖ"
 FONTS = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10")
 GLYPH = 48  # side of a distance field; the letter fills its middle two thirds

@@ -4,6 +4,7 @@ A method is reached only through the `_target_` in its YAML; nothing here knows 
 """
 
 import inspect
+import re
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -114,9 +115,14 @@ def _make(place: str, node: DictConfig, **extra: Any) -> Any:
         if isinstance(cause, FedbayesError):
             raise cause from None
         if isinstance(cause, TypeError):
-            raise ConfigError(f"{place}: {cause}; its keys are the arguments of {node.get('_target_')}.") from error
-        if isinstance(cause, ImportError) and "Are you sure" in str(cause):  # Hydra's words for a name that is not there
-            raise ConfigError(f"{place}._target_={node.get('_target_')} is not installed; install or correct it.") from error
+            inner = re.search(r"full_key: (\S+)", str(error))  # of a node inside this one
+            raise ConfigError(f"{inner[1] if inner else place}: {cause}.") from error
+        if isinstance(cause, ImportError) and "Are you sure" in str(
+            cause
+        ):  # Hydra's words for a name that is not there
+            raise ConfigError(
+                f"{place}._target_={node.get('_target_')} is not installed; install or correct it."
+            ) from error
         raise
 
 

@@ -5,7 +5,7 @@ strategies and wrappers accept no more. A client's personal parameters stay in i
 versions, because a client commits before the server has accepted its reply; each request says which version counts.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, final
 
@@ -193,6 +193,15 @@ def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             return name
     return None
+
+
+def mean_arrays(states: Sequence[Arrays]) -> Arrays:
+    """The plain mean of arrays with equal names, summed in float64 in the order given; empty for no states."""
+    names = states[0] if states else {}
+    return {
+        name: np.asarray(np.mean([state[name] for state in states], axis=0, dtype=np.float64), dtype=like.dtype)
+        for name, like in names.items()
+    }
 
 
 def payload_bytes(contents: Iterable[RecordDict]) -> int:

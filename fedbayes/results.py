@@ -12,7 +12,7 @@ from fedbayes import build, checkpoint
 from fedbayes.data.pixels import Images, to_square
 from fedbayes.errors import RunError
 from fedbayes.inference.predictive import Predictive, predictive
-from fedbayes.messages import Arrays
+from fedbayes.messages import Arrays, mean_arrays
 from fedbayes.seeding import Streams
 from fedbayes.tracking.run_dir import CONFIG, SUMMARY, read_json
 
@@ -81,8 +81,13 @@ class Run:
             draws = client.draw(client.inputs.of_images(pixels), [parameters], streams)
             probabilities, expected = predictive(draws.logits)
         said = Predictive(probabilities[0].cpu(), expected[0].cpu())
-        columns = (said.probabilities, said.entropy, said.expected_entropy, said.prompt_uncertainty)
-        return Prediction(*(column.double().numpy() for column in columns), classes=data.images.classes)
+        return Prediction(
+            probabilities=said.probabilities.double().numpy(),
+            entropy=said.entropy.double().numpy(),
+            expected_entropy=said.expected_entropy.double().numpy(),
+            prompt_uncertainty=said.prompt_uncertainty.double().numpy(),
+            classes=data.images.classes,
+        )
 
     def _restore(self) -> tuple[Any, Any, checkpoint.Checkpoint]:
         """The client with its backbone, the data and the checkpoint; built at the first call."""
@@ -97,8 +102,7 @@ class Run:
             raise RunError(f"partition={partition} is none of the run's {self.config.clients} clients.")
         if partition in stored.personal:
             return stored.personal[partition]
-        kept = list(stored.personal.values())
-        return {name: np.mean([one[name] for one in kept], axis=0, dtype=np.float64) for name in (kept[0] if kept else {})}
+        return mean_arrays(list(stored.personal.values()))
 
 
 def load(run_dir: str | Path) -> Run:

@@ -26,6 +26,7 @@ from fedbayes.messages import (
     ask_partition,
     ask_personal,
     from_record,
+    mean_arrays,
     non_finite,
     payload_bytes,
     read_partition,
@@ -314,11 +315,7 @@ class RoundLoop:
         """The mean of what trained clients keep to themselves, for clients that were never trained."""
         if not accepted or all(accepted.get(partition) for partition in nodes):
             return {}
-        kept = list(_personal(grid, nodes, accepted).values())
-        return {
-            name: np.mean([one[name] for one in kept], axis=0, dtype=np.float64).astype(like.dtype)
-            for name, like in (kept[0] if kept else {}).items()
-        }
+        return mean_arrays(list(_personal(grid, nodes, accepted).values()))
 
 
 def _personal(grid: Grid, nodes: Mapping[int, int], accepted: Mapping[int, int]) -> dict[int, Arrays]:

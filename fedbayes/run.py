@@ -125,9 +125,12 @@ def main() -> None:
             fail(error, f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname})")
             with suppress(OSError):  # Hydra has made it, maybe for nothing
                 folder.rmdir()
+            raise  # Hydra still runs the other jobs, and tells us at the end even from another process
 
     try:
         start()
+    except FedbayesError:
+        failed = failed or ["a job in another process"]
     except (HydraException, OmegaConfBaseException) as error:
         if full_error == "1" or isinstance(error, InstantiationException):
             raise

@@ -1,6 +1,7 @@
 """A user's mistake gives one line with value, place and remedy, exit status 2, and leaves nothing behind."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def fails(tmp_path, monkeypatch, capsys):
             main()
         assert caught.value.code == 2
         said = capsys.readouterr()
-        assert said.out == ""
+        assert len(said.out.splitlines()) <= 1, "a title at most"
         assert "Traceback" not in said.err
         assert len(said.err.splitlines()) == 1, said.err
         assert set(run_dir.rglob("*")) == existed
@@ -89,19 +90,23 @@ def test_a_value_that_cannot_work(fails, override, said):
 def test_a_folder_without_classes(fails, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert fails("data=imagefolder", f"data.root={empty}").startswith(f"DataError: data.root={empty} has no class folders")
+    assert fails("data=imagefolder", f"data.root={empty}").startswith(
+        f"DataError: data.root={empty} has no class folders"
+    )
     (empty / "a.png").write_bytes(b"")
     assert "has no class folders" in fails("data=imagefolder", f"data.root={empty}")
 
 
 def test_a_folder_that_is_missing_or_was_not_given(fails, tmp_path):
-    assert fails("data=imagefolder", f"data.root={tmp_path}/no").startswith(f"DataError: data.root={tmp_path}/no does not")
+    assert fails("data=imagefolder", f"data.root={tmp_path}/no").startswith(
+        f"DataError: data.root={tmp_path}/no does not"
+    )
     assert fails("data=imagefolder") == "ConfigError: data.root has no default; add data.root=VALUE."
 
 
-def test_an_unreadable_image_is_named_and_skipped_only_on_request(fails, photos, tmp_path, monkeypatch, capsys):
-    broken = photos / "day" / "cat" / "broken.png"
-    broken.write_bytes(b"no picture")
+def test_an_unreadable_image_is_named_and_skipped_only_on_request(fails, photos, tmp_path, monkeypatch, caplog):
+    photos = Path(shutil.copytree(photos, tmp_path / "photos"))
+    (photos / "day" / "cat" / "broken.png").write_bytes(b"no picture")
     chosen = ["data=imagefolder", f"data.root={photos}", "clients=2", "partition.test=0.3", "partition.validation=0.2"]
     said = fails(*chosen)
     assert said.startswith(f"DataError: data.root={photos}: day/cat/broken.png cannot be read")
@@ -111,8 +116,7 @@ def test_an_unreadable_image_is_named_and_skipped_only_on_request(fails, photos,
     monkeypatch.setattr(sys, "argv", arguments)
     main()
     assert (run_dir / "summary.json").is_file()
-    assert "broken.png" in capsys.readouterr().err
-    broken.unlink()
+    assert "left out 1 of 49 images; the first: day/cat/broken.png" in caplog.text
 
 
 def test_more_clients_than_images(fails, photos):
@@ -174,7 +178,10 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["rounds=0", "run_dir=here"], "ConfigError: rounds=0"), (["method=foo", "run_dir=here"], "ConfigError: method=foo")],
+    [
+        (["rounds=0", "run_dir=here"], "ConfigError: rounds=0"),
+        (["method=foo", "run_dir=here"], "ConfigError: method=foo"),
+    ],
 )
 def test_the_real_command(tmp_path: Path, arguments, said):
     environment = {**os.environ, "PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"}

@@ -45,11 +45,11 @@ def test_names_of_choices_are_written_down():
     [
         (["+method.strategy.eta=1"], "method.strategy: Averaging got an unexpected keyword argument 'eta'"),
         (["+method.client.foo=1"], "method.client: PromptTuningClient got an unexpected keyword argument 'foo'"),
-        (["+optim.foo=1"], "LocalTraining.* got an unexpected keyword argument 'foo'"),
+        (["+optim.foo=1"], "optim: .*got an unexpected keyword argument 'foo'"),
         (["+prompts.foo=1"], "prompts or generator: PromptedViT got an unexpected keyword argument 'foo'"),
         (["+data.foo=1"], "data: styled_digits.* got an unexpected keyword argument 'foo'"),
         (["+partition.foo=1"], "partition: domain_mixture got an unexpected keyword argument 'foo'"),
-        (["~optim.clip"], "missing 1 required keyword-only argument: 'clip'"),
+        (["~optim.clip"], "optim: .*missing .*required .*argument: 'clip'"),
         (["method.strategy._target_=nowhere.Foo"], "nowhere.Foo is not installed"),
         (["method.strategy._target_=strategies.averaging.Foo"], "strategies.averaging.Foo is not installed"),
     ],
@@ -80,7 +80,10 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
     ("change", "said"),
     [
         (lambda server: server.pop("head.weight"), "head.weight is .* but the checkpoint lacks it"),
-        (lambda server: server.update({"head.bias": np.zeros((3, 4))}), r"head.bias is .* but the checkpoint has \(3, 4\)"),
+        (
+            lambda server: server.update({"head.bias": np.zeros((3, 4))}),
+            r"head.bias is .* but the checkpoint has \(3, 4\)",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_configuration_is_refused(change, said):

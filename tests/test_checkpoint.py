@@ -14,7 +14,10 @@ SERVER = {
     "counts": np.arange(3),
     "nothing": np.zeros((0, 4), np.float32),
 }
-PERSONAL = {2: {"head.weight": np.full((2, 3), 2.0, np.float32)}, 11: {"head.weight": np.full((2, 3), 11.0, np.float32)}}
+PERSONAL = {
+    2: {"head.weight": np.full((2, 3), 2.0, np.float32)},
+    11: {"head.weight": np.full((2, 3), 11.0, np.float32)},
+}
 
 
 def same(one, other):

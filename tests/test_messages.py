@@ -19,7 +19,12 @@ from fedbayes.messages import (
 )
 from fedbayes.simulation.in_process import InProcessGrid
 
-ARRAYS = {"b": np.arange(6, dtype=np.float32).reshape(2, 3).T, "a": np.array(2.5), "n": np.array([1, 2]), "e": np.zeros(0)}
+ARRAYS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "a": np.array(2.5),
+    "n": np.array([1, 2]),
+    "e": np.zeros(0),
+}
 
 
 @pytest.fixture(autouse=True)

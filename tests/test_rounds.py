@@ -42,7 +42,7 @@ class Journal:
 
 
 class Scripted:
-    """A client whose answers are known: w = partition + 1 by 10 * (partition + 1) images, right on `skill` of 4 images."""
+    """Answers w = partition + 1 from 10 * (partition + 1) images, and is right on `skill` of 4 images."""
 
     def __init__(self, broken=(), silent=(), skill=None, keeps=False):
         self.broken, self.silent, self.skill, self.keeps = set(broken), set(silent), skill or {}, keeps
@@ -295,7 +295,11 @@ def test_settings_out_of_range_are_refused(setting, said):
     [
         ("FedAvg", {"fraction_train": 0.5}, "fraction_train=0.5 would sample a second time"),
         ("FedAvg", {"fraction_evaluate": 0.0}, "fraction_evaluate=0.0"),
-        ("FedAdam", {}, r"wait for ever.*set \+method.strategy.min_train_nodes=1 \+method.strategy.min_available_nodes=1"),
+        (
+            "FedAdam",
+            {},
+            r"wait for ever.*set \+method.strategy.min_train_nodes=1 \+method.strategy.min_available_nodes=1",
+        ),
     ],
 )
 def test_strategies_that_would_sample_or_wait_by_themselves_are_refused(name, settings, said):

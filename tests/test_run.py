@@ -54,7 +54,7 @@ def finished(request, tmp_path_factory):
 
 def test_every_method_writes_every_file_with_its_keys(finished):
     method, run_dir, returned = finished
-    assert FILES <= {path.name for path in run_dir.iterdir()}
+    assert {path.name for path in run_dir.iterdir()} >= FILES
     assert list((run_dir / "plots").glob("*.png"))
     summary = read(run_dir / "summary.json")
     assert summary.keys() >= KEYS
@@ -148,7 +148,7 @@ def test_the_real_command_sweeps_and_one_failing_job_stops_no_other(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    first, last = done.stderr.splitlines()
+    first, *_, last = done.stderr.splitlines()
     assert first.startswith("job 0 (clients=5000")
     assert "PartitionError: clients=5000" in first
     assert last.startswith("1 failed: job 0 (clients=5000")

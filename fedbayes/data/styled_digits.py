@@ -72,6 +72,7 @@ def _outline(level: Tensor, width: float) -> Tensor:
 
 
 def _mix(paper: Tensor, ink: Tensor, coverage: Tensor) -> Tensor:
+    """Paper where coverage is 0, ink where it is 1."""
     return paper + coverage * (ink - paper)
 
 

@@ -1,4 +1,4 @@
-"""The client of prompt tuning: draws of its own, what is shared and what is kept, and codes that depend on the image."""
+"""The client of prompt tuning: its draws are its own, it keeps what is personal, its codes depend on the image."""
 
 import numpy as np
 import pytest
@@ -178,9 +178,7 @@ def test_augmentation_changes_training_and_leaves_predictions_alone():
     _, plain = make()
     _, augmented = make("augment.shift=0.2", "augment.degrees=20")
     initial = plain.initial()
-    assert not np.array_equal(
-        train(plain, 0)[0].arrays["head.weight"], train(augmented, 0)[0].arrays["head.weight"]
-    )
+    assert not np.array_equal(train(plain, 0)[0].arrays["head.weight"], train(augmented, 0)[0].arrays["head.weight"])
     request = ClientRequest(0, 1, "evaluate", "test", train(plain, 0, arrays=initial)[0].arrays)
     (one,), (other,) = plain.evaluate([request]), augmented.evaluate([request])
     np.testing.assert_allclose(one.arrays["probabilities"], other.arrays["probabilities"], atol=1e-6)
@@ -202,7 +200,9 @@ def between_images(client, arrays):
     """Variance over test images of the mean of psi, averaged over its entries."""
     inputs = client.inputs.plain(client.data.whole(range(3), "test"))
     client.model.stack([arrays] * 3)
-    eps = torch.randn(64, *inputs.mask.shape, client.model.generator.noise_dim, generator=torch.Generator().manual_seed(0))
+    eps = torch.randn(
+        64, *inputs.mask.shape, client.model.generator.noise_dim, generator=torch.Generator().manual_seed(0)
+    )
     eps = eps[:, :1, :1].expand_as(eps)  # the same noise for every image: what differs is due to the image
     with torch.no_grad():
         psi = client.model.generator.mixing(inputs.z, eps).mean(0)[inputs.mask]  # (images, r)
@@ -235,7 +235,7 @@ def test_after_training_the_code_depends_on_the_image(spread):
     (trained, likelihood), (untrained, _) = spread["1e-5"], spread["untrained"]
     assert likelihood[-1] > likelihood[0] + 0.3, "it has learnt"
     assert untrained == pytest.approx(0.0, abs=1e-12)
-    assert trained > 1e-5
+    assert trained > 0.01
 
 
 def test_under_a_huge_weight_of_the_kl_the_posterior_is_the_same_for_every_image(spread):

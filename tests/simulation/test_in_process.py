@@ -1,4 +1,4 @@
-"""The engine: Flower's own strategies run on it unchanged, cohorts do not matter, one client's failure stays its own."""
+"""The engine: Flower's own strategies run on it, cohorts do not matter, one client's failure stays its own."""
 
 import inspect
 from typing import get_type_hints
@@ -91,7 +91,9 @@ class Scripted:
 
 
 def train_message(partition, server_round=1, accepted=0):
-    content = RecordDict({"arrays": to_record({"w": np.zeros(2)}), "config": ConfigRecord({"server-round": server_round})})
+    content = RecordDict(
+        {"arrays": to_record({"w": np.zeros(2)}), "config": ConfigRecord({"server-round": server_round})}
+    )
     return address(Message(content, FIRST_NODE + partition, MessageType.TRAIN), accepted, "train")
 
 
@@ -166,7 +168,10 @@ def test_what_a_wrapper_changes_reaches_the_clients():
 @pytest.mark.parametrize("cohort", [1, 3])
 @pytest.mark.parametrize(
     ("optimiser", "close"),
-    [("sgd", 1e-5), ("adamw", 1e-4)],  # AdamW divides by the gradient's size: where that is all rounding, so is the step
+    [
+        ("sgd", 1e-5),
+        ("adamw", 1e-4),
+    ],  # AdamW divides by the gradient's size: where that is all rounding, so is the step
 )
 def test_the_size_of_cohorts_does_not_matter(cohort, optimiser, close):
     settings = ("clients=4", f"optim.name={optimiser}")

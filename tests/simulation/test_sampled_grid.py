@@ -1,4 +1,4 @@
-"""The view of a round: only its sample, in the order of partitions, and Flower's strategies have nothing left to draw."""
+"""The view of a round: only its sample, in the order of partitions, so Flower's strategies have nothing to draw."""
 
 import random
 

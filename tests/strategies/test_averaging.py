@@ -35,7 +35,9 @@ def test_equal_parameters_stay_what_they_are_to_the_bit():
 
 def test_sums_run_in_float64():
     # In float32, 2 ** 24 + 1 is 2 ** 24.
-    mean = weighted_mean([update(0, 1, w=np.float32([2**24])), update(1, 1, w=np.float32([2])), update(2, 1, w=np.float32([1]))])
+    mean = weighted_mean(
+        [update(0, 1, w=np.float32([2**24])), update(1, 1, w=np.float32([2])), update(2, 1, w=np.float32([1]))]
+    )
     assert mean["w"].item() == np.float32((2**24 + 3) / 3)
 
 

@@ -1,0 +1,83 @@
+"""Reading a run back: predictions of new images with its parameters."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fedbayes
+from fedbayes.data.styled_digits import styled_digits
+from fedbayes.errors import DataError, RunError
+
+SMALL = ["rounds=2", "clients=3", "partition.max_train=20", "prompts.start_layer=3", "evaluate.every=2"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("results") / "run"
+    overrides = [*SMALL, "method.client.personal=[head]", "participation=0.67", f"run_dir={directory}"]
+    fedbayes.simulate(overrides)
+    return fedbayes.load(directory)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return styled_digits(32).images[:12]
+
+
+def test_predictions_are_distributions_whose_entropy_splits(run, images):
+    said = run.predict(images)
+    assert said.probabilities.shape == (12, 10)
+    np.testing.assert_allclose(said.probabilities.sum(1), 1, atol=1e-6)
+    entropy = -(said.probabilities * np.log(said.probabilities)).sum(1)
+    np.testing.assert_allclose(said.entropy, entropy, atol=1e-6)
+    np.testing.assert_allclose(said.expected_entropy + said.prompt_uncertainty, said.entropy, atol=1e-6)
+    assert said.labels == [said.classes[i] for i in said.probabilities.argmax(1)]
+
+
+def test_equal_images_in_any_form_give_equal_predictions(run, images, tmp_path):
+    last = images.permute(0, 2, 3, 1).numpy()
+    opened = [Image.fromarray(one) for one in last]
+    paths = []
+    for i, one in enumerate(opened):
+        paths.append(tmp_path / f"{i}.png")
+        one.save(paths[-1])
+    expected = run.predict(images).probabilities
+    for form in (last, opened, paths, images.numpy()):
+        np.testing.assert_array_equal(run.predict(form).probabilities, expected)
+
+
+def test_a_client_predicts_with_what_it_kept_and_strangers_with_the_mean_of_that(run, images):
+    stored = run._restore()[2]
+    trained = sorted(stored.personal)
+    assert 0 < len(trained) <= 3
+    own = run.predict(images, partition=trained[0]).probabilities
+    assert not np.array_equal(own, run.predict(images, partition=trained[-1]).probabilities)
+    client, _, _ = run._restore()
+    mean = {name: np.mean([stored.personal[p][name] for p in trained], axis=0) for name in stored.personal[trained[0]]}
+    client.model.stack([{**stored.server, **mean}])
+    used = client.model.trainable()["head.weight"].detach().clone()
+    run.predict(images)
+    torch.testing.assert_close(client.model.trainable()["head.weight"].detach(), used)
+
+
+def test_what_cannot_be_predicted_is_refused_by_name(run, images, tmp_path):
+    with pytest.raises(DataError, match="float32"):
+        run.predict(images.float())
+    with pytest.raises(DataError, match="no images"):
+        run.predict([])
+    with pytest.raises(DataError, match=r"nowhere\.png"):
+        run.predict([tmp_path / "nowhere.png"])
+    with pytest.raises(RunError, match="partition=7"):
+        run.predict(images, partition=7)
+    with pytest.raises(RunError, match="holds no finished run"):
+        fedbayes.load(tmp_path)
+
+
+def test_importing_fedbayes_loads_nothing_heavy():
+    code = "import sys, fedbayes; print([m for m in ('torch', 'flwr', 'timm', 'wandb', 'hydra') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
