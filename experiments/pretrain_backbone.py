@@ -43,7 +43,8 @@ ARCHITECTURE: dict[str, Any] = {
     "global_pool": "token",
 }
 # Latin, Greek, Cyrillic, Armenian. No digits, and none of the letters we saw to read as one (O Q D 0, I l i j 1, Z z 2,
-# S s 5, G b 6, B 8, g q 9, and their like in the other scripts). Where a script's two cases differ only in size, one of them is kept: size is normalised away.
+# S s 5, G b 6, B 8, g q 9, and their like in the other scripts). Of two cases that differ only in size one is kept:
+# size is normalised away.
 LETTERS = "ACEFHJKLMNPRTUVWXYadefhkmnrty" + "ΓΔΛΞΠΣΦΨΩαγζλμπτω" + "ДЖИЛЦШЮЯ" + "ԱԲԴԵԸԺԽԾՀՄՆՔՖ"
 FONTS = ("DejaVuSans", "DejaVuSerif", "STIXGeneral", "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10")
 GLYPH = 48  # side of a distance field; the letter fills its middle two thirds

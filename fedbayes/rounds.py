@@ -5,40 +5,22 @@
 It sees clients by their partitions; node ids, which Flower draws at random, stay inside.
 """
 
-import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.errors import ConfigError, RunError, require_choice, require_number, require_whole
 from fedbayes.evaluation import Evaluation
-from fedbayes.messages import (
-    Arrays,
-    ClientUpdate,
-    address,
-    ask_partition,
-    ask_personal,
-    from_record,
-    mean_arrays,
-    non_finite,
-    payload_bytes,
-    read_partition,
-    read_personal,
-    read_update,
-    to_record,
-)
+from fedbayes.federation import Federation
+from fedbayes.messages import Arrays, ClientUpdate, address, from_record, mean_arrays, payload_bytes, to_record
 from fedbayes.seeding import numpy_generator
-from fedbayes.simulation.client import QUERY_PERSONAL
-from fedbayes.simulation.sampled_grid import SampledGrid
-
-log = logging.getLogger("fedbayes")
 
 
 class RoundLog(Protocol):
@@ -178,20 +160,23 @@ class RoundLoop:
             ConfigError: see `require`.
             RunError: if the federation has another number of clients, or no client's evaluation came back.
         """
-        nodes = _roster(grid)
-        if list(nodes) != list(range(self.clients)):
-            raise RunError(f"the federation offers partitions {list(nodes)} for clients={self.clients}; start as many.")
+        federation = Federation(grid)
+        found = federation.partitions
+        if found != list(range(self.clients)):
+            raise RunError(f"the federation offers partitions {found} for clients={self.clients}; start as many.")
         self.require(strategy)
         progress = Progress(to_record(initial))
         for server_round in range(1, self.rounds + 1):
-            self._train(grid, nodes, strategy, progress, server_round, tracker)
+            self._train(federation, strategy, progress, server_round, tracker)
             progress.server_round = server_round
             if server_round % self.evaluate_every == 0 or server_round == self.rounds:
-                self._track_best(grid, nodes, strategy, progress, tracker)
+                self._track_best(federation, strategy, progress, tracker)
         if progress.final is None or progress.final.server_round != self.rounds:
-            progress.final = self._evaluate(grid, nodes, strategy, progress, "test", tracker)
+            progress.final = self._evaluate(federation, strategy, progress, "test", tracker)
+        if not progress.accepted:
+            raise RunError("no reply could be used in any round, so nothing was learnt; run.log says why.")
         if self.personal:
-            progress.personal = _personal(grid, nodes, progress.accepted)
+            progress.personal = federation.personal(progress.accepted)
         return progress
 
     def sample(self, server_round: int) -> list[int]:
@@ -200,41 +185,34 @@ class RoundLoop:
         return sorted(int(one) for one in rng.choice(self.clients, size=self.sampled, replace=False))
 
     def _train(
-        self,
-        grid: Grid,
-        nodes: Mapping[int, int],
-        strategy: Strategy,
-        progress: Progress,
-        server_round: int,
-        tracker: RoundLog,
+        self, federation: Federation, strategy: Strategy, progress: Progress, server_round: int, tracker: RoundLog
     ) -> None:
         chosen = self.sample(server_round)
-        partitions = {nodes[partition]: partition for partition in chosen}
-        view = SampledGrid(grid, partitions)
         messages = [
-            address(message, progress.accepted.get(partitions[message.metadata.dst_node_id], 0), "train")
-            for message in strategy.configure_train(server_round, progress.arrays, ConfigRecord(), view)
+            address(message, progress.accepted.get(federation.partition_of(message), 0), "train")
+            for message in strategy.configure_train(
+                server_round, progress.arrays, ConfigRecord(), federation.view(chosen)
+            )
         ]
         down = payload_bytes(message.content for message in messages)
         started = time.perf_counter()
-        replies = list(grid.send_and_receive(messages))
+        replies = federation.ask(messages)
         seconds = time.perf_counter() - started
-        usable, dropped = _usable(replies, partitions)
-        for partition, reason in dropped.items():
+        updates = replies.updates
+        for partition, reason in replies.dropped.items():
             tracker.note(f"round {server_round}: reply of client {partition} not used: {reason}")
-        up = payload_bytes(reply.content for reply, _ in usable)
+        up = payload_bytes(reply.content for reply in replies.messages)
         started = time.perf_counter()
-        if len(usable) >= self.min_replies:
-            arrays, _ = strategy.aggregate_train(server_round, [reply for reply, _ in usable])
+        if len(updates) >= self.min_replies:
+            arrays, _ = strategy.aggregate_train(server_round, replies.messages)
             progress.arrays = progress.arrays if arrays is None else arrays
-            progress.accepted |= {update.partition: server_round for _, update in usable}
+            progress.accepted |= {update.partition: server_round for update in updates}
         else:
-            tracker.note(f"round {server_round} is void: {len(usable)} usable replies, {self.min_replies} needed")
+            tracker.note(f"round {server_round} is void: {len(updates)} usable replies, {self.min_replies} needed")
         progress.seconds["aggregate"] += time.perf_counter() - started
         progress.seconds["train"] += seconds
         progress.bytes_down += down
         progress.bytes_up += up
-        updates = [update for _, update in usable]
         images = sum(update.num_examples for update in updates) * self.images_per_reply
         progress.images += images
         progress.train = _mean_metrics(updates)
@@ -249,8 +227,8 @@ class RoundLoop:
                 "bytes_up": up,
                 "bytes_down": down,
                 "clients": len(chosen),
-                "replies": len(usable),
-                "dropped": len(chosen) - len(usable),
+                "replies": len(updates),
+                "dropped": len(chosen) - len(updates),
             }
         )
         tracker.log_clients(
@@ -266,107 +244,48 @@ class RoundLoop:
             ]
         )
 
-    def _track_best(
-        self, grid: Grid, nodes: Mapping[int, int], strategy: Strategy, progress: Progress, tracker: RoundLog
-    ) -> None:
+    def _track_best(self, federation: Federation, strategy: Strategy, progress: Progress, tracker: RoundLog) -> None:
         """Evaluate on validation; on test only if that was better than before, or the run is at its end."""
-        validation = self._evaluate(grid, nodes, strategy, progress, "validation", tracker)
+        validation = self._evaluate(federation, strategy, progress, "validation", tracker)
         row = validation.row()
         score = row["accuracy"] if self.best_by == "accuracy" else -row["nll"]
         last = progress.server_round == self.rounds
         if score <= progress.best_validation and not last:
             return
-        test = self._evaluate(grid, nodes, strategy, progress, "test", tracker)
+        test = self._evaluate(federation, strategy, progress, "test", tracker)
         if score > progress.best_validation:
             progress.best, progress.best_validation = test, score
         if last:
             progress.final = test
 
     def _evaluate(
-        self,
-        grid: Grid,
-        nodes: Mapping[int, int],
-        strategy: Strategy,
-        progress: Progress,
-        split: str,
-        tracker: RoundLog,
+        self, federation: Federation, strategy: Strategy, progress: Progress, split: str, tracker: RoundLog
     ) -> Evaluation:
         started = time.perf_counter()
-        partitions = {node: partition for partition, node in nodes.items()}
-        extra = self._average_personal(grid, nodes, progress.accepted) if self.personal else {}
-        view = SampledGrid(grid, partitions)
+        everybody = federation.view(federation.partitions)
+        extra = self._strangers_share(federation, progress.accepted) if self.personal else {}
         messages = []
-        for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), view):
-            accepted = progress.accepted.get(partitions[message.metadata.dst_node_id], 0)
+        for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), everybody):
+            accepted = progress.accepted.get(federation.partition_of(message), 0)
             messages.append(address(message, accepted, split, extra if accepted == 0 else None))
-        usable, dropped = _usable(grid.send_and_receive(messages), partitions)
-        for partition, reason in dropped.items():
+        replies = federation.ask(messages)
+        for partition, reason in replies.dropped.items():
             tracker.note(f"round {progress.server_round}: {split} of client {partition} not used: {reason}")
-        if not usable:
+        if not replies.updates:
             raise RunError(f"no client could be evaluated on {split} in round {progress.server_round}; see run.log.")
-        evaluation = Evaluation.of(progress.server_round, split, [update for _, update in usable])
+        evaluation = Evaluation.of(progress.server_round, split, replies.updates)
         seconds = time.perf_counter() - started
         progress.seconds["evaluate"] += seconds
         tracker.log({**evaluation.row(), "seconds": seconds})
         tracker.log_clients(evaluation.client_rows())
         return evaluation
 
-    def _average_personal(self, grid: Grid, nodes: Mapping[int, int], accepted: Mapping[int, int]) -> Arrays:
-        """The mean of what trained clients keep to themselves, for clients that were never trained."""
-        if not accepted or all(accepted.get(partition) for partition in nodes):
+    @staticmethod
+    def _strangers_share(federation: Federation, accepted: Mapping[int, int]) -> Arrays:
+        """For clients that were never trained: the mean of what trained ones keep to themselves."""
+        if not accepted or len(accepted) == len(federation.partitions):
             return {}
-        return mean_arrays(list(_personal(grid, nodes, accepted).values()))
-
-
-def _personal(grid: Grid, nodes: Mapping[int, int], accepted: Mapping[int, int]) -> dict[int, Arrays]:
-    """What each trained client keeps to itself, in the order of partitions; a simulation's privilege."""
-    questions = [Message(ask_personal(accepted[one]), nodes[one], QUERY_PERSONAL) for one in sorted(accepted)]
-    partitions = {node: partition for partition, node in nodes.items()}
-    found = {
-        partitions[reply.metadata.src_node_id]: read_personal(reply.content)
-        for reply in grid.send_and_receive(questions)
-        if not reply.has_error()
-    }
-    return {partition: arrays for partition, arrays in sorted(found.items()) if arrays}
-
-
-def _roster(grid: Grid) -> dict[int, int]:
-    """Node of each partition; one question to each node, since Flower's node ids are random."""
-    questions = [Message(ask_partition(), node, MessageType.QUERY) for node in grid.get_node_ids()]
-    found = {read_partition(reply.content): reply.metadata.src_node_id for reply in grid.send_and_receive(questions)}
-    return dict(sorted(found.items()))
-
-
-def _usable(
-    replies: Iterable[Message], partitions: Mapping[int, int]
-) -> tuple[list[tuple[Message, ClientUpdate]], dict[int, str]]:
-    """Replies that may be used, in the order of their partitions, and why the others may not.
-
-    Float sums depend on their order, and engines answer in the order of arrival.
-    """
-    usable: list[tuple[Message, ClientUpdate]] = []
-    dropped: dict[int, str] = {}
-    answered = {partitions[reply.metadata.src_node_id]: reply for reply in replies}
-    for partition in sorted(partitions.values()):
-        reply = answered.get(partition)
-        if reply is None:
-            dropped[partition] = "no answer in time"
-            continue
-        if reply.has_error():
-            log.info("client %d: %s", partition, reply.error.reason)
-            dropped[partition] = reply.error.reason.splitlines()[0] if reply.error.reason else "error without a reason"
-            continue
-        try:
-            update = read_update(partition, reply.content)
-        except ValueError as error:
-            dropped[partition] = str(error)
-            continue
-        bad = non_finite(update.arrays)
-        if bad is not None:
-            dropped[partition] = f"{bad} is not finite"
-            continue
-        usable.append((reply, update))
-    return usable, dropped
+        return mean_arrays(list(federation.personal(accepted).values()))
 
 
 def _mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:

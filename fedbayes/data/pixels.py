@@ -1,8 +1,8 @@
 """From an image file to square uint8 pixels.
 
 Turned upright by its EXIF orientation, laid on white where transparent, first frame only, the short side resized
-(bicubic, antialiased) and the centre square kept. That is the evaluation transform of vision transformers with the whole
-centre kept (crop ratio 1).
+(bicubic, antialiased) and the centre square kept. That is the evaluation transform of vision transformers with the
+whole centre kept (crop ratio 1).
 """
 
 import os
