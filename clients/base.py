@@ -18,9 +18,6 @@ from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
 
-LARGEST_PASS = 2048
-"""Images times draws that go through the backbone at once in an evaluation."""
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -82,6 +79,10 @@ class AbstractClient(ABC):
     @abstractmethod
     def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
         """Predict with a cohort's parameters; `streams` are used for this split only, by image order."""
+
+    def prepare(self) -> None:
+        """Compute what depends on nothing learnt, before the first round's clock runs."""
+        self.inputs.prepare()
 
     def initial(self) -> Arrays:
         """What the server starts from: the shared part of the initial parameters."""

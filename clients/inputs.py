@@ -45,11 +45,6 @@ class Inputs:
         """`(C, B)`: 1 / (the client's images), 0 in the padding; sums over B to 1, or to 0 for a client without any."""
         return self.mask / self.mask.sum(1, keepdim=True).clamp(min=1)
 
-    def columns(self, first: int, last: int) -> "Inputs":
-        """The same clients' images from `first` to before `last`."""
-        cut = slice(first, last)
-        return Inputs(self.tokens[:, cut], self.z[:, cut], self.labels[:, cut], self.mask[:, cut])
-
 
 @final
 class InputSource:
@@ -76,12 +71,18 @@ class InputSource:
         self._held = torch.cat(shares).unique()
         self._row = torch.zeros(len(data.images), dtype=torch.long)  # of an image in the caches
         self._row[self._held] = torch.arange(len(self._held))
-        size = len(self._held) * model.backbone.num_tokens * model.backbone.dim * 4 / 2**20
+        kept = 1 if model.start_layer == model.backbone.depth else model.backbone.num_tokens  # see `precompute`
+        size = len(self._held) * kept * model.backbone.dim * 4 / 2**20
         self._keep_tokens = size <= cache_mb
         if not self._keep_tokens:
             log.info("token cache of %.0f MB exceeds simulation.cache_mb=%g: tokens are computed again", size, cache_mb)
         self._tokens: Tensor | None = None
         self._z: Tensor | None = None
+
+    def prepare(self) -> None:
+        """Fill the caches, if that has not been done."""
+        if self._z is None:
+            self._z, self._tokens = self._precomputed()
 
     def train(self, batch: Batch, changes: Streams) -> Inputs:
         """Inputs of a training batch, augmented if that is switched on, by draws from `changes`."""
@@ -93,8 +94,8 @@ class InputSource:
 
     def plain(self, batch: Batch) -> Inputs:
         """Inputs of a batch as the images are."""
-        if self._z is None:
-            self._z, self._tokens = self._precomputed()
+        self.prepare()
+        assert self._z is not None, "prepare has filled it"
         index = batch.index.flatten()
         rows = self._row[index]
         tokens = self._embedded(index) if self._tokens is None else self._tokens[rows]

@@ -9,7 +9,9 @@ Yin & Zhou 2018, arXiv 1805.11183, for the bound; Jia et al. 2022, arXiv 2203.12
 Prompts without a posterior (`generator.kind` fixed or deterministic) are the same programs without the site `code`.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import final
 
 import pyro
@@ -17,17 +19,20 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from clients.base import LARGEST_PASS, AbstractClient, Draws
+from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
 from fedbayes.data.augment import Augment
 from fedbayes.data.federated import FederatedData
 from fedbayes.inference.elbo import Objective, elbo
 from fedbayes.inference.fit import LocalTraining
-from fedbayes.inference.semi_implicit import SemiImplicitNormal, mixing_ratio
+from fedbayes.inference.semi_implicit import SemiImplicitNormal, mixing_variances
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
+
+LARGEST_PASS = 2048
+"""Images times draws that go through the backbone at once in a prediction."""
 
 
 @final
@@ -80,13 +85,18 @@ class PromptTuningClient(AbstractClient):
         for c, (partition, state) in enumerate(zip(partitions, self.model.unstack(), strict=True)):
             shared, personal = self.share(state)
             mine = {name: float(values[c]) for name, values in metrics.items()}
+            if self.has_posterior:
+                mine["log_classes"] = math.log(self.model.classes)  # all that a label can pay for `kl`, nats
             updates.append(ClientUpdate(partition, shared, len(self.data.indices(partition, "train")), mine, personal))
         return updates
 
     def objective(self, inputs: Inputs, noise: Streams, beta: float) -> Objective:
         """The bound of a batch, one loss per client, with the noise of their own streams."""
         draws = self.inference.train_samples if self.has_posterior else 1
-        return elbo(self._model, self._guide, inputs, noise, draws=draws, weights=inputs.weights, beta=beta)
+        terms = elbo(self._model, self._guide, inputs, noise, draws=draws, weights=inputs.weights, beta=beta)
+        if self.model.generator.noise_dim:
+            return terms
+        return replace(terms, effective_components=None)  # an explicit posterior is no mixture
 
     def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
         """S draws of prompts per image; one where the kind has no posterior."""
@@ -99,17 +109,15 @@ class PromptTuningClient(AbstractClient):
             scale = generator.scale(z)
             code = psi + scale * streams.normal(draws, inputs.counts, generator.code_dim, z.device)
             if draws[0] > 1 and generator.noise_dim:
-                metrics["mixing_ratio"] = mixing_ratio(psi, scale)
+                metrics["mixing_variance"], metrics["conditional_variance"] = mixing_variances(psi, scale)
         elif generator.kind == "deterministic":
             code = generator.mixing(z, None).unsqueeze(0)
-        prompts = generator.decode(code)
-        prompts = prompts if code is not None else prompts.unsqueeze(0)
-        width = max(1, LARGEST_PASS // (prompts.shape[0] * z.shape[0]))
+        width = max(1, LARGEST_PASS // ((1 if code is None else len(code)) * len(z)))
         parts = []
         for first in range(0, z.shape[1], width):
             last = first + width
-            some = prompts[:, :, first:last] if prompts.shape[2] > 1 else prompts
-            parts.append(self.model.logits(inputs.tokens[:, first:last], some))
+            prompts = generator.decode(None).unsqueeze(0) if code is None else generator.decode(code[:, :, first:last])
+            parts.append(self.model.logits(inputs.tokens[:, first:last], prompts))
         return Draws(torch.cat(parts, dim=2), metrics)
 
     def _mixing(self, inputs: Inputs, streams: Streams, sample_shape: torch.Size) -> Tensor:

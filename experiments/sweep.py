@@ -8,6 +8,7 @@ one torch thread, so the numbers are those of `fedbayes -m ... simulation.thread
 
 import argparse
 import contextlib
+import hashlib
 import io
 import itertools
 import os
@@ -19,6 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 Job = tuple[Path, tuple[str, ...]]
+LONGEST = 180  # characters of a folder's name; file systems allow 255 bytes
 
 
 def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
@@ -50,15 +52,18 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[Path]:
 
 def folder_of(root: Path, overrides: Sequence[str]) -> Path:
     """A run's place below the sweep's, readable and unique."""
-    return root / ",".join(overrides).replace("/", "_")
+    name = ",".join(overrides).replace("/", "_")
+    if len(name) > LONGEST:
+        name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return root / name
 
 
 def _run(job: Job) -> None:
     from fedbayes import simulate
 
     folder, overrides = job
-    (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a run that broke off: the claim of the folder
-    (folder / "config.yaml").unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "config.yaml", "clients.jsonl"):  # of a run that broke off
+        (folder / name).unlink(missing_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
         simulate([*overrides, "simulation.threads=1", f"run_dir='{folder}'"])
 

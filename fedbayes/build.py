@@ -78,7 +78,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         min_replies=cfg.simulation.min_replies,
         evaluate_every=cfg.evaluate.every,
         best_by=cfg.evaluate.best_by,
-        images_per_reply=cfg.optim.local_epochs,
+        passes=cfg.optim.local_epochs,
         personal=bool(cfg.method.client.get("personal")),
     )
 

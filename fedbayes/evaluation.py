@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fedbayes.inference.predictive import Predictive, brier, negative_log_likelihood, pool, reliability
+from fedbayes.inference.semi_implicit import mixing_ratio
 from fedbayes.messages import ClientUpdate
 
 
@@ -27,7 +28,7 @@ class Evaluation:
         labels: of those images.
         domains: of those images.
         partitions: of those images.
-        metrics: means over images of what clients reported beside their predictions.
+        metrics: means over images of what clients reported beside their predictions, and the mixing ratio of those.
     """
 
     server_round: int
@@ -47,6 +48,9 @@ class Evaluation:
         ]
         total = sum(u.num_examples for u in updates)
         names = [name for name in updates[0].metrics if name not in ("accuracy", "nll")]
+        metrics = {name: sum(u.metrics[name] * u.num_examples for u in updates) / total for name in names}
+        if "mixing_variance" in metrics:
+            metrics["mixing_ratio"] = mixing_ratio(metrics["mixing_variance"], metrics["conditional_variance"])
         return cls(
             server_round,
             split,
@@ -54,7 +58,7 @@ class Evaluation:
             torch.from_numpy(np.concatenate([u.arrays["labels"] for u in updates])),
             torch.from_numpy(np.concatenate([u.arrays["domains"] for u in updates])),
             torch.from_numpy(np.concatenate([np.full(u.num_examples, u.partition) for u in updates])),
-            {name: sum(u.metrics[name] * u.num_examples for u in updates) / total for name in names},
+            metrics,
         )
 
     @property

@@ -63,7 +63,8 @@ class Run:
 
         Args:
             images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, or PIL images, or paths of image files; any size.
-            partition: use what this client kept to itself; None uses the clients' mean of that.
+            partition: use what this client kept to itself; None uses the clients' mean of that, which means little
+                where clients share nothing (`local_vpt`).
 
         Returns:
             Probabilities and uncertainty of each image. Equal calls give equal numbers.

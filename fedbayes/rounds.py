@@ -51,7 +51,8 @@ class Progress:
         best: the evaluation on test in the round that was best on validation.
         best_validation: that round's validation score; larger is better.
         final: the evaluation on test after the last round.
-        train: the last round's mean training metrics.
+        best_train: that round's mean training metrics.
+        train: the last round's.
         bytes_up: of all training replies.
         bytes_down: of all training requests.
         seconds: by phase.
@@ -65,6 +66,7 @@ class Progress:
     best: Evaluation | None = None
     best_validation: float = -np.inf
     final: Evaluation | None = None
+    best_train: dict[str, float] = field(default_factory=dict)
     train: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0
     bytes_down: int = 0
@@ -89,7 +91,7 @@ class RoundLoop:
         min_replies: usable replies without which a round is void.
         evaluate_every: rounds between evaluations on validation; the last round is always evaluated.
         best_by: what makes a validation round the best, `accuracy` or `nll`.
-        images_per_reply: training passes over an example in a round, for the images that are counted.
+        passes: over a client's training images in a round, for the count of images.
         personal: whether clients keep parameters to themselves.
 
     Raises:
@@ -106,7 +108,7 @@ class RoundLoop:
         min_replies: int,
         evaluate_every: int,
         best_by: str,
-        images_per_reply: int,
+        passes: int,
         personal: bool,
     ) -> None:
         self.rounds = require_whole("rounds", rounds, 1)
@@ -116,7 +118,7 @@ class RoundLoop:
         self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
         self.evaluate_every = require_whole("evaluate.every", evaluate_every, 1)
         self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
-        self.images_per_reply, self.personal = images_per_reply, personal
+        self.passes, self.personal = passes, personal
         if self.sampled < self.min_replies:
             raise ConfigError(
                 f"simulation.min_replies={self.min_replies} can never be reached: a round samples {self.sampled} of "
@@ -213,7 +215,7 @@ class RoundLoop:
         progress.seconds["train"] += seconds
         progress.bytes_down += down
         progress.bytes_up += up
-        images = sum(update.num_examples for update in updates) * self.images_per_reply
+        images = sum(update.num_examples for update in updates) * self.passes
         progress.images += images
         progress.train = _mean_metrics(updates)
         tracker.log(
@@ -254,7 +256,7 @@ class RoundLoop:
             return
         test = self._evaluate(federation, strategy, progress, "test", tracker)
         if score > progress.best_validation:
-            progress.best, progress.best_validation = test, score
+            progress.best, progress.best_validation, progress.best_train = test, score, progress.train
         if last:
             progress.final = test
 

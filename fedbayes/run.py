@@ -53,6 +53,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     data = build.data(cfg)  # images -> clients, split once by partition.seed
     model = build.model(cfg, data, simulation.device)  # frozen ViT + prompt generator + head
     client = build.client(cfg, data, model)
+    client.prepare()
 
     with claimed(run_dir):
         OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)

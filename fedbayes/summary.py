@@ -16,7 +16,7 @@ from fedbayes.rounds import Progress
 
 PACKAGES = ("fedbayes", "flwr", "torch", "timm", "pyro-ppl", "hydra-core", "numpy")
 DIAGNOSTICS = ("effective_components", "bound_saturation")
-"""Training metrics that belong to the result, taken from the last round."""
+"""Training metrics that belong to a result, taken from its round."""
 
 
 def summarise(
@@ -32,8 +32,8 @@ def summarise(
     """
     assert progress.final is not None, "a finished run has been evaluated"
     assert progress.best is not None, "on validation, too"
-    trained = {name: progress.train[name] for name in DIAGNOSTICS if name in progress.train}
-    final, best = ({**one.summary(), **trained} for one in (progress.final, progress.best))
+    final = {**progress.final.summary(), **_diagnostics(progress.train)}
+    best = {**progress.best.summary(), **_diagnostics(progress.best_train)}
     busy = progress.seconds["train"]
     return {
         **{name: cfg.names[name] for name in ("method", "data", "partition", "backbone")},
@@ -89,6 +89,10 @@ def peak_memory_mb() -> float:
     """The largest resident set of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _diagnostics(train: dict[str, float]) -> dict[str, float]:
+    return {name: train[name] for name in DIAGNOSTICS if name in train}
 
 
 def _device(cfg: DictConfig) -> str:

@@ -26,13 +26,14 @@ def evaluation():
         7,
         "test",
         [
-            answer(2, [[0.9, 0.1], [0.6, 0.4]], [0, 0], domains=[1, 0], mixing_ratio=0.5),
+            answer(2, [[0.9, 0.1], [0.6, 0.4]], [0, 0], domains=[1, 0], mixing_variance=2.0, conditional_variance=0.5),
             answer(
                 5,
                 [[0.2, 0.8], [0.7, 0.3], [0.7, 0.3], [0.5, 0.5]],
                 [1, 1, 1, 0],
                 domains=[1, 1, 1, 3],
-                mixing_ratio=0.2,
+                mixing_variance=0.5,
+                conditional_variance=0.5,
             ),
         ],
     )
@@ -71,8 +72,13 @@ def test_prompt_uncertainty_is_entropy_less_expected_entropy():
 
 
 def test_what_clients_report_is_averaged_over_images_and_never_replaces_what_is_computed(evaluation):
-    assert evaluation.row()["mixing_ratio"] == pytest.approx((2 * 0.5 + 4 * 0.2) / 6)
+    assert evaluation.row()["mixing_variance"] == pytest.approx((2 * 2.0 + 4 * 0.5) / 6)
     assert evaluation.row()["accuracy"] == 0.75
+
+
+def test_the_mixing_ratio_is_one_of_means_over_all_images(evaluation):
+    assert evaluation.row()["mixing_ratio"] == pytest.approx(1.0 / (1.0 + 0.5))
+    assert evaluation.summary()["mixing_ratio"] == evaluation.row()["mixing_ratio"]
 
 
 def test_groups_that_occur(evaluation):

@@ -22,7 +22,7 @@ SETTINGS = {
     "min_replies": 1,
     "evaluate_every": 1,
     "best_by": "accuracy",
-    "images_per_reply": 1,
+    "passes": 1,
     "personal": False,
 }
 
@@ -265,7 +265,7 @@ def test_bytes_are_those_of_the_serialised_arrays():
 
 
 def test_images_count_the_passes_over_them():
-    progress, _, _ = play(Scripted(), clients=2, rounds=3, images_per_reply=4)
+    progress, _, _ = play(Scripted(), clients=2, rounds=3, passes=4)
     assert progress.images == 3 * 4 * (10 + 20)
 
 

@@ -30,7 +30,7 @@ class Objective:
     """What one pass through model and guide gave, per client; `None` is what the programs do not have.
 
     Attributes:
-        loss: negative ELBO, nats per image (the guide's scale decides), differentiable.
+        loss: negative ELBO with the KL weighed by beta, nats per image, differentiable.
         log_likelihood: nats per image.
         kl: one-draw estimate of KL(guide, prior), nats per image, without beta.
         effective_components: of the semi-implicit mixture, 1 to K + 1.

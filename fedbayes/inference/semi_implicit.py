@@ -39,21 +39,29 @@ def effective_components(log_components: Float[Tensor, "components *batch"]) -> 
     return 1 / weights.square().sum(0)
 
 
-def mixing_ratio(
+def mixing_variances(
     psi: Float[Tensor, "draws *batch event"], scale: Float[Tensor, "*#batch event_or_1"]
-) -> Float[Tensor, "*batch"]:
-    """`Var[psi] / (Var[psi] + scale^2)`, variances summed over the event; between-image spread does not enter.
+) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
+    """`Var[psi]` and `scale^2`, each summed over the event; between-image spread does not enter.
 
     Args:
         psi: at least two draws of the mixing variable for each element of the batch.
         scale: standard deviation of the conditional.
+    """
+    return psi.var(0).sum(-1), scale.square().expand_as(psi[0]).sum(-1)
+
+
+def mixing_ratio(mixing: float, conditional: float) -> float:
+    """`E_x[Var psi] / (E_x[Var psi] + E_x[scale^2])`: a ratio of means, so images are averaged before it is taken.
+
+    Args:
+        mixing: mean over images of the first of `mixing_variances`.
+        conditional: mean over images of the second; positive.
 
     Returns:
         0 to 1; near 0 the mixing has collapsed to a point.
     """
-    spread = psi.var(0).sum(-1)
-    conditional = scale.square().expand_as(psi[0]).sum(-1)
-    return spread / (spread + conditional)
+    return mixing / (mixing + conditional)
 
 
 @final

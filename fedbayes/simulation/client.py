@@ -12,6 +12,10 @@ QUERY_PERSONAL = "query.personal"
 class CohortClient(Protocol):
     """Trains and evaluates cohorts; `clients.base.AbstractClient` is the one ancestor of all of ours."""
 
+    def prepare(self) -> None:
+        """Whatever is needed once, before the first round."""
+        ...
+
     def initial(self) -> Arrays:
         """The server's parameters before the first round."""
         ...

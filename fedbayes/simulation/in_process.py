@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedbayes.errors import require_choice, require_number, require_whole
+from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.messages import (
     ClientUpdate,
     keep_personal,
@@ -54,7 +54,7 @@ class InProcess:
         self.cohort = None if cohort is None else require_whole("simulation.cohort", cohort, 1)
         require_choice("simulation.device", device, ("auto", "cpu", "cuda"))
         if device == "cuda" and not torch.cuda.is_available():
-            require_choice("simulation.device", device, ("auto", "cpu"))
+            raise ConfigError("simulation.device=cuda finds no GPU here; choose one of auto, cpu.")
         self.device = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
         available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.threads = available if threads is None else require_whole("simulation.threads", threads, 1)

@@ -54,7 +54,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         runs = sorted(path.parent for path in folder.rglob(SUMMARY))
         if not runs:
             begun = sum(1 for _ in folder.rglob(METRICS))
-            state = f"{begun} unfinished, to go on with by resume=RUN_DIR" if begun else f"no {SUMMARY} in or below it"
+            state = f"{begun} unfinished" if begun else f"no {SUMMARY} in or below it"
             raise RunError(f"{folder} holds no finished run ({state}); name a folder of finished runs.")
         for run in runs:
             found.setdefault(run.resolve(), run)

@@ -34,7 +34,7 @@ def claim(run_dir: Path) -> Path:
     Raises:
         RunError: if it already holds a run, or cannot be created or written.
     """
-    remedy = f"choose another run_dir, remove that one, or go on with it by resume={run_dir}"
+    remedy = "choose another run_dir or remove that one"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         for mark in _MARKS:

@@ -40,7 +40,7 @@ ALL = sorted(OWN)
 MIXTURES = ["domain_and_label", "domain_mixture", "iid", "label_dirichlet"]
 
 
-def scheme(name: str, **changes: Any) -> Scheme:  # noqa: ANN401
+def scheme(name: str, **changes: Any) -> Scheme:
     """A scheme with the settings above, some of them changed."""
     return partial(getattr(partition, name), **COMMON | OWN[name] | changes)
 
@@ -92,8 +92,9 @@ def test_every_image_is_used_once_and_every_client_has_all_three_splits(name: st
     try:
         splits = make(images, clients)
     except PartitionError as error:
-        assert name in ("one_domain", "label_shards")  # whose sizes follow the supply
-        assert "client" in str(error)
+        said = str(error)
+        assert name in ("one_domain", "label_shards"), said  # whose sizes follow the supply
+        assert "client" in said
         return
     used = np.concatenate([everything(one) for one in splits])
     assert len(np.unique(used)) == len(used)

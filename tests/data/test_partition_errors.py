@@ -33,7 +33,7 @@ OWN: dict[str, dict[str, Any]] = {
 ALL = sorted(OWN)
 
 
-def scheme(name: str, **changes: Any) -> Scheme:  # noqa: ANN401
+def scheme(name: str, **changes: Any) -> Scheme:
     """A scheme with the settings above, some of them changed."""
     return partial(getattr(partition, name), **COMMON | OWN[name] | changes)
 

@@ -25,6 +25,7 @@ from fedbayes.inference.semi_implicit import (
     effective_components,
     log_mixture,
     mixing_ratio,
+    mixing_variances,
 )
 
 
@@ -99,7 +100,7 @@ def unit(batch: tuple[int, ...] = (), event: int = 2, spread: float = 1.0):
 
 def test_shapes_are_checked_in_tests():
     with pytest.raises(TypeCheckError):
-        mixing_ratio(torch.randn(4, 3, 2), torch.ones(5, 2))
+        mixing_variances(torch.randn(4, 3, 2), torch.ones(5, 2))
 
 
 def test_log_mixture_by_hand():
@@ -119,10 +120,12 @@ def test_effective_components_lie_between_one_and_all():
 def test_mixing_ratio_by_hand():
     # Image 0: entries vary by 2 and 0, image 1 not at all; sigma^2 = 0.25 in each of two entries.
     psi = torch.tensor([[[1.0, 5.0], [3.0, 4.0]], [[-1.0, 5.0], [3.0, 4.0]]])
-    ratio = mixing_ratio(psi, torch.full((1, 1), 0.5))
-    assert ratio.tolist() == pytest.approx([2 / 2.5, 0.0])
-    each = mixing_ratio(psi, torch.tensor([[1.0, 2.0], [1.0, 1.0]]))
-    assert each.tolist() == pytest.approx([2 / 7, 0.0])
+    mixing, conditional = mixing_variances(psi, torch.full((1, 1), 0.5))
+    assert mixing.tolist() == pytest.approx([2.0, 0.0])
+    assert conditional.tolist() == pytest.approx([0.5, 0.5])
+    assert mixing_ratio(1.0, 0.5) == pytest.approx(2 / 3), "means first; the mean of the images' ratios is 0.4"
+    _, each = mixing_variances(psi, torch.tensor([[1.0, 2.0], [1.0, 1.0]]))
+    assert each.tolist() == pytest.approx([5.0, 2.0])
 
 
 def test_its_own_draw_is_told_from_others_by_identity():

@@ -45,7 +45,7 @@ def test_claim_takes_a_directory_that_holds_something_else(tmp_path):
 @pytest.mark.parametrize("mark", ["config.yaml", "metrics.jsonl", "summary.json"])
 def test_claim_refuses_a_used_directory_and_says_what_to_do(tmp_path, mark):
     (tmp_path / mark).write_text("")
-    with pytest.raises(RunError, match=rf"{mark}.*choose another run_dir.*resume="):
+    with pytest.raises(RunError, match=rf"{mark}.*choose another run_dir or remove"):
         claim(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [mark]
 
