@@ -6,87 +6,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from scripted import SETTINGS, Scripted, play
 
 from fedbayes import build
 from fedbayes.configuration import compose
-from fedbayes.errors import ConfigError, RunError
+from fedbayes.errors import RunError
 from fedbayes.messages import ClientUpdate, from_record
 from fedbayes.rounds import RoundLoop
 from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
-
-SETTINGS = {
-    "rounds": 2,
-    "clients": 5,
-    "participation": 1.0,
-    "seed": 0,
-    "min_replies": 1,
-    "evaluate_every": 1,
-    "best_by": "accuracy",
-    "passes": 1,
-    "personal": False,
-}
-
-
-class Journal:
-    def __init__(self):
-        self.rows, self.client_rows, self.notes = [], [], []
-
-    def log(self, row):
-        self.rows.append(dict(row))
-
-    def log_clients(self, rows):
-        self.client_rows += [dict(row) for row in rows]
-
-    def note(self, text):
-        self.notes.append(text)
-
-
-class Scripted:
-    """Answers w = partition + 1 from 10 * (partition + 1) images, and is right on `skill` of 4 images."""
-
-    def __init__(self, broken=(), silent=(), skill=None, keeps=False):
-        self.broken, self.silent, self.skill, self.keeps = set(broken), set(silent), skill or {}, keeps
-        self.trained, self.evaluated = [], []
-
-    def initial(self):
-        return {"w": np.zeros(1)}
-
-    def train(self, requests):
-        self.trained += [(r.server_round, r.partition) for r in requests]
-        self.last = {r.partition: (r.arrays, r.personal) for r in requests}
-        answers = []
-        for r in requests:
-            bad = (r.server_round, r.partition) in self.broken
-            arrays = {"w": np.full(1, np.nan if bad else r.partition + 1.0)}
-            mine = {"head": np.full(2, r.server_round + 10.0 * r.partition, np.float32)} if self.keeps else {}
-            answers.append(ClientUpdate(r.partition, arrays, 10 * (r.partition + 1), {"loss": r.partition}, mine))
-        return answers
-
-    def evaluate(self, requests):
-        self.evaluated.append((requests[0].server_round, requests[0].split))
-        self.last_parameters = {r.partition: {**r.arrays, **r.personal} for r in requests}
-        answers = []
-        for r in requests:
-            right = self.skill.get((r.server_round, r.split), 2)
-            probabilities = np.tile(np.array([[0.8, 0.2]], np.float32), (4, 1))
-            labels = np.array([0] * right + [1] * (4 - right))
-            if r.partition in self.silent:
-                probabilities[:] = np.nan
-            arrays = {
-                "probabilities": probabilities,
-                "expected_entropy": np.zeros(4, np.float32),
-                "labels": labels,
-                "domains": np.zeros(4, np.int64),
-            }
-            answers.append(ClientUpdate(r.partition, arrays, 4, {"accuracy": right / 4, "nll": 0.5}))
-        return answers
-
-
-def play(client, grid=None, strategy=None, **settings):
-    loop, journal = RoundLoop(**{**SETTINGS, **settings}), Journal()
-    grid = grid or InProcessGrid(client, loop.clients, None, None)
-    strategy = strategy or build.strategy(compose(), loop)
-    return loop.run(grid, strategy, client.initial(), journal), journal, grid
 
 
 def test_the_mean_of_a_round_by_hand():
@@ -267,54 +194,6 @@ def test_bytes_are_those_of_the_serialised_arrays():
 def test_images_count_the_passes_over_them():
     progress, _, _ = play(Scripted(), clients=2, rounds=3, passes=4)
     assert progress.images == 3 * 4 * (10 + 20)
-
-
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [
-        ({"rounds": 0}, "rounds=0"),
-        ({"rounds": "abc"}, "rounds=abc"),
-        ({"participation": 0}, "participation=0"),
-        ({"participation": 1.1}, "participation=1.1"),
-        ({"participation": float("nan")}, "participation=nan"),
-        ({"seed": -1}, "seed=-1"),
-        ({"clients": 0}, "clients=0"),
-        ({"min_replies": 0}, "simulation.min_replies=0"),
-        ({"min_replies": 3, "participation": 0.4}, "samples 2 of 5"),
-        ({"evaluate_every": 0}, "evaluate.every=0"),
-        ({"best_by": "luck"}, "choose one of accuracy, nll"),
-    ],
-)
-def test_settings_out_of_range_are_refused(setting, said):
-    with pytest.raises(ConfigError, match=said):
-        RoundLoop(**{**SETTINGS, **setting})
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "said"),
-    [
-        ("FedAvg", {"fraction_train": 0.5}, "fraction_train=0.5 would sample a second time"),
-        ("FedAvg", {"fraction_evaluate": 0.0}, "fraction_evaluate=0.0"),
-        (
-            "FedAdam",
-            {},
-            r"wait for ever.*set \+method.strategy.min_train_nodes=1 \+method.strategy.min_available_nodes=1",
-        ),
-    ],
-)
-def test_strategies_that_would_sample_or_wait_by_themselves_are_refused(name, settings, said):
-    from flwr.serverapp import strategy
-
-    loop = RoundLoop(**{**SETTINGS, "participation": 0.2})
-    with pytest.raises(ConfigError, match=said):
-        loop.require(getattr(strategy, name)(**settings))
-
-
-def test_a_strategy_that_relies_on_its_clients_is_refused_before_it_silently_becomes_another():
-    from flwr.serverapp.strategy import FedProx
-
-    with pytest.raises(ConfigError, match=r"sends proximal-mu, which no client here obeys"):
-        play(Scripted(), strategy=FedProx(proximal_mu=1.0))
 
 
 def test_the_loop_never_touches_the_global_generators():

@@ -3,46 +3,19 @@
 import json
 import logging
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schemes import ALL, scheme
 
-from fedbayes.data import partition
 from fedbayes.data.datasets import ImageSet
 from fedbayes.data.partition import ClientSplit, describe
 from fedbayes.errors import PartitionError
 
-Scheme = Callable[..., tuple[ClientSplit, ...]]
-
-COMMON: dict[str, Any] = {
-    "seed": 0,
-    "min_images": 3,
-    "quantity": None,
-    "max_train": None,
-    "validation": 0.15,
-    "test": 0.35,
-}
-OWN: dict[str, dict[str, Any]] = {
-    "domain_mixture": {"alpha": 0.3},
-    "one_domain": {},
-    "label_dirichlet": {"alpha": 0.3},
-    "label_shards": {"classes_per_client": 2},
-    "domain_and_label": {"alpha": 0.3, "label_alpha": 0.3},
-    "iid": {},
-}
-ALL = sorted(OWN)
 MIXTURES = ["domain_and_label", "domain_mixture", "iid", "label_dirichlet"]
-
-
-def scheme(name: str, **changes: Any) -> Scheme:
-    """A scheme with the settings above, some of them changed."""
-    return partial(getattr(partition, name), **COMMON | OWN[name] | changes)
 
 
 def image_set(cells: dict[tuple[int, int], int], given_split: list[int] | None = None) -> ImageSet:

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from journal import Journal
 
 from fedbayes import build
 from fedbayes.configuration import compose
@@ -20,24 +21,6 @@ from fedbayes.messages import ClientRequest, ClientUpdate, address, ask_personal
 from fedbayes.simulation.client import QUERY_PERSONAL
 from fedbayes.simulation.in_process import FIRST_NODE, InProcess, InProcessGrid
 from fedbayes.tracking.run_dir import plain
-
-
-class Journal:
-    def __init__(self):
-        self.rows, self.client_rows, self.notes = [], [], []
-
-    def log(self, row):
-        self.rows.append(dict(row))
-
-    def log_clients(self, rows):
-        self.client_rows += [dict(row) for row in rows]
-
-    def note(self, text):
-        self.notes.append(text)
-
-    @property
-    def numbers(self):
-        return [{k: v for k, v in row.items() if "second" not in k} for row in self.rows]
 
 
 def make_client(cfg):

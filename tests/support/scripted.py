@@ -1,0 +1,70 @@
+"""A federation whose answers are known, on the real engine and the real round loop."""
+
+import numpy as np
+from journal import Journal
+
+from fedbayes import build
+from fedbayes.configuration import compose
+from fedbayes.messages import ClientUpdate
+from fedbayes.rounds import RoundLoop
+from fedbayes.simulation.in_process import InProcessGrid
+
+SETTINGS = {
+    "rounds": 2,
+    "clients": 5,
+    "participation": 1.0,
+    "seed": 0,
+    "min_replies": 1,
+    "evaluate_every": 1,
+    "best_by": "accuracy",
+    "passes": 1,
+    "personal": False,
+}
+
+
+class Scripted:
+    """Answers w = partition + 1 from 10 * (partition + 1) images, and is right on `skill` of 4 images."""
+
+    def __init__(self, broken=(), silent=(), skill=None, keeps=False):
+        self.broken, self.silent, self.skill, self.keeps = set(broken), set(silent), skill or {}, keeps
+        self.trained, self.evaluated = [], []
+
+    def initial(self):
+        return {"w": np.zeros(1)}
+
+    def train(self, requests):
+        self.trained += [(r.server_round, r.partition) for r in requests]
+        self.last = {r.partition: (r.arrays, r.personal) for r in requests}
+        answers = []
+        for r in requests:
+            bad = (r.server_round, r.partition) in self.broken
+            arrays = {"w": np.full(1, np.nan if bad else r.partition + 1.0)}
+            mine = {"head": np.full(2, r.server_round + 10.0 * r.partition, np.float32)} if self.keeps else {}
+            answers.append(ClientUpdate(r.partition, arrays, 10 * (r.partition + 1), {"loss": r.partition}, mine))
+        return answers
+
+    def evaluate(self, requests):
+        self.evaluated.append((requests[0].server_round, requests[0].split))
+        self.last_parameters = {r.partition: {**r.arrays, **r.personal} for r in requests}
+        answers = []
+        for r in requests:
+            right = self.skill.get((r.server_round, r.split), 2)
+            probabilities = np.tile(np.array([[0.8, 0.2]], np.float32), (4, 1))
+            labels = np.array([0] * right + [1] * (4 - right))
+            if r.partition in self.silent:
+                probabilities[:] = np.nan
+            arrays = {
+                "probabilities": probabilities,
+                "expected_entropy": np.zeros(4, np.float32),
+                "labels": labels,
+                "domains": np.zeros(4, np.int64),
+            }
+            answers.append(ClientUpdate(r.partition, arrays, 4, {"accuracy": right / 4, "nll": 0.5}))
+        return answers
+
+
+def play(client, grid=None, strategy=None, **settings):
+    loop, journal = RoundLoop(**{**SETTINGS, **settings}), Journal()
+    grid = grid or InProcessGrid(client, loop.clients, None, None)
+    strategy = strategy or build.strategy(compose(), loop)
+    return loop.run(grid, strategy, client.initial(), journal), journal, grid

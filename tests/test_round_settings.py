@@ -1,0 +1,55 @@
+"""What the round loop refuses before it starts."""
+
+import pytest
+from scripted import SETTINGS, Scripted, play
+
+from fedbayes.errors import ConfigError
+from fedbayes.rounds import RoundLoop
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"rounds": 0}, "rounds=0"),
+        ({"rounds": "abc"}, "rounds=abc"),
+        ({"participation": 0}, "participation=0"),
+        ({"participation": 1.1}, "participation=1.1"),
+        ({"participation": float("nan")}, "participation=nan"),
+        ({"seed": -1}, "seed=-1"),
+        ({"clients": 0}, "clients=0"),
+        ({"min_replies": 0}, "simulation.min_replies=0"),
+        ({"min_replies": 3, "participation": 0.4}, "samples 2 of 5"),
+        ({"evaluate_every": 0}, "evaluate.every=0"),
+        ({"best_by": "luck"}, "choose one of accuracy, nll"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, said):
+    with pytest.raises(ConfigError, match=said):
+        RoundLoop(**{**SETTINGS, **setting})
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("FedAvg", {"fraction_train": 0.5}, "fraction_train=0.5 would sample a second time"),
+        ("FedAvg", {"fraction_evaluate": 0.0}, "fraction_evaluate=0.0"),
+        (
+            "FedAdam",
+            {},
+            r"wait for ever.*set \+method.strategy.min_train_nodes=1 \+method.strategy.min_available_nodes=1",
+        ),
+    ],
+)
+def test_strategies_that_would_sample_or_wait_by_themselves_are_refused(name, settings, said):
+    from flwr.serverapp import strategy
+
+    loop = RoundLoop(**{**SETTINGS, "participation": 0.2})
+    with pytest.raises(ConfigError, match=said):
+        loop.require(getattr(strategy, name)(**settings))
+
+
+def test_a_strategy_that_relies_on_its_clients_is_refused_before_it_silently_becomes_another():
+    from flwr.serverapp.strategy import FedProx
+
+    with pytest.raises(ConfigError, match=r"sends proximal-mu, which no client here obeys"):
+        play(Scripted(), strategy=FedProx(proximal_mu=1.0))
