@@ -93,6 +93,19 @@ class AbstractClient(ABC):
         kept = {name: value for name, value in state.items() if name.startswith(self.personal)} if self.personal else {}
         return {name: value for name, value in state.items() if name not in kept}, kept
 
+    def predict(
+        self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams
+    ) -> tuple[list[Predictive], dict[str, Tensor]]:
+        """What each client of a cohort says of its own images, on the CPU, and the draws' diagnostics, `(C, B)`."""
+        with torch.no_grad():
+            draws = self.draw(inputs, parameters, streams)
+            probabilities, expected_entropy = predictive(draws.logits)
+        said = [
+            Predictive(probabilities[c, :count].cpu(), expected_entropy[c, :count].cpu())
+            for c, count in enumerate(inputs.counts)
+        ]
+        return said, draws.metrics
+
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Predict the requested split of each client.
 
@@ -105,18 +118,15 @@ class AbstractClient(ABC):
         batch = self.data.whole(partitions, split)
         streams = Streams(self.seed, requests[0].server_round, partitions, f"evaluate {split}")
         parameters = [{**request.arrays, **request.personal} for request in requests]
-        with torch.no_grad():
-            draws = self.draw(self.inputs.plain(batch), parameters, streams)
-            probabilities, expected_entropy = predictive(draws.logits)
+        predictions, diagnostics = self.predict(self.inputs.plain(batch), parameters, streams)
         answers = []
-        for c, partition in enumerate(partitions):
-            count = int(batch.counts[c])
-            said = Predictive(probabilities[c, :count].cpu(), expected_entropy[c, :count].cpu())
+        for c, (partition, said) in enumerate(zip(partitions, predictions, strict=True)):
+            count = len(said.probabilities)
             labels = batch.labels[c, :count]
             metrics = {
                 "accuracy": float((said.predicted == labels).double().mean()),
                 "nll": float(negative_log_likelihood(said.probabilities, labels).double().mean()),
-                **{name: float(values[c, :count].double().mean()) for name, values in draws.metrics.items()},
+                **{name: float(values[c, :count].double().mean()) for name, values in diagnostics.items()},
             }
             arrays = {
                 "probabilities": said.probabilities.numpy(),

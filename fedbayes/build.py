@@ -117,12 +117,10 @@ def _make(place: str, node: DictConfig, **extra: Any) -> Any:
         if isinstance(cause, TypeError):
             inner = re.search(r"full_key: (\S+)", str(error))  # of a node inside this one
             raise ConfigError(f"{inner[1] if inner else place}: {cause}.") from error
-        if isinstance(cause, ImportError) and "Are you sure" in str(
-            cause
-        ):  # Hydra's words for a name that is not there
-            raise ConfigError(
-                f"{place}._target_={node.get('_target_')} is not installed; install or correct it."
-            ) from error
+        # Hydra's words for a name that is not there; another ImportError is a fault inside what was found.
+        if isinstance(cause, ImportError) and "Are you sure" in str(cause):
+            target = node.get("_target_")
+            raise ConfigError(f"{place}._target_={target} is not installed; install or correct it.") from error
         raise
 
 

@@ -72,6 +72,11 @@ class Evaluation:
         return negative_log_likelihood(self.pooled.probabilities.double(), self.labels)
 
     @property
+    def nll(self) -> float:
+        """Mean over images, nats."""
+        return float(self.nll_per_image.mean())
+
+    @property
     def accuracy(self) -> dict[str, float]:
         """Over clients: mean, mean weighted by images, standard deviation, mean of the worst tenth (at least one)."""
         each = self.per_group(self.partitions)[1]
@@ -102,20 +107,18 @@ class Evaluation:
             **self.metrics,
         }
 
+    def group_rows(self, groups: torch.Tensor, name: str) -> list[dict[str, Any]]:
+        """One row per group that occurs: the group under `name`, its images, accuracy and NLL (nats)."""
+        columns = zip(*(values.tolist() for values in self.per_group(groups)), strict=True)
+        return [
+            {name: group, "images": images, "accuracy": accuracy, "nll": nll}
+            for group, accuracy, nll, images in columns
+        ]
+
     def client_rows(self) -> list[dict[str, Any]]:
         """The rows of `clients.jsonl`."""
-        groups = zip(*(values.tolist() for values in self.per_group(self.partitions)), strict=True)
-        return [
-            {
-                "round": self.server_round,
-                "phase": self.split,
-                "partition": partition,
-                "images": images,
-                "accuracy": accuracy,
-                "nll": nll,
-            }
-            for partition, accuracy, nll, images in groups
-        ]
+        where = {"round": self.server_round, "phase": self.split}
+        return [{**where, **row} for row in self.group_rows(self.partitions, "partition")]
 
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says of it."""
@@ -134,7 +137,7 @@ class Evaluation:
     def _pooled_numbers(self) -> dict[str, float]:
         probabilities = self.pooled.probabilities.double()
         return {
-            "nll": float(self.nll_per_image.mean()),
+            "nll": self.nll,
             "ece": reliability(probabilities, self.labels).ece,
             "brier": float(brier(probabilities, self.labels).mean()),
             "prompt_uncertainty": float(self.pooled.prompt_uncertainty.double().mean()),

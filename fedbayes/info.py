@@ -1,9 +1,9 @@
 """The command `fedbayes-info`: versions, device, and what can be chosen."""
 
-import os
 from pathlib import Path
 
 from fedbayes.configuration import CONF
+from fedbayes.simulation.in_process import available_cores
 from fedbayes.summary import git_commit, versions
 
 GROUPS = ("method", "data", "partition", "backbone", "simulation", "tracking", "experiment")
@@ -24,10 +24,9 @@ def main() -> None:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print("versions  ", ", ".join(f"{name} {version}" for name, version in versions().items()))
     print("commit    ", git_commit() or "not in a checkout")
-    print("device    ", f"{cores} CPU cores, GPU: {gpu}")
+    print("device    ", f"{available_cores()} CPU cores, GPU: {gpu}")
     print("packages  ", Path(__file__).resolve().parent.parent)
     for group in GROUPS:
         found = choices(group)

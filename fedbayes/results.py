@@ -5,13 +5,11 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes import build, checkpoint
 from fedbayes.data.pixels import Images, to_square
 from fedbayes.errors import RunError
-from fedbayes.inference.predictive import Predictive, predictive
 from fedbayes.messages import Arrays, mean_arrays
 from fedbayes.seeding import Streams
 from fedbayes.tracking.run_dir import CONFIG, SUMMARY, read_json
@@ -78,10 +76,7 @@ class Run:
         pixels = to_square(images, size)
         parameters = {**stored.server, **self._personal(stored, partition)}
         streams = Streams(self.config.seed, stored.server_round, [0], "predict")
-        with torch.no_grad():
-            draws = client.draw(client.inputs.of_images(pixels), [parameters], streams)
-            probabilities, expected = predictive(draws.logits)
-        said = Predictive(probabilities[0].cpu(), expected[0].cpu())
+        (said,), _ = client.predict(client.inputs.of_images(pixels), [parameters], streams)
         return Prediction(
             probabilities=said.probabilities.double().numpy(),
             entropy=said.entropy.double().numpy(),

@@ -173,8 +173,6 @@ class RoundLoop:
             progress.server_round = server_round
             if server_round % self.evaluate_every == 0 or server_round == self.rounds:
                 self._track_best(federation, strategy, progress, tracker)
-        if progress.final is None or progress.final.server_round != self.rounds:
-            progress.final = self._evaluate(federation, strategy, progress, "test", tracker)
         if not progress.accepted:
             raise RunError("no reply could be used in any round, so nothing was learnt; run.log says why.")
         if self.personal:
@@ -249,8 +247,7 @@ class RoundLoop:
     def _track_best(self, federation: Federation, strategy: Strategy, progress: Progress, tracker: RoundLog) -> None:
         """Evaluate on validation; on test only if that was better than before, or the run is at its end."""
         validation = self._evaluate(federation, strategy, progress, "validation", tracker)
-        row = validation.row()
-        score = row["accuracy"] if self.best_by == "accuracy" else -row["nll"]
+        score = validation.accuracy["mean"] if self.best_by == "accuracy" else -validation.nll
         last = progress.server_round == self.rounds
         if score <= progress.best_validation and not last:
             return

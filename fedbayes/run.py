@@ -68,7 +68,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
             )
             checkpoint.save(run_dir, progress.checkpoint())
             seconds = {"total": time.perf_counter() - started, "setup": setup}
-            summary = summarise(cfg, progress, data.images.domain_names, seconds)
+            summary = summarise(cfg, progress, data.images.domain_names, seconds, simulation.device)
             tracker.report(summary)
     return summary
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from fedbayes.evaluation import Evaluation
 from fedbayes.rounds import Progress
 
 PACKAGES = ("fedbayes", "flwr", "torch", "timm", "pyro-ppl", "hydra-core", "numpy")
@@ -20,7 +19,7 @@ DIAGNOSTICS = ("effective_components", "bound_saturation")
 
 
 def summarise(
-    cfg: DictConfig, progress: Progress, domain_names: tuple[str, ...], seconds: dict[str, float]
+    cfg: DictConfig, progress: Progress, domain_names: tuple[str, ...], seconds: dict[str, float], device: str
 ) -> dict[str, Any]:
     """Collect everything that `summary.json` says.
 
@@ -29,6 +28,7 @@ def summarise(
         progress: the finished rounds.
         domain_names: of the data.
         seconds: `setup` and `total`.
+        device: that the engine ran on, `cpu` or `cuda`.
     """
     assert progress.final is not None, "a finished run has been evaluated"
     assert progress.best is not None, "on validation, too"
@@ -43,13 +43,13 @@ def summarise(
         "git": git_commit(),
         "versions": versions(),
         "threads": torch.get_num_threads(),
-        "device": _device(cfg),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "final": final,
         "best": best,
         "train": progress.train,
-        "per_client": _groups(progress.final, progress.final.partitions, "partition"),
+        "per_client": progress.final.group_rows(progress.final.partitions, "partition"),
         "per_domain": {
-            domain_names[row.pop("domain")]: row for row in _groups(progress.final, progress.final.domains, "domain")
+            domain_names[row.pop("domain")]: row for row in progress.final.group_rows(progress.final.domains, "domain")
         },
         "bytes": {"up": progress.bytes_up, "down": progress.bytes_down},
         "seconds": {**seconds, **progress.seconds},
@@ -93,14 +93,3 @@ def peak_memory_mb() -> float:
 
 def _diagnostics(train: dict[str, float]) -> dict[str, float]:
     return {name: train[name] for name in DIAGNOSTICS if name in train}
-
-
-def _device(cfg: DictConfig) -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() and cfg.simulation.device != "cpu" else "cpu"
-
-
-def _groups(evaluation: Evaluation, groups: torch.Tensor, name: str) -> list[dict[str, Any]]:
-    columns = zip(*(values.tolist() for values in evaluation.per_group(groups)), strict=True)
-    return [
-        {name: group, "images": images, "accuracy": accuracy, "nll": nll} for group, accuracy, nll, images in columns
-    ]

@@ -36,6 +36,11 @@ Result = TypeVar("Result")
 FIRST_NODE = 1000  # Flower reserves node ids 0 and 1
 
 
+def available_cores() -> int:
+    """CPU cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @final
 class InProcess:
     """Runs a federation in this process.
@@ -56,8 +61,7 @@ class InProcess:
         if device == "cuda" and not torch.cuda.is_available():
             raise ConfigError("simulation.device=cuda finds no GPU here; choose one of auto, cpu.")
         self.device = "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-        available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = available if threads is None else require_whole("simulation.threads", threads, 1)
+        self.threads = available_cores() if threads is None else require_whole("simulation.threads", threads, 1)
         self.timeout = None if timeout is None else require_number("simulation.timeout", timeout, 0, open_low=True)
 
     def prepare(self) -> None:

@@ -121,7 +121,7 @@ def test_no_backbone_parameter_learns_and_the_mode_stays(random_vit, images):
     before = {name: value.clone() for name, value in frozen.state_dict().items()}
     prompts = torch.randn(2, 1, 2, 24, dtype=torch.float64, requires_grad=True)
     frozen(frozen.embed(images(2, 16), 0), prompts, 0).square().sum().backward()
-    assert prompts.grad is not None
+    assert prompts.grad.abs().amin(dim=-1).gt(0).all()  # every prompt of every image learns
     assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
     assert all(torch.equal(value, before[name]) for name, value in frozen.state_dict().items())
 
