@@ -11,25 +11,35 @@ Prompts without a posterior (`generator.kind` fixed or deterministic) are the sa
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import final
 
 import pyro
 import torch
 from pyro import distributions as dist
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
+from clients.mixing_probe import MixingProbe
 from fedbayes.data.augment import Augment
-from fedbayes.data.federated import FederatedData
+from fedbayes.data.federated import Batch, FederatedData
+from fedbayes.inference.diagnostics import mixing_variances
 from fedbayes.inference.elbo import Objective, elbo
 from fedbayes.inference.fit import LocalTraining
-from fedbayes.inference.semi_implicit import SemiImplicitNormal, mixing_variances
+from fedbayes.inference.gaussian import AmortisedNormal
+from fedbayes.inference.mixing import Pushforward
+from fedbayes.inference.reverse import GaussianReverse
+from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.models.anchoring import RECEIVED, SENT
 from fedbayes.models.prompted import PromptedViT
+from fedbayes.models.prompts import EXPLICIT
 from fedbayes.seeding import Streams
+
+PROBE_IMAGES = 16
+"""Training images of a client on which the mixing is measured before and after its training."""
 
 LARGEST_PASS = 2048
 """Images times draws that go through the backbone at once in a prediction."""
@@ -64,7 +74,7 @@ class PromptTuningClient(AbstractClient):
     ) -> None:
         super().__init__(data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal)
         self.inference, self.optim = inference, optim
-        self.has_posterior = model.generator.kind in ("gaussian", "semi_implicit")
+        self.has_posterior = model.generator.kind in (*EXPLICIT, "semi_implicit")
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Local epochs from each request's parameters; replies carry the shared part of the result."""
@@ -75,28 +85,38 @@ class PromptTuningClient(AbstractClient):
             Streams(self.seed, server_round, partitions, purpose) for purpose in ("order", "noise", "augment")
         )
         beta = self.inference.beta_at(server_round)
+        probe = MixingProbe(self.model, self.inputs.plain(self._some(partitions)), self.seed)
+        before = probe()
         batches = self.data.epochs(partitions, self.optim.local_epochs, self.optim.batch_size, order)
         metrics = self.optim.fit(
             self.model.trainable(),
             (self.inputs.train(batch, changes) for batch in batches),
             lambda inputs: self.objective(inputs, noise, beta),
         )
+        after = probe()
+        metrics |= {f"{name}_received": values for name, values in before.variances.items()}
+        metrics |= {f"{name}_sent": values for name, values in after.variances.items()}
         updates = []
         for c, (partition, state) in enumerate(zip(partitions, self.model.unstack(), strict=True)):
             shared, personal = self.share(state)
             mine = {name: float(values[c]) for name, values in metrics.items()}
+            if requests[c].noise_bank and before.response is not None and after.response is not None:
+                shared |= {RECEIVED: before.response[c].cpu().numpy(), SENT: after.response[c].cpu().numpy()}
             if self.has_posterior:
                 mine["log_classes"] = math.log(self.model.classes)  # all that a label can pay for `kl`, nats
             updates.append(ClientUpdate(partition, shared, len(self.data.indices(partition, "train")), mine, personal))
         return updates
 
+    def _some(self, partitions: Sequence[int]) -> Batch:
+        """The first training images of each client of a cohort."""
+        whole = self.data.whole(partitions, "train")
+        first = slice(None), slice(PROBE_IMAGES)
+        return Batch(whole.index[first], whole.mask[first], whole.labels[first])
+
     def objective(self, inputs: Inputs, noise: Streams, beta: float) -> Objective:
         """The bound of a batch, one loss per client, with the noise of their own streams."""
         draws = self.inference.train_samples if self.has_posterior else 1
-        terms = elbo(self._model, self._guide, inputs, noise, draws=draws, weights=inputs.weights, beta=beta)
-        if self.model.generator.noise_dim:
-            return terms
-        return replace(terms, effective_components=None)  # an explicit posterior is no mixture
+        return elbo(self._model, self._guide, inputs, noise, draws=draws, weights=inputs.weights, beta=beta)
 
     def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
         """S draws of prompts per image; one where the kind has no posterior."""
@@ -148,17 +168,30 @@ class PromptTuningClient(AbstractClient):
         """Posterior over codes given the images."""
         if not self.has_posterior:
             return
+        clients, images = self._plates(inputs)
+        with clients, images:
+            pyro.sample("code", self._posterior(inputs, noise))
+
+    def _posterior(self, inputs: Inputs, noise: Streams) -> TorchDistribution:
+        """Explicit or semi-implicit, as `generator.kind` says; of each image of a batch."""
         generator, z = self.model.generator, inputs.z
         scale = generator.scale(z)
 
         def standard(shape: torch.Size) -> Tensor:
             return noise.normal(shape[:-3], inputs.counts, shape[-1], z.device)
 
-        clients, images = self._plates(inputs)
-        with clients, images:
-            # At no noise the mixture's components coincide: K = 0 is the same explicit Gaussian, without the work.
-            extra = self.inference.num_extra if generator.noise_dim else 0
-            posterior = SemiImplicitNormal(
-                lambda shape: self._mixing(inputs, noise, shape), scale, extra, noise=standard, validate_args=False
-            )
-            pyro.sample("code", posterior)
+        if generator.kind in EXPLICIT:
+            location, factor = generator.mixing(z, None), generator.factor(z)
+            return AmortisedNormal(location, scale, factor, standard, validate_args=False)
+        noise_dim, shape = generator.noise_dim, inputs.mask.shape
+        reverse = None
+        if generator.has_reverse:
+            reverse = GaussianReverse(lambda code: generator.reverse(code, z), noise_dim, standard)
+        return SemiImplicitNormal(
+            Pushforward(lambda eps: generator.mixing(z, eps), noise_dim, shape, standard),
+            scale,
+            self.inference.num_extra,
+            reverse=reverse,
+            noise=standard,
+            validate_args=False,
+        )

@@ -17,7 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.data.federated import FederatedData
+from fedbayes.data.held_out import deal_out, hold_out
 from fedbayes.errors import ConfigError, DataError, FedbayesError, require_whole
+from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.rounds import RoundLoop
 from fedbayes.simulation.client import CohortClient
@@ -34,7 +36,9 @@ def data(cfg: DictConfig) -> FederatedData:
     images = _make("data", cfg.data)
     if len(images) == 0:
         raise DataError("data has no images; check data.root.")
-    return FederatedData(images, _call("partition", _make("partition", cfg.partition), images, clients))
+    inside, images = hold_out(images, _plain(cfg.evaluate).get("held_out", []))  # absent from older runs
+    splits = _call("partition", _make("partition", cfg.partition), inside, clients)
+    return FederatedData(images, deal_out(splits, len(inside), len(images), cfg.partition.get("seed", 0)))
 
 
 def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT:
@@ -42,7 +46,8 @@ def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT
     require_whole("seed", cfg.seed, 0)
     backbone = _make("backbone", cfg.backbone, image_size=federated.images.images.shape[-1])
     settings = {**_plain(cfg.prompts), **_plain(cfg.generator)}
-    build = partial(PromptedViT, backbone, federated.num_classes, seed=cfg.seed)
+    modelled = GaussianReverse.outputs(cfg.generator.noise_dim) if cfg.inference.reverse == "gaussian" else 0
+    build = partial(PromptedViT, backbone, federated.num_classes, seed=cfg.seed, reverse_outputs=modelled)
     made: PromptedViT = _call("prompts or generator", build, **settings)
     return made.to(device)
 
@@ -63,7 +68,12 @@ def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> 
 
 def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
     """The server's side: any Flower strategy that answers to the loop's samples."""
-    made: Strategy = _call("method.strategy", _make("method.strategy", cfg.method.strategy))
+    build = _make("method.strategy", cfg.method.strategy)
+    given = dict(getattr(build, "keywords", {}))
+    if given.get("aggregate") == "mean" and "aggregate" not in inspect.signature(build.func).parameters:
+        del given["aggregate"]  # Flower's own strategies have each their one way to aggregate
+        build = partial(build.func, **given)
+    made: Strategy = _call("method.strategy", build)
     rounds.require(made)
     return made
 
@@ -78,6 +88,8 @@ def loop(cfg: DictConfig) -> RoundLoop:
         min_replies=cfg.simulation.min_replies,
         evaluate_every=cfg.evaluate.every,
         best_by=cfg.evaluate.best_by,
+        temperature=cfg.evaluate.temperature,
+        held_out=bool(cfg.evaluate.held_out),
         passes=cfg.optim.local_epochs,
         personal=bool(cfg.method.client.get("personal")),
     )

@@ -1,7 +1,8 @@
 """The clients' predictions on one split, pooled: the numbers of `metrics.jsonl` and `summary.json`.
 
 Calibration is measured on all clients' predictions together, because on a single client's few test images the expected
-calibration error is mostly bias: a perfectly calibrated ten-class model shows 0.11 on 100 images.
+calibration error is mostly bias: a perfectly calibrated ten-class model shows 0.11 on 100 images. A client's own error
+therefore comes with its floor, what such a model would show on its images.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,14 @@ from typing import Any, final
 import numpy as np
 import torch
 
-from fedbayes.inference.predictive import Predictive, brier, negative_log_likelihood, pool, reliability
-from fedbayes.inference.semi_implicit import mixing_ratio
+from fedbayes.inference.calibration import adaptive_reliability, reliability, scale
+from fedbayes.inference.detection import aurc, auroc, fpr95
+from fedbayes.inference.diagnostics import mixing_ratio
+from fedbayes.inference.predictive import Predictive, brier, negative_log_likelihood, pool
 from fedbayes.messages import ClientUpdate
+
+RESOLUTION = 1e-5
+"""Scores that differ by less are equal: nats, where clients compute entropies in float32."""
 
 
 @final
@@ -29,6 +35,9 @@ class Evaluation:
         domains: of those images.
         partitions: of those images.
         metrics: means over images of what clients reported beside their predictions, and the mixing ratio of those.
+        temperature: fitted on other images; None if none was.
+        detection: how well scores tell these images from those of the test; see `detection`. None on other splits.
+        outside: beside an evaluation on test, that on images of held-out domains; None if there are none.
     """
 
     server_round: int
@@ -38,6 +47,9 @@ class Evaluation:
     domains: torch.Tensor
     partitions: torch.Tensor
     metrics: dict[str, float]
+    temperature: float | None = None
+    detection: dict[str, dict[str, float | None]] | None = None
+    outside: "Evaluation | None" = None
 
     @classmethod
     def of(cls, server_round: int, split: str, updates: Sequence[ClientUpdate]) -> "Evaluation":
@@ -104,16 +116,24 @@ class Evaluation:
             "accuracy": accuracy["mean"],
             "accuracy_weighted": accuracy["weighted"],
             **self._pooled_numbers(),
+            **{name: value for name, value in self._scaled_numbers().items() if value is not None},
+            **{
+                f"ood_{measure}_{score}": value
+                for measure, values in (self.detection or {}).items()
+                for score, value in values.items()
+            },
             **self.metrics,
         }
 
     def group_rows(self, groups: torch.Tensor, name: str) -> list[dict[str, Any]]:
-        """One row per group that occurs: the group under `name`, its images, accuracy and NLL (nats)."""
-        columns = zip(*(values.tolist() for values in self.per_group(groups)), strict=True)
-        return [
-            {name: group, "images": images, "accuracy": accuracy, "nll": nll}
-            for group, accuracy, nll, images in columns
-        ]
+        """One row per group that occurs: the group under `name`, images, accuracy, NLL (nats), ECE and its floor."""
+        rows = []
+        for group, accuracy, nll, images in zip(*(one.tolist() for one in self.per_group(groups)), strict=True):
+            mine = groups == group
+            bins = reliability(self.pooled.probabilities[mine], self.labels[mine])
+            row = {"images": images, "accuracy": accuracy, "nll": nll, "ece": bins.ece, "ece_floor": bins.ece_floor}
+            rows.append({name: group, **row})
+        return rows
 
     def client_rows(self) -> list[dict[str, Any]]:
         """The rows of `clients.jsonl`."""
@@ -128,17 +148,65 @@ class Evaluation:
             "images": len(self.labels),
             "accuracy": self.accuracy,
             **self._pooled_numbers(),
+            **self._scaled_numbers(),
+            "ood": None if self.outside is None else self.outside.as_outside(),
             "effective_components": None,
             "mixing_ratio": None,
             **self.metrics,
             "reliability": {name: getattr(bins, name).tolist() for name in ("confidence", "accuracy", "count")},
         }
 
+    def as_outside(self) -> dict[str, Any]:
+        """What `summary.json` says of held-out images; accuracy and NLL (nats) are means over images."""
+        return {
+            "domains": self.domains.unique().tolist(),
+            "images": len(self.labels),
+            "accuracy": float(self.hits.mean()),
+            "nll": self.nll,
+            **(self.detection or {}),
+        }
+
     def _pooled_numbers(self) -> dict[str, float]:
         probabilities = self.pooled.probabilities.double()
+        bins, adaptive = reliability(probabilities, self.labels), adaptive_reliability(probabilities, self.labels)
         return {
             "nll": self.nll,
-            "ece": reliability(probabilities, self.labels).ece,
+            "ece": bins.ece,
+            "ece_floor": bins.ece_floor,
+            "adaptive_ece": adaptive.ece,
+            "adaptive_ece_floor": adaptive.ece_floor,
             "brier": float(brier(probabilities, self.labels).mean()),
+            "aurc": aurc(self.pooled.confidence, self.pooled.predicted == self.labels),
+            "entropy": float(self.pooled.entropy.double().mean()),
+            "expected_entropy": float(self.pooled.expected_entropy.double().mean()),
             "prompt_uncertainty": float(self.pooled.prompt_uncertainty.double().mean()),
         }
+
+    def _scaled_numbers(self) -> dict[str, float | None]:
+        """NLL (nats) and ECE at the temperature; all None without one."""
+        if self.temperature is None:
+            return dict.fromkeys(("temperature", "nll_temperature", "ece_temperature"))
+        scaled = scale(self.pooled.probabilities.double(), self.temperature)
+        return {
+            "temperature": self.temperature,
+            "nll_temperature": float(negative_log_likelihood(scaled, self.labels).mean()),
+            "ece_temperature": reliability(scaled, self.labels).ece,
+        }
+
+
+def detection(inside: Predictive, outside: Predictive) -> dict[str, dict[str, float | None]]:
+    """`auroc` and `fpr95` of three scores that should be higher outside: prompt uncertainty, entropy, confidence.
+
+    The score of confidence is 1 - the largest probability. A score that is the same for all images gives None, as
+    prompt uncertainty is without a posterior.
+    """
+    pairs = {
+        "prompt_uncertainty": (inside.prompt_uncertainty, outside.prompt_uncertainty),
+        "entropy": (inside.entropy, outside.entropy),
+        "confidence": (1 - inside.confidence, 1 - outside.confidence),
+    }
+    tells = {name: float(torch.cat(pair).max() - torch.cat(pair).min()) > RESOLUTION for name, pair in pairs.items()}
+    return {
+        "auroc": {name: auroc(*pair) if tells[name] else None for name, pair in pairs.items()},
+        "fpr95": {name: fpr95(*pair) if tells[name] else None for name, pair in pairs.items()},
+    }

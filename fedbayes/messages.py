@@ -19,6 +19,7 @@ Kind = Literal["train", "evaluate"]
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 ROUND, ACCEPTED, SPLIT, WEIGHT = "server-round", "accepted-round", "split", "num-examples"
+BANK = "noise-bank"
 PARTITION = "partition-id"
 PERSONAL = "personal-round-"
 
@@ -35,6 +36,7 @@ class ClientRequest:
         split: the images to evaluate on; unused in training.
         arrays: the server's parameters.
         personal: what the client kept to itself in the last round that the server accepted; empty if never trained.
+        noise_bank: whether the reply is to tell how the generator answers the shared noise bank.
     """
 
     partition: int
@@ -43,6 +45,7 @@ class ClientRequest:
     split: str
     arrays: Arrays
     personal: Arrays = field(default_factory=dict)
+    noise_bank: bool = False
 
 
 @final
@@ -90,7 +93,7 @@ def address(message: Message, accepted: int, split: str, extra: Mapping[str, np.
         ConfigError: if the strategy relies on clients to follow a setting, as FedProx does; ours read none.
     """
     content = message.content
-    unread = sorted(set(content.config_records[CONFIG]) - {ROUND})
+    unread = sorted(set(content.config_records[CONFIG]) - {ROUND, BANK})
     if unread:
         raise ConfigError(
             f"method.strategy sends {', '.join(unread)}, which no client here obeys; choose a strategy that only "
@@ -115,6 +118,7 @@ def read_request(content: RecordDict, partition: int, kind: Kind, state: RecordD
         split=str(config.get(SPLIT, "")),
         arrays=from_record(content.array_records[ARRAYS]),
         personal={} if kept is None else from_record(kept),
+        noise_bank=bool(config.get(BANK, False)),
     )
 
 

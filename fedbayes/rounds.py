@@ -7,19 +7,20 @@ It sees clients by their partitions; node ids, which Flower draws at random, sta
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, Protocol, final
 
-import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedbayes.checkpoint import Checkpoint
 from fedbayes.errors import ConfigError, RunError, require_choice, require_number, require_whole
-from fedbayes.evaluation import Evaluation
+from fedbayes.evaluation import Evaluation, detection
 from fedbayes.federation import Federation
-from fedbayes.messages import Arrays, ClientUpdate, address, from_record, mean_arrays, payload_bytes, to_record
+from fedbayes.inference.calibration import fit_temperature
+from fedbayes.inference.diagnostics import mixing_ratio
+from fedbayes.messages import Arrays, ClientUpdate, address, mean_arrays, payload_bytes, to_record
+from fedbayes.progress import Progress
 from fedbayes.seeding import numpy_generator
 
 
@@ -40,46 +41,6 @@ class RoundLog(Protocol):
 
 
 @final
-@dataclass
-class Progress:
-    """What a run has come to; everything that the next round needs beside the strategy's own state.
-
-    Attributes:
-        arrays: the strategy's parameters.
-        server_round: rounds done.
-        accepted: by partition, the last round whose reply was used; 0 for never.
-        best: the evaluation on test in the round that was best on validation.
-        best_validation: that round's validation score; larger is better.
-        final: the evaluation on test after the last round.
-        best_train: that round's mean training metrics.
-        train: the last round's.
-        bytes_up: of all training replies.
-        bytes_down: of all training requests.
-        seconds: by phase.
-        images: trained on, with repetition.
-        personal: what each trained client keeps to itself, by partition; filled at the end.
-    """
-
-    arrays: ArrayRecord
-    server_round: int = 0
-    accepted: dict[int, int] = field(default_factory=dict)
-    best: Evaluation | None = None
-    best_validation: float = -np.inf
-    final: Evaluation | None = None
-    best_train: dict[str, float] = field(default_factory=dict)
-    train: dict[str, float] = field(default_factory=dict)
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "aggregate": 0.0})
-    images: int = 0
-    personal: dict[int, Arrays] = field(default_factory=dict)
-
-    def checkpoint(self) -> Checkpoint:
-        """What has been learnt, to be stored."""
-        return Checkpoint(self.server_round, from_record(self.arrays), self.personal)
-
-
-@final
 class RoundLoop:
     """Rounds of training and evaluation over a grid.
 
@@ -91,6 +52,8 @@ class RoundLoop:
         min_replies: usable replies without which a round is void.
         evaluate_every: rounds between evaluations on validation; the last round is always evaluated.
         best_by: what makes a validation round the best, `accuracy` or `nll`.
+        temperature: whether a temperature is fitted on validation whenever test is evaluated.
+        held_out: whether clients have images of held-out domains, to be evaluated whenever test is.
         passes: over a client's training images in a round, for the count of images.
         personal: whether clients keep parameters to themselves.
 
@@ -108,6 +71,8 @@ class RoundLoop:
         min_replies: int,
         evaluate_every: int,
         best_by: str,
+        temperature: bool,
+        held_out: bool,
         passes: int,
         personal: bool,
     ) -> None:
@@ -118,6 +83,9 @@ class RoundLoop:
         self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
         self.evaluate_every = require_whole("evaluate.every", evaluate_every, 1)
         self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
+        if not isinstance(temperature, bool):
+            raise ConfigError(f"evaluate.temperature={temperature} is neither true nor false; choose one of them.")
+        self.temperature, self.held_out = temperature, held_out
         self.passes, self.personal = passes, personal
         if self.sampled < self.min_replies:
             raise ConfigError(
@@ -215,7 +183,7 @@ class RoundLoop:
         progress.bytes_up += up
         images = sum(update.num_examples for update in updates) * self.passes
         progress.images += images
-        progress.train = _mean_metrics(updates)
+        progress.train = _mean_metrics(updates, progress.train)
         tracker.log(
             {
                 "round": server_round,
@@ -251,15 +219,28 @@ class RoundLoop:
         last = progress.server_round == self.rounds
         if score <= progress.best_validation and not last:
             return
-        test = self._evaluate(federation, strategy, progress, "test", tracker)
+        temperature = fit_temperature(validation.pooled.probabilities, validation.labels) if self.temperature else None
+        test = self._evaluate(federation, strategy, progress, "test", tracker, temperature=temperature)
+        if self.held_out:
+            outside = self._evaluate(federation, strategy, progress, "held_out", tracker, inside=test)
+            test = replace(test, outside=outside)
         if score > progress.best_validation:
             progress.best, progress.best_validation, progress.best_train = test, score, progress.train
         if last:
             progress.final = test
 
     def _evaluate(
-        self, federation: Federation, strategy: Strategy, progress: Progress, split: str, tracker: RoundLog
+        self,
+        federation: Federation,
+        strategy: Strategy,
+        progress: Progress,
+        split: str,
+        tracker: RoundLog,
+        *,
+        temperature: float | None = None,
+        inside: Evaluation | None = None,
     ) -> Evaluation:
+        """Ask everybody for predictions; `inside` is the evaluation that held-out images are compared with."""
         started = time.perf_counter()
         everybody = federation.view(federation.partitions)
         extra = self._strangers_share(federation, progress.accepted) if self.personal else {}
@@ -272,7 +253,9 @@ class RoundLoop:
             tracker.note(f"round {progress.server_round}: {split} of client {partition} not used: {reason}")
         if not replies.updates:
             raise RunError(f"no client could be evaluated on {split} in round {progress.server_round}; see run.log.")
-        evaluation = Evaluation.of(progress.server_round, split, replies.updates)
+        evaluation = replace(Evaluation.of(progress.server_round, split, replies.updates), temperature=temperature)
+        if inside is not None:
+            evaluation = replace(evaluation, detection=detection(inside.pooled, evaluation.pooled))
         seconds = time.perf_counter() - started
         progress.seconds["evaluate"] += seconds
         tracker.log({**evaluation.row(), "seconds": seconds})
@@ -287,10 +270,26 @@ class RoundLoop:
         return mean_arrays(list(federation.personal(accepted).values()))
 
 
-def _mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:
-    """Each metric averaged over the images of those that report it."""
+def _mean_metrics(updates: Sequence[ClientUpdate], before: Mapping[str, float]) -> dict[str, float]:
+    """Each metric averaged over the images of those that report it, and what became of the mixing.
+
+    Args:
+        updates: of this round.
+        before: the means of the round before.
+
+    Returns:
+        With a mixing, `mixing_ratio_received` of the generators that clients were sent, `mixing_ratio_sent` of those
+        that they sent back, and `mixing_kept`: what they were sent over what was sent back a round earlier, so the
+        mixing ratio after / before that aggregation.
+    """
     means: dict[str, float] = {}
     for name in dict.fromkeys(name for update in updates for name in update.metrics):
         pairs = [(update.metrics[name], update.num_examples) for update in updates if name in update.metrics]
         means[name] = sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
+    for when in ("received", "sent"):
+        if f"mixing_variance_{when}" in means:
+            mixing, conditional = (means.pop(f"{kind}_variance_{when}") for kind in ("mixing", "conditional"))
+            means[f"mixing_ratio_{when}"] = mixing_ratio(mixing, conditional)
+    if before.get("mixing_ratio_sent") and "mixing_ratio_received" in means:
+        means["mixing_kept"] = means["mixing_ratio_received"] / before["mixing_ratio_sent"]
     return means

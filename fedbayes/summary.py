@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from fedbayes.rounds import Progress
+from fedbayes.evaluation import Evaluation
+from fedbayes.progress import Progress
 
 PACKAGES = ("fedbayes", "flwr", "torch", "timm", "pyro-ppl", "hydra-core", "numpy")
 DIAGNOSTICS = ("effective_components", "bound_saturation")
@@ -32,8 +33,8 @@ def summarise(
     """
     assert progress.final is not None, "a finished run has been evaluated"
     assert progress.best is not None, "on validation, too"
-    final = {**progress.final.summary(), **_diagnostics(progress.train)}
-    best = {**progress.best.summary(), **_diagnostics(progress.best_train)}
+    final = {**_result(progress.final, domain_names), **_diagnostics(progress.train)}
+    best = {**_result(progress.best, domain_names), **_diagnostics(progress.best_train)}
     busy = progress.seconds["train"]
     return {
         **{name: cfg.names[name] for name in ("method", "data", "partition", "backbone")},
@@ -89,6 +90,14 @@ def peak_memory_mb() -> float:
     """The largest resident set of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _result(evaluation: Evaluation, domain_names: tuple[str, ...]) -> dict[str, Any]:
+    """An evaluation on test, with the names of held-out domains."""
+    found = evaluation.summary()
+    if found["ood"] is not None:
+        found["ood"]["domains"] = [domain_names[index] for index in found["ood"]["domains"]]
+    return found
 
 
 def _diagnostics(train: dict[str, float]) -> dict[str, float]:

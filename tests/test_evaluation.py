@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedbayes.evaluation import Evaluation
+from fedbayes.evaluation import Evaluation, detection
 from fedbayes.messages import ClientUpdate
 
 
@@ -98,6 +98,45 @@ def test_what_does_not_exist_is_none():
     said = Evaluation.of(1, "test", [answer(0, [[0.5, 0.5]], [0])]).summary()
     assert (said["mixing_ratio"], said["effective_components"]) == (None, None)
     assert "mixing_ratio" not in Evaluation.of(1, "test", [answer(0, [[0.5, 0.5]], [0])]).row()
+
+
+def test_entropy_is_expected_entropy_and_prompt_uncertainty(evaluation):
+    for said in (evaluation.row(), evaluation.summary()):
+        assert said["entropy"] == pytest.approx(said["expected_entropy"] + said["prompt_uncertainty"], rel=1e-6)
+    half = Evaluation.of(1, "test", [answer(0, [[0.5, 0.5], [1.0, 0.0]], [0, 0], expected=[0.2, 0.0])]).row()
+    assert (half["entropy"], half["expected_entropy"]) == pytest.approx((math.log(2) / 2, 0.1))
+
+
+def test_each_client_has_its_calibration_error_and_what_chance_makes_of_one(evaluation):
+    first, second = evaluation.client_rows()
+    assert first["ece"] == pytest.approx((0.1 + 0.4) / 2)
+    # E|X - p| = 2 p (1 - p) on one image.
+    assert first["ece_floor"] == pytest.approx((2 * 0.9 * 0.1 + 2 * 0.6 * 0.4) / 2)
+    # Right at 0.8 and at 0.5, wrong twice at 0.7. X ~ Binomial(2, 0.7): E|X/2 - 0.7| over X = 2, 1, 0.
+    pair = 0.49 * 0.3 + 2 * 0.21 * 0.2 + 0.09 * 0.7
+    assert second["ece"] == pytest.approx((0.2 + 0.5 + 2 * 0.7) / 4)
+    assert second["ece_floor"] == pytest.approx((2 * 0.16 + 2 * 0.25 + 2 * pair) / 4)
+
+
+def test_selective_risk_and_equal_bins_are_in_the_row(evaluation):
+    # From the most confident on: right, right, two wrong ones tied, right, right (a tie at 0.5 is the first class).
+    row = evaluation.row()
+    assert row["aurc"] == pytest.approx((0 + 0 + 1 / 3 + 2 / 4 + 2 / 5 + 2 / 6) / 6)
+    assert row["adaptive_ece"] == pytest.approx((0.1 + 0.4 + 0.2 + 2 * 0.7 + 0.5) / 6)
+
+
+def test_scores_that_tell_held_out_images():
+    inside = Evaluation.of(1, "test", [answer(0, [[0.9, 0.1], [0.8, 0.2]], [0, 0], expected=[0.3, 0.5])]).pooled
+    outside = Evaluation.of(1, "held_out", [answer(0, [[0.6, 0.4], [0.85, 0.15]], [0, 1], expected=[0.1, 0.4])]).pooled
+    found = detection(inside, outside)
+    # Confidence: 0.6 is below both, 0.85 below one of two.
+    assert found["auroc"]["confidence"] == found["auroc"]["entropy"] == 0.75
+    assert found["fpr95"] == {"prompt_uncertainty": 0.5, "entropy": 0.5, "confidence": 0.5}
+    certain = [answer(0, [[0.9, 0.1], [0.8, 0.2]], [0, 0], expected=[0.325083, 0.500402])]
+    without = Evaluation.of(1, "test", certain).pooled  # a single draw: the entropies agree up to rounding
+    found = detection(without, without)
+    assert (found["auroc"]["prompt_uncertainty"], found["fpr95"]["prompt_uncertainty"]) == (None, None)
+    assert found["auroc"]["entropy"] == 0.5
 
 
 def test_a_probability_of_zero_for_the_truth_costs_much_but_not_for_ever():

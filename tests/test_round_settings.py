@@ -21,6 +21,7 @@ from fedbayes.rounds import RoundLoop
         ({"min_replies": 3, "participation": 0.4}, "samples 2 of 5"),
         ({"evaluate_every": 0}, "evaluate.every=0"),
         ({"best_by": "luck"}, "choose one of accuracy, nll"),
+        ({"temperature": 1.5}, "evaluate.temperature=1.5 is neither true nor false"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, said):

@@ -160,6 +160,35 @@ def test_test_images_are_looked_at_only_when_validation_was_better_or_the_run_en
     assert (progress.best.accuracy["mean"], progress.final.accuracy["mean"]) == (0.25, 1.0)
 
 
+def test_held_out_images_are_looked_at_with_the_test_images_and_compared_with_them():
+    client = Scripted(skill={(1, "test"): 3, (1, "held_out"): 1})
+    progress, journal, _ = play(client, rounds=1, held_out=True)
+    assert [split for _, split in client.evaluated] == ["validation", "test", "held_out"]
+    ood = progress.final.summary()["ood"]
+    assert (ood["images"], ood["accuracy"]) == (20, 0.25)
+    assert progress.best.summary()["ood"] == ood
+    # Equal predictions everywhere tell nothing, and that is not the same as telling badly.
+    assert set(ood["auroc"].values()) == set(ood["fpr95"].values()) == {None}
+    row = journal.rows[-1]
+    assert (row["phase"], row["accuracy"], row["ood_auroc_entropy"]) == ("held_out", 0.25, None)
+    assert not any(name.startswith("ood") for name in journal.rows[-2])
+
+
+def test_the_temperature_is_fitted_on_validation_and_not_on_test():
+    client = Scripted(skill={(1, "validation"): 3, (1, "test"): 1})
+    progress, journal, _ = play(client, rounds=1, temperature=True)
+    # Confidence 0.8, right on 3 of 4 validation images: T = log 4 / log 3, and then confidence 0.75 on test.
+    assert progress.final.temperature == pytest.approx(np.log(4) / np.log(3), rel=1e-6)
+    row = journal.rows[-1]
+    assert row["nll_temperature"] == pytest.approx(-(np.log(0.75) + 3 * np.log(0.25)) / 4, rel=1e-6)
+    assert row["ece_temperature"] == pytest.approx(0.5, rel=1e-6)
+    assert "temperature" not in journal.rows[-2]
+    off, plain, _ = play(client, rounds=1)
+    assert "temperature" not in plain.rows[-1]
+    assert off.final.summary()["temperature"] is None
+    assert off.final.summary()["nll"] == progress.final.summary()["nll"]
+
+
 def test_evaluation_happens_every_so_many_rounds_and_at_the_end():
     client = Scripted()
     play(client, rounds=5, evaluate_every=2)

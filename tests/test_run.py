@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import yaml
 
+import fedbayes
 from fedbayes.checkpoint import latest
 from fedbayes.configuration import CONF
+from fedbayes.data.styled_digits import styled_digits
 from fedbayes.errors import RunError
 from fedbayes.run import simulate
 from fedbayes.tracking.run_dir import read_rows
@@ -26,7 +28,10 @@ KEYS = {
     "method", "data", "partition", "backbone", "seed", "rounds", "clients", "git", "versions", "threads",
     "final", "best", "per_client", "per_domain", "bytes", "seconds", "images_per_second", "peak_memory_mb",
 }  # fmt: skip
-RESULT = {"accuracy", "nll", "ece", "brier", "prompt_uncertainty", "effective_components", "mixing_ratio"}
+RESULT = {
+    "accuracy", "nll", "ece", "ece_floor", "adaptive_ece", "adaptive_ece_floor", "brier", "aurc", "entropy",
+    "expected_entropy", "prompt_uncertainty", "effective_components", "mixing_ratio", "temperature", "ood",
+}  # fmt: skip
 
 
 def refuse(word):
@@ -69,10 +74,15 @@ def test_every_method_writes_every_file_with_its_keys(finished):
         assert 0 < result["nll"] < math.inf
         assert 0 <= result["ece"] <= 1
         assert 0 <= result["brier"] <= 2
+        assert 0 <= result["adaptive_ece"] <= 1
+        assert 0 <= result["aurc"] <= 1
+        split = result["expected_entropy"] + result["prompt_uncertainty"]
+        assert result["entropy"] == pytest.approx(split, abs=1e-6)
+        assert result["temperature"] is result["ood"] is None
     assert summary["seconds"].keys() == {"total", "setup", "train", "evaluate", "aggregate"}
     assert summary["bytes"].keys() == {"up", "down"}
     for row in summary["per_client"]:
-        assert row.keys() >= {"partition", "images", "accuracy", "nll"}
+        assert row.keys() >= {"partition", "images", "accuracy", "nll", "ece", "ece_floor"}
     assert [row["partition"] for row in summary["per_client"]] == [0, 1, 2]
 
 
@@ -105,6 +115,55 @@ def test_the_checkpoint_is_what_was_learnt(finished):
     assert stored.server_round == 2
     assert stored.server or stored.personal
     assert all(np.isfinite(array).all() for array in stored.server.values())
+
+
+@pytest.fixture(scope="module")
+def shifted(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("shifted") / "run"
+    simulate([*SMALL, "evaluate.held_out=[noise]", "evaluate.temperature=true", f"run_dir={run_dir}"])
+    return run_dir
+
+
+def test_held_out_domains_and_temperature_reach_every_file(shifted):
+    summary = read(shifted / "summary.json")
+    for which in ("final", "best"):
+        result = summary[which]
+        assert 0.05 <= result["temperature"] <= 100
+        assert 0 < result["nll_temperature"] < math.inf
+        assert 0 <= result["ece_temperature"] <= 1
+        ood = result["ood"]
+        assert ood.keys() == {"domains", "images", "accuracy", "nll", "auroc", "fpr95"}
+        assert ood["domains"] == ["noise"]
+        assert 0 <= ood["accuracy"] <= 1
+        for measure in ("auroc", "fpr95"):
+            assert ood[measure].keys() == {"prompt_uncertainty", "entropy", "confidence"}
+            assert all(0 <= value <= 1 for value in ood[measure].values())
+    assert summary["per_domain"].keys() == {"ink", "texture", "rotated", "outline"}
+    rows = lines(shifted / "metrics.jsonl")
+    assert [row["phase"] for row in rows if row["round"] == 2] == ["train", "validation", "test", "held_out"]
+    assert rows[-1]["ood_auroc_entropy"] == summary["final"]["ood"]["auroc"]["entropy"]
+    assert rows[-2]["temperature"] == summary["final"]["temperature"]
+    assert "held out: noise" in (shifted / "report.html").read_text()
+
+
+def test_no_client_has_a_held_out_image(shifted):
+    partition = read(shifted / "partition.json")
+    images = sum(client["held_out"] for client in partition["clients"])
+    assert images == read(shifted / "summary.json")["final"]["ood"]["images"]
+    foreign = {index for client in partition["clients"] for index in client["indices"]["held_out"]}
+    assert len(foreign) == images
+    for client in partition["clients"]:
+        own = {index for split in ("train", "validation", "test") for index in client["indices"][split]}
+        assert not own & foreign
+        assert max(own) < min(foreign)
+        assert client["domains"][partition["domains"].index("noise")] == 0
+
+
+def test_a_run_with_held_out_domains_predicts_again(shifted):
+    images = styled_digits(16).images[:3]
+    said = fedbayes.load(shifted).predict(images)
+    assert said.probabilities.shape == (3, 10)
+    np.testing.assert_allclose(said.probabilities.sum(1), 1, atol=1e-6)
 
 
 def test_equal_commands_give_equal_numbers_to_the_last_bit(tmp_path):

@@ -11,8 +11,8 @@ from fedbayes.data.datasets import ImageSet
 from fedbayes.data.partition import ClientSplit
 from fedbayes.seeding import Streams
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+Split = Literal["train", "validation", "test", "held_out"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "held_out")
 
 
 @final
@@ -41,7 +41,7 @@ class FederatedData:
     """All images, resident, and each client's share of them.
 
     Args:
-        images: every image once.
+        images: every image once, those of held-out domains after the others.
         clients: the share of each partition.
     """
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -23,11 +23,13 @@ class ClientSplit:
         train: images the client learns from.
         validation: images that choose rounds and settings.
         test: images that are only ever reported on.
+        held_out: images of domains that no client's other images come from, reported on beside `test`.
     """
 
     train: Ints
     validation: Ints
     test: Ints
+    held_out: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def split(image_set: ImageSet, owner: Ints, rules: Rules, settings: str, remedy: str) -> tuple[ClientSplit, ...]:
@@ -86,13 +88,17 @@ def describe(splits: Sequence[ClientSplit], image_set: ImageSet, scheme: str) ->
         scheme: the partition's name.
 
     Returns:
-        Only lists, dicts, text and numbers. Counts per label and per domain are images over all three splits.
+        Only lists, dicts, text and numbers. Counts per label and per domain are images over the three splits that
+        have been partitioned. Held-out images are listed where any client has some.
     """
     labels, domains = image_set.labels.numpy(), image_set.domains.numpy()
+    held_out = any(len(one.held_out) for one in splits)
     clients = []
     for partition, one in enumerate(splits):
         parts = {"train": one.train, "validation": one.validation, "test": one.test}
         everything = np.concatenate(list(parts.values()))
+        if held_out:
+            parts["held_out"] = one.held_out
         clients.append(
             {
                 "partition": partition,

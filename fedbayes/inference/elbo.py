@@ -7,7 +7,6 @@ every client has a loss of its own; the sum over clients equals Trace_ELBO's. Cl
 images on -1, and draws (J, `train_samples`) on -3.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -19,7 +18,7 @@ from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
 
-from fedbayes.inference.semi_implicit import SemiImplicitNormal, effective_components, log_mixture
+from fedbayes.inference.semi_implicit import SemiImplicitNormal
 
 Program = Callable[..., Any]
 
@@ -33,8 +32,8 @@ class Objective:
         loss: negative ELBO with the KL weighed by beta, nats per image, differentiable.
         log_likelihood: nats per image.
         kl: one-draw estimate of KL(guide, prior), nats per image, without beta.
-        effective_components: of the semi-implicit mixture, 1 to K + 1.
-        bound_saturation: `(log q(c | psi_0) - log h_K(c)) / log(K + 1)`; above 0.8 the bound is limited by K.
+        effective_components: of a semi-implicit mixture, 1 to K + 1.
+        bound_saturation: see `fedbayes.inference.diagnostics`; of a plain mixture with K of at least 1.
     """
 
     loss: Float[Tensor, " clients"]
@@ -78,16 +77,20 @@ def elbo(
         return Objective(loss=-log_likelihood, log_likelihood=log_likelihood)
     kl = per_client(_log_prob(guide_trace, "code") - _log_prob(model_trace, "code"))
     loss = -log_likelihood + beta * kl if beta > 0 else -log_likelihood
-    components, saturation = None, None
     site: Any = guide_trace.nodes["code"]
     posterior = site["fn"]
-    if isinstance(posterior, SemiImplicitNormal):
-        log_components = posterior.log_components(site["value"]).detach()
-        components = per_client(effective_components(log_components))
-        if posterior.num_extra:
-            gained = log_components[0] - log_mixture(log_components)
-            saturation = per_client(gained) / math.log(len(log_components))
-    return Objective(loss, log_likelihood, kl, components, saturation)
+    if not isinstance(posterior, SemiImplicitNormal):
+        return Objective(loss, log_likelihood, kl)
+    mixture = posterior.mixture(site["value"])
+    # A reverse model's weights are no densities: what the bound credits them with has no ceiling of log(K + 1).
+    saturation = mixture.bound_saturation if posterior.reverse is None else None
+    return Objective(
+        loss,
+        log_likelihood,
+        kl,
+        per_client(mixture.effective_components),
+        None if saturation is None else per_client(saturation),
+    )
 
 
 def _log_prob(trace: Trace, site: str) -> Tensor:

@@ -13,9 +13,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BINS = 15
-"""Equal-width confidence bins of the expected calibration error."""
-
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -78,30 +75,3 @@ def brier(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " 
     """`sum_c (p_c - 1[label = c])^2`, 0 to 2."""
     hits = torch.nn.functional.one_hot(labels, probabilities.shape[1])
     return (probabilities - hits).square().sum(1)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Reliability:
-    """Confidence against accuracy in equal-width bins; bin b holds confidences in `(b/BINS, (b+1)/BINS]`."""
-
-    confidence: Float[Tensor, " bins"]
-    accuracy: Float[Tensor, " bins"]
-    count: Int[Tensor, " bins"]
-
-    @property
-    def ece(self) -> float:
-        """Expected calibration error `sum_b n_b/N |acc_b - conf_b|`; biased up where images are few."""
-        share = self.count / self.count.sum()
-        return float((share * (self.accuracy - self.confidence).abs())[self.count > 0].sum())
-
-
-def reliability(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Reliability:
-    """Bin the predictions by confidence; empty bins have NaN means and count 0."""
-    confidence, predicted = probabilities.double().max(1)
-    edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)[1:-1]
-    place = torch.bucketize(confidence, edges)
-    count = torch.bincount(place, minlength=BINS)
-    hits = torch.bincount(place, weights=(predicted == labels).double(), minlength=BINS)
-    sums = torch.bincount(place, weights=confidence, minlength=BINS)
-    return Reliability(sums / count, hits / count, count)

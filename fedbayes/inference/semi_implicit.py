@@ -4,64 +4,26 @@ r"""Semi-implicit variational distributions, after Yin & Zhou, ICML 2018 (arXiv 
 
 `psi_0` generated p and `psi_1 .. psi_K` are fresh (K is `num_extra`). With
 `h_K(p) = 1/(K+1) sum_{k=0..K} q(p | psi_k)`, `E[-log h_K(p)]` never exceeds the entropy of h and rises to it with K, so
-`E[log p(y, p) - log h_K(p)]` is a lower bound of the ELBO that tightens with K. It credits the implicit part with at
-most `log(K + 1)` nats: `log q(p | psi_0) - log h_K(p) <= log(K + 1)` for every draw.
+`L_K = E[log p(y, p) - log h_K(p)]` is a lower bound of the ELBO that tightens with K. It credits the implicit part with
+at most `log(K + 1)` nats: `log q(p | psi_0) - log h_K(p) <= log(K + 1)` for every draw. Without `psi_0` the same
+expression is an upper bound, U_K. A reverse model changes the weights of the components, and draws psi_1 .. psi_K where
+they matter; see `fedbayes.inference.reverse`.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Any, cast, final
 
 import torch
-from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import Normal, constraints
+from torch.distributions import constraints
+from torch.utils.checkpoint import checkpoint
 
-Mixing = Callable[[torch.Size], Tensor]
-"""`mixing(sample_shape) -> psi` of shape `sample_shape + batch_shape + event_shape`, reparameterised."""
-
-Noise = Callable[[torch.Size], Tensor]
-"""`noise(shape)`: standard normal draws of that shape."""
-
-
-def log_mixture(log_components: Float[Tensor, "components *batch"]) -> Float[Tensor, "*batch"]:
-    """`log 1/(K+1) sum_k exp(log_components_k)`, in nats."""
-    return log_components.logsumexp(0) - math.log(log_components.shape[0])
-
-
-def effective_components(log_components: Float[Tensor, "components *batch"]) -> Float[Tensor, "*batch"]:
-    """How many mixture components matter: the effective sample size of their weights, `1 / sum_k w_k^2`, 1 to K + 1.
-
-    Near one, the semi-implicit posterior is the conditional it is built from and K buys nothing.
-    """
-    weights = log_components.softmax(0)
-    return 1 / weights.square().sum(0)
-
-
-def mixing_variances(
-    psi: Float[Tensor, "draws *batch event"], scale: Float[Tensor, "*#batch event_or_1"]
-) -> tuple[Float[Tensor, "*batch"], Float[Tensor, "*batch"]]:
-    """`Var[psi]` and `scale^2`, each summed over the event; between-image spread does not enter.
-
-    Args:
-        psi: at least two draws of the mixing variable for each element of the batch.
-        scale: standard deviation of the conditional.
-    """
-    return psi.var(0).sum(-1), scale.square().expand_as(psi[0]).sum(-1)
-
-
-def mixing_ratio(mixing: float, conditional: float) -> float:
-    """`E_x[Var psi] / (E_x[Var psi] + E_x[scale^2])`: a ratio of means, so images are averaged before it is taken.
-
-    Args:
-        mixing: mean over images of the first of `mixing_variances`.
-        conditional: mean over images of the second; positive.
-
-    Returns:
-        0 to 1; near 0 the mixing has collapsed to a point.
-    """
-    return mixing / (mixing + conditional)
+from fedbayes.inference.gaussian import broadcasts, log_normal, require_scale, total
+from fedbayes.inference.mixing import Mixing, Noise, Pushforward, drawn, grown, standard_like
+from fedbayes.inference.mixture import Mixture
+from fedbayes.inference.reverse import GaussianReverse, GivenValue
 
 
 @final
@@ -73,14 +35,23 @@ class SemiImplicitNormal(TorchDistribution):
     `Trace_ELBO` computes the bound of the module docstring, plates and scaling included.
 
     Args:
-        mixing: draws psi; called once here, for psi_0, which fixes the shapes.
+        mixing: draws psi, of shape `sample_shape + batch_shape + event_shape`; called once here, for psi_0, which fixes
+            the shapes. A plain callable, or a `Pushforward`, which tells its noise.
         scale: standard deviation of p given psi; broadcasts to psi.
         num_extra: K, fresh draws of psi in the mixture; 0 is the loosest bound.
         event_dim: rightmost dimensions of psi that make one event.
+        reverse: model of the noise given p; needs a `Pushforward`. None: plain semi-implicit inference.
         noise: source of the conditional's standard normal draws; the default draws from torch's global generator.
+        chunk: most fresh draws at once; memory then grows with K only by their noise (by nothing on the path gradient),
+            and each draw is computed twice. None: all at once. Needs a `Pushforward` or the path gradient.
+        path_gradient: differentiate `log_prob` through p alone, the mixture's own parameters held fixed. The part left
+            out has mean zero, so the gradient of L_K is the same in expectation, and the K draws need no graph.
+        share_extra: the same K fresh draws for all of rsample's `sample_shape`; right where nothing but the batch tells
+            its elements apart, and cheaper by their number.
 
     Raises:
-        ValueError: if `num_extra` is negative, or `log_prob` is asked of a foreign value at `num_extra=0`.
+        ValueError: if a shape, K or (where arguments are validated) the scale makes no density, or options exclude each
+            other; later, if `log_prob` is asked of a value drawn elsewhere at K = 0.
     """
 
     has_rsample = True
@@ -89,21 +60,47 @@ class SemiImplicitNormal(TorchDistribution):
     def __init__(
         self,
         mixing: Mixing,
-        scale: Tensor,
+        scale: Tensor | float,
         num_extra: int,
         event_dim: int = 1,
+        reverse: GaussianReverse | None = None,
         noise: Noise | None = None,
+        *,
+        chunk: int | None = None,
+        path_gradient: bool = False,
+        share_extra: bool = False,
         validate_args: bool | None = None,
     ) -> None:
-        if num_extra < 0:
-            raise ValueError(f"num_extra must be at least 0, got {num_extra}: it counts fresh draws of psi.")
-        self.mixing, self.scale, self.num_extra = mixing, scale, num_extra
-        self.noise: Noise = noise or (lambda shape: torch.randn(shape, dtype=scale.dtype, device=scale.device))
-        self.psi = mixing(torch.Size())
-        self._drawn: tuple[Tensor, Tensor] | None = None  # the last draw and its psi_0
-        self._components: tuple[Tensor, Tensor] | None = None  # a value and its log components
+        _require_whole("num_extra", num_extra, 0, "it counts fresh draws of psi")
+        _require_whole("event_dim", event_dim, 0, "it counts dimensions of psi")
+        if chunk is not None:
+            _require_whole("chunk", chunk, 1, "it counts draws at once; None takes all")
+        _require_fitting(mixing, reverse, chunk, path_gradient)
+        self.mixing, self.num_extra, self.reverse = mixing, num_extra, reverse
+        self.chunk, self.path_gradient, self.share_extra = chunk, path_gradient, share_extra
+        self.psi, self._eps = self._mix(torch.Size())
+        if self.psi.dim() < event_dim:
+            raise ValueError(
+                f"mixing(torch.Size([])) gave psi of shape {tuple(self.psi.shape)}, too few for event_dim={event_dim}."
+            )
+        self.scale = scale if isinstance(scale, Tensor) else self.psi.new_full((), scale)
+        if not broadcasts(self.scale.shape, self.psi.shape):
+            raise ValueError(
+                f"scale of shape {tuple(self.scale.shape)} does not broadcast to psi of shape {tuple(self.psi.shape)}; "
+                "give one number, one per entry of the event, or one per batch element and entry."
+            )
+        self.noise: Noise = noise or standard_like(self.scale)
+        self._drawn: tuple[Tensor, Tensor, Tensor | None] | None = None  # the last draw, its psi_0 and its noise
+        self._asked: tuple[Tensor, Mixture] | None = None  # a value and its mixture
         split = self.psi.dim() - event_dim
+        if isinstance(mixing, Pushforward) and mixing.batch_shape != self.psi.shape[:split]:
+            raise ValueError(
+                f"mixing has batch_shape {tuple(mixing.batch_shape)} but gave psi of batch shape "
+                f"{tuple(self.psi.shape[:split])}, whose elements would share noise; give the Pushforward that shape."
+            )
         super().__init__(self.psi.shape[:split], self.psi.shape[split:], validate_args=validate_args)
+        if self._validate_args:
+            require_scale(self.scale)
 
     @constraints.dependent_property(is_discrete=False)
     def support(self) -> constraints.Constraint:
@@ -115,67 +112,158 @@ class SemiImplicitNormal(TorchDistribution):
         wanted = torch.Size(batch_shape)
         if wanted == self.batch_shape:
             return self
-        grown = _Expanded(self.mixing, self.batch_shape, wanted)
         return SemiImplicitNormal(
-            grown, self.scale, self.num_extra, self.event_dim, self.noise, validate_args=self._validate_args
+            grown(self.mixing, self.batch_shape, wanted),
+            self.scale,
+            self.num_extra,
+            self.event_dim,
+            self.reverse,
+            self.noise,
+            chunk=self.chunk,
+            path_gradient=self.path_gradient,
+            share_extra=self.share_extra,
+            validate_args=self._validate_args,
         )
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw p, reparameterised: `psi_0 + scale * noise`."""
         # The psi drawn for the shapes serves the first draw only: further draws are independent of it.
         fresh = len(sample_shape) > 0 or self._drawn is not None
-        psi = self.mixing(torch.Size(sample_shape)) if fresh else self.psi
-        value: Tensor = psi + self.scale * self.noise(psi.shape)
-        self._drawn, self._components = (value, psi), None
+        psi, eps = self._mix(torch.Size(sample_shape)) if fresh else (self.psi, self._eps)
+        value: Tensor = psi + self.scale * drawn(self.noise, psi.shape)
+        self._drawn, self._asked = (value, psi, eps), None
         return value
-
-    def log_components(self, value: Tensor) -> Float[Tensor, "components *batch"]:
-        """`log q(value | psi_k)` for every component in use, in nats; psi_0's comes first where it is known."""
-        if self._components is not None and self._components[0] is value:
-            return self._components[1]
-        own = self._drawn is not None and self._drawn[0] is value
-        if not own and self.num_extra == 0:
-            raise ValueError("log_prob of a value that rsample did not draw needs num_extra of at least 1, got 0.")
-        lead = value.shape[: max(0, value.dim() - len(self.batch_shape) - len(self.event_shape))]
-        parts = []
-        if own and self._drawn is not None:
-            parts.append(self._conditional(value, self._drawn[1]).unsqueeze(0))
-        if self.num_extra:
-            parts.append(self._conditional(value, self.mixing(torch.Size((self.num_extra, *lead)))))
-        components = torch.cat(parts)
-        self._components = (value, components)
-        return components
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The mixture `log h_K(value)`, in nats, one per batch element."""
         if self._validate_args:
             self._validate_sample(value)
-        return log_mixture(self.log_components(value))
+        return self.mixture(value).log_density
+
+    def mixture(self, value: Tensor) -> Mixture:
+        """The mixture behind `log_prob(value)`, with its diagnostics; the same one each time it is asked."""
+        if self._asked is None or self._asked[0] is not value:
+            self._asked = (value, self._mixture(value))
+        return self._asked[1]
+
+    def _mixture(self, value: Tensor) -> Mixture:
+        own = self._drawn if self._drawn is not None and self._drawn[0] is value else None
+        if own is None and self.num_extra == 0:
+            raise ValueError(
+                "log_prob of a value that rsample did not draw last needs num_extra of at least 1, got 0: at K = 0 the "
+                "mixture consists of the draw's own component."
+            )
+        if self.path_gradient:
+            return self._along_path(value, own)
+        given = None if self.reverse is None else self.reverse(value)
+        log_own = None
+        if own is not None:
+            log_own = self._conditional(value, own[1])
+            if given is not None:
+                log_own = log_own + given.log_ratio(cast(Tensor, own[2]))
+        sizes, parts = self._chunks(), [] if log_own is None else [Mixture.of(log_own.unsqueeze(0))]
+        if len(sizes) <= 1:
+            fresh = [self._log_weights(value, given, self._fresh_noise(size, value)) for size in sizes]
+            return Mixture.of(torch.cat(([] if log_own is None else [log_own.unsqueeze(0)]) + fresh), log_own)
+        for size in sizes:
+            parts.append(checkpoint(self._part, value, given, self._fresh_noise(size, value), use_reentrant=False))
+        return Mixture.joined(parts, log_own)
+
+    def _part(self, value: Tensor, given: GivenValue | None, noise: Tensor) -> Mixture:
+        return Mixture.of(self._log_weights(value, given, noise))
+
+    def _chunks(self) -> list[int]:
+        """How many fresh draws to take at a time."""
+        most = self.chunk or self.num_extra
+        return [min(most, self.num_extra - first) for first in range(0, self.num_extra, most or 1)]
+
+    def _fresh_noise(self, size: int, value: Tensor) -> Tensor:
+        """What fresh components are made of: standard normal draws; of a plain callable, psi itself."""
+        shape = torch.Size((size, *self._lead(value)))
+        if self.reverse is not None:
+            noise_dim = self.reverse.noise_dim
+            return self.reverse.standard(torch.Size((*shape, *self.batch_shape, noise_dim)), self.psi)
+        return self.mixing.eps(shape) if isinstance(self.mixing, Pushforward) else self._mix(shape)[0]
+
+    def _log_weights(self, value: Tensor, given: GivenValue | None, noise: Tensor) -> Tensor:
+        """`log w_k` of fresh components, `(k, *batch)`."""
+        if given is not None:
+            eps, log_ratio = given.push(noise)
+            return self._conditional(value, self._transport(eps)) + log_ratio
+        psi = self._transport(noise) if isinstance(self.mixing, Pushforward) else noise
+        return self._conditional(value, psi)
+
+    def _along_path(self, value: Tensor, own: tuple[Tensor, Tensor, Tensor | None] | None) -> Mixture:
+        """The mixture with its gradient in the value alone, `(sum_k w_k psi_k / sum_k w_k - value) / scale^2`."""
+        point, scale = value.detach(), self.scale.detach()
+        with torch.no_grad():
+            log_own = None if own is None else self._conditional(point, own[1])
+            log_sum = log_squares = torch.full_like(total(point, self.event_dim), -math.inf)
+            centre = torch.zeros_like(point)
+            draws = ([] if own is None else [own[1].unsqueeze(0)]) + [None] * len(self._chunks())
+            sizes = iter(self._chunks())
+            for one in draws:
+                psi = self._mix(torch.Size((next(sizes), *self._lead(value))))[0] if one is None else one
+                weights = self._conditional(point, psi)
+                before, log_sum = log_sum, torch.logaddexp(log_sum, weights.logsumexp(0))
+                log_squares = torch.logaddexp(log_squares, (2 * weights).logsumexp(0))
+                share = self._as_event((weights - log_sum).exp())
+                centre = centre * self._as_event((before - log_sum).exp()) + (share * psi).sum(0)
+            score = (centre - point) / scale.square()
+        moved = total(score * (value - point), self.event_dim)  # zero in value; its gradient is the score
+        return Mixture(log_sum + moved, log_squares, self.num_extra + (own is not None), log_own)
+
+    def _as_event(self, per_element: Tensor) -> Tensor:
+        return per_element.reshape((*per_element.shape, *[1] * self.event_dim))
+
+    def _lead(self, value: Tensor) -> tuple[int, ...]:
+        """The sample shape of a value, or ones in its place where it shares the fresh draws."""
+        lead = value.shape[: max(0, value.dim() - len(self.batch_shape) - len(self.event_shape))]
+        return (1,) * len(lead) if self.share_extra else tuple(lead)
 
     def _conditional(self, value: Tensor, psi: Tensor) -> Tensor:
         """`log q(value | psi)`, summed over the event."""
-        density: Tensor = Normal(psi, self.scale, validate_args=False).log_prob(value)
-        return density.sum(tuple(range(-self.event_dim, 0)))
+        return log_normal(value, psi, self.scale, self.event_dim)
 
+    def _mix(self, sample_shape: torch.Size) -> tuple[Tensor, Tensor | None]:
+        """Draws of psi, and their noise where the mixing tells it."""
+        if isinstance(self.mixing, Pushforward):
+            eps = self.mixing.eps(sample_shape)
+            return self._checked(self.mixing.function(eps), sample_shape), eps
+        return self._checked(self.mixing(sample_shape), sample_shape), None
 
-@final
-class _Expanded:
-    """A mixing over a larger batch: fresh draws for each new element, moved to where the batch grew."""
+    def _transport(self, eps: Tensor) -> Tensor:
+        mixing = cast(Pushforward, self.mixing)
+        return self._checked(mixing.function(eps), eps.shape[: eps.dim() - 1 - len(mixing.batch_shape)])
 
-    def __init__(self, mixing: Mixing, old: torch.Size, new: torch.Size) -> None:
-        self._mixing, self._lead = mixing, new[: len(new) - len(old)]
-        grown = new[len(new) - len(old) :]
-        self._stretched = [i for i, (a, b) in enumerate(zip(old, grown, strict=True)) if a != b]
-        if any(old[i] != 1 for i in self._stretched):
-            raise ValueError(f"cannot expand a batch of shape {tuple(old)} to {tuple(new)}: only size 1 can grow.")
-        self._sizes = tuple(grown[i] for i in self._stretched)
-
-    def __call__(self, sample_shape: torch.Size) -> Tensor:
-        """Draws of shape `sample_shape + lead + grown batch + event`."""
-        prefix = torch.Size((*sample_shape, *self._lead))
-        psi = self._mixing(torch.Size((*prefix, *self._sizes)))
-        for left, i in reversed(list(enumerate(self._stretched))):
-            axis = len(prefix) + left  # the fresh axis; those behind it have been moved already
-            place = len(prefix) + left + 1 + i  # the size-1 axis that it replaces
-            psi = psi.squeeze(place).movedim(axis, place - 1)
+    def _checked(self, psi: Tensor, sample_shape: torch.Size) -> Tensor:
+        """The draws, if they have the shape that psi_0 has fixed."""
+        first: Tensor | None = getattr(self, "psi", None)
+        wanted = (*sample_shape, *(psi if first is None else first).shape)
+        if first is not None and psi.shape != wanted:
+            raise ValueError(
+                f"mixing gave psi of shape {tuple(psi.shape)} for sample_shape {tuple(sample_shape)}; it must be "
+                f"{tuple(wanted)}: the sample shape in front of psi_0's shape."
+            )
         return psi
+
+
+def _require_whole(name: str, value: int, low: int, what: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}: {what}.")
+
+
+def _require_fitting(mixing: Mixing, reverse: GaussianReverse | None, chunk: int | None, path_gradient: bool) -> None:
+    if reverse is not None:
+        if not isinstance(mixing, Pushforward):
+            raise ValueError("reverse needs a mixing that tells its noise; wrap the function in a Pushforward.")
+        if reverse.noise_dim != mixing.noise_dim:
+            raise ValueError(
+                f"reverse models {reverse.noise_dim} noise dimensions, mixing has {mixing.noise_dim}; make them equal."
+            )
+        if path_gradient:
+            raise ValueError("path_gradient and reverse exclude each other: a reverse model learns through its draws.")
+    elif chunk is not None and not path_gradient and not isinstance(mixing, Pushforward):
+        raise ValueError(
+            "chunk would draw a plain mixing's psi twice, and differently; use a Pushforward or path_gradient."
+        )

@@ -4,6 +4,8 @@ from typing import final
 
 from fedbayes.errors import require_choice, require_number, require_whole
 
+REVERSE = ("none", "gaussian")
+
 
 @final
 class InferenceSettings:
@@ -15,7 +17,8 @@ class InferenceSettings:
         predict_samples: S, draws of prompts averaged in a prediction.
         beta: weight of the KL; a label is worth at most log C nats and a wide code costs far more.
         beta_warmup: rounds in which the weight rises linearly to beta; 0 for none.
-        reverse: model of the noise given the code; `none` is plain SIVI.
+        reverse: model of the noise given code and image: `none` is plain SIVI, `gaussian` trains one along
+            (`fedbayes.inference.reverse`); only a semi-implicit posterior has noise to model.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -36,7 +39,7 @@ class InferenceSettings:
         self.predict_samples = require_whole("inference.predict_samples", predict_samples, 1)
         self.beta = require_number("inference.beta", beta, 0)
         self.beta_warmup = require_whole("inference.beta_warmup", beta_warmup, 0)
-        self.reverse = require_choice("inference.reverse", reverse, ("none",))
+        self.reverse = require_choice("inference.reverse", reverse, REVERSE)
 
     def beta_at(self, server_round: int) -> float:
         """The KL weight in a round, counted from 1."""

@@ -32,6 +32,7 @@ class PromptedViT(nn.Module):
         start_layer: the first block that sees prompts.
         kind: see `fedbayes.models.prompts`; so are the remaining arguments.
         seed: of the initial values.
+        reverse_outputs: see `PromptGenerator`.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -53,6 +54,7 @@ class PromptedViT(nn.Module):
         init_mixing: float,
         decoder_scale: float,
         seed: int,
+        reverse_outputs: int = 0,
     ) -> None:
         super().__init__()
         require_choice("prompts.depth", depth, ("shallow", "deep"))
@@ -75,6 +77,7 @@ class PromptedViT(nn.Module):
             init_mixing=init_mixing,
             decoder_scale=decoder_scale,
             rng=rng,
+            reverse_outputs=reverse_outputs,
         )
         self.head = ClientLinear(backbone.dim, classes, std=0.0, rng=rng)
         self.initial: Arrays = self.unstack()[0]

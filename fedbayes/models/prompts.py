@@ -10,7 +10,10 @@ The ladder of ablations is `generator.kind`:
     fixed          P = P_base                                   (VPT, Jia et al. 2022, arXiv 2203.12119)
     deterministic  P = P_base + U f_phi(z)
     gaussian       c ~ N(f_phi(z), diag sigma_phi(z)^2)         (an explicit, amortised posterior)
+    low_rank       c ~ N(f_phi(z), diag sigma_phi(z)^2 + F F^T), F = A + F_phi(z), r x m   (explicit, m directions)
     semi_implicit  as above                                     (pFedBayesPT, Ye et al. 2025, arXiv 2508.19621)
+
+A semi-implicit generator may have a reverse model beside it, `tau(eps | c, z)`; see `fedbayes.inference.reverse`.
 
 That prompts are instance-wise and their posterior semi-implicit is the paper's; this architecture is ours.
 
@@ -27,7 +30,9 @@ from torch.nn import functional as F
 
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 
-KINDS = ("fixed", "deterministic", "gaussian", "semi_implicit")
+KINDS = ("fixed", "deterministic", "gaussian", "low_rank", "semi_implicit")
+EXPLICIT = ("gaussian", "low_rank")
+"""Kinds whose posterior has a density."""
 
 
 @final
@@ -61,6 +66,7 @@ class PromptGenerator(nn.Module):
         init_mixing: length of each column of A before training, in units of sigma.
         decoder_scale: standard deviation of an entry of U c per unit of c, before training.
         rng: draws the initial values; equal generators start equal, which averaging needs.
+        reverse_outputs: numbers that the reverse model gives for a code and an image; 0: there is none.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -80,6 +86,7 @@ class PromptGenerator(nn.Module):
         init_mixing: float,
         decoder_scale: float,
         rng: torch.Generator,
+        reverse_outputs: int = 0,
     ) -> None:
         super().__init__()
         require_choice("generator.kind", kind, KINDS)
@@ -96,7 +103,9 @@ class PromptGenerator(nn.Module):
         else:
             code = require_whole("generator.code_dim", code_dim, 1)
         self.kind, self.shape, self.code_dim = kind, (blocks, length, dim), 0 if kind == "fixed" else code
-        self.noise_dim = require_whole("generator.noise_dim", noise_dim, 1) if kind == "semi_implicit" else 0
+        noisy = kind in ("low_rank", "semi_implicit")
+        self.noise_dim = require_whole("generator.noise_dim", noise_dim, 1) if noisy else 0
+        self.has_reverse = kind == "semi_implicit" and reverse_outputs > 0
 
         bound = math.sqrt(6 / (dim + dim))  # Xavier, as VPT starts its prompts
         self.base = nn.Parameter((2 * torch.rand(1, blocks, length, dim, generator=rng) - 1) * bound)
@@ -107,31 +116,57 @@ class PromptGenerator(nn.Module):
         self.location = ClientLinear(hidden, code, std=0.0, rng=rng)
         if code_dim != "full":
             self.decoder = ClientLinear(code, size, bias=False, std=decoder_scale * code**-0.5, rng=rng)
-        if kind == "gaussian":
+        if kind in EXPLICIT:
             self.spread = ClientLinear(hidden, code, std=0.0, rng=rng)
         if kind == "semi_implicit":
             self.noise = ClientLinear(noise_dim, hidden, bias=False, std=noise_dim**-0.5, rng=rng)
+        if noisy:
             self.skip = ClientLinear(noise_dim, code, bias=False, std=init_mixing * init_scale * code**-0.5, rng=rng)
-        if kind in ("gaussian", "semi_implicit"):
+        if kind == "low_rank":
+            self.directions = ClientLinear(hidden, code * noise_dim, std=0.0, rng=rng)
+        if kind != "deterministic":
             self.log_scale = nn.Parameter(torch.full((1, 1, 1), math.log(init_scale)))
+        if self.has_reverse:
+            self.reverse_code = ClientLinear(code, hidden, std=code**-0.5, rng=rng)
+            self.reverse_image = ClientLinear(dim, hidden, std=dim**-0.5, rng=rng)
+            # Zero outputs are tau = N(0, I): training starts from plain semi-implicit inference.
+            self.reverse_out = ClientLinear(hidden, reverse_outputs, std=0.0, rng=rng)
 
     def mixing(
         self, z: Float[Tensor, "clients images dim"], eps: Float[Tensor, "*draws clients images m"] | None
     ) -> Float[Tensor, "*draws clients images code"]:
-        """`psi = A eps + f_phi(z, eps)`, or `f_phi(z)` where the kind has no noise."""
+        """`psi = A eps + f_phi(z, eps)`, `f_phi(z) + F eps` for `low_rank`, or `f_phi(z)` without noise."""
         hidden = self.hidden(z)
         if eps is None:
             psi: Tensor = self.location(F.gelu(hidden))
             return psi
-        mixed: Tensor = self.location(F.gelu(hidden + self.noise(eps))) + self.skip(eps)
-        return mixed
+        if self.kind == "low_rank":
+            psi = self.location(F.gelu(hidden)) + (self._factor(hidden) @ eps.unsqueeze(-1)).squeeze(-1)
+        else:
+            psi = self.location(F.gelu(hidden + self.noise(eps))) + self.skip(eps)
+        return psi
 
     def scale(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images_or_1 code_or_1"]:
         """Standard deviation of `c` given `psi`, in units of the prior's: one number, or one per image and entry."""
-        if self.kind == "gaussian":
+        if self.kind in EXPLICIT:
             log_scale: Tensor = self.log_scale + self.spread(F.gelu(self.hidden(z)))
             return log_scale.exp()
         return self.log_scale.exp()
+
+    def factor(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images code m"] | None:
+        """`F = A + F_phi(z)`, the noisy directions of a Gaussian; None where its covariance is diagonal."""
+        return self._factor(self.hidden(z)) if self.kind == "low_rank" else None
+
+    def _factor(self, hidden: Tensor) -> Tensor:
+        own: Tensor = self.directions(F.gelu(hidden)).unflatten(-1, (self.code_dim, self.noise_dim))
+        return own + self.skip.weight.mT.unsqueeze(1)
+
+    def reverse(
+        self, code: Float[Tensor, "*draws clients images code"], z: Float[Tensor, "clients images dim"]
+    ) -> Float[Tensor, "*draws clients images outputs"]:
+        """What `tau(eps | c, z)` is made of; see `fedbayes.inference.reverse.GaussianReverse`."""
+        found: Tensor = self.reverse_out(F.gelu(self.reverse_code(code) + self.reverse_image(z)))
+        return found
 
     def decode(
         self, code: Float[Tensor, "*draws clients images code"] | None

@@ -263,7 +263,9 @@ def _stack(
     if len(table) <= canvas.MOST_TICKS:
         axes.set_xticks(range(len(table)), [str(client) for client in clients])
     if len(names) <= len(canvas.COLOURS):
-        handles = [Patch(color=colour, label=canvas.short(name)) for colour, name in zip(colours, names, strict=True)]
+        # A domain that is held out has a colour but no bar.
+        shown = sorted(set(kind.tolist()))
+        handles = [Patch(color=colours[index], label=canvas.short(names[index])) for index in shown]
         legend = axes.legend(
             handles=handles[::-1], fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5)
         )

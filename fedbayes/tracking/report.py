@@ -50,10 +50,7 @@ def size(value: object) -> str:
 
 
 def expected_ece(reliability: Mapping[str, Any]) -> float | None:
-    """The ECE that a perfectly calibrated model shows on as many images: it is not zero, as bins are finite.
-
-    sum_b (n_b / n) E|X_b / n_b - p_b| with X_b ~ Binomial(n_b, p_b), whose mean deviation has de Moivre's closed form
-    2 k C(n, k) p^k (1 - p)^(n - k + 1), k = floor(n p) + 1.
+    """The ECE that a perfectly calibrated model shows on as many images: see `Reliability.ece_floor`.
 
     Args:
         reliability: `confidence` and `count` per bin; an empty bin's confidence is null.
@@ -61,15 +58,16 @@ def expected_ece(reliability: Mapping[str, Any]) -> float | None:
     Returns:
         The expected error, or None where there is no image.
     """
-    counts = [int(count or 0) for count in reliability.get("count") or []]
-    images = sum(counts)
-    deviation = 0.0
-    for n, p in zip(counts, reliability.get("confidence") or [], strict=False):
-        if n and p is not None and 0 < p < 1:
-            k = min(math.floor(n * p) + 1, n)  # n p just below n may be rounded up to n
-            choose = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-            deviation += 2 * k * math.exp(choose + k * math.log(p) + (n - k + 1) * math.log1p(-p))
-    return deviation / images if images else None
+    import torch
+
+    from fedbayes.inference.calibration import Reliability
+
+    bins = zip(reliability.get("count") or [], reliability.get("confidence") or [], strict=False)
+    filled = [(int(count), float(confidence)) for count, confidence in bins if count and confidence is not None]
+    if not filled:
+        return None
+    count, confidence = torch.tensor(filled, dtype=torch.float64).unbind(1)
+    return Reliability(confidence, torch.full_like(confidence, torch.nan), count.long()).ece_floor
 
 
 def title(summary: Mapping[str, Any]) -> str:
@@ -95,15 +93,40 @@ def _result_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
             "ECE, pooled": number(state.get("ece")),
             # So few images show an ECE even where confidence is exactly right.
             "- ECE if perfectly calibrated": number(expected_ece(state.get("reliability") or {})),
+            "adaptive ECE, bins of equal size": number(state.get("adaptive_ece")),
+            "- that if perfectly calibrated": number(state.get("adaptive_ece_floor")),
+            "temperature, fitted on validation": number(state.get("temperature"), 2),
+            "- NLL at it (nats)": number(state.get("nll_temperature")),
+            "- ECE at it": number(state.get("ece_temperature")),
             "Brier score": number(state.get("brier")),
-            "prompt uncertainty (nats)": number(state.get("prompt_uncertainty")),
+            "AURC, error over coverage": number(state.get("aurc")),
+            "entropy (nats)": number(state.get("entropy")),
+            "- expected entropy of a draw": number(state.get("expected_entropy")),
+            "- prompt uncertainty": number(state.get("prompt_uncertainty")),
             "effective components": number(state.get("effective_components"), 2),
             "mixing ratio": number(state.get("mixing_ratio")),
+            **_outside_cells(state.get("ood") or {}),
         }
         for label, cell in cells.items():
             table.setdefault(label, []).append(cell)
     rows = [[label, *cells] for label, cells in table.items() if any(cell.strip("–± ") for cell in cells)]
     return ["test images", *(name for name, _ in states)], rows
+
+
+def _outside_cells(ood: Mapping[str, Any]) -> dict[str, str]:
+    """The rows about held-out domains; none without."""
+    if not ood:
+        return {}
+    cells = {
+        f"held out: {', '.join(map(str, ood.get('domains') or []))}": f"{number(ood.get('images'), 0)} images",
+        "- accuracy": number(ood.get("accuracy")),
+        "- NLL (nats)": number(ood.get("nll")),
+    }
+    scores = {"prompt_uncertainty": "prompt uncertainty", "entropy": "entropy", "confidence": "1 - confidence"}
+    for score, name in scores.items():
+        values = [number((ood.get(measure) or {}).get(score)) for measure in ("auroc", "fpr95")]
+        cells[f"- AUROC, FPR95 by {name}"] = ", ".join(values) if values != ["–", "–"] else "–"
+    return cells
 
 
 def _round(summary: Mapping[str, Any], state: str) -> object:
@@ -201,12 +224,12 @@ def write_html(run_dir: Path) -> Path:
             str(row.get("partition", "–")),
             number(row.get("images"), 0),
             number(row.get("accuracy")),
-            number(row.get("nll")),
+            *(number(row.get(name)) for name in ("nll", "ece", "ece_floor")),
         ]
         for row in summary.get("per_client") or []
     ]
     if clients:
-        table = _html_table(["client", "images", "accuracy", "NLL (nats)"], clients)
+        table = _html_table(["client", "images", "accuracy", "NLL (nats)", "ECE", "ECE if calibrated"], clients)
         parts.append(f"<h2>Clients</h2><details><summary>{len(clients)} clients</summary>{table}</details>")
     made = {**(summary.get("versions") or {}), **{name: summary.get(name) for name in ("git", "threads", "device")}}
     versions = [[str(name), str(value)] for name, value in made.items() if value is not None]

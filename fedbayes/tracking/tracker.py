@@ -111,7 +111,8 @@ class Tracker:
         """Writes a row of `metrics.jsonl` and shows it.
 
         Args:
-            row: `round`, `phase` ("train", "validation" or "test") and numbers; NaN and infinity become null.
+            row: `round`, `phase` ("train", "validation", "test" or "held_out") and numbers; NaN and infinity become
+                null.
         """
         kept = plain(row)
         self._write(METRICS, [kept])

@@ -44,9 +44,12 @@ def train(client, *partitions, server_round=1, arrays=None):
     return client.train([ClientRequest(p, server_round, "train", "", arrays) for p in partitions])
 
 
-@pytest.mark.parametrize("kind", ["fixed", "deterministic", "gaussian", "semi_implicit"])
+@pytest.mark.parametrize(
+    "kind",
+    ["fixed", "deterministic", "gaussian", "low_rank", "semi_implicit", "semi_implicit inference.reverse=gaussian"],
+)
 def test_a_clients_result_does_not_depend_on_its_cohort(kind):
-    _, client = make("clients=4", f"generator.kind={kind}", "optim.name=sgd", "partition.quantity=0.7")
+    _, client = make("clients=4", *f"generator.kind={kind}".split(), "optim.name=sgd", "partition.quantity=0.7")
     (alone,) = train(client, 2)
     for cohort in ((2, 0), (3, 2, 1), (0, 1, 2, 3)):
         together = next(update for update in train(client, *cohort) if update.partition == 2)
@@ -84,9 +87,16 @@ def test_draws_differ_between_rounds_clients_and_seeds():
     np.testing.assert_array_equal(train(client, 0)[0].arrays["generator.skip.weight"], weights[0])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_parameter_that_is_sent_has_been_trained(method):
-    _, client = make(f"method={method}")
+VARIANTS = [[f"method={method}"] for method in METHODS] + [
+    ["generator.kind=low_rank"],
+    ["inference.reverse=gaussian"],
+    ["inference.reverse=gaussian", "inference.num_extra=0"],
+]
+
+
+@pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
+def test_every_parameter_that_is_sent_has_been_trained(overrides):
+    _, client = make(*overrides)
     if not hasattr(client, "optim"):
         pytest.skip("trains nothing by gradients")
     initial = client.initial()

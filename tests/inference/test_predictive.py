@@ -5,17 +5,8 @@ import math
 import pytest
 import torch
 from torch.distributions import Beta, Categorical, Dirichlet
-from torchmetrics.classification import MulticlassCalibrationError
 
-from fedbayes.inference.predictive import (
-    BINS,
-    Predictive,
-    brier,
-    negative_log_likelihood,
-    pool,
-    predictive,
-    reliability,
-)
+from fedbayes.inference.predictive import Predictive, brier, negative_log_likelihood, pool, predictive
 
 LOG_ZERO = -1e4
 
@@ -68,32 +59,6 @@ def test_confidence_class_and_pooling():
     assert torch.equal(both.probabilities[rows, both.predicted], both.confidence)
 
 
-def test_constant_confidence_against_accuracy():
-    probabilities = torch.tensor([0.9, 0.1]).expand(10, 2)
-    labels = torch.tensor([0] * 7 + [1] * 3)
-    bins = reliability(probabilities, labels)
-    assert bins.ece == pytest.approx(0.2, abs=1e-6)
-    assert bins.count.tolist() == [0] * 13 + [10, 0]
-    assert bins.accuracy[13].item() == pytest.approx(0.7)
-    assert bins.confidence[13].item() == pytest.approx(0.9)
-    assert bins.accuracy[0].isnan()
-
-
-def test_a_confidence_on_an_edge_belongs_to_the_bin_below():
-    probabilities = torch.tensor([[1.0, 0.0], [0.6, 0.4]], dtype=torch.float64)
-    bins = reliability(probabilities, torch.tensor([0, 0]))
-    assert bins.count[BINS - 1] == 1
-    assert bins.count[8] == 1  # 0.6 = 9 / 15
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_ece_is_torchmetrics(dtype):
-    probabilities = torch.randn(500, 10, dtype=dtype).mul(2).softmax(-1)
-    labels = torch.randint(10, (500,))
-    theirs = MulticlassCalibrationError(num_classes=10, n_bins=BINS, norm="l1")(probabilities, labels)
-    assert reliability(probabilities, labels).ece == pytest.approx(theirs.item(), abs=1e-6)
-
-
 def test_a_calibrated_sampler_scores_its_own_uncertainty():
     probabilities, labels = calibrated(100_000)
     nll, score = negative_log_likelihood(probabilities, labels), brier(probabilities, labels)
@@ -101,12 +66,6 @@ def test_a_calibrated_sampler_scores_its_own_uncertainty():
     for found, exact in ((nll, entropy), (score, spread)):
         difference = found - exact
         assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(len(labels))
-
-
-def test_ece_of_a_calibrated_model_is_bias_on_few_images_and_vanishes_on_many():
-    few = sum(reliability(*calibrated(100)).ece for _ in range(50)) / 50
-    assert 0.08 < few < 0.15
-    assert reliability(*calibrated(100_000)).ece < 0.01
 
 
 def test_brier_and_nll_by_hand():

@@ -33,13 +33,13 @@ def test_client_linear_is_a_layer_for_each_client():
         torch.testing.assert_close(layer(x)[:, c], expected)
 
 
-def test_the_four_kinds_start_from_one_base_and_the_deterministic_one_starts_as_vpt():
+def test_all_kinds_start_from_one_base_and_the_deterministic_one_starts_as_vpt():
     z = torch.randn(1, 5, 8)
-    fixed, deterministic, gaussian, semi = (make(kind) for kind in KINDS)
+    fixed, deterministic, gaussian, low_rank, semi = (make(kind) for kind in KINDS)
     base = fixed.decode(None)
     assert base.shape == (1, 1, 2, 3, 8)
     assert base.abs().max() <= math.sqrt(6 / 16)
-    for other in (deterministic, gaussian, semi):
+    for other in (deterministic, gaussian, low_rank, semi):
         assert torch.equal(other.base, fixed.base)
         assert torch.equal(other.decode(torch.zeros(1, 5, 6)), base.expand(1, 5, 2, 3, 8))
     assert torch.equal(deterministic.decode(deterministic.mixing(z, None)), base.expand(1, 5, 2, 3, 8))
@@ -47,6 +47,8 @@ def test_the_four_kinds_start_from_one_base_and_the_deterministic_one_starts_as_
     eps = torch.randn(2, 1, 5, 4)
     torch.testing.assert_close(semi.mixing(z, eps), eps @ semi.skip.weight)  # A eps, since f_phi starts at zero
     assert not semi.mixing(z, torch.zeros_like(eps)).any()
+    torch.testing.assert_close(low_rank.mixing(z, eps), eps @ low_rank.skip.weight)
+    assert not low_rank.mixing(z, None).any()
 
 
 def test_equal_seeds_start_equal():
@@ -83,6 +85,35 @@ def test_the_gaussian_scale_is_one_per_image_and_entry():
     hidden = F.gelu(generator.hidden(z))
     torch.testing.assert_close(generator.scale(z), (generator.log_scale + generator.spread(hidden)).exp())
     assert generator.scale(z).shape == (1, 5, 6)
+
+
+def test_low_rank_directions_are_common_ones_and_the_images_own():
+    generator = randomise(make("low_rank"))
+    z, eps = torch.randn(1, 5, 8, dtype=torch.float64), torch.randn(1, 5, 4, dtype=torch.float64)
+    hidden = F.gelu(generator.hidden(z))
+    own = generator.directions(hidden).view(1, 5, 6, 4)
+    factor = generator.factor(z)
+    torch.testing.assert_close(factor, own + generator.skip.weight.mT[:, None])
+    location = generator.location(hidden)
+    for i in range(5):
+        torch.testing.assert_close(generator.mixing(z, eps)[0, i], location[0, i] + factor[0, i] @ eps[0, i])
+    assert generator.scale(z).shape == (1, 5, 6)
+    assert all(make(kind).factor(z.float()) is None for kind in ("gaussian", "semi_implicit"))
+
+
+def test_the_reverse_model_sees_code_and_image_and_starts_at_the_prior():
+    fresh = make("semi_implicit", reverse_outputs=14)
+    code, z = torch.randn(3, 2, 1, 5, 6), torch.randn(1, 5, 8)
+    assert fresh.reverse(code, z).shape == (3, 2, 1, 5, 14)
+    assert not fresh.reverse(code, z).any(), "N(0, I) in the convention of GaussianReverse"
+    generator = randomise(fresh)
+    code, z = code.double(), z.double()
+    hidden = F.gelu(generator.reverse_code(code) + generator.reverse_image(z))
+    torch.testing.assert_close(generator.reverse(code, z), generator.reverse_out(hidden))
+    for other in KINDS[:-1]:
+        assert not make(other, reverse_outputs=14).has_reverse, "no noise to model"
+    plain = make("semi_implicit").state_dict()
+    assert all(torch.equal(plain[name], make("semi_implicit", reverse_outputs=14).state_dict()[name]) for name in plain)
 
 
 def test_a_full_code_is_the_prompts_themselves():

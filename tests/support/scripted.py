@@ -17,6 +17,8 @@ SETTINGS = {
     "min_replies": 1,
     "evaluate_every": 1,
     "best_by": "accuracy",
+    "temperature": False,
+    "held_out": False,
     "passes": 1,
     "personal": False,
 }

@@ -1,0 +1,105 @@
+"""What the inference costs in a training step, as a share of the step: Pyro, the mixture, the reverse model.
+
+    python experiments/bench_inference.py                    # the offline default, ten clients side by side
+    python experiments/bench_inference.py --configurations   # cost per step by K, noise dimension and reverse model
+
+The bare step is what any noisy prompt needs: draw a code, decode it, run the upper blocks, cross entropy, gradient and
+optimiser. The full step adds the Pyro programs and the bound. Both take turns in one process, so that a busy machine
+slows both; the figures are ratios of medians of processor time.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional as F
+
+from fedbayes import build
+from fedbayes.configuration import compose
+from fedbayes.inference.optim import CohortOptimiser
+from fedbayes.seeding import Streams
+
+Step = Callable[[], None]
+
+
+def steps(overrides: Sequence[str]) -> tuple[Step, Step]:
+    """One full and one bare training step on the first batch of all clients."""
+    cfg = compose([*overrides, "simulation.threads=1"])
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    partitions = list(range(cfg.clients))
+    model, optim = client.model, client.optim
+    model.stack([client.initial()] * len(partitions))
+    batch = next(data.epochs(partitions, 1, optim.batch_size, Streams(0, 1, partitions, "order")))
+    inputs = client.inputs.plain(batch)
+    noise = Streams(0, 1, partitions, "noise")
+    parameters = model.trainable()
+    generator = model.generator
+
+    def step(loss: Callable[[], torch.Tensor]) -> Step:
+        rates = dict.fromkeys(parameters, 1e-9)  # a step that goes nowhere, so that all steps are alike
+        settings = {"momentum": optim.momentum, "weight_decay": optim.weight_decay, "clip": optim.clip}
+        optimiser = CohortOptimiser(parameters, name=optim.name, learning_rates=rates, **settings)
+
+        def run() -> None:
+            gradients = torch.autograd.grad(loss(), list(parameters.values()), allow_unused=True)
+            pairs = zip(parameters.items(), gradients, strict=True)
+            known = {k: torch.zeros_like(p) if g is None else g for (k, p), g in pairs}
+            optimiser.step(known, inputs.mask.any(1))
+
+        return run
+
+    def bare() -> torch.Tensor:
+        eps = noise.normal((1,), inputs.counts, generator.noise_dim) if generator.noise_dim else None
+        psi = generator.mixing(inputs.z, eps)
+        code = psi + generator.scale(inputs.z) * noise.normal((1,), inputs.counts, generator.code_dim)
+        logits = model.logits(inputs.tokens, generator.decode(code))[0]
+        losses = F.cross_entropy(logits.flatten(0, 1), inputs.labels.flatten(), reduction="none")
+        return (losses.view_as(inputs.weights) * inputs.weights).sum()
+
+    return step(lambda: client.objective(inputs, noise, client.inference.beta).loss.sum()), step(bare)
+
+
+def medians(functions: Sequence[Step], repeats: int) -> list[float]:
+    """Milliseconds of processor time of each, taking turns."""
+    found: list[list[float]] = [[] for _ in functions]
+    for turn in range(repeats + 3):
+        for times, function in zip(found, functions, strict=True):
+            started = time.process_time()
+            function()
+            if turn >= 3:
+                times.append(1e3 * (time.process_time() - started))
+    return [statistics.median(times) for times in found]
+
+
+def main() -> None:
+    """Time and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--configurations", action="store_true")
+    parser.add_argument("--repeats", type=int, default=30)
+    args, overrides = parser.parse_known_args()
+    torch.set_num_threads(1)
+    rows = {"": ()}
+    if args.configurations:
+        rows = {
+            f"reverse={reverse} m={m} K={k}": (
+                f"inference.reverse={reverse}",
+                f"generator.noise_dim={m}",
+                f"inference.num_extra={k}",
+            )
+            for reverse in ("none", "gaussian")
+            for m in (2, 8, 32)
+            for k in (0, 1, 10, 100)
+        }
+    pairs = {name: steps((*overrides, *row)) for name, row in rows.items()}
+    times = medians([one for pair in pairs.values() for one in pair], args.repeats)
+    print("| configuration | full step, ms | bare step, ms | inference, share of the step |\n|---|---|---|---|")
+    for i, name in enumerate(pairs):
+        full, bare = times[2 * i], times[2 * i + 1]
+        print(f"| {name or 'as configured'} | {full:.1f} | {bare:.1f} | {100 * (full - bare) / full:.1f} % |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What a run has come to between two rounds."""
+
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from fedbayes.checkpoint import Checkpoint
+from fedbayes.evaluation import Evaluation
+from fedbayes.messages import Arrays, from_record
+
+
+@final
+@dataclass
+class Progress:
+    """What a run has come to; everything that the next round needs beside the strategy's own state.
+
+    Attributes:
+        arrays: the strategy's parameters.
+        server_round: rounds done.
+        accepted: by partition, the last round whose reply was used; 0 for never.
+        best: the evaluation on test in the round that was best on validation.
+        best_validation: that round's validation score; larger is better.
+        final: the evaluation on test after the last round.
+        best_train: that round's mean training metrics.
+        train: the last round's.
+        bytes_up: of all training replies.
+        bytes_down: of all training requests.
+        seconds: by phase.
+        images: trained on, with repetition.
+        personal: what each trained client keeps to itself, by partition; filled at the end.
+    """
+
+    arrays: ArrayRecord
+    server_round: int = 0
+    accepted: dict[int, int] = field(default_factory=dict)
+    best: Evaluation | None = None
+    best_validation: float = -np.inf
+    final: Evaluation | None = None
+    best_train: dict[str, float] = field(default_factory=dict)
+    train: dict[str, float] = field(default_factory=dict)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "aggregate": 0.0})
+    images: int = 0
+    personal: dict[int, Arrays] = field(default_factory=dict)
+
+    def checkpoint(self) -> Checkpoint:
+        """What has been learnt, to be stored."""
+        return Checkpoint(self.server_round, from_record(self.arrays), self.personal)

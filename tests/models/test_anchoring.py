@@ -1,0 +1,99 @@
+"""Noise coordinates: what averaging can destroy, and what turning them back saves."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedbayes.inference.reverse import GaussianReverse
+from fedbayes.models.anchoring import noise_bank, response, rotation, turned
+from fedbayes.models.prompts import PromptGenerator
+
+M = 3
+
+
+def make(kind="semi_implicit", **options):
+    generator = PromptGenerator(
+        kind=kind,
+        blocks=1,
+        length=2,
+        dim=8,
+        hidden=16,
+        code_dim=5,
+        noise_dim=M,
+        init_scale=0.5,
+        init_mixing=1.0,
+        decoder_scale=1.0,
+        rng=torch.Generator().manual_seed(0),
+        **options,
+    )
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return generator.double()
+
+
+def arrays_of(generator):
+    return {f"generator.{name}": p.detach()[0].numpy() for name, p in generator.named_parameters()}
+
+
+def load(generator, arrays):
+    with torch.no_grad():
+        for name, parameter in generator.named_parameters():
+            parameter.copy_(torch.from_numpy(arrays[f"generator.{name}"])[None])
+    return generator
+
+
+def orthogonal(seed, m=M):
+    return np.linalg.qr(np.random.default_rng(seed).normal(size=(m, m)))[0]
+
+
+@given(st.integers(1, 40), st.integers(0, 5))
+@settings(deadline=None, max_examples=20)
+def test_the_bank_is_fixed_and_has_the_moments_of_the_noise(noise_dim, seed):
+    bank = noise_bank(noise_dim, seed).double()
+    assert torch.equal(bank, noise_bank(noise_dim, seed).double())
+    torch.testing.assert_close(bank.mean(0), torch.zeros(noise_dim).double(), rtol=0, atol=1e-6)
+    covariance = bank.T @ bank / len(bank)
+    torch.testing.assert_close(covariance, torch.eye(noise_dim).double(), rtol=0, atol=1e-5)
+
+
+def test_a_linear_psi_answers_with_its_matrix_and_images_are_weighted():
+    bank = noise_bank(M, 0).double()
+    matrices = torch.randn(2, 4, M, 5, dtype=torch.float64)  # of each client and image
+    psi = torch.einsum("bm,cimr->bcir", bank, matrices) + 7.0
+    weights = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0]]).double()
+    expected = torch.einsum("ci,cimr->cmr", weights, matrices)
+    torch.testing.assert_close(response(psi, bank, weights), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["semi_implicit", "low_rank"])
+def test_turned_parameters_are_the_same_posterior_in_other_coordinates(kind):
+    turn = orthogonal(0)
+    generator, other = make(kind), make(kind)
+    load(other, turned(arrays_of(generator), turn))
+    z, eps = torch.randn(1, 6, 8, dtype=torch.float64), torch.randn(9, 1, 6, M, dtype=torch.float64)
+    torch.testing.assert_close(other.mixing(z, eps), generator.mixing(z, eps @ torch.from_numpy(turn)))
+    torch.testing.assert_close(other.scale(z), generator.scale(z))
+
+
+def test_a_reverse_models_mean_turns_along():
+    turn = orthogonal(1)
+    generator, other = (make(reverse_outputs=GaussianReverse.outputs(M)) for _ in range(2))
+    load(other, turned(arrays_of(generator), turn))
+    code, z = torch.randn(1, 6, 5, dtype=torch.float64), torch.randn(1, 6, 8, dtype=torch.float64)
+    old, new = generator.reverse(code, z), other.reverse(code, z)
+    torch.testing.assert_close(new[..., :M], old[..., :M] @ torch.from_numpy(turn).T)
+    torch.testing.assert_close(new[..., M:], old[..., M:])
+
+
+@given(st.integers(0, 1000), st.integers(1, 6))
+@settings(deadline=None, max_examples=50)
+def test_the_rotation_undoes_a_rotation(seed, m):
+    received = np.random.default_rng(seed + 1).normal(size=(m, m + 2))
+    turn = orthogonal(seed, m)
+    found = rotation(turn @ received, received)
+    np.testing.assert_allclose(found @ found.T, np.eye(m), atol=1e-9)
+    np.testing.assert_allclose(found, turn.T, atol=1e-6)
+    np.testing.assert_allclose(rotation(received, received), np.eye(m), atol=1e-6)
