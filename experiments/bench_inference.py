@@ -2,6 +2,7 @@
 
     python experiments/bench_inference.py                    # the offline default, ten clients side by side
     python experiments/bench_inference.py --configurations   # cost per step by K, noise dimension and reverse model
+    python experiments/bench_inference.py --gradients        # plain, chunked and path gradient at large K
 
 The bare step is what any noisy prompt needs: draw a code, decode it, run the upper blocks, cross entropy, gradient and
 optimiser. The full step adds the Pyro programs and the bound. Both take turns in one process, so that a busy machine
@@ -12,13 +13,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from fedbayes import build
 from fedbayes.configuration import compose
+from fedbayes.inference.bounds import lower_bound
+from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.optim import CohortOptimiser
+from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.seeding import Streams
 
 Step = Callable[[], None]
@@ -74,13 +79,57 @@ def medians(functions: Sequence[Step], repeats: int) -> list[float]:
     return [statistics.median(times) for times in found]
 
 
+def gradients(repeats: int) -> None:
+    """One gradient of L_K for a network 10-100-100-22 and 64 independent draws, by K and kind of gradient.
+
+    The bytes are what the graph keeps until the gradient is taken.
+    """
+    net = torch.nn.Sequential(
+        torch.nn.Linear(10, 100), torch.nn.ReLU(), torch.nn.Linear(100, 100), torch.nn.ReLU(), torch.nn.Linear(100, 22)
+    )
+    log_scale = torch.zeros(22, requires_grad=True)
+    kept = [0]
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[0] += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def step(k: int, options: dict[str, Any]) -> Step:
+        def run() -> None:
+            kept[0] = 0
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                posterior = SemiImplicitNormal(Pushforward(net, 10), log_scale.exp(), k, **options)
+                loss = -lower_bound(posterior, lambda p: -0.5 * p.square().sum(-1), 64).mean()
+            torch.autograd.grad(loss, [*net.parameters(), log_scale])
+
+        return run
+
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "plain, chunk=50": {"chunk": 50},
+        "path": {"path_gradient": True},
+        "path, chunk=50": {"path_gradient": True, "chunk": 50},
+    }
+    print("| K | gradient | ms | of plain | kept, MB |\n|---|---|---|---|---|")
+    for k in (10, 100, 1000):
+        made = [step(k, options) for options in kinds.values()]
+        times = medians(made, repeats)
+        for name, function, found in zip(kinds, made, times, strict=True):
+            function()
+            print(f"| {k} | {name} | {found:.1f} | {found / times[0]:.2f} | {kept[0] / 2**20:.2f} |")
+
+
 def main() -> None:
     """Time and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--configurations", action="store_true")
+    parser.add_argument("--gradients", action="store_true")
     parser.add_argument("--repeats", type=int, default=30)
     args, overrides = parser.parse_known_args()
     torch.set_num_threads(1)
+    if args.gradients:
+        gradients(args.repeats)
+        return
     rows = {"": ()}
     if args.configurations:
         rows = {

@@ -1,8 +1,8 @@
 """Explicit, semi-implicit and reverse-modelled posteriors over prompts, by K and noise dimension: runs and tables.
 
-    python experiments/posterior_table.py runs/posteriors --jobs 2                       # styled digits
-    python experiments/posterior_table.py runs/posteriors_ood --jobs 2 evaluate.held_out=[noise]
-    python experiments/posterior_table.py runs/posteriors --samples "semi-implicit K=10 m=2" --jobs 2
+    python experiments/posterior_table.py runs/prompts --jobs 2                       # styled digits
+    python experiments/posterior_table.py runs/prompts_ood --jobs 2 evaluate.held_out=[noise]
+    python experiments/posterior_table.py runs/prompts --samples "semi-implicit K=10 m=2" --jobs 2
 
 Words after the folder go to every run, so the same command makes the table of other images. Finished runs are kept. A
 row is the mean over seeds ± its standard error; "validation" is what defaults are chosen by, the rest is test.
@@ -89,19 +89,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--samples", metavar="ROW", help="vary S for this row of the table instead")
-    parser.add_argument("--only", nargs="+", help="rows whose name contains one of these")
+    parser.add_argument("--only", help="rows whose name contains one of these, separated by semicolons")
     parser.add_argument("--print", action="store_true", help="run nothing")
     args, common = parser.parse_known_args()
     rows = configurations()
     if args.samples:
         rows = {f"S={s}": (*rows[args.samples], f"inference.predict_samples={s}") for s in SAMPLES}
     if args.only:
-        rows = {name: overrides for name, overrides in rows.items() if any(part in name for part in args.only)}
+        rows = {name: overrides for name, overrides in rows.items() if any(part in name for part in args.only.split(";"))}
 
     def runs(overrides: tuple[str, ...]) -> list[tuple[Path, tuple[str, ...]]]:
-        full = [(*overrides, *common, "evaluate.every=1000", f"seed={seed}") for seed in args.seeds]
+        full = [(*overrides, *common, "evaluate.every=1000", f"seed={seed}") for seed in args.seeds.split(",")]
         return [(folder_of(args.folder, (*one[: len(overrides)], one[-1])), one) for one in full]
 
     if not args.print:

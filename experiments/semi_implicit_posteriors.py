@@ -193,8 +193,8 @@ def one_fit(name: str, method: str, num_extra: int, seed: int, steps: int, exact
 
 def spread(values: list[float]) -> str:
     """Mean, and its standard error where there is one."""
-    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{error}"
+    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{error}"
 
 
 def print_tables(rows: list[tuple[str, int, list[dict[str, Any]]]]) -> None:
@@ -203,9 +203,9 @@ def print_tables(rows: list[tuple[str, int, list[dict[str, Any]]]]) -> None:
     print("|---|---|---|---|---|---|---|---|")
     for method, num_extra, fits in rows:
         low, high = (statistics.mean(one["kl"][i] for one in fits) for i in (0, 1))
-        bound = f"{low:.2f} to {high:.2f}"
+        bound = f"{low:.3f} to {high:.3f}"
         if "kl_plain" in fits[0] and method == "reverse":
-            bound += " (plain: {:.2f} to {:.2f})".format(
+            bound += " (plain: {:.3f} to {:.3f})".format(
                 *(statistics.mean(f["kl_plain"][i] for f in fits) for i in (0, 1))
             )
         cells = [

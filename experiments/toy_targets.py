@@ -45,7 +45,7 @@ def _banana() -> Target:
         z1 = first.sample((n,))
         return torch.stack([z1, Normal(z1.square() / 4, 1.0).sample()], -1)
 
-    return Target(log_density, sample, (0.31, 0.02), (-7, 7, -4, 13))
+    return Target(log_density, sample, (0.31, 0.02), (-7, 7, -4, 11))
 
 
 def _mixture(weights: list[float], components: Distribution, published: tuple[float, float], half: float) -> Target:

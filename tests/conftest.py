@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before anything imports the two packages: it rewrites them as they are loaded. Numbers and words are left to mypy and
@@ -13,6 +14,10 @@ SCALARS = "beartype.FrozenDict({int: object, float: object, str: object})"
 CHECKER = f"beartype.beartype(conf=beartype.BeartypeConf(hint_overrides={SCALARS}))"
 install_import_hook(["fedbayes.models", "fedbayes.inference"], CHECKER)
 torch.set_num_threads(1)
+
+# Busy machines must fail no test, and a search that goes on for ever meets any number of standard errors.
+settings.register_profile("fedbayes", deadline=None, derandomize=True)
+settings.load_profile("fedbayes")
 
 
 @pytest.fixture(autouse=True)

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 
+from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 
 
-def lower_bound(posterior: SemiImplicitNormal, log_joint: Callable[[Tensor], Tensor], draws: int) -> Tensor:
+def lower_bound(posterior: TorchDistribution, log_joint: Callable[[Tensor], Tensor], draws: int) -> Tensor:
     """Terms whose mean is L_K, at most the ELBO `E_h[log p(y, p) - log h(p)]` and rising to it with K.
 
     Args:
-        posterior: of p.
+        posterior: of p; an explicit one, whose density is exact, gives the ELBO itself.
         log_joint: `log p(y, p)` in nats, one per draw and batch element.
         draws: how many.
 
@@ -24,6 +25,8 @@ def lower_bound(posterior: SemiImplicitNormal, log_joint: Callable[[Tensor], Ten
 
 def upper_bound(posterior: SemiImplicitNormal, log_joint: Callable[[Tensor], Tensor], draws: int) -> Tensor:
     """Terms whose mean is U_K: psi_0 left out, so at least the ELBO and falling to it with K; arguments as above.
+
+    The path gradient rests on psi_0 being there: with `path_gradient` the values are right, their gradient is not.
 
     Raises:
         ValueError: at K = 0, where nothing would be left.

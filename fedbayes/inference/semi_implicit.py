@@ -91,7 +91,7 @@ class SemiImplicitNormal(TorchDistribution):
             )
         self.noise: Noise = noise or standard_like(self.scale)
         self._drawn: tuple[Tensor, Tensor, Tensor | None] | None = None  # the last draw, its psi_0 and its noise
-        self._asked: tuple[Tensor, Mixture] | None = None  # a value and its mixture
+        self._asked: tuple[Tensor, Mixture, bool] | None = None  # a value, its mixture, whether that has a graph
         split = self.psi.dim() - event_dim
         if isinstance(mixing, Pushforward) and mixing.batch_shape != self.psi.shape[:split]:
             raise ValueError(
@@ -141,9 +141,13 @@ class SemiImplicitNormal(TorchDistribution):
         return self.mixture(value).log_density
 
     def mixture(self, value: Tensor) -> Mixture:
-        """The mixture behind `log_prob(value)`, with its diagnostics; the same one each time it is asked."""
-        if self._asked is None or self._asked[0] is not value:
-            self._asked = (value, self._mixture(value))
+        """The mixture behind `log_prob(value)`, with its diagnostics; the same one each time it is asked.
+
+        One found where gradients are off has none, so asking for it where they are on finds another.
+        """
+        graph = torch.is_grad_enabled()
+        if self._asked is None or self._asked[0] is not value or (graph and not self._asked[2]):
+            self._asked = (value, self._mixture(value), graph)
         return self._asked[1]
 
     def _mixture(self, value: Tensor) -> Mixture:

@@ -55,7 +55,7 @@ def same(a: tuple[ClientSplit, ...], b: tuple[ClientSplit, ...]) -> bool:
 
 
 @pytest.mark.parametrize("name", ALL)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_every_image_is_used_once_and_every_client_has_all_three_splits(name: str, data: st.DataObject) -> None:
     counts = data.draw(st.lists(st.integers(0, 30), min_size=6, max_size=6).filter(lambda found: sum(found) >= 30))

@@ -90,7 +90,7 @@ def test_images_of_equal_confidence_count_as_their_mean():
 
 
 @given(few=FEW, seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_order_of_images_does_not_matter_and_errors_stay_in_range(few, seed):
     probabilities, labels = of(few)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))

@@ -55,7 +55,7 @@ def test_large_and_close_scores_are_told_apart():
 
 
 @given(inside=SCORES, outside=SCORES, seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_both_are_what_counting_gives_in_any_order_and_on_any_scale(inside, outside, seed):
     inside, outside = torch.tensor(inside).double(), torch.tensor(outside).double()
     found = auroc(inside, outside), fpr95(inside, outside)
@@ -100,7 +100,7 @@ def test_the_best_order_has_the_closed_form():
 
 
 @given(few=st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=1, max_size=30), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_area_ignores_order_and_scale_and_stays_in_range(few, seed):
     confidence = torch.tensor([level for level, _ in few]).double()
     right = torch.tensor([one for _, one in few])

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from linear_gaussian import Bank
 
@@ -63,7 +63,6 @@ def growths(draw):
     return tuple(size if draw(st.booleans()) else 1 for size in kept), tuple(new)
 
 
-@settings(deadline=None)
 @given(growths(), st.lists(st.integers(1, 3), max_size=2), st.sampled_from([plain, pushforward]))
 def test_any_growth_by_broadcasting_is_served(growth, lead, mixing):
     old, new = growth

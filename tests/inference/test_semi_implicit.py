@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from linear_gaussian import Bank
 from pyro import poutine
@@ -72,7 +72,6 @@ def settings_of(draw):
     return posterior, tuple(lead), dtype, seen
 
 
-@settings(deadline=None)
 @given(settings_of(), st.booleans())
 def test_it_is_the_mixture_of_the_psi_that_it_drew(case, foreign):
     posterior, lead, dtype, seen = case
@@ -306,3 +305,17 @@ def test_draws_of_another_shape_are_refused_when_they_come():
         posterior.log_prob(posterior.rsample())
     with pytest.raises(ValueError, match="support"):
         SemiImplicitNormal(unit(), 1.0, 1, validate_args=True).log_prob(torch.full((2,), math.nan))
+
+
+def test_a_number_asked_without_gradients_is_found_anew_with_them():
+    spread = torch.ones(2, requires_grad=True)
+    posterior = SemiImplicitNormal(lambda shape: spread * torch.randn(*shape, 2), 0.5, 3)
+    value = posterior.rsample()
+    with torch.no_grad():
+        first = posterior.log_prob(value)
+        assert torch.equal(posterior.log_prob(value), first)
+    second = posterior.log_prob(value)
+    assert second.requires_grad
+    assert posterior.log_prob(value).equal(second)
+    with torch.no_grad():
+        assert posterior.log_prob(value).equal(second)

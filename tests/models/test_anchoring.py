@@ -50,7 +50,7 @@ def orthogonal(seed, m=M):
 
 
 @given(st.integers(1, 40), st.integers(0, 5))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_bank_is_fixed_and_has_the_moments_of_the_noise(noise_dim, seed):
     bank = noise_bank(noise_dim, seed).double()
     assert torch.equal(bank, noise_bank(noise_dim, seed).double())
@@ -89,7 +89,7 @@ def test_a_reverse_models_mean_turns_along():
 
 
 @given(st.integers(0, 1000), st.integers(1, 6))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_rotation_undoes_a_rotation(seed, m):
     received = np.random.default_rng(seed + 1).normal(size=(m, m + 2))
     turn = orthogonal(seed, m)
