@@ -43,7 +43,12 @@ class Inputs:
     @property
     def weights(self) -> Tensor:
         """`(C, B)`: 1 / (the client's images), 0 in the padding; sums over B to 1, or to 0 for a client without any."""
-        return self.mask / self.mask.sum(1, keepdim=True).clamp(min=1)
+        return share_of_each(self.mask)
+
+
+def share_of_each(mask: Tensor) -> Tensor:
+    """`(C, B)`: 1 / (the client's images), 0 in the padding."""
+    return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 @final
@@ -100,6 +105,13 @@ class InputSource:
         rows = self._row[index]
         tokens = self._embedded(index) if self._tokens is None else self._tokens[rows]
         return self._inputs(batch, tokens, self._z[rows])
+
+    def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The class features alone, `(C, B, d)`, and the images' weights as in `Inputs`."""
+        self.prepare()
+        assert self._z is not None, "prepare has filled it"
+        z = self._z[self._row[batch.index.flatten()]].unflatten(0, batch.mask.shape)
+        return z, share_of_each(batch.mask).to(z)
 
     def of_images(self, images: Tensor) -> Inputs:
         """Inputs of images outside the federation, as one client's; labels are 0."""

@@ -33,13 +33,12 @@ from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
-from fedbayes.models.anchoring import RECEIVED, SENT
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.models.prompts import EXPLICIT
 from fedbayes.seeding import Streams
 
 PROBE_IMAGES = 16
-"""Training images of a client on which the mixing is measured before and after its training."""
+"""Images of a client on which the mixing is measured before and after its training."""
 
 LARGEST_PASS = 2048
 """Images times draws that go through the backbone at once in a prediction."""
@@ -85,7 +84,7 @@ class PromptTuningClient(AbstractClient):
             Streams(self.seed, server_round, partitions, purpose) for purpose in ("order", "noise", "augment")
         )
         beta = self.inference.beta_at(server_round)
-        probe = MixingProbe(self.model, self.inputs.plain(self._some(partitions)), self.seed)
+        probe = MixingProbe(self.model, *self.inputs.features(self._some(partitions)), self.seed)
         before = probe()
         batches = self.data.epochs(partitions, self.optim.local_epochs, self.optim.batch_size, order)
         metrics = self.optim.fit(
@@ -93,23 +92,20 @@ class PromptTuningClient(AbstractClient):
             (self.inputs.train(batch, changes) for batch in batches),
             lambda inputs: self.objective(inputs, noise, beta),
         )
-        after = probe()
-        metrics |= {f"{name}_received": values for name, values in before.variances.items()}
-        metrics |= {f"{name}_sent": values for name, values in after.variances.items()}
+        metrics |= {f"{name}_received": values for name, values in before.items()}
+        metrics |= {f"{name}_sent": values for name, values in probe().items()}
         updates = []
         for c, (partition, state) in enumerate(zip(partitions, self.model.unstack(), strict=True)):
             shared, personal = self.share(state)
             mine = {name: float(values[c]) for name, values in metrics.items()}
-            if requests[c].noise_bank and before.response is not None and after.response is not None:
-                shared |= {RECEIVED: before.response[c].cpu().numpy(), SENT: after.response[c].cpu().numpy()}
             if self.has_posterior:
                 mine["log_classes"] = math.log(self.model.classes)  # all that a label can pay for `kl`, nats
             updates.append(ClientUpdate(partition, shared, len(self.data.indices(partition, "train")), mine, personal))
         return updates
 
     def _some(self, partitions: Sequence[int]) -> Batch:
-        """The first training images of each client of a cohort."""
-        whole = self.data.whole(partitions, "train")
+        """The first validation images of each client of a cohort; their labels are not looked at."""
+        whole = self.data.whole(partitions, "validation")
         first = slice(None), slice(PROBE_IMAGES)
         return Batch(whole.index[first], whole.mask[first], whole.labels[first])
 

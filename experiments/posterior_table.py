@@ -4,7 +4,8 @@
     python experiments/posterior_table.py runs/prompts_ood --jobs 2 evaluate.held_out=[noise]
     python experiments/posterior_table.py runs/prompts --samples "semi-implicit K=10 m=2" --jobs 2
 
-Words after the folder go to every run, so the same command makes the table of other images. Finished runs are kept. A
+Words after the folder go to every run, so the same command makes the table of other images, in a folder of its own, as
+finished runs are kept. A
 row is the mean over seeds ± its standard error; "validation" is what defaults are chosen by, the rest is test.
 """
 
@@ -98,7 +99,9 @@ def main() -> None:
     if args.samples:
         rows = {f"S={s}": (*rows[args.samples], f"inference.predict_samples={s}") for s in SAMPLES}
     if args.only:
-        rows = {name: overrides for name, overrides in rows.items() if any(part in name for part in args.only.split(";"))}
+        rows = {
+            name: overrides for name, overrides in rows.items() if any(part in name for part in args.only.split(";"))
+        }
 
     def runs(overrides: tuple[str, ...]) -> list[tuple[Path, tuple[str, ...]]]:
         full = [(*overrides, *common, "evaluate.every=1000", f"seed={seed}") for seed in args.seeds.split(",")]

@@ -46,7 +46,8 @@ def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT
     require_whole("seed", cfg.seed, 0)
     backbone = _make("backbone", cfg.backbone, image_size=federated.images.images.shape[-1])
     settings = {**_plain(cfg.prompts), **_plain(cfg.generator)}
-    modelled = GaussianReverse.outputs(cfg.generator.noise_dim) if cfg.inference.reverse == "gaussian" else 0
+    noise_dim = require_whole("generator.noise_dim", cfg.generator.noise_dim, 1)
+    modelled = GaussianReverse.outputs(noise_dim) if cfg.inference.reverse == "gaussian" else 0
     build = partial(PromptedViT, backbone, federated.num_classes, seed=cfg.seed, reverse_outputs=modelled)
     made: PromptedViT = _call("prompts or generator", build, **settings)
     return made.to(device)

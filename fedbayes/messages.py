@@ -19,7 +19,6 @@ Kind = Literal["train", "evaluate"]
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 ROUND, ACCEPTED, SPLIT, WEIGHT = "server-round", "accepted-round", "split", "num-examples"
-BANK = "noise-bank"
 PARTITION = "partition-id"
 PERSONAL = "personal-round-"
 
@@ -36,7 +35,6 @@ class ClientRequest:
         split: the images to evaluate on; unused in training.
         arrays: the server's parameters.
         personal: what the client kept to itself in the last round that the server accepted; empty if never trained.
-        noise_bank: whether the reply is to tell how the generator answers the shared noise bank.
     """
 
     partition: int
@@ -45,7 +43,6 @@ class ClientRequest:
     split: str
     arrays: Arrays
     personal: Arrays = field(default_factory=dict)
-    noise_bank: bool = False
 
 
 @final
@@ -93,7 +90,7 @@ def address(message: Message, accepted: int, split: str, extra: Mapping[str, np.
         ConfigError: if the strategy relies on clients to follow a setting, as FedProx does; ours read none.
     """
     content = message.content
-    unread = sorted(set(content.config_records[CONFIG]) - {ROUND, BANK})
+    unread = sorted(set(content.config_records[CONFIG]) - {ROUND})
     if unread:
         raise ConfigError(
             f"method.strategy sends {', '.join(unread)}, which no client here obeys; choose a strategy that only "
@@ -118,7 +115,6 @@ def read_request(content: RecordDict, partition: int, kind: Kind, state: RecordD
         split=str(config.get(SPLIT, "")),
         arrays=from_record(content.array_records[ARRAYS]),
         personal={} if kept is None else from_record(kept),
-        noise_bank=bool(config.get(BANK, False)),
     )
 
 

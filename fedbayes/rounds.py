@@ -183,7 +183,7 @@ class RoundLoop:
         progress.bytes_up += up
         images = sum(update.num_examples for update in updates) * self.passes
         progress.images += images
-        progress.train = _mean_metrics(updates, progress.train)
+        progress.train = _mean_metrics(updates)
         tracker.log(
             {
                 "round": server_round,
@@ -254,6 +254,9 @@ class RoundLoop:
         if not replies.updates:
             raise RunError(f"no client could be evaluated on {split} in round {progress.server_round}; see run.log.")
         evaluation = replace(Evaluation.of(progress.server_round, split, replies.updates), temperature=temperature)
+        before, after = progress.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
+        if before and after is not None:
+            evaluation.metrics["mixing_kept"] = after / before  # by this round's aggregation
         if inside is not None:
             evaluation = replace(evaluation, detection=detection(inside.pooled, evaluation.pooled))
         seconds = time.perf_counter() - started
@@ -270,17 +273,12 @@ class RoundLoop:
         return mean_arrays(list(federation.personal(accepted).values()))
 
 
-def _mean_metrics(updates: Sequence[ClientUpdate], before: Mapping[str, float]) -> dict[str, float]:
-    """Each metric averaged over the images of those that report it, and what became of the mixing.
-
-    Args:
-        updates: of this round.
-        before: the means of the round before.
+def _mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:
+    """Each metric averaged over the images of those that report it.
 
     Returns:
-        With a mixing, `mixing_ratio_received` of the generators that clients were sent, `mixing_ratio_sent` of those
-        that they sent back, and `mixing_kept`: what they were sent over what was sent back a round earlier, so the
-        mixing ratio after / before that aggregation.
+        With a mixing, also `mixing_ratio_received` of the generators that clients were sent and `mixing_ratio_sent` of
+        those that they sent back: before aggregation.
     """
     means: dict[str, float] = {}
     for name in dict.fromkeys(name for update in updates for name in update.metrics):
@@ -290,6 +288,4 @@ def _mean_metrics(updates: Sequence[ClientUpdate], before: Mapping[str, float]) 
         if f"mixing_variance_{when}" in means:
             mixing, conditional = (means.pop(f"{kind}_variance_{when}") for kind in ("mixing", "conditional"))
             means[f"mixing_ratio_{when}"] = mixing_ratio(mixing, conditional)
-    if before.get("mixing_ratio_sent") and "mixing_ratio_received" in means:
-        means["mixing_kept"] = means["mixing_ratio_received"] / before["mixing_ratio_sent"]
     return means

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
-from fedbayes.errors import ConfigError, require_choice
-from fedbayes.messages import ClientUpdate
-from fedbayes.models.anchoring import RECEIVED, SENT, rotation, turned
+from fedbayes.errors import require_choice
+from fedbayes.messages import Arrays, ClientUpdate
+from fedbayes.models.anchoring import anchored, noise_layers
 from strategies.base import AbstractStrategy, weighted_mean
 
 
@@ -16,28 +16,24 @@ class Averaging(AbstractStrategy):
 
     Args:
         aggregate: `mean`, or `anchored`: each generator's noise coordinates are first turned back onto those that were
-            handed out, by what it answers to a noise bank shared by all: equal posteriors average to themselves.
+            handed out (`fedbayes.models.anchoring`), so that equal posteriors average to themselves.
 
     Raises:
-        ConfigError: if there is no such aggregate.
+        ConfigError: if there is no such aggregate; before the first message, if there is no noise to anchor.
     """
 
     def __init__(self, aggregate: str = "mean") -> None:
-        anchored = require_choice("method.strategy.aggregate", aggregate, ("mean", "anchored")) == "anchored"
-        super().__init__(noise_bank=anchored)
+        super().__init__()
+        self.anchored = require_choice("method.strategy.aggregate", aggregate, ("mean", "anchored")) == "anchored"
+
+    def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
+        """The same for everybody."""
+        if self.anchored:
+            noise_layers(self.shared)
+        return self.shared
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """`phi <- sum_i (n_i / n) phi_i`."""
-        self.shared = weighted_mean([_anchored(update) for update in updates] if self.noise_bank else updates)
-
-
-def _anchored(update: ClientUpdate) -> ClientUpdate:
-    """A client's parameters in the noise coordinates of what it was sent."""
-    arrays = dict(update.arrays)
-    received, sent = arrays.pop(RECEIVED, None), arrays.pop(SENT, None)
-    if received is None or sent is None:
-        raise ConfigError(
-            f"method.strategy.aggregate=anchored: client {update.partition} says nothing about a noise bank; use a "
-            "generator with noise (generator.kind=semi_implicit or low_rank) that is shared, or aggregate=mean."
-        )
-    return replace(update, arrays=turned(arrays, rotation(sent, received)))
+        if self.anchored:
+            updates = [replace(update, arrays=anchored(update.arrays, self.shared)) for update in updates]
+        self.shared = weighted_mean(updates)

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedbayes.messages import ARRAYS, BANK, CONFIG, ROUND, Arrays, ClientUpdate, from_record, read_update, to_record
+from fedbayes.messages import ARRAYS, CONFIG, ROUND, Arrays, ClientUpdate, from_record, read_update, to_record
 from fedbayes.simulation.sampled_grid import SampledGrid
 
 
@@ -17,17 +17,13 @@ class AbstractStrategy(FedAvg, ABC):
 
     Sampling, guards, order of replies and the round loop are not a strategy's business; see `fedbayes.rounds`.
 
-    Args:
-        noise_bank: ask clients how their generators answer the shared noise bank; see `fedbayes.models.anchoring`.
-
     Attributes:
         shared: the server's parameters, taken anew from what Flower hands in before each message, since a wrapper (such
             as Flower's for differential privacy) or a checkpoint may have changed what `aggregate` left.
     """
 
-    def __init__(self, *, noise_bank: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
-        self.noise_bank = noise_bank
         self.shared: Arrays = {}
         self._partitions: dict[int, int] = {}  # of the nodes addressed last
 
@@ -70,8 +66,6 @@ class AbstractStrategy(FedAvg, ABC):
         if not isinstance(grid, SampledGrid):
             raise TypeError(f"strategy got a {type(grid).__name__}; the round loop hands out a SampledGrid.")
         config[ROUND] = server_round
-        if self.noise_bank:
-            config[BANK] = True
         self._partitions = {node: grid.partition_of(node) for node in grid.get_node_ids()}
         self.shared = from_record(arrays)
         records = {id(self.shared): (self.shared, arrays)}  # clients that are sent the same object share its bytes

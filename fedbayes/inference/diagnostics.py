@@ -7,10 +7,10 @@ With w_k the normalised weights of the mixture's components, the generating one 
     mixing ratio           E_x[Var psi] / (E_x[Var psi] + E_x[scale^2]); near 0 the mixing is a point
 """
 
-import math
-
 from jaxtyping import Float
 from torch import Tensor
+
+from fedbayes.inference.mixture import Mixture
 
 COLLAPSED = 0.05
 """Mixing ratio below which a posterior is called collapsed."""
@@ -21,7 +21,7 @@ SATURATED = 0.8
 
 def log_mixture(log_weights: Float[Tensor, "components *batch"]) -> Float[Tensor, "*batch"]:
     """`log 1/(K+1) sum_k exp(log_weights_k)`, in nats."""
-    return log_weights.logsumexp(0) - math.log(log_weights.shape[0])
+    return Mixture.of(log_weights).log_density
 
 
 def effective_components(log_weights: Float[Tensor, "components *batch"]) -> Float[Tensor, "*batch"]:
@@ -29,8 +29,7 @@ def effective_components(log_weights: Float[Tensor, "components *batch"]) -> Flo
 
     Near one, the semi-implicit posterior is the conditional it is built from and K buys nothing.
     """
-    weights = log_weights.softmax(0)
-    return 1 / weights.square().sum(0)
+    return Mixture.of(log_weights).effective_components
 
 
 def bound_saturation(log_weights: Float[Tensor, "components *batch"]) -> Float[Tensor, "*batch"]:
@@ -42,9 +41,10 @@ def bound_saturation(log_weights: Float[Tensor, "components *batch"]) -> Float[T
     Raises:
         ValueError: if there is only one component, which the bound credits with nothing.
     """
-    if len(log_weights) < 2:
+    saturation = Mixture.of(log_weights, log_weights[0]).bound_saturation
+    if saturation is None:
         raise ValueError("bound_saturation needs K of at least 1, got 0: at K = 0 the bound credits no mixing at all.")
-    return (log_weights[0] - log_mixture(log_weights)) / math.log(len(log_weights))
+    return saturation
 
 
 def mixing_variances(

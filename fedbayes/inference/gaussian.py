@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import LowRankMultivariateNormal, constraints
+from torch.distributions import constraints
 
-from fedbayes.inference.mixing import Noise, drawn, standard_like
+from fedbayes.inference.mixing import Noise, StandardLike, drawn
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -28,6 +28,27 @@ def log_normal(value: Tensor, loc: Tensor, scale: Tensor, event_dim: int = 1) ->
     log_scale = scale.log().broadcast_to(torch.broadcast_shapes(scale.shape, event))
     squares = total(standard.square(), event_dim)
     return -0.5 * squares - total(log_scale, event_dim) - event.numel() * HALF_LOG_TWO_PI
+
+
+def log_low_rank(value: Tensor, loc: Tensor, scale: Tensor, factor: Tensor) -> Tensor:
+    r"""`log N(value; loc, D + F F^T)` with `D = diag scale^2`, in nats, by the matrix inversion and determinant lemmas.
+
+    With `W = F / scale`, `v = (value - loc) / scale` and `L L^T = I + W^T W`:
+    `-1/2 (|v|^2 - |L^-1 W^T v|^2) - log det L - sum log scale - d/2 log 2 pi`.
+
+    In float64 within, since the two squares nearly cancel where the scale is small. NaN where there is no density, and
+    for that element of a batch alone.
+    """
+    wide = [one.double() for one in (value - loc, scale, factor)]
+    v, w = wide[0] / wide[1], wide[2] / wide[1].expand(*wide[1].shape[:-1], loc.shape[-1]).unsqueeze(-1)
+    capacitance = torch.eye(factor.shape[-1], dtype=torch.float64, device=factor.device) + w.mT @ w
+    tril, failed = torch.linalg.cholesky_ex(capacitance)
+    tril = torch.where((failed > 0)[..., None, None], torch.nan, tril)
+    inner = torch.linalg.solve_triangular(tril, w.mT @ v.unsqueeze(-1), upper=False).squeeze(-1)
+    log_volume = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + wide[1].log().expand(loc.shape).sum(-1)
+    squares = v.square().sum(-1) - inner.square().sum(-1)
+    density: Tensor = -0.5 * squares - log_volume - loc.shape[-1] * HALF_LOG_TWO_PI
+    return density.to(value.dtype)
 
 
 def total(terms: Tensor, event_dim: int) -> Tensor:
@@ -76,7 +97,7 @@ class AmortisedNormal(TorchDistribution):
                 f"{tuple(loc.shape[:-1])}; expand loc to the batch that is meant."
             )
         self.loc, self.scale, self.factor = loc, scale, factor
-        self.noise: Noise = noise or standard_like(loc)
+        self.noise: Noise = noise or StandardLike(loc)
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
         if self._validate_args:
             require_scale(scale)
@@ -101,11 +122,7 @@ class AmortisedNormal(TorchDistribution):
             self._validate_sample(value)
         if self.factor is None:
             return log_normal(value, self.loc, self.scale)
-        diagonal = self.scale.square().expand_as(self.loc)
-        factor = self.factor.expand(*self.loc.shape[:-1], *self.factor.shape[-2:])
-        exact = LowRankMultivariateNormal(self.loc, factor, diagonal, validate_args=False)
-        density: Tensor = exact.log_prob(value)
-        return density
+        return log_low_rank(value, self.loc, self.scale, self.factor)
 
 
 def broadcasts(shape: torch.Size, wanted: torch.Size) -> bool:

@@ -8,7 +8,7 @@ which is what a reverse model `tau(eps | p)` and gradients through chunks of dra
 """
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ class Pushforward:
             of the leading dimensions alike and broadcasts over sizes of one, as networks on the last dimension do.
         noise_dim: m.
         batch_shape: elements that have a mixing of their own, e.g. the images of a batch.
-        noise: source of eps; the default draws from torch's global generator in the default dtype on the CPU.
+        noise: source of eps; the default draws from torch's global generator, in the dtype and on the device of a
+            module's first parameter, or in the default dtype on the CPU for another function.
 
     Raises:
         ValueError: if `noise_dim` is not a positive whole number.
@@ -45,7 +46,7 @@ class Pushforward:
         if not isinstance(noise_dim, int) or noise_dim < 1:
             raise ValueError(f"noise_dim must be a whole number from 1 on, got {noise_dim}: it is the length of eps.")
         self.function, self.noise_dim, self.batch_shape = function, noise_dim, torch.Size(batch_shape)
-        self.noise: Noise = noise or torch.randn
+        self.noise: Noise = noise or _like_first_parameter(function)
 
     def eps(self, sample_shape: torch.Size) -> Tensor:
         """Noise of shape `sample_shape + batch_shape + (m,)`."""
@@ -103,10 +104,19 @@ class _Grown:
         return psi
 
 
-def standard_like(tensor: Tensor) -> Noise:
+@final
+class StandardLike:
     """A source of noise with the dtype and device of a tensor, from torch's global generator."""
 
-    def noise(shape: Any) -> Tensor:
-        return torch.randn(shape, dtype=tensor.dtype, device=tensor.device)
+    def __init__(self, like: Tensor) -> None:
+        self._dtype, self._device = like.dtype, like.device
 
-    return noise
+    def __call__(self, shape: torch.Size) -> Tensor:
+        """Standard normal draws."""
+        return torch.randn(shape, dtype=self._dtype, device=self._device)
+
+
+def _like_first_parameter(function: Callable[[Tensor], Tensor]) -> Noise:
+    """Noise that a module can take; of another function nothing is known, and it gets torch's defaults."""
+    parameters = function.parameters() if isinstance(function, torch.nn.Module) else iter(())
+    return StandardLike(next(parameters, torch.empty(0)))

@@ -9,7 +9,6 @@ semi-implicit inference, and the true reverse `q(eps | p)` makes every term equa
 Where plain draws must hit the few eps that explain p by chance, tau aims.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -18,7 +17,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedbayes.inference.mixing import Noise, drawn, standard_like
+from fedbayes.inference.mixing import Noise, StandardLike, drawn
+
+WIDEST = 20.0
+"""Largest logarithm of an entry of L's diagonal, either way: a network gone astray must not turn into NaN."""
 
 
 @final
@@ -29,26 +31,23 @@ class GivenValue:
     Attributes:
         loc: mean of the noise.
         tril: L, lower triangular with a positive diagonal.
+        log_volume: `log det L`, the sum of the diagonal's logarithms, which its exponentials might have lost.
     """
 
     loc: Float[Tensor, "*batch m"]
     tril: Float[Tensor, "*batch m m"]
-
-    @property
-    def _log_volume(self) -> Tensor:
-        volume: Tensor = self.tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return volume
+    log_volume: Float[Tensor, "*batch"]
 
     def log_ratio(self, eps: Float[Tensor, "*batch m"]) -> Float[Tensor, "*batch"]:
         """`log N(eps; 0, I) - log tau(eps | p)`, nats."""
         off = (eps - self.loc).unsqueeze(-1)
         u: Tensor = torch.linalg.solve_triangular(self.tril, off, upper=False).squeeze(-1)
-        return self._log_volume + 0.5 * (u.square() - eps.square()).sum(-1)
+        return self.log_volume + 0.5 * (u.square() - eps.square()).sum(-1)
 
     def push(self, u: Float[Tensor, "k *batch m"]) -> tuple[Tensor, Tensor]:
         """`eps = loc + L u` for standard normal u, and its `log_ratio`."""
         eps = self.loc + (self.tril @ u.unsqueeze(-1)).squeeze(-1)
-        return eps, self._log_volume + 0.5 * (u.square() - eps.square()).sum(-1)
+        return eps, self.log_volume + 0.5 * (u.square() - eps.square()).sum(-1)
 
 
 @final
@@ -90,35 +89,13 @@ class GaussianReverse:
                 f"the reverse network gave {raw.shape[-1]} outputs for noise_dim={m}; it must give {self.outputs(m)}: "
                 "m means and m (m + 1) / 2 entries of a triangle."
             )
-        tril = torch.diag_embed(raw[..., m : 2 * m].exp())
+        log_diagonal = raw[..., m : 2 * m].clamp(-WIDEST, WIDEST)
+        tril = torch.diag_embed(log_diagonal.exp())
         if m > 1:
             rows, columns = torch.tril_indices(m, m, offset=-1, device=raw.device)
             tril[..., rows, columns] = raw[..., 2 * m :]
-        return GivenValue(raw[..., :m], tril)
+        return GivenValue(raw[..., :m], tril, log_diagonal.sum(-1))
 
     def standard(self, shape: torch.Size, like: Tensor) -> Tensor:
         """Standard normal draws for `GivenValue.push`."""
-        return drawn(self.noise or standard_like(like), shape)
-
-
-def gaussian_reverse_of_linear(
-    location: Float[Tensor, " event"], factor: Float[Tensor, "event m"], scale: float
-) -> Callable[[Tensor], Tensor]:
-    r"""The true reverse of `psi = location + factor eps`, `p ~ N(psi, scale^2 I)`, as a network for `GaussianReverse`.
-
-    `q(eps | p) = N(V F^T (p - location) / scale^2, V)` with `V = (I + F^T F / scale^2)^-1`; with it the bound is exact.
-    """
-    m = factor.shape[1]
-    eye = torch.eye(m, dtype=factor.dtype, device=factor.device)
-    covariance = torch.linalg.inv(eye + factor.T @ factor / scale**2)
-    tril = torch.linalg.cholesky(covariance)
-    gain = factor @ covariance / scale**2  # (event, m)
-    rows, columns = torch.tril_indices(m, m, offset=-1)
-    constant = torch.cat([tril.diagonal().log(), tril[rows, columns]])
-
-    def network(p: Tensor) -> Tensor:
-        loc = (p - location) @ gain
-        return torch.cat([loc, constant.expand(*loc.shape[:-1], -1)], -1)
-
-    assert math.isfinite(float(constant.sum())), "a positive scale gives a positive definite covariance"
-    return network
+        return drawn(self.noise or StandardLike(like), shape)

@@ -11,7 +11,7 @@ they matter; see `fedbayes.inference.reverse`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, cast, final
 
 import torch
@@ -19,9 +19,10 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.utils.checkpoint import checkpoint
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedbayes.inference.gaussian import broadcasts, log_normal, require_scale, total
-from fedbayes.inference.mixing import Mixing, Noise, Pushforward, drawn, grown, standard_like
+from fedbayes.inference.mixing import Mixing, Noise, Pushforward, StandardLike, drawn, grown
 from fedbayes.inference.mixture import Mixture
 from fedbayes.inference.reverse import GaussianReverse, GivenValue
 
@@ -31,8 +32,9 @@ class SemiImplicitNormal(TorchDistribution):
     """A normal whose mean is itself random, with a law known only by its draws.
 
     `rsample` draws p; `log_prob` of that very draw is the mixture above, psi_0 included and K fresh psi beside it, and
-    asking twice gives the same number. Of any other value it is the mixture over K fresh draws. So Pyro's plain
-    `Trace_ELBO` computes the bound of the module docstring, plates and scaling included.
+    asking twice gives the same number. Of any other value it is the mixture over K fresh draws; a copy, a detached or a
+    replayed draw is such a value. So Pyro's plain `Trace_ELBO` computes the bound of the module docstring, plates and
+    scaling included. Like other distributions it belongs to the parameters of the moment: make it anew in each step.
 
     Args:
         mixing: draws psi, of shape `sample_shape + batch_shape + event_shape`; called once here, for psi_0, which fixes
@@ -47,7 +49,7 @@ class SemiImplicitNormal(TorchDistribution):
         path_gradient: differentiate `log_prob` through p alone, the mixture's own parameters held fixed. The part left
             out has mean zero, so the gradient of L_K is the same in expectation, and the K draws need no graph.
         share_extra: the same K fresh draws for all of rsample's `sample_shape`; right where nothing but the batch tells
-            its elements apart, and cheaper by their number.
+            its elements apart, and cheaper by their number. Plates and particles are batch, and do not share.
 
     Raises:
         ValueError: if a shape, K or (where arguments are validated) the scale makes no density, or options exclude each
@@ -89,9 +91,12 @@ class SemiImplicitNormal(TorchDistribution):
                 f"scale of shape {tuple(self.scale.shape)} does not broadcast to psi of shape {tuple(self.psi.shape)}; "
                 "give one number, one per entry of the event, or one per batch element and entry."
             )
-        self.noise: Noise = noise or standard_like(self.scale)
-        self._drawn: tuple[Tensor, Tensor, Tensor | None] | None = None  # the last draw, its psi_0 and its noise
-        self._asked: tuple[Tensor, Mixture, bool] | None = None  # a value, its mixture, whether that has a graph
+        self.noise: Noise = noise or StandardLike(self.psi)
+        # Of every draw that somebody still holds: its psi_0 with the noise behind it; and of every value asked, its
+        # mixture and whether that has a graph.
+        self._drawn: MutableMapping[Tensor, tuple[Tensor, Tensor | None]] = WeakTensorKeyDictionary()
+        self._asked: MutableMapping[Tensor, tuple[Mixture, bool]] = WeakTensorKeyDictionary()
+        self._unused = torch.is_grad_enabled()  # whether psi_0 may still serve a draw
         split = self.psi.dim() - event_dim
         if isinstance(mixing, Pushforward) and mixing.batch_shape != self.psi.shape[:split]:
             raise ValueError(
@@ -128,10 +133,11 @@ class SemiImplicitNormal(TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw p, reparameterised: `psi_0 + scale * noise`."""
         # The psi drawn for the shapes serves the first draw only: further draws are independent of it.
-        fresh = len(sample_shape) > 0 or self._drawn is not None
+        fresh = len(sample_shape) > 0 or not self._unused
         psi, eps = self._mix(torch.Size(sample_shape)) if fresh else (self.psi, self._eps)
+        self._unused = self._unused and fresh
         value: Tensor = psi + self.scale * drawn(self.noise, psi.shape)
-        self._drawn, self._asked = (value, psi, eps), None
+        self._drawn[value] = (psi, eps)
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -146,25 +152,25 @@ class SemiImplicitNormal(TorchDistribution):
         One found where gradients are off has none, so asking for it where they are on finds another.
         """
         graph = torch.is_grad_enabled()
-        if self._asked is None or self._asked[0] is not value or (graph and not self._asked[2]):
-            self._asked = (value, self._mixture(value), graph)
-        return self._asked[1]
+        if value not in self._asked or (graph and not self._asked[value][1]):
+            self._asked[value] = (self._mixture(value), graph)
+        return self._asked[value][0]
 
     def _mixture(self, value: Tensor) -> Mixture:
-        own = self._drawn if self._drawn is not None and self._drawn[0] is value else None
+        own = self._drawn.get(value)
         if own is None and self.num_extra == 0:
             raise ValueError(
-                "log_prob of a value that rsample did not draw last needs num_extra of at least 1, got 0: at K = 0 the "
-                "mixture consists of the draw's own component."
+                "log_prob of a value that rsample did not draw needs num_extra of at least 1, got 0: at K = 0 the "
+                "mixture is the draw's own component. A copy, a detached or a replayed value is another value."
             )
         if self.path_gradient:
             return self._along_path(value, own)
         given = None if self.reverse is None else self.reverse(value)
         log_own = None
         if own is not None:
-            log_own = self._conditional(value, own[1])
+            log_own = self._conditional(value, own[0])
             if given is not None:
-                log_own = log_own + given.log_ratio(cast(Tensor, own[2]))
+                log_own = log_own + given.log_ratio(cast(Tensor, own[1]))
         sizes, parts = self._chunks(), [] if log_own is None else [Mixture.of(log_own.unsqueeze(0))]
         if len(sizes) <= 1:
             fresh = [self._log_weights(value, given, self._fresh_noise(size, value)) for size in sizes]
@@ -197,14 +203,14 @@ class SemiImplicitNormal(TorchDistribution):
         psi = self._transport(noise) if isinstance(self.mixing, Pushforward) else noise
         return self._conditional(value, psi)
 
-    def _along_path(self, value: Tensor, own: tuple[Tensor, Tensor, Tensor | None] | None) -> Mixture:
+    def _along_path(self, value: Tensor, own: tuple[Tensor, Tensor | None] | None) -> Mixture:
         """The mixture with its gradient in the value alone, `(sum_k w_k psi_k / sum_k w_k - value) / scale^2`."""
         point, scale = value.detach(), self.scale.detach()
         with torch.no_grad():
-            log_own = None if own is None else self._conditional(point, own[1])
+            log_own = None if own is None else self._conditional(point, own[0])
             log_sum = log_squares = torch.full_like(total(point, self.event_dim), -math.inf)
             centre = torch.zeros_like(point)
-            draws = ([] if own is None else [own[1].unsqueeze(0)]) + [None] * len(self._chunks())
+            draws = ([] if own is None else [own[0].unsqueeze(0)]) + [None] * len(self._chunks())
             sizes = iter(self._chunks())
             for one in draws:
                 psi = self._mix(torch.Size((next(sizes), *self._lead(value))))[0] if one is None else one
@@ -254,7 +260,7 @@ class SemiImplicitNormal(TorchDistribution):
 
 def _require_whole(name: str, value: int, low: int, what: str) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}: {what}.")
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}: {what}.")
 
 
 def _require_fitting(mixing: Mixing, reverse: GaussianReverse | None, chunk: int | None, path_gradient: bool) -> None:

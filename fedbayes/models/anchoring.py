@@ -2,14 +2,13 @@ r"""How generators whose noise has drifted apart are brought back before they ar
 
 `eps` and `eps R` have the same law for every orthogonal R, so `psi(z, eps)` and `psi(z, eps R)` are the same posterior
 in other noise coordinates; yet their parameters average to something else, at worst (`A` and `-A`) to no mixing at all.
-So everybody looks at one bank of noise. What a generator answers to it,
+So everybody is looked at through one bank of noise `eps_b`. What a generator's layers make of it, `eps_b Theta` with
+`Theta = [A | noise layer]` (m x n), says how it uses each direction, and `psi(z, eps R)` has `R Theta`. The rotation
+back onto the `Theta_0` that was handed out is the orthogonal Procrustes problem (Schoenemann, Psychometrika 1966):
 
-    M = E_x,b[ eps_b psi(z_x, eps_b)^T ]      (m x r),
+    min_R sum_b |eps_b R Theta - eps_b Theta_0|^2   is solved by   R = U V^T,   Theta_0 Theta^T = U S V^T
 
-says how it uses each direction: `psi(z, eps R)` has the response `R M`. The rotation onto the response M_0 of the
-generator that was handed out is the orthogonal Procrustes problem (Schoenemann, Psychometrika 1966):
-
-    max_R tr(M_0^T R M)   is solved by   R = U V^T,   M_0 M^T = U S V^T
+since the bank's covariance is exactly I. It needs no message beyond the parameters themselves.
 """
 
 from collections.abc import Mapping
@@ -19,12 +18,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedbayes.errors import ConfigError
 from fedbayes.models.prompted import Arrays
+from fedbayes.models.prompts import NOISE_COLUMNS, NOISE_ROWS, REVERSE_MEANS
 from fedbayes.seeding import generator as seeded
 
 SMALLEST_BANK = 32
-RECEIVED, SENT = "bank.received", "bank.sent"
-"""Names under which a client tells M_0 and M beside its parameters."""
+STAY = 1e-9
+"""Weight of the identity, which decides where the parameters leave the rotation open."""
 
 
 def noise_bank(noise_dim: int, seed: int) -> Float[Tensor, "bank m"]:
@@ -35,20 +36,35 @@ def noise_bank(noise_dim: int, seed: int) -> Float[Tensor, "bank m"]:
     return torch.cat([eps, -eps]).float()
 
 
-def response(
-    psi: Float[Tensor, "bank clients images code"],
-    bank: Float[Tensor, "bank m"],
-    weights: Float[Tensor, "clients images"],
-) -> Float[Tensor, "clients m code"]:
-    """M of each client, its images weighted; the bank's covariance is I, so a linear psi answers with its matrix."""
-    return torch.einsum("bm,bcir,ci->cmr", bank, psi, weights) / len(bank)
+def noise_layers(arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "m n"]:
+    """Theta: every parameter that noise meets first, a row for each of its directions.
+
+    Raises:
+        ConfigError: if the shared parameters have no such layer, or lack one that belongs to it.
+    """
+    rows = [arrays[name] for name in NOISE_ROWS if name in arrays]
+    m = len(rows[0]) if rows else 0
+    columns = [arrays[name] for name in NOISE_COLUMNS if name in arrays]
+    if NOISE_ROWS[0] not in arrays or len(rows) + len(columns) < 2:
+        raise ConfigError(
+            "method.strategy.aggregate=anchored needs a generator with noise, all of it shared "
+            "(generator.kind=semi_implicit or low_rank, nothing of it in method.client.personal); use aggregate=mean."
+        )
+    turned_over = [np.moveaxis(one.reshape(-1, m), 1, 0) for one in columns]
+    return np.concatenate([*rows, *turned_over], axis=1).astype(np.float64)
 
 
-def rotation(sent: Float[np.ndarray, "m code"], received: Float[np.ndarray, "m code"]) -> Float[np.ndarray, "m m"]:
-    """The orthogonal R that turns a trained generator's response `sent` onto the handed-out one's, `received`."""
-    left, _, right = np.linalg.svd(received.astype(np.float64) @ sent.astype(np.float64).T)
+def rotation(trained: Float[np.ndarray, "m n"], handed_out: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m m"]:
+    """The orthogonal R that turns a trained generator's Theta onto the one that was handed out."""
+    product = handed_out @ trained.T
+    left, _, right = np.linalg.svd(product + STAY * np.linalg.norm(product) * np.eye(len(product)))
     found: np.ndarray = left @ right
     return found
+
+
+def anchored(arrays: Mapping[str, np.ndarray], handed_out: Mapping[str, np.ndarray]) -> Arrays:
+    """A trained generator's parameters in the noise coordinates of what was handed out; see `noise_layers`."""
+    return turned(arrays, rotation(noise_layers(arrays), noise_layers(handed_out)))
 
 
 def turned(arrays: Mapping[str, np.ndarray], turn: Float[np.ndarray, "m m"]) -> Arrays:
@@ -58,19 +74,14 @@ def turned(arrays: Mapping[str, np.ndarray], turn: Float[np.ndarray, "m m"]) -> 
     the bound holds with any reverse model, and is less tight until it has learnt again.
     """
     m, result = len(turn), dict(arrays)
-
-    def put(name: str, value: np.ndarray) -> None:
-        result[name] = np.ascontiguousarray(value, dtype=arrays[name].dtype)
-
-    for name in ("generator.noise.weight", "generator.skip.weight"):
-        if name in arrays:
-            put(name, turn @ arrays[name])
-    for name in ("generator.directions.weight", "generator.directions.bias"):  # of low rank: F R^T, entry by entry
-        if name in arrays:
-            old = arrays[name]
-            put(name, (old.reshape(*old.shape[:-1], -1, m) @ turn.T).reshape(old.shape))
-    for name in ("generator.reverse_out.weight", "generator.reverse_out.bias"):
-        if name in arrays:
-            old = arrays[name]
-            put(name, np.concatenate([old[..., :m] @ turn.T, old[..., m:]], axis=-1))
+    for name, old in arrays.items():
+        if name in NOISE_ROWS:
+            new = turn @ old
+        elif name in NOISE_COLUMNS:
+            new = (old.reshape(*old.shape[:-1], -1, m) @ turn.T).reshape(old.shape)
+        elif name in REVERSE_MEANS:
+            new = np.concatenate([old[..., :m] @ turn.T, old[..., m:]], axis=-1)
+        else:
+            continue
+        result[name] = np.ascontiguousarray(new, dtype=old.dtype)
     return result

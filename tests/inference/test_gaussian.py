@@ -130,3 +130,28 @@ def test_shapes_that_do_not_fit_are_refused(scale, factor, message):
 def test_values_outside_are_refused_where_arguments_are_validated():
     with pytest.raises(ValueError, match="support"):
         law((), 3, 0, validate_args=True).log_prob(torch.full((3,), math.nan).double())
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 0.01, 1e-3, 1e-4])
+def test_a_low_rank_density_is_right_in_float32_where_the_scale_is_small(scale):
+    rng = torch.Generator().manual_seed(0)
+    loc, factor = torch.randn(7, 16, generator=rng), torch.randn(7, 16, 2, generator=rng)
+    law = AmortisedNormal(loc, torch.full((1,), scale), factor)
+    value = law.rsample((5,))
+    covariance = factor.double() @ factor.double().mT + law.scale.double().square() * torch.eye(16)
+    exact = MultivariateNormal(loc.double(), covariance).log_prob(value.double())
+    found = law.log_prob(value)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 3e20])
+def test_an_element_without_a_density_keeps_that_to_itself(bad):
+    loc, scale = torch.zeros(3, 4, requires_grad=True), torch.ones(1)
+    factor = torch.ones(3, 4, 2)
+    clean = AmortisedNormal(loc, scale, factor).log_prob(torch.ones(3, 4))
+    factor[1] = bad
+    spoilt = AmortisedNormal(loc, scale, factor, validate_args=False).log_prob(torch.ones(3, 4))
+    assert torch.equal(spoilt[[0, 2]], clean[[0, 2]])
+    (gradient,) = torch.autograd.grad(spoilt.sum(), loc)
+    assert gradient[[0, 2]].isfinite().all()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from linear_gaussian import Bank
 
-from fedbayes.inference.mixing import Pushforward, drawn, grown, standard_like
+from fedbayes.inference.mixing import Pushforward, StandardLike, drawn, grown
 
 GROWTHS = [((), (5,)), ((3,), (4, 3)), ((1,), (6,)), ((1, 3), (5, 3)), ((3, 1), (3, 5)), ((1, 3, 1), (2, 4, 3, 5))]
 
@@ -23,7 +23,7 @@ def plain(old):
 
 
 def pushforward(old):
-    return Pushforward(lambda eps: places(old) + eps, 2, old, standard_like(places(old)))
+    return Pushforward(lambda eps: places(old) + eps, 2, old, StandardLike(places(old)))
 
 
 def test_a_pushforward_maps_its_noise():
@@ -81,6 +81,6 @@ def test_only_a_size_of_one_can_grow(mixing, old, new):
 
 
 def test_standard_draws_have_the_dtype_of_a_tensor():
-    noise = standard_like(torch.zeros(1, dtype=torch.float64))(torch.Size((1000,)))
+    noise = StandardLike(torch.zeros(1, dtype=torch.float64))(torch.Size((1000,)))
     assert noise.dtype == torch.float64
     assert abs(noise.mean()) < 5 / math.sqrt(1000)

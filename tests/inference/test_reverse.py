@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from linear_gaussian import Bank, LinearGaussian
+from linear_gaussian import Bank, LinearGaussian, gaussian_reverse_of_linear
 from pyro import poutine
 from torch import nn
 from torch.distributions import MultivariateNormal
 
 from fedbayes.inference.bounds import lower_bound, upper_bound
-from fedbayes.inference.mixing import Pushforward, standard_like
-from fedbayes.inference.reverse import GaussianReverse, GivenValue, gaussian_reverse_of_linear
+from fedbayes.inference.mixing import Pushforward, StandardLike
+from fedbayes.inference.reverse import GaussianReverse, GivenValue
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -166,7 +166,7 @@ def test_it_is_exact_for_every_client_and_image_of_a_plate():
     case = LinearGaussian.make()
     shift = torch.tensor([0.0, 5.0], dtype=torch.float64).view(2, 1, 1)  # a client's own location
     base = gaussian_reverse_of_linear(case.m, case.A, case.s)
-    noise = standard_like(case.A)
+    noise = StandardLike(case.A)
     mixing = Pushforward(lambda eps: case.m + shift + eps @ case.A.T, 3, (2, 1), noise)
     posterior = SemiImplicitNormal(
         mixing,
@@ -209,5 +209,15 @@ def test_a_network_with_another_number_of_outputs_is_refused():
 
 
 def test_given_value_keeps_the_dtype():
-    tau = GivenValue(torch.zeros(2), torch.eye(2))
+    tau = GivenValue(torch.zeros(2), torch.eye(2), torch.zeros(()))
     assert tau.log_ratio(torch.ones(2)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("extreme", [-120.0, -30.0, 30.0, 120.0, 1e30])
+def test_a_network_gone_astray_gives_numbers(extreme):
+    raw = torch.full((GaussianReverse.outputs(2),), extreme, requires_grad=True)
+    tau = GaussianReverse(lambda value: torch.cat([torch.zeros(2), raw[2:4], torch.zeros(1)]), 2)(torch.zeros(1))
+    eps, log_ratio = tau.push(torch.ones(1, 2))
+    assert all(one.isfinite().all() for one in (eps, log_ratio, tau.log_ratio(0.1 * torch.ones(2))))
+    (gradient,) = torch.autograd.grad(log_ratio.sum(), raw)
+    assert gradient.isfinite().all()

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import Independent, Normal
 
-from fedbayes.inference.mixing import Pushforward, standard_like
+from fedbayes.inference.mixing import Pushforward, StandardLike
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 
@@ -50,7 +50,7 @@ def settings_of(draw):
     if draw(st.booleans()):
         readout = torch.randn(3, *event, dtype=dtype)
         mixing = Pushforward(
-            lambda eps: write_down(torch.tensordot(eps, readout, 1)), 3, tuple(batch), standard_like(like)
+            lambda eps: write_down(torch.tensordot(eps, readout, 1)), 3, tuple(batch), StandardLike(like)
         )
         chunk = draw(st.sampled_from([None, 1, 2, 7]))
     else:
@@ -81,7 +81,7 @@ def test_it_is_the_mixture_of_the_psi_that_it_drew(case, foreign):
     assert p.dtype == dtype
     own, before = seen[-1], len(seen)
     if posterior.num_extra == 0 and foreign:
-        with pytest.raises(ValueError, match="needs num_extra of at least 1, got 0: at K = 0 the mixture consists"):
+        with pytest.raises(ValueError, match="needs num_extra of at least 1, got 0: at K = 0 the"):
             posterior.log_prob(p.clone())
         return
     value = p.clone() if foreign else p
@@ -108,9 +108,10 @@ def test_its_own_draw_is_told_from_others_by_identity():
     torch.testing.assert_close(posterior.log_prob(value), expected)
     with pytest.raises(ValueError, match="needs num_extra of at least 1, got 0"):
         posterior.log_prob(value.clone())
-    posterior.rsample()
-    with pytest.raises(ValueError, match="needs num_extra of at least 1"):
-        posterior.log_prob(value)  # no longer the last draw
+    psi, first = posterior.psi, posterior.log_prob(value)
+    second = posterior.rsample()
+    assert torch.equal(posterior.log_prob(value), first), "an earlier draw is still its own"
+    assert not torch.equal(posterior.log_prob(second), Normal(psi, 1.0).log_prob(second).sum(-1))
 
 
 def test_a_new_draw_has_a_new_mixture():
@@ -264,12 +265,12 @@ def test_on_a_gpu_draws_stay_there_and_agree(options):
 
 
 REFUSED = [
-    ({"num_extra": -1}, "num_extra must be at least 0, got -1: it counts fresh draws"),
-    ({"num_extra": 1.5}, "num_extra must be at least 0, got 1.5"),
-    ({"num_extra": True}, "num_extra must be at least 0, got True"),
-    ({"event_dim": -1}, "event_dim must be at least 0, got -1"),
+    ({"num_extra": -1}, "num_extra must be a whole number of at least 0, got -1: it counts fresh draws"),
+    ({"num_extra": 1.5}, "num_extra must be a whole number of at least 0, got 1.5"),
+    ({"num_extra": True}, "num_extra must be a whole number of at least 0, got True"),
+    ({"event_dim": -1}, "event_dim must be a whole number of at least 0, got -1"),
     ({"event_dim": 3}, r"gave psi of shape \(4, 2\), too few for event_dim=3"),
-    ({"chunk": 0}, "chunk must be at least 1, got 0: it counts draws at once; None takes all"),
+    ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0: it counts draws at once; None takes all"),
     ({"scale": torch.zeros(1)}, "scale must be positive and finite, got 0: .*use exp or softplus"),
     ({"scale": -0.5}, "scale must be positive and finite, got -0.5"),
     ({"scale": torch.tensor([1.0, math.nan])}, "scale must be positive and finite, got nan"),
@@ -319,3 +320,37 @@ def test_a_number_asked_without_gradients_is_found_anew_with_them():
     assert posterior.log_prob(value).equal(second)
     with torch.no_grad():
         assert posterior.log_prob(value).equal(second)
+
+
+def test_one_object_at_several_sites_is_a_lower_bound_at_each():
+    net = torch.nn.Linear(2, 2)
+
+    def model():
+        for i in range(4):
+            pyro.sample(f"p{i}", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def guide(together):
+        made = [SemiImplicitNormal(Pushforward(net, 2), 0.3, 3) for _ in range(1 if together else 4)]
+        for i in range(4):
+            pyro.sample(f"p{i}", made[i % len(made)])
+
+    def bound(together):
+        losses = torch.tensor([-Trace_ELBO().loss(model, lambda: guide(together)) for _ in range(400)])
+        return losses.mean(), losses.std() / 20
+
+    (one, error), (many, other) = bound(True), bound(False)
+    assert one < 0
+    assert abs(one - many) < 4 * (error + other)
+
+
+def test_what_was_made_without_gradients_draws_with_them():
+    shift = torch.zeros(2, requires_grad=True)
+    with torch.no_grad():
+        posterior = SemiImplicitNormal(lambda shape: shift + torch.randn(*shape, 2), 0.5, 2)
+    assert posterior.rsample().requires_grad
+
+
+def test_noise_takes_after_the_network():
+    posterior = SemiImplicitNormal(Pushforward(torch.nn.Linear(3, 2).double(), 3), 0.5, 2)
+    value = posterior.rsample((4,))
+    assert value.dtype == posterior.log_prob(value).dtype == torch.float64

@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedbayes.errors import ConfigError
 from fedbayes.inference.reverse import GaussianReverse
-from fedbayes.models.anchoring import noise_bank, response, rotation, turned
+from fedbayes.models.anchoring import anchored, noise_bank, noise_layers, rotation, turned
 from fedbayes.models.prompts import PromptGenerator
 
 M = 3
@@ -59,15 +60,6 @@ def test_the_bank_is_fixed_and_has_the_moments_of_the_noise(noise_dim, seed):
     torch.testing.assert_close(covariance, torch.eye(noise_dim).double(), rtol=0, atol=1e-5)
 
 
-def test_a_linear_psi_answers_with_its_matrix_and_images_are_weighted():
-    bank = noise_bank(M, 0).double()
-    matrices = torch.randn(2, 4, M, 5, dtype=torch.float64)  # of each client and image
-    psi = torch.einsum("bm,cimr->bcir", bank, matrices) + 7.0
-    weights = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.5, 0.0, 0.0]]).double()
-    expected = torch.einsum("ci,cimr->cmr", weights, matrices)
-    torch.testing.assert_close(response(psi, bank, weights), expected, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("kind", ["semi_implicit", "low_rank"])
 def test_turned_parameters_are_the_same_posterior_in_other_coordinates(kind):
     turn = orthogonal(0)
@@ -88,12 +80,28 @@ def test_a_reverse_models_mean_turns_along():
     torch.testing.assert_close(new[..., M:], old[..., M:])
 
 
-@given(st.integers(0, 1000), st.integers(1, 6))
+@pytest.mark.parametrize("kind", ["semi_implicit", "low_rank"])
+def test_anchoring_undoes_any_turn_whatever_the_mirror(kind):
+    arrays = arrays_of(make(kind))
+    for turn in (orthogonal(3), -np.eye(M), np.diag([1.0, -1.0, 1.0])):
+        back = anchored(turned(arrays, turn), arrays)
+        for name, value in arrays.items():
+            np.testing.assert_allclose(back[name], value, atol=1e-5, err_msg=name)
+
+
+@given(st.integers(0, 1000), st.integers(1, 6), st.integers(1, 8))
 @settings(max_examples=50)
-def test_the_rotation_undoes_a_rotation(seed, m):
-    received = np.random.default_rng(seed + 1).normal(size=(m, m + 2))
+def test_the_rotation_undoes_a_rotation(seed, m, columns):
+    handed_out = np.random.default_rng(seed + 1).normal(size=(m, columns))
     turn = orthogonal(seed, m)
-    found = rotation(turn @ received, received)
+    found = rotation(turn @ handed_out, handed_out)
     np.testing.assert_allclose(found @ found.T, np.eye(m), atol=1e-9)
-    np.testing.assert_allclose(found, turn.T, atol=1e-6)
-    np.testing.assert_allclose(rotation(received, received), np.eye(m), atol=1e-6)
+    np.testing.assert_allclose(found @ turn @ handed_out, handed_out, atol=1e-4)
+    np.testing.assert_allclose(rotation(handed_out, handed_out), np.eye(m), atol=1e-3)
+
+
+@pytest.mark.parametrize("missing", [("skip.weight", "noise.weight"), ("noise.weight",), ("skip.weight",)])
+def test_noise_that_is_not_shared_whole_cannot_be_anchored(missing):
+    arrays = {name: a for name, a in arrays_of(make()).items() if name.removeprefix("generator.") not in missing}
+    with pytest.raises(ConfigError, match=r"aggregate=anchored needs a generator with noise, all of it shared"):
+        noise_layers(arrays)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from fedbayes.inference.bounds import lower_bound
-from fedbayes.inference.mixing import Pushforward, standard_like
+from fedbayes.inference.mixing import Pushforward, StandardLike
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 
 MOST = 4_000_000
@@ -109,7 +109,7 @@ class LinearGaussian:
         return self.log_joint(p) - self.q.log_prob(p) - self.elbo
 
     def mixing(self, noise=None):
-        return Pushforward(lambda eps: self.m + eps @ self.A.T, self.A.shape[1], (), noise or standard_like(self.A))
+        return Pushforward(lambda eps: self.m + eps @ self.A.T, self.A.shape[1], (), noise or StandardLike(self.A))
 
     def posterior(self, num_extra, noise=None, **options):
         scale = torch.as_tensor(self.s, dtype=self.m.dtype)
@@ -121,7 +121,26 @@ class LinearGaussian:
         terms = []
         with torch.no_grad():
             for first in range(0, draws, most):
-                some = bound(posterior, self.log_joint, min(most, draws - first))
-                terms.append(some - self.control(posterior._drawn[0]))
+                terms.append(bound(posterior, lambda p: self.log_joint(p) - self.control(p), min(most, draws - first)))
         found = torch.cat(terms)
         return float(found.mean()), float(found.std() / math.sqrt(draws))
+
+
+def gaussian_reverse_of_linear(location, factor, scale):
+    r"""The true reverse of `psi = location + factor eps`, `p ~ N(psi, scale^2 I)`, as a network for `GaussianReverse`.
+
+    `q(eps | p) = N(V F^T (p - location) / scale^2, V)` with `V = (I + F^T F / scale^2)^-1`; with it the bound is exact.
+    """
+    m = factor.shape[1]
+    eye = torch.eye(m, dtype=factor.dtype, device=factor.device)
+    covariance = torch.linalg.inv(eye + factor.T @ factor / scale**2)
+    tril = torch.linalg.cholesky(covariance)
+    gain = factor @ covariance / scale**2  # (event, m)
+    rows, columns = torch.tril_indices(m, m, offset=-1)
+    constant = torch.cat([tril.diagonal().log(), tril[rows, columns]])
+
+    def network(p):
+        loc = (p - location) @ gain
+        return torch.cat([loc, constant.expand(*loc.shape[:-1], -1)], -1)
+
+    return network
