@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord
 
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.evaluation import Evaluation
+from fedbayes.inference.diagnostics import COLLAPSED, SATURATED, has_collapsed
 from fedbayes.messages import Arrays, from_record
 
 
@@ -45,6 +46,23 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "aggregate": 0.0})
     images: int = 0
     personal: dict[int, Arrays] = field(default_factory=dict)
+
+    def warnings(self) -> list[str]:
+        """What the posterior's diagnostics say against the result, a sentence each."""
+        found = []
+        ratio = None if self.final is None else self.final.metrics.get("mixing_ratio")
+        if ratio is not None and has_collapsed(ratio):
+            found.append(
+                f"the mixing has collapsed (mixing ratio {ratio:.3f}, below {COLLAPSED}): the posterior is but its "
+                "conditional; raise inference.num_extra or generator.init_mixing, or lower generator.init_scale"
+            )
+        saturation = self.train.get("bound_saturation")
+        if saturation is not None and saturation > SATURATED:
+            found.append(
+                f"the bound is limited by K (saturation {saturation:.2f}, above {SATURATED}): raise "
+                "inference.num_extra, lower generator.noise_dim, or set inference.reverse=gaussian"
+            )
+        return found
 
     def checkpoint(self) -> Checkpoint:
         """What has been learnt, to be stored."""

@@ -145,6 +145,8 @@ class RoundLoop:
             raise RunError("no reply could be used in any round, so nothing was learnt; run.log says why.")
         if self.personal:
             progress.personal = federation.personal(progress.accepted)
+        for warning in progress.warnings():
+            tracker.note(warning)
         return progress
 
     def sample(self, server_round: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The interface: what a draw remembers, the shapes it serves, how it stands in Pyro, and what it refuses."""
+"""The interface: what a draw remembers, the shapes it serves, and how it stands in Pyro."""
 
 import math
 
@@ -9,29 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from linear_gaussian import Bank
+from posteriors import no_aim, pushed, unit
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import Independent, Normal
 
 from fedbayes.inference.mixing import Pushforward, StandardLike
-from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 
 SIZES = st.lists(st.integers(1, 3), max_size=2)
-
-
-def unit(batch=(), event=2, spread=1.0):
-    """A mixing of independent normals."""
-    return lambda shape: spread * torch.randn(*shape, *batch, event)
-
-
-def pushed(batch=(), event=2):
-    return Pushforward(lambda eps: eps, event, batch)
-
-
-def no_aim(event=2):
-    """A reverse model that is N(0, I) whatever p is."""
-    return GaussianReverse(lambda p: p.new_zeros(*p.shape[:-1], GaussianReverse.outputs(event)), event)
 
 
 @st.composite
@@ -262,50 +248,6 @@ def test_on_a_gpu_draws_stay_there_and_agree(options):
     torch.testing.assert_close(found[1], found[0])
     posterior = SemiImplicitNormal(lambda shape: torch.randn(*shape, 3, device="cuda"), 0.5, 2)
     assert posterior.rsample().is_cuda
-
-
-REFUSED = [
-    ({"num_extra": -1}, "num_extra must be a whole number of at least 0, got -1: it counts fresh draws"),
-    ({"num_extra": 1.5}, "num_extra must be a whole number of at least 0, got 1.5"),
-    ({"num_extra": True}, "num_extra must be a whole number of at least 0, got True"),
-    ({"event_dim": -1}, "event_dim must be a whole number of at least 0, got -1"),
-    ({"event_dim": 3}, r"gave psi of shape \(4, 2\), too few for event_dim=3"),
-    ({"chunk": 0}, "chunk must be a whole number of at least 1, got 0: it counts draws at once; None takes all"),
-    ({"scale": torch.zeros(1)}, "scale must be positive and finite, got 0: .*use exp or softplus"),
-    ({"scale": -0.5}, "scale must be positive and finite, got -0.5"),
-    ({"scale": torch.tensor([1.0, math.nan])}, "scale must be positive and finite, got nan"),
-    ({"scale": math.inf}, "scale must be positive and finite, got inf"),
-    ({"scale": torch.ones(3)}, r"scale of shape \(3,\) does not broadcast to psi of shape \(4, 2\); give one number"),
-    ({"scale": torch.ones(5, 4, 2)}, r"scale of shape \(5, 4, 2\) does not broadcast"),
-    ({"reverse": no_aim()}, "reverse needs a mixing that tells its noise; wrap the function in a Pushforward"),
-    ({"reverse": no_aim(3), "mixing": pushed((4,))}, "models 3 noise dimensions, mixing has 2; make them equal"),
-    ({"reverse": no_aim(), "mixing": pushed((4,)), "path_gradient": True}, "path_gradient and reverse exclude each"),
-    ({"chunk": 2}, "a plain mixing's psi twice, and differently; use a Pushforward or path_gradient"),
-    ({"mixing": Pushforward(lambda eps: eps + torch.zeros(4, 1), 2)}, r"batch_shape \(\) but gave psi of .*\(4,\)"),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), REFUSED)
-def test_arguments_that_make_no_density_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        SemiImplicitNormal(
-            **{"mixing": unit((4,)), "scale": torch.ones(1), "num_extra": 3, **options}, validate_args=True
-        )
-
-
-def test_draws_of_another_shape_are_refused_when_they_come():
-    stubborn = SemiImplicitNormal(lambda shape: torch.zeros(4, 2), torch.ones(1), 3)
-    with pytest.raises(ValueError, match=r"gave psi of shape \(4, 2\) for sample_shape \(7,\); it must be \(7, 4, 2\)"):
-        stubborn.rsample((7,))
-    noisy = SemiImplicitNormal(unit((4,)), torch.ones(1), 3, noise=lambda shape: torch.zeros(1))
-    with pytest.raises(ValueError, match=r"noise\(\(4, 2\)\) gave draws of shape \(1,\); return the shape asked for"):
-        noisy.rsample()
-    aimless = GaussianReverse(lambda p: p, 2)
-    posterior = SemiImplicitNormal(pushed((4,)), torch.ones(1), 3, reverse=aimless)
-    with pytest.raises(ValueError, match="gave 2 outputs for noise_dim=2; it must give 5"):
-        posterior.log_prob(posterior.rsample())
-    with pytest.raises(ValueError, match="support"):
-        SemiImplicitNormal(unit(), 1.0, 1, validate_args=True).log_prob(torch.full((2,), math.nan))
 
 
 def test_a_number_asked_without_gradients_is_found_anew_with_them():
