@@ -55,7 +55,7 @@ def loss_of(model, tokens, z, labels, eps, noise):
     if generator.kind == "deterministic":
         code = generator.mixing(z, None).unsqueeze(0)
     elif generator.kind != "fixed":
-        psi = generator.mixing(z, eps if generator.kind == "semi_implicit" else None)
+        psi = generator.mixing(z, eps if generator.noise_dim else None)
         code = psi + generator.scale(z) * noise
         prior = 0.05 * (code.square().sum(-1) - 2 * generator.scale(z).log().sum(-1))
     logits = model.logits(tokens, generator.decode(code))
