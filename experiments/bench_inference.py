@@ -29,8 +29,8 @@ from fedbayes.seeding import Streams
 Step = Callable[[], None]
 
 
-def steps(overrides: Sequence[str]) -> tuple[Step, Step]:
-    """One full and one bare training step on the first batch of all clients."""
+def steps(overrides: Sequence[str], extra: Sequence[int | None]) -> list[Step]:
+    """Training steps on the first batch of all clients: a full one for each K (None: as configured), and a bare one."""
     cfg = compose([*overrides, "simulation.threads=1"])
     data = build.data(cfg)
     client = build.client(cfg, data, build.model(cfg, data, "cpu"))
@@ -64,7 +64,15 @@ def steps(overrides: Sequence[str]) -> tuple[Step, Step]:
         losses = F.cross_entropy(logits.flatten(0, 1), inputs.labels.flatten(), reduction="none")
         return (losses.view_as(inputs.weights) * inputs.weights).sum()
 
-    return step(lambda: client.objective(inputs, noise, client.inference.beta).loss.sum()), step(bare)
+    def full(k: int | None) -> Callable[[], torch.Tensor]:
+        def loss() -> torch.Tensor:
+            client.inference.num_extra = configured if k is None else k
+            return client.objective(inputs, noise, client.inference.beta).loss.sum()
+
+        return loss
+
+    configured = client.inference.num_extra
+    return [*(step(full(k)) for k in extra), step(bare)]
 
 
 def medians(functions: Sequence[Step], repeats: int) -> list[float]:
@@ -130,24 +138,23 @@ def main() -> None:
     if args.gradients:
         gradients(args.repeats)
         return
-    rows = {"": ()}
+    rows: dict[str, tuple[str, ...]] = {"as configured": ()}
+    extra: tuple[int | None, ...] = (None,)
     if args.configurations:
+        extra = (0, 1, 10, 100)
         rows = {
-            f"reverse={reverse} m={m} K={k}": (
-                f"inference.reverse={reverse}",
-                f"generator.noise_dim={m}",
-                f"inference.num_extra={k}",
-            )
+            f"reverse={reverse} m={m}": (f"inference.reverse={reverse}", f"generator.noise_dim={m}")
             for reverse in ("none", "gaussian")
             for m in (2, 8, 32)
-            for k in (0, 1, 10, 100)
         }
-    pairs = {name: steps((*overrides, *row)) for name, row in rows.items()}
-    times = medians([one for pair in pairs.values() for one in pair], args.repeats)
-    print("| configuration | full step, ms | bare step, ms | inference, share of the step |\n|---|---|---|---|")
-    for i, name in enumerate(pairs):
-        full, bare = times[2 * i], times[2 * i + 1]
-        print(f"| {name or 'as configured'} | {full:.1f} | {bare:.1f} | {100 * (full - bare) / full:.1f} % |")
+    made = [steps((*overrides, *row), extra) for row in rows.values()]
+    times = iter(medians([step for row in made for step in row], args.repeats))
+    print("| configuration | K | full step, ms | bare step, ms | inference, share of the step |\n|---|---|---|---|---|")
+    for name in rows:
+        *fulls, bare = (next(times) for _ in (*extra, "bare"))
+        for k, full in zip(extra, fulls, strict=True):
+            shown = "" if k is None else k
+            print(f"| {name} | {shown} | {full:.1f} | {bare:.1f} | {100 * (full - bare) / full:.1f} % |")
 
 
 if __name__ == "__main__":
