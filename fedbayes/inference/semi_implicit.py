@@ -171,10 +171,12 @@ class SemiImplicitNormal(TorchDistribution):
             log_own = self._conditional(value, own[0])
             if given is not None:
                 log_own = log_own + given.log_ratio(cast(Tensor, own[1]))
-        sizes, parts = self._chunks(), [] if log_own is None else [Mixture.of(log_own.unsqueeze(0))]
+        first = [] if log_own is None else [log_own.unsqueeze(0)]
+        sizes = self._chunks()
         if len(sizes) <= 1:
             fresh = [self._log_weights(value, given, self._fresh_noise(size, value)) for size in sizes]
-            return Mixture.of(torch.cat(([] if log_own is None else [log_own.unsqueeze(0)]) + fresh), log_own)
+            return Mixture.of(torch.cat(first + fresh), log_own)
+        parts = [Mixture.of(one) for one in first]
         for size in sizes:
             parts.append(checkpoint(self._part, value, given, self._fresh_noise(size, value), use_reentrant=False))
         return Mixture.joined(parts, log_own)
