@@ -43,8 +43,7 @@ class Pushforward:
         batch_shape: torch.Size | tuple[int, ...] = (),
         noise: Noise | None = None,
     ) -> None:
-        if not isinstance(noise_dim, int) or noise_dim < 1:
-            raise ValueError(f"noise_dim must be a whole number from 1 on, got {noise_dim}: it is the length of eps.")
+        require_noise_dim(noise_dim)
         self.function, self.noise_dim, self.batch_shape = function, noise_dim, torch.Size(batch_shape)
         self.noise: Noise = noise or _like_first_parameter(function)
 
@@ -55,6 +54,16 @@ class Pushforward:
     def __call__(self, sample_shape: torch.Size) -> Tensor:
         """Draws of psi."""
         return self.function(self.eps(sample_shape))
+
+
+def require_noise_dim(noise_dim: int) -> None:
+    """Refuse what is no length of eps.
+
+    Raises:
+        ValueError: if it is not a positive whole number.
+    """
+    if not isinstance(noise_dim, int) or noise_dim < 1:
+        raise ValueError(f"noise_dim must be a whole number from 1 on, got {noise_dim}: it is the length of eps.")
 
 
 def drawn(noise: Noise, shape: torch.Size) -> Tensor:

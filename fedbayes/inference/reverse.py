@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedbayes.inference.mixing import Noise, StandardLike, drawn
+from fedbayes.inference.mixing import Noise, StandardLike, drawn, require_noise_dim
 
 WIDEST = 20.0
 """Largest logarithm of an entry of L's diagonal, either way: a network gone astray must not turn into NaN."""
@@ -68,8 +68,7 @@ class GaussianReverse:
     """
 
     def __init__(self, network: Callable[[Tensor], Tensor], noise_dim: int, noise: Noise | None = None) -> None:
-        if not isinstance(noise_dim, int) or noise_dim < 1:
-            raise ValueError(f"noise_dim must be a whole number from 1 on, got {noise_dim}: it is the length of eps.")
+        require_noise_dim(noise_dim)
         self.network, self.noise_dim, self.noise = network, noise_dim, noise
 
     @staticmethod
