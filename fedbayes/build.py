@@ -6,9 +6,9 @@ A method is reached only through the `_target_` in its YAML; nothing here knows 
 import inspect
 import re
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, final
 
 from flwr.serverapp.strategy import Strategy
 from hydra.errors import InstantiationException
@@ -67,6 +67,41 @@ def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> 
     return cast(CohortClient, made)
 
 
+@final
+class ClientFactory:
+    """Gives a process its client object: the one already built here, or, sent elsewhere as text, a new one there.
+
+    Args:
+        cfg: the composed configuration.
+        made: the client of this process.
+    """
+
+    def __init__(self, cfg: DictConfig, made: CohortClient) -> None:
+        self._text = OmegaConf.to_yaml(cfg, resolve=True)
+        self._made: CohortClient | None = made
+
+    def __call__(self) -> CohortClient:
+        """The client; a process builds at most one for a configuration."""
+        return _client_of(self._text) if self._made is None else self._made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The configuration alone: images and backbone stay here."""
+        return {"_text": self._text, "_made": None}
+
+
+@lru_cache(maxsize=1)
+def _client_of(text: str) -> CohortClient:
+    """A worker's client, ready to train."""
+    cfg = OmegaConf.create(text)
+    assert isinstance(cfg, DictConfig), "a configuration is a mapping"
+    engine = simulation(cfg)
+    engine.prepare()
+    federated = data(cfg)
+    made = client(cfg, federated, model(cfg, federated, engine.device))
+    made.prepare()
+    return made
+
+
 def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
     """The server's side: any Flower strategy that answers to the loop's samples."""
     build = _make("method.strategy", cfg.method.strategy)
@@ -87,7 +122,10 @@ def loop(cfg: DictConfig) -> RoundLoop:
         participation=cfg.participation,
         seed=cfg.seed,
         min_replies=cfg.simulation.min_replies,
+        timeout=cfg.simulation.timeout,
+        patience=cfg.simulation.patience,
         evaluate_every=cfg.evaluate.every,
+        evaluate_share=cfg.evaluate.participation,
         best_by=cfg.evaluate.best_by,
         temperature=cfg.evaluate.temperature,
         held_out=bool(cfg.evaluate.held_out),

@@ -1,6 +1,7 @@
 """The clients as the round loop sees them: by partition, in a fixed order, and only with answers that may be used."""
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -8,6 +9,7 @@ from typing import final
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from fedbayes.errors import RunError
 from fedbayes.messages import (
     Arrays,
     ClientUpdate,
@@ -46,15 +48,25 @@ class Federation:
 
     Args:
         grid: each of its nodes is asked once whose data it holds.
+        clients: how many there must be.
+        patience: seconds to wait until all have come: engines start them while we already run.
+        timeout: seconds that clients have to answer a set of messages; None: for ever.
+
+    Raises:
+        RunError: if they do not come, come with other partitions than 0, 1, ..., or cannot start.
     """
 
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-        questions = [Message(ask_partition(), node, MessageType.QUERY) for node in grid.get_node_ids()]
-        answers = {
-            read_partition(reply.content): reply.metadata.src_node_id for reply in grid.send_and_receive(questions)
-        }
+    def __init__(self, grid: Grid, clients: int, *, patience: float = 60.0, timeout: float | None = None) -> None:
+        self._grid, self._timeout = grid, timeout
+        questions = [Message(ask_partition(), node, MessageType.QUERY) for node in _present(grid, clients, patience)]
+        answers: dict[int, int] = {}
+        for reply in grid.send_and_receive(questions):
+            if reply.has_error():
+                raise RunError(f"a client cannot start: {_first_line(reply)}.")
+            answers[read_partition(reply.content)] = reply.metadata.src_node_id
         self._nodes = dict(sorted(answers.items()))
+        if self.partitions != list(range(clients)):
+            raise RunError(f"the federation offers partitions {self.partitions} for clients={clients}; start as many.")
         self._partitions = {node: partition for partition, node in self._nodes.items()}
 
     @property
@@ -73,7 +85,7 @@ class Federation:
     def ask(self, messages: Iterable[Message]) -> Replies:
         """Send messages and sort the answers: float sums depend on their order, and engines answer as they finish."""
         sent = list(messages)
-        answered = {self._partitions[r.metadata.src_node_id]: r for r in self._grid.send_and_receive(sent)}
+        answered = {self._partitions[r.metadata.src_node_id]: r for r in self._send(sent)}
         replies = Replies([], [], {})
         for partition in sorted(map(self.partition_of, sent)):
             checked = _check(partition, answered.get(partition))
@@ -93,10 +105,31 @@ class Federation:
         questions = [Message(ask_personal(accepted[one]), self._nodes[one], QUERY_PERSONAL) for one in sorted(accepted)]
         found = {
             self._partitions[reply.metadata.src_node_id]: read_personal(reply.content)
-            for reply in self._grid.send_and_receive(questions)
+            for reply in self._send(questions)
             if not reply.has_error()
         }
         return {partition: arrays for partition, arrays in sorted(found.items()) if arrays}
+
+    def _send(self, messages: Sequence[Message]) -> Iterable[Message]:
+        return self._grid.send_and_receive(messages, timeout=self._timeout)
+
+
+def _present(grid: Grid, clients: int, patience: float) -> list[int]:
+    """The nodes of a grid, once there are as many as clients."""
+    end = time.monotonic() + patience
+    while len(nodes := list(grid.get_node_ids())) < clients:
+        if time.monotonic() > end:
+            raise RunError(
+                f"{len(nodes)} of clients={clients} came within simulation.patience={patience:g} seconds; start the "
+                "others, or lower clients."
+            )
+        time.sleep(0.02)
+    return nodes
+
+
+def _first_line(reply: Message) -> str:
+    """Why a client did not answer, shortly."""
+    return reply.error.reason.splitlines()[0] if reply.error.reason else "error without a reason"
 
 
 def _check(partition: int, reply: Message | None) -> ClientUpdate | str:
@@ -105,7 +138,7 @@ def _check(partition: int, reply: Message | None) -> ClientUpdate | str:
         return "no answer in time"
     if reply.has_error():
         log.info("client %d: %s", partition, reply.error.reason)
-        return reply.error.reason.splitlines()[0] if reply.error.reason else "error without a reason"
+        return _first_line(reply)
     try:
         update = read_update(partition, reply.content)
     except ValueError as error:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fedbayes.configuration import CONF
-from fedbayes.simulation.in_process import available_cores
+from fedbayes.simulation.hardware import available_cores
 from fedbayes.summary import git_commit, versions
 
 GROUPS = ("method", "data", "partition", "backbone", "simulation", "tracking", "experiment")

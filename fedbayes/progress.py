@@ -1,5 +1,6 @@
 """What a run has come to between two rounds."""
 
+import time
 from dataclasses import dataclass, field
 from typing import final
 
@@ -30,6 +31,7 @@ class Progress:
         bytes_down: of all training requests.
         seconds: by phase.
         images: trained on, with repetition.
+        started: when the clients were there and the first round began, by `time.perf_counter`.
         personal: what each trained client keeps to itself, by partition; filled at the end.
     """
 
@@ -45,6 +47,7 @@ class Progress:
     bytes_down: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "aggregate": 0.0})
     images: int = 0
+    started: float = field(default_factory=time.perf_counter)
     personal: dict[int, Arrays] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, final
 
+import numpy as np
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -50,7 +51,10 @@ class RoundLoop:
         participation: share of the clients that train in a round; at least one does.
         seed: of the sampling.
         min_replies: usable replies without which a round is void.
+        timeout: seconds that clients have for a round's training, or evaluation; None: as long as they need.
+        patience: seconds to wait for the clients to be there, before the first round.
         evaluate_every: rounds between evaluations on validation; the last round is always evaluated.
+        evaluate_share: share of the clients that are evaluated, always the same ones; at least one is.
         best_by: what makes a validation round the best, `accuracy` or `nll`.
         temperature: whether a temperature is fitted on validation whenever test is evaluated.
         held_out: whether clients have images of held-out domains, to be evaluated whenever test is.
@@ -69,7 +73,10 @@ class RoundLoop:
         participation: float,
         seed: int,
         min_replies: int,
+        timeout: float | None,
+        patience: float,
         evaluate_every: int,
+        evaluate_share: float,
         best_by: str,
         temperature: bool,
         held_out: bool,
@@ -81,7 +88,12 @@ class RoundLoop:
         self.participation = require_number("participation", participation, 0, 1, open_low=True)
         self.seed = require_whole("seed", seed, 0)
         self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
+        self.timeout = None if timeout is None else require_number("simulation.timeout", timeout, 0, open_low=True)
+        self.patience = require_number("simulation.patience", patience, 0)
         self.evaluate_every = require_whole("evaluate.every", evaluate_every, 1)
+        share = require_number("evaluate.participation", evaluate_share, 0, 1, open_low=True)
+        rng = numpy_generator(self.seed, "sample evaluated clients")
+        self.evaluated = _some(rng, self.clients, max(1, round(share * self.clients)))
         self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
         if not isinstance(temperature, bool):
             raise ConfigError(f"evaluate.temperature={temperature} is neither true nor false; choose one of them.")
@@ -113,7 +125,7 @@ class RoundLoop:
         shown = {
             "min_train_nodes": self.sampled,
             "min_available_nodes": self.sampled,
-            "min_evaluate_nodes": self.clients,
+            "min_evaluate_nodes": len(self.evaluated),
         }
         waits = {name: most for name, most in shown.items() if getattr(strategy, name, 0) > most}
         if waits:
@@ -130,10 +142,7 @@ class RoundLoop:
             ConfigError: see `require`.
             RunError: if the federation has another number of clients, or no client's evaluation came back.
         """
-        federation = Federation(grid)
-        found = federation.partitions
-        if found != list(range(self.clients)):
-            raise RunError(f"the federation offers partitions {found} for clients={self.clients}; start as many.")
+        federation = Federation(grid, self.clients, patience=self.patience, timeout=self.timeout)
         self.require(strategy)
         progress = Progress(to_record(initial))
         for server_round in range(1, self.rounds + 1):
@@ -151,8 +160,7 @@ class RoundLoop:
 
     def sample(self, server_round: int) -> list[int]:
         """The partitions that train in a round, ascending; depends on the seed and the round alone."""
-        rng = numpy_generator(self.seed, server_round, "sample clients")
-        return sorted(int(one) for one in rng.choice(self.clients, size=self.sampled, replace=False))
+        return _some(numpy_generator(self.seed, server_round, "sample clients"), self.clients, self.sampled)
 
     def _train(
         self, federation: Federation, strategy: Strategy, progress: Progress, server_round: int, tracker: RoundLog
@@ -242,12 +250,12 @@ class RoundLoop:
         temperature: float | None = None,
         inside: Evaluation | None = None,
     ) -> Evaluation:
-        """Ask everybody for predictions; `inside` is the evaluation that held-out images are compared with."""
+        """Ask who is evaluated for predictions; `inside` is the evaluation that held-out images are compared with."""
         started = time.perf_counter()
-        everybody = federation.view(federation.partitions)
+        asked = federation.view(self.evaluated)
         extra = self._strangers_share(federation, progress.accepted) if self.personal else {}
         messages = []
-        for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), everybody):
+        for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), asked):
             accepted = progress.accepted.get(federation.partition_of(message), 0)
             messages.append(address(message, accepted, split, extra if accepted == 0 else None))
         replies = federation.ask(messages)
@@ -273,6 +281,11 @@ class RoundLoop:
         if not accepted or len(accepted) == len(federation.partitions):
             return {}
         return mean_arrays(list(federation.personal(accepted).values()))
+
+
+def _some(rng: np.random.Generator, clients: int, size: int) -> list[int]:
+    """Partitions drawn without replacement, ascending."""
+    return sorted(int(one) for one in rng.choice(clients, size=size, replace=False))
 
 
 def _mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:

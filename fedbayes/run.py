@@ -53,21 +53,19 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     data = build.data(cfg)  # images -> clients, split once by partition.seed
     model = build.model(cfg, data, simulation.device)  # frozen ViT + prompt generator + head
     client = build.client(cfg, data, model)
-    client.prepare()
 
     with claimed(run_dir):
         OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
         write_json(run_dir / PARTITION, describe(data.clients, data.images, cfg.names.partition))
         title = f"{cfg.names.method} on {cfg.names.data}, seed {cfg.seed}"
         with Tracker(run_dir, cfg.rounds, title, config, build.destinations(cfg, run_dir)) as tracker:
-            setup = time.perf_counter() - started
             progress = simulation.run(
-                client_factory=lambda: client,
+                client_factory=build.ClientFactory(cfg, client),
                 clients=len(data),
                 serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker),
             )
             checkpoint.save(run_dir, progress.checkpoint())
-            seconds = {"total": time.perf_counter() - started, "setup": setup}
+            seconds = {"total": time.perf_counter() - started, "setup": progress.started - started}
             summary = summarise(cfg, progress, data.images.domain_names, seconds, simulation.device)
             tracker.report(summary)
     return summary

@@ -29,7 +29,7 @@ ARRAYS = {
 
 @pytest.fixture(autouse=True)
 def _process_is_a_server():
-    InProcessGrid(None, 1, None, None)
+    InProcessGrid(None, 1)
 
 
 def request(arrays=ARRAYS, **config):

@@ -34,7 +34,7 @@ def test_the_order_of_nodes_does_not_reach_the_bits_of_a_real_client():
     data = build.data(cfg)
     client = build.client(cfg, data, build.model(cfg, data, "cpu"))
     one, journal, _ = play(client, clients=4)
-    other, shuffled, _ = play(client, grid=RandomNodes(client, 4, None, None), clients=4)
+    other, shuffled, _ = play(client, grid=RandomNodes(client, 4), clients=4)
     for name, array in from_record(one.arrays).items():
         assert from_record(other.arrays)[name].tobytes() == array.tobytes(), name
     assert shuffled.client_rows == journal.client_rows
@@ -55,7 +55,7 @@ def test_shuffled_replies_give_the_same_bits():
             ]
 
     client = Irrational()
-    one, other = play(client)[0], play(client, grid=Late(client, 5, None, None))[0]
+    one, other = play(client)[0], play(client, grid=Late(client, 5))[0]
     assert from_record(one.arrays)["w"].tobytes() == from_record(other.arrays)["w"].tobytes()
     assert one.train == other.train
 
@@ -67,7 +67,7 @@ def test_partial_participation_samples_partitions_by_seed_and_round_alone():
     assert all(len(one) == 3 and one == sorted(one) for one in sampled)
     assert len({tuple(one) for one in sampled}) > 1
     other = Scripted()
-    play(other, grid=RandomNodes(other, 10, 1, None), clients=10, participation=0.3, rounds=4)
+    play(other, grid=RandomNodes(other, 10, 1), clients=10, participation=0.3, rounds=4)
     assert other.trained == client.trained
     loop = RoundLoop(**{**SETTINGS, "clients": 10, "participation": 0.3})
     assert [loop.sample(server_round) for server_round in (1, 2, 3, 4)] == sampled
@@ -119,7 +119,7 @@ def test_answers_that_are_no_answers_are_dropped_and_named():
                 yield reply
 
     client = Scripted()
-    progress, journal, _ = play(client, grid=Odd(client, 4, None, None), clients=4, rounds=1)
+    progress, journal, _ = play(client, grid=Odd(client, 4), clients=4, rounds=1)
     said = [note.partition("not used: ")[2] for note in journal.notes]
     assert said[0] == "no answer in time"
     assert "expected arrays and metrics" in said[1]
@@ -209,7 +209,7 @@ def test_a_run_that_nobody_can_be_evaluated_in_stops():
 def test_another_number_of_clients_than_asked_for_is_refused():
     client = Scripted()
     with pytest.raises(RunError, match="clients=5"):
-        play(client, grid=InProcessGrid(client, 4, None, None))
+        play(client, grid=InProcessGrid(client, 4))
 
 
 def test_bytes_are_those_of_the_serialised_arrays():
@@ -241,7 +241,7 @@ def test_messages_of_one_round_share_no_content():
             return super().send_and_receive(messages, timeout=timeout)
 
     client = Scripted(broken={(1, 0)})
-    play(client, grid=Spy(client, 2, None, None), clients=2)
+    play(client, grid=Spy(client, 2), clients=2)
     accepted = [
         [m.content.config_records["config"]["accepted-round"] for m in messages]
         for messages in seen

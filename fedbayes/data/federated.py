@@ -59,7 +59,13 @@ class FederatedData:
         return len(self.images.classes)
 
     def indices(self, partition: int, split: Split) -> Tensor:
-        """Image ids of one client's split, ascending."""
+        """Image ids of one client's split, ascending.
+
+        A negative partition `~p`, which is `-p - 1`, is a stand-in for client p that failed: as many images as p has,
+        all of them image 0, so that a cohort keeps its shapes and with them the bits of everybody else's result.
+        """
+        if partition < 0:
+            return torch.zeros(len(getattr(self.clients[~partition], split)), dtype=torch.long)
         return torch.from_numpy(getattr(self.clients[partition], split))
 
     def whole(self, partitions: Sequence[int], split: Split) -> Batch:

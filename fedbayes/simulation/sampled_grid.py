@@ -5,15 +5,15 @@ asked for all of them, they have nothing left to draw.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, final
+from typing import final
 
-from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+
+from fedbayes.simulation.grid_view import AbstractGridView
 
 
 @final
-class SampledGrid(Grid):
+class SampledGrid(AbstractGridView):
     """Some of a grid's nodes, in the order of their partitions.
 
     Args:
@@ -22,7 +22,7 @@ class SampledGrid(Grid):
     """
 
     def __init__(self, grid: Grid, partitions: Mapping[int, int]) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._partitions = dict(sorted(partitions.items(), key=lambda item: item[1]))
 
     def partition_of(self, node: int) -> int:
@@ -32,30 +32,3 @@ class SampledGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """The sample, ascending by partition."""
         return list(self._partitions)
-
-    def set_run(self, run: Run) -> None:
-        """Passed on."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Passed on."""
-        return self._grid.run
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        """Passed on."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Passed on."""
-        return self._grid.push_messages(messages)
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Passed on."""
-        return self._grid.pull_messages(message_ids)
-
-    def send_and_receive(self, messages: Iterable[Message], **options: Any) -> Iterable[Message]:
-        """Passed on."""
-        return self._grid.send_and_receive(messages, **options)

@@ -35,7 +35,7 @@ def play(parts, *overrides):
     cfg, _, client = parts
     cfg = compose(["experiment=smoke", "method=fedncm", "clients=4", "partition.max_train=20", *overrides])
     loop = build.loop(cfg)
-    return loop.run(InProcessGrid(client, 4, None, None), build.strategy(cfg, loop), client.initial(), Silent())
+    return loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), Silent())
 
 
 def test_predictions_are_those_of_scikit_learns_nearest_centroid(parts):

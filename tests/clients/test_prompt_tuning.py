@@ -34,7 +34,7 @@ def make(*overrides):
 def play(*overrides):
     cfg, client = make(*overrides)
     loop, journal = build.loop(cfg), Journal()
-    grid = InProcessGrid(client, cfg.clients, None, None)
+    grid = InProcessGrid(client, cfg.clients)
     progress = loop.run(grid, build.strategy(cfg, loop), client.initial(), journal)
     return client, progress, journal, grid
 
@@ -122,7 +122,7 @@ def test_a_personal_head_is_in_no_reply(method):
             sent.extend([*messages, *replies])
             return replies
 
-    grid = Spy(client, cfg.clients, None, None)
+    grid = Spy(client, cfg.clients)
     progress = loop.run(grid, build.strategy(cfg, loop), client.initial(), journal)
     names = {
         name

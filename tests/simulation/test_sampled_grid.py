@@ -12,11 +12,11 @@ from fedbayes.simulation.sampled_grid import SampledGrid
 
 
 def view_of(*partitions):
-    return SampledGrid(InProcessGrid(None, 10, None, None), {FIRST_NODE + p: p for p in partitions})
+    return SampledGrid(InProcessGrid(None, 10), {FIRST_NODE + p: p for p in partitions})
 
 
 def test_the_view_holds_the_sample_in_the_order_of_partitions():
-    view = SampledGrid(InProcessGrid(None, 10, None, None), {77: 5, 12: 9, 90: 1})
+    view = SampledGrid(InProcessGrid(None, 10), {77: 5, 12: 9, 90: 1})
     assert list(view.get_node_ids()) == [90, 77, 12]
     assert [view.partition_of(node) for node in (12, 77, 90)] == [9, 5, 1]
 

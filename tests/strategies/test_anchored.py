@@ -44,7 +44,7 @@ def variance(client, arrays):
 
 def aggregated(client, updates, aggregate):
     strategy = Averaging(aggregate)
-    grid = SampledGrid(InProcessGrid(None, 1, None, None), {FIRST_NODE: 0})
+    grid = SampledGrid(InProcessGrid(None, 1), {FIRST_NODE: 0})
     list(strategy.configure_train(1, to_record(client.initial()), ConfigRecord(), grid))
     strategy.aggregate(updates)
     return variance(client, strategy.shared)
@@ -69,7 +69,7 @@ def test_where_nothing_has_turned_anchoring_takes_nothing_away(trained):
 def play(*overrides):
     cfg, client = make(*overrides)
     loop, journal = build.loop(cfg), Journal()
-    loop.run(InProcessGrid(client, cfg.clients, None, None), build.strategy(cfg, loop), client.initial(), journal)
+    loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)
     return journal.rows
 
 

@@ -16,7 +16,7 @@ def update(partition, images, **arrays):
 
 
 def view(clients=3):
-    return SampledGrid(InProcessGrid(None, clients, None, None), {FIRST_NODE + p: p for p in range(clients)})
+    return SampledGrid(InProcessGrid(None, clients), {FIRST_NODE + p: p for p in range(clients)})
 
 
 def test_the_weighted_mean_by_hand():
@@ -91,4 +91,4 @@ def test_a_method_may_send_everybody_something_else():
 
 def test_a_grid_that_does_not_know_partitions_is_refused():
     with pytest.raises(TypeError, match="SampledGrid"):
-        Averaging().configure_train(1, to_record({}), ConfigRecord(), InProcessGrid(None, 2, None, None))
+        Averaging().configure_train(1, to_record({}), ConfigRecord(), InProcessGrid(None, 2))

@@ -15,6 +15,9 @@ SETTINGS = {
     "participation": 1.0,
     "seed": 0,
     "min_replies": 1,
+    "timeout": None,
+    "patience": 0,
+    "evaluate_share": 1.0,
     "evaluate_every": 1,
     "best_by": "accuracy",
     "temperature": False,
@@ -30,6 +33,9 @@ class Scripted:
     def __init__(self, broken=(), silent=(), skill=None, keeps=False):
         self.broken, self.silent, self.skill, self.keeps = set(broken), set(silent), skill or {}, keeps
         self.trained, self.evaluated = [], []
+
+    def prepare(self):
+        pass
 
     def initial(self):
         return {"w": np.zeros(1)}
@@ -67,6 +73,6 @@ class Scripted:
 
 def play(client, grid=None, strategy=None, **settings):
     loop, journal = RoundLoop(**{**SETTINGS, **settings}), Journal()
-    grid = grid or InProcessGrid(client, loop.clients, None, None)
+    grid = grid or InProcessGrid(client, loop.clients)
     strategy = strategy or build.strategy(compose(), loop)
     return loop.run(grid, strategy, client.initial(), journal), journal, grid

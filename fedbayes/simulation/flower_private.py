@@ -1,0 +1,42 @@
+"""Everything that Flower keeps private and fedbayes touches; nothing else here imports from `flwr.supercore`.
+
+Flower 1.41 has no public way to make a grid of one's own: `Message(...)` asks the process for a task identity, a
+message's id has no setter, `Grid.run` has a private type, and error codes are private constants. The Simulation Runtime
+puts an actor that died back into its pool; Ray restarts it if told so through the resources of a client, which Flower
+hands on to `ActorClass.options`.
+
+`tests/simulation/test_flower_private.py` fails loudly if a new Flower moves any of it.
+"""
+
+from flwr.app import Error, Message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = ["FIRST_NODE", "RESTARTS", "Run", "claim_identity", "client_error", "empty_run", "stamp"]
+
+FIRST_NODE = 1000
+"""The first node id that is ours to give: Flower reserves 0 and 1."""
+
+RESTARTS: dict[str, int | float] = {"max_restarts": -1}
+"""What makes Ray restart dead actors without end, as a part of Flower's `client_resources`."""
+
+
+def claim_identity(run_id: int) -> None:
+    """Make this process one that may create messages; the identity is global to the process."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
+
+
+def empty_run(run_id: int) -> Run:
+    """The description of a run that no app was uploaded for."""
+    return Run.create_empty(run_id)
+
+
+def stamp(message: Message, message_id: str) -> None:
+    """Give a message its id, as Flower's own grids do when they send it."""
+    message.metadata.__dict__["_message_id"] = message_id
+
+
+def client_error(reason: str) -> Error:
+    """What a client answers that failed."""
+    return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)

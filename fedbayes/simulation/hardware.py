@@ -1,0 +1,33 @@
+"""The device and the torch threads of a process that runs clients."""
+
+import os
+
+import torch
+
+from fedbayes.errors import ConfigError, require_choice, require_whole
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device(device: str) -> str:
+    """`cpu` or `cuda` for `simulation.device`, where `auto` takes a GPU if there is one.
+
+    Raises:
+        ConfigError: if there is no such choice, or no GPU for `cuda`.
+    """
+    require_choice("simulation.device", device, ("auto", "cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("simulation.device=cuda finds no GPU here; choose one of auto, cpu.")
+    return "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+
+
+def choose_threads(threads: int | None, otherwise: int) -> int:
+    """`simulation.threads`, or another number where it is null.
+
+    Raises:
+        ConfigError: if it is no positive whole number.
+    """
+    return otherwise if threads is None else require_whole("simulation.threads", threads, 1)
