@@ -129,6 +129,12 @@ def _spread(strata: Ints, rng: np.random.Generator) -> Ints:
     return np.asarray(line[np.argsort(keys)])
 
 
+def shares_of(total: int, validation: float, test: float) -> tuple[int, int]:
+    """Validation and test images of a client with `total` images; what is left, at least one, is to train on."""
+    counts = _counts(total, {GIVEN_TEST: test, GIVEN_VALIDATION: validation})
+    return counts[GIVEN_VALIDATION], counts[GIVEN_TEST]
+
+
 def _counts(total: int, shares: dict[int, float]) -> dict[int, int]:
     """Images per held-out split: the share rounded, at least one where a share is asked, and one left to train on."""
     counts = {which: max(1, int(total * share + 0.5)) if share else 0 for which, share in shares.items()}

@@ -88,9 +88,7 @@ def answer(
     what: Kind = "train" if kind == MessageType.TRAIN else "evaluate"
     for content, partition, state in zip(contents, partitions, states, strict=True):
         try:
-            requests.append(
-                read_request(content, partition, what, state)
-            )
+            requests.append(read_request(content, partition, what, state))
         except Exception as error:
             requests.append(error)
     answers: list[RecordDict | Error] = []

@@ -9,34 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schemes import ALL, scheme
+from schemes import ALL, grid, image_set, scheme
 
-from fedbayes.data.datasets import ImageSet
 from fedbayes.data.partition import ClientSplit, describe
 from fedbayes.errors import PartitionError
 
 MIXTURES = ["domain_and_label", "domain_mixture", "iid", "label_dirichlet"]
-
-
-def image_set(cells: dict[tuple[int, int], int], given_split: list[int] | None = None) -> ImageSet:
-    """Images by (domain, label): so many of each, in this order."""
-    domains = [domain for (domain, _), count in cells.items() for _ in range(count)]
-    labels = [label for (_, label), count in cells.items() for _ in range(count)]
-    count = len(labels)
-    return ImageSet(
-        images=torch.zeros(count, 3, 1, 1, dtype=torch.uint8),
-        labels=torch.tensor(labels, dtype=torch.int64),
-        domains=torch.tensor(domains, dtype=torch.int64),
-        classes=tuple(f"class{i}" for i in range(max(labels) + 1)),
-        domain_names=tuple(f"domain{i}" for i in range(max(domains) + 1)),
-        given_split=torch.tensor(given_split or [-1] * count, dtype=torch.int8),
-        names=tuple(map(str, range(count))),
-    )
-
-
-def grid(domains: int, classes: int, each: int) -> ImageSet:
-    """Equally many images of every domain and class."""
-    return image_set({(d, c): each for d in range(domains) for c in range(classes)})
 
 
 def everything(one: ClientSplit) -> np.ndarray:

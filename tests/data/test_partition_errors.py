@@ -3,25 +3,9 @@
 from typing import Any
 
 import pytest
-import torch
-from schemes import ALL, scheme
+from schemes import ALL, grid, scheme
 
-from fedbayes.data.datasets import ImageSet
 from fedbayes.errors import ConfigError, PartitionError
-
-
-def grid(domains: int, classes: int, each: int, given_split: list[int] | None = None) -> ImageSet:
-    """Equally many images of every domain and class."""
-    count = domains * classes * each
-    return ImageSet(
-        images=torch.zeros(count, 3, 1, 1, dtype=torch.uint8),
-        labels=torch.arange(classes).repeat_interleave(each).repeat(domains),
-        domains=torch.arange(domains).repeat_interleave(classes * each),
-        classes=tuple(f"class{i}" for i in range(classes)),
-        domain_names=tuple(f"domain{i}" for i in range(domains)),
-        given_split=torch.tensor(given_split or [-1] * count, dtype=torch.int8),
-        names=tuple(map(str, range(count))),
-    )
 
 
 @pytest.mark.parametrize("name", ALL)

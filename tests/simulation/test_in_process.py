@@ -1,17 +1,13 @@
 """The engine: Flower's own strategies run on it, cohorts do not matter, one client's failure stays its own."""
 
 import inspect
-from typing import get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, FedAvg
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 from journal import Journal
 
 from fedbayes import build
