@@ -13,7 +13,8 @@ from fedbayes.configuration import compose
 from fedbayes.errors import RunError
 from fedbayes.messages import ClientUpdate, from_record
 from fedbayes.rounds import RoundLoop
-from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
+from fedbayes.simulation.flower_private import FIRST_NODE, client_error
+from fedbayes.simulation.in_process import InProcessGrid
 
 
 def test_the_mean_of_a_round_by_hand():
@@ -248,3 +249,50 @@ def test_messages_of_one_round_share_no_content():
         if messages[0].metadata.message_type == MessageType.TRAIN
     ]
     assert accepted == [[0, 0], [0, 1]]
+
+
+def test_a_share_of_the_clients_is_evaluated_always_the_same():
+    class Spy(Scripted):
+        def evaluate(self, requests):
+            seen.append([request.partition for request in requests])
+            return super().evaluate(requests)
+
+    seen = []
+    progress, _, _ = play(Spy(), clients=10, rounds=3, evaluate_share=0.3)
+    assert len(seen) >= 4
+    assert all(one == seen[0] for one in seen)
+    assert len(seen[0]) == 3
+    assert progress.final.partitions.unique().tolist() == seen[0]
+    assert play(Spy(), clients=10, seed=5, evaluate_share=0.3)
+    assert seen[-1] != seen[0], "which ones depends on the seed"
+    assert len(RoundLoop(**SETTINGS | {"evaluate_share": 0.01}).evaluated) == 1
+
+
+def test_clients_that_never_come_are_missed():
+    class Late(InProcessGrid):
+        def get_node_ids(self):
+            return list(super().get_node_ids())[:-1]
+
+    with pytest.raises(RunError, match=r"4 of clients=5 came within simulation.patience=0 seconds; start the others"):
+        play(Scripted(), grid=Late(Scripted(), 5))
+
+
+def test_clients_that_come_later_are_waited_for():
+    class Slow(InProcessGrid):
+        looks = 0
+
+        def get_node_ids(self):
+            self.looks += 1
+            return list(super().get_node_ids())[: self.looks]
+
+    progress, _, _ = play(client := Scripted(), grid=Slow(client, 5), patience=30, rounds=1)
+    assert set(progress.accepted) == set(range(5)), "no sampling from those who happen to be there"
+
+
+def test_a_client_that_cannot_start_is_named():
+    class Broken(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            return [Message(client_error("DataError: no images\nTraceback"), reply_to=m) for m in messages]
+
+    with pytest.raises(RunError, match=r"a client cannot start: DataError: no images\."):
+        play(client := Scripted(), grid=Broken(client, 5))
