@@ -43,7 +43,7 @@ lint: setup  ## ruff, mypy and the import rules
 
 clean:  ## remove caches and build products; keeps .venv and runs
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
-	find fedbayes strategies clients tests experiments -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find fedbayes strategies clients flower_app tests experiments -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 clean-all: clean  ## remove .venv as well
 	rm -rf $(VENV)

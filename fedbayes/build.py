@@ -34,8 +34,11 @@ def data(cfg: DictConfig) -> FederatedData:
     """All images, and who holds which."""
     clients = require_whole("clients", cfg.clients, 1)
     images = _make("data", cfg.data)
-    if len(images) == 0:
-        raise DataError("data has no images; check data.root.")
+    if len(images) == 0 and not _elsewhere(cfg):
+        raise DataError(
+            "data has no images; set data.root, or where SuperNodes have images of their own partition=own and "
+            "simulation=flower."
+        )
     inside, images = hold_out(images, _plain(cfg.evaluate).get("held_out", []))  # absent from older runs
     splits = _call("partition", _make("partition", cfg.partition), inside, clients)
     return FederatedData(images, deal_out(splits, len(inside), len(images), cfg.partition.get("seed", 0)))
@@ -82,7 +85,7 @@ class ClientFactory:
 
     def __call__(self) -> CohortClient:
         """The client; a process builds at most one for a configuration."""
-        return _client_of(self._text) if self._made is None else self._made
+        return client_of(self._text) if self._made is None else self._made
 
     def __getstate__(self) -> dict[str, Any]:
         """The configuration alone: images and backbone stay here."""
@@ -90,8 +93,12 @@ class ClientFactory:
 
 
 @lru_cache(maxsize=1)
-def _client_of(text: str) -> CohortClient:
-    """A worker's client, ready to train."""
+def client_of(text: str) -> CohortClient:
+    """A worker's client, ready to train.
+
+    Args:
+        text: the resolved configuration as YAML.
+    """
     cfg = OmegaConf.create(text)
     assert isinstance(cfg, DictConfig), "a configuration is a mapping"
     engine = simulation(cfg)
@@ -151,6 +158,12 @@ def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, Feder
             what = "lacks it" if found is None else f"has {found.shape}"
             raise ConfigError(f"{name} is {like.shape} but the checkpoint {what}; it is another configuration's.")
     return made, federated
+
+
+def _elsewhere(cfg: DictConfig) -> bool:
+    """Whether SuperNodes hold the images, so that a server has none."""
+    names = cfg.get("names", {})
+    return (names.get("simulation"), names.get("partition")) == ("flower", "own")
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The clients as the round loop sees them: by partition, in a fixed order, and only with answers that may be used."""
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,11 @@ def _present(grid: Grid, clients: int, patience: float) -> list[int]:
 
 def _first_line(reply: Message) -> str:
     """Why a client did not answer, shortly."""
-    return reply.error.reason.splitlines()[0] if reply.error.reason else "error without a reason"
+    if not reply.error.reason:
+        return "error without a reason"
+    line = reply.error.reason.splitlines()[0]
+    flowers = re.match(r"<class '(?:\w+\.)*(\w+)'>:<['\"](.*)", line)  # how Flower tells of a lost worker
+    return line if flowers is None else f"{flowers[1]}: {flowers[2]}".rstrip(">'\"")
 
 
 def _check(partition: int, reply: Message | None) -> ClientUpdate | str:

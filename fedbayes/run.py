@@ -7,6 +7,7 @@ Everything is built before the run directory is touched.
 """
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -24,13 +25,17 @@ from omegaconf import DictConfig, OmegaConf
 from fedbayes.configuration import CONF, compose, in_one_line, named, resolved
 from fedbayes.errors import FedbayesError
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C or SIGTERM, as shells have it."""
 
-def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+
+def run(cfg: DictConfig, run_dir: Path, simulation: Any = None) -> dict[str, Any]:
     """One experiment, from images to report.
 
     Args:
         cfg: the composed configuration, with the names of its groups under `names`.
         run_dir: where everything goes; it is touched only once all parts have been built.
+        simulation: the engine; None for the one that the configuration names.
 
     Returns:
         The object of `summary.json`.
@@ -48,7 +53,7 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     config = resolved(cfg)
     loop = build.loop(cfg)
     strategy = build.strategy(cfg, loop)  # turns replies into the next message
-    simulation = build.simulation(cfg)
+    simulation = build.simulation(cfg) if simulation is None else simulation
     simulation.prepare()
     data = build.data(cfg)  # images -> clients, split once by partition.seed
     model = build.model(cfg, data, simulation.device)  # frozen ViT + prompt generator + head
@@ -56,7 +61,8 @@ def run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
     with claimed(run_dir):
         OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
-        write_json(run_dir / PARTITION, describe(data.clients, data.images, cfg.names.partition))
+        if len(data.images):  # deployed clients know their own, and nobody else's
+            write_json(run_dir / PARTITION, describe(data.clients, data.images, cfg.names.partition))
         title = f"{cfg.names.method} on {cfg.names.data}, seed {cfg.seed}"
         with Tracker(run_dir, cfg.rounds, title, config, build.destinations(cfg, run_dir)) as tracker:
             progress = simulation.run(
@@ -81,7 +87,7 @@ def simulate(overrides: Sequence[str] = ()) -> dict[str, Any]:
         The object of `summary.json`, with the run directory under `run_dir`.
     """
     cfg = compose(overrides)
-    run_dir = _run_dir(cfg)
+    run_dir = run_dir_of(cfg)
     return {**run(cfg, run_dir), "run_dir": str(run_dir)}
 
 
@@ -89,6 +95,7 @@ def main() -> None:
     """Entry point of the command; exits with 2 and one line if the user asked for something that cannot work.
 
     In a sweep the other jobs still run; each failed one is named when it fails, and all of them again at the end.
+    Ctrl-C and SIGTERM end it with 130; what the run has written until then stays.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -96,6 +103,7 @@ def main() -> None:
     from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print over several lines
     failed: list[str] = []
@@ -111,13 +119,13 @@ def main() -> None:
         named(cfg, hydra_cfg.runtime.choices)
         if hydra_cfg.mode == RunMode.RUN:
             try:
-                run(cfg, _run_dir(cfg))
+                run(cfg, run_dir_of(cfg))
             except FedbayesError as error:
                 fail(error)
             return
         folder = Path(hydra_cfg.runtime.output_dir)
         try:
-            run(cfg, _run_dir(cfg, folder))
+            run(cfg, run_dir_of(cfg, folder))
         except Exception as error:
             if not isinstance(error, FedbayesError):
                 traceback.print_exc()
@@ -128,6 +136,10 @@ def main() -> None:
 
     try:
         start()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(INTERRUPTED)  # threads of an engine that wait for lost workers would keep the process for ever
     except FedbayesError:
         failed = failed or ["a job in another process"]
     except (HydraException, OmegaConfBaseException) as error:
@@ -142,7 +154,7 @@ def main() -> None:
         sys.exit(2)
 
 
-def _run_dir(cfg: DictConfig, sweep: Path | None = None) -> Path:
+def run_dir_of(cfg: DictConfig, sweep: Path | None = None) -> Path:
     """`run_dir` if given, else a job's folder of the sweep, else a new folder under `runs/`."""
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)

@@ -7,6 +7,7 @@ so ids never depend on the order of the file system. Pixels are decoded once; ho
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from fedbayes.data.datasets import GIVEN_NONE, GIVEN_TEST, GIVEN_TRAIN, GIVEN_VALIDATION, ImageSet
 from fedbayes.data.pixels import decode
-from fedbayes.errors import DataError, require_choice, require_whole
+from fedbayes.errors import ConfigError, DataError, require_choice, require_whole
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
 SPLIT_FOLDERS = {
@@ -34,7 +35,13 @@ logger = logging.getLogger("fedbayes")
 Parts = tuple[str, ...]  # a file's path below the root: folders, then the file's name
 
 
-def image_folder(root: str, image_size: int, on_error: str = "raise") -> ImageSet:
+def image_folder(
+    root: str | None,
+    image_size: int,
+    on_error: str = "raise",
+    classes: Sequence[object] | None = None,
+    domains: Sequence[object] | None = None,
+) -> ImageSet:
     """Reads every image below a folder; the layout is decided by where the images lie.
 
     Without domain folders there is one domain, named after the root. All domains share the union of the classes. When
@@ -42,19 +49,25 @@ def image_folder(root: str, image_size: int, on_error: str = "raise") -> ImageSe
     files and folders and other extensions are ignored, and so is a link to a folder that it lies in.
 
     Args:
-        root: the folder.
+        root: the folder; None for no images at all, where other machines hold them.
         image_size: side of the square images, in pixels, at least 8.
         on_error: what to do with an unreadable image: "raise", or "skip" it and warn with the count.
+        classes: all class names in the order of their ids, so that machines agree on them; None: those found.
+        domains: all domain names in the order of their ids; None: those found.
 
     Returns:
         All images, sorted by path, in RGB.
 
     Raises:
-        ConfigError: if `image_size` or `on_error` cannot work.
-        DataError: if the folder is missing, empty, laid out in another way, or holds an unreadable image.
+        ConfigError: if `image_size`, `on_error`, `classes` or `domains` cannot work.
+        DataError: if the folder is missing, empty, laid out in another way, holds an unreadable image, or has a class
+            or domain that is not among the given ones.
     """
     require_whole("data.image_size", image_size, 8)
     require_choice("data.on_error", on_error, ("raise", "skip"))
+    given_classes, given_domains = _given("classes", classes, 2), _given("domains", domains, 1)
+    if root is None:
+        return _nothing(image_size, given_classes, given_domains)
     top = os.path.abspath(os.path.expanduser(str(root)))
     if not root or not os.path.isdir(top):
         what = "is not a folder" if os.path.exists(top) else "does not exist"
@@ -65,13 +78,13 @@ def image_folder(root: str, image_size: int, on_error: str = "raise") -> ImageSe
         what = f"no images ({' '.join(sorted(EXTENSIONS))})" if folders else "no class folders"
         raise DataError(f"data.root={root} has {what}; {EXPECTED}.")
     splits, domain_of, class_of = _layout(files, root, os.path.basename(top) or "root")
-    classes = tuple(sorted(set(class_of)))
-    domain_names = tuple(sorted(set(domain_of)))
-    class_ids = {name: i for i, name in enumerate(classes)}
+    class_names = _named("classes", given_classes, set(class_of), root)
+    domain_names = _named("domains", given_domains, set(domain_of), root)
+    class_ids = {name: i for i, name in enumerate(class_names)}
     domain_ids = {name: i for i, name in enumerate(domain_names)}
     images, kept = _decode_all(files, top, root, image_size, on_error)
     used = {class_of[i] for i in kept}
-    if len(used) < 2:
+    if len(used) < 2 and given_classes is None:
         raise DataError(
             f"data.root={root} has only one class, {used.pop()}; a classifier needs two or more: {EXPECTED}."
         )
@@ -79,11 +92,48 @@ def image_folder(root: str, image_size: int, on_error: str = "raise") -> ImageSe
         images=images,
         labels=torch.tensor([class_ids[class_of[i]] for i in kept], dtype=torch.int64),
         domains=torch.tensor([domain_ids[domain_of[i]] for i in kept], dtype=torch.int64),
-        classes=classes,
+        classes=class_names,
         domain_names=domain_names,
         given_split=torch.tensor([splits[i] for i in kept], dtype=torch.int8),
         names=tuple("/".join(files[i]) for i in kept),
     )
+
+
+def _given(place: str, names: Sequence[object] | None, fewest: int) -> tuple[str, ...] | None:
+    """`data.classes` or `data.domains` as text; None where the folders decide."""
+    if names is None:
+        return None
+    if isinstance(names, str) or len(names) < fewest or len(set(map(str, names))) < len(names):
+        raise ConfigError(
+            f"data.{place}={names if isinstance(names, str) else list(names)} is no list of {fewest} or more different "
+            f"names; write data.{place}=[a,b], or null for those found."
+        )
+    return tuple(map(str, names))
+
+
+def _named(place: str, given: tuple[str, ...] | None, found: set[str], root: str) -> tuple[str, ...]:
+    """The given names if they hold all that are found; these in plain order if none are given."""
+    if given is None:
+        return tuple(sorted(found))
+    unknown = sorted(found - set(given))
+    if unknown:
+        raise DataError(
+            f"data.root={root} has {', '.join(unknown)}, not among data.{place}=[{', '.join(given)}]; add it there, or "
+            "rename or remove the folder."
+        )
+    return given
+
+
+def _nothing(image_size: int, classes: tuple[str, ...] | None, domains: tuple[str, ...] | None) -> ImageSet:
+    """No images, but what they would be of."""
+    if classes is None or domains is None:
+        raise DataError(
+            "data.root=null needs data.classes=[...] and data.domains=[...], since no folder tells them; give both, or "
+            "data.root=DIR."
+        )
+    ids = torch.empty(0, dtype=torch.int64)
+    pixels = torch.empty((0, 3, image_size, image_size), dtype=torch.uint8)
+    return ImageSet(pixels, ids, ids, classes, domains, torch.empty(0, dtype=torch.int8), ())
 
 
 def _find(top: str, root: str) -> list[Parts]:

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
+from fedbayes.errors import FedbayesError
 from fedbayes.simulation.client import PERSONAL, QUERY_PERSONAL, CohortClient, answer
+from fedbayes.simulation.flower_private import client_error
+from fedbayes.simulation.node import partition_of, shares_personal
 
 ClientOf = Callable[[Context], CohortClient]
 """Gives the process's client object for a node's context; light to send to another process."""
@@ -23,8 +26,11 @@ def client_app(client_of: ClientOf) -> ClientApp:
     app = ClientApp()
 
     def reply(kind: str, message: Message, context: Context) -> Message:
-        partition = int(context.node_config["partition-id"])
-        content = answer(client_of(context), kind, [partition], [message.content], [context.state])[0]
+        try:
+            partition = partition_of(context.node_config)
+            content = answer(client_of(context), kind, [partition], [message.content], [context.state])[0]
+        except FedbayesError as error:  # one line for the server; Flower would wrap it
+            content = client_error(f"{type(error).__name__}: {error}".removesuffix("."))
         return Message(content, reply_to=message)
 
     @app.query()
@@ -33,6 +39,8 @@ def client_app(client_of: ClientOf) -> ClientApp:
 
     @app.query(PERSONAL)
     def personal(message: Message, context: Context) -> Message:
+        if not shares_personal(context.node_config):
+            return Message(client_error("this node keeps what is personal"), reply_to=message)
         return reply(QUERY_PERSONAL, message, context)
 
     @app.train()

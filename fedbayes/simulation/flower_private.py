@@ -18,8 +18,12 @@ __all__ = ["FIRST_NODE", "RESTARTS", "Run", "claim_identity", "client_error", "e
 FIRST_NODE = 1000
 """The first node id that is ours to give: Flower reserves 0 and 1."""
 
-RESTARTS: dict[str, int | float] = {"max_restarts": -1}
-"""What makes Ray restart dead actors without end, as a part of Flower's `client_resources`."""
+RESTARTS: dict[str, int | float] = {"max_restarts": -1, "max_task_retries": 1}
+"""As a part of Flower's `client_resources`, makes Ray restart dead actors without end.
+
+A message whose actor died is tried once more, which is safe because an answer depends on nothing but message and
+state. Without that, messages to an actor that is starting again fail at once, and Flower hands it one after the other.
+"""
 
 
 def claim_identity(run_id: int) -> None:

@@ -298,3 +298,49 @@ def test_image_sets_refuse_contradictions(change: dict[str, object], message: st
     assert len(ImageSet(**fields)) == 2  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         ImageSet(**fields | change)  # type: ignore[arg-type]
+
+
+def test_given_names_fix_the_ids_whatever_a_folder_lacks(tmp_path: Path) -> None:
+    paint(tmp_path / "web/dog/a.png")
+    paint(tmp_path / "web/bird/a.png")
+    images = image_folder(str(tmp_path), SIZE, classes=["dog", "cat", "bird"], domains=["photo", "web"])
+    assert images.classes == ("dog", "cat", "bird")
+    assert images.domain_names == ("photo", "web")
+    assert dict(zip(images.names, images.labels.tolist(), strict=True)) == {"web/bird/a.png": 2, "web/dog/a.png": 0}
+    assert images.domains.tolist() == [1, 1]
+
+
+def test_with_given_names_one_class_is_enough_and_numbers_are_names(tmp_path: Path) -> None:
+    paint(tmp_path / "web/3/a.png")
+    images = image_folder(str(tmp_path), SIZE, classes=[1, 3], domains=["web"])
+    assert (images.classes, images.labels.tolist()) == (("1", "3"), [1])
+
+
+def test_without_a_folder_there_are_names_and_no_images() -> None:
+    images = image_folder(None, SIZE, classes=["cat", "dog"], domains=["web"])
+    assert len(images) == 0
+    assert images.images.shape == (0, 3, SIZE, SIZE)
+    assert (images.classes, images.domain_names) == (("cat", "dog"), ("web",))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"classes": ["cat", "cow"]}, r"has dog, not among data.classes=\[cat, cow\]; add it there, or rename"),
+        ({"domains": ["web"]}, r"has pets, not among data.domains=\[web\]; add it there, or rename"),
+    ],
+)
+def test_a_folder_that_no_given_name_covers_is_named(tmp_path: Path, given: dict[str, list[str]], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        image_folder(str(two_classes(tmp_path / "pets")), SIZE, **given)
+
+
+@pytest.mark.parametrize("classes", ["cat", ["cat"], ["cat", "cat"], []])
+def test_given_names_are_a_list_of_different_ones(classes: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.classes=.* write data\.classes=\[a,b\], or null for those found"):
+        image_folder(None, SIZE, classes=classes, domains=["web"])
+
+
+def test_without_a_folder_both_lists_are_needed() -> None:
+    with pytest.raises(DataError, match=r"data\.root=null needs data\.classes=\[\.\.\.\] and data\.domains"):
+        image_folder(None, SIZE, classes=["cat", "dog"])

@@ -1,0 +1,203 @@
+"""Flower's Simulation Runtime: clients in Ray's worker processes, one machine, several GPUs or an existing cluster.
+
+Flower owns the main thread and runs the server's side in another. It hands the ClientApp to a worker with every
+message, so the app carries the configuration as text, and each worker builds backbone and client once. Facts of Flower
+1.41 that shape this file: its runtime waits for its own threads when it is interrupted, so the server's thread must be
+told to stop (`PolledGrid`); an actor that died goes back into its pool and fails every later message, unless Ray
+restarts it.
+"""
+
+import logging
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar, final
+
+import torch
+from flwr.app import Context
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from fedbayes.errors import ConfigError, require_number
+from fedbayes.simulation.app import client_app
+from fedbayes.simulation.client import ClientFactory, CohortClient
+from fedbayes.simulation.flower_private import RESTARTS
+from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads
+from fedbayes.simulation.polled_grid import PolledGrid
+
+Result = TypeVar("Result")
+LAST_WORDS = 20.0
+"""Seconds that the server's side has to end after an interruption."""
+
+
+@final
+class Ray:
+    """Runs a federation on Flower's Simulation Runtime.
+
+    Args:
+        num_cpus: CPU cores of a worker; as many workers start as fit.
+        num_gpus: GPUs of a worker; may be a fraction.
+        address: of a running Ray cluster, as `HOST:PORT`, or `auto` for the one of this machine; null starts Ray here.
+        device: of a worker: `cpu`, `cuda`, or `auto` for a GPU if `num_gpus` gives it one.
+        threads: of torch in a worker; null for `num_cpus`.
+
+    Raises:
+        ConfigError: if a value is out of range or asks for more than the machine has.
+    """
+
+    def __init__(
+        self, *, num_cpus: float, num_gpus: float, address: str | None, device: str, threads: int | None
+    ) -> None:
+        self.num_cpus = require_number("simulation.num_cpus", num_cpus, 0, open_low=True)
+        self.num_gpus = require_number("simulation.num_gpus", num_gpus, 0)
+        self.address = address
+        if address is None and self.num_cpus > available_cores():
+            raise ConfigError(
+                f"simulation.num_cpus={num_cpus} is more than the {available_cores()} cores here, so no worker could "
+                "start; lower it."
+            )
+        if address is None and self.num_gpus > torch.cuda.device_count():
+            raise ConfigError(
+                f"simulation.num_gpus={num_gpus} is more than the {torch.cuda.device_count()} GPUs here, so no worker "
+                "could start; lower it."
+            )
+        if device == "cuda" and self.num_gpus == 0:
+            raise ConfigError("simulation.device=cuda needs a share of a GPU for each worker; set simulation.num_gpus.")
+        chosen = choose_device(device)
+        self.device = chosen if self.num_gpus else "cpu"
+        self.threads = choose_threads(threads, max(1, int(self.num_cpus)))
+
+    def prepare(self) -> None:
+        """Set this process's number of torch threads: the server's, and each worker's."""
+        torch.set_num_threads(self.threads)
+
+    def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[Grid], Result]) -> Result:
+        """Start the runtime, hand the server's side a grid, and end everything with it.
+
+        Args:
+            client_factory: makes a worker's client.
+            clients: partitions of the federation.
+            serve: the server's side, from first round to last; it runs in another thread.
+
+        Raises:
+            ConfigError: if there is no cluster at `address`.
+        """
+        from flwr.simulation import run_simulation
+
+        stop, ended = threading.Event(), threading.Event()
+        results: list[Result] = []
+        failures: list[BaseException] = []
+        server = ServerApp()
+
+        @server.main()
+        def main(grid: Grid, _: Context) -> None:
+            try:
+                results.append(serve(PolledGrid(grid, stop)))
+            except BaseException as error:
+                failures.append(error)
+            finally:
+                ended.set()
+
+        _require_reachable(self.address)
+        with _quiet(), _same_environment():
+            backend: Any = {
+                "client_resources": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, **RESTARTS},
+                "init_args": self._init_args(),
+            }
+            try:
+                run_simulation(server, _app(client_factory), num_supernodes=clients, backend_config=backend)
+            except BaseException as error:
+                stop.set()
+                ended.wait(LAST_WORDS)
+                _disconnect()
+                if isinstance(error, SystemExit):  # Ray's own way to take a SIGTERM
+                    raise KeyboardInterrupt from None
+                raise
+        if failures:
+            raise failures[0]
+        return results[0]
+
+    def _init_args(self) -> dict[str, Any]:
+        """How Flower starts Ray here, or finds it."""
+        quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        if self.address is not None:
+            return {**quiet, "address": self.address}
+        # Without "local" Ray would join whatever cluster was started last on this machine.
+        return {**quiet, "address": "local", "num_cpus": available_cores(), "num_gpus": torch.cuda.device_count()}
+
+
+def _require_reachable(address: str | None) -> None:
+    """Look whether anybody listens there: Ray would wait for minutes.
+
+    Raises:
+        ConfigError: if nobody does.
+    """
+    if address is None or ":" not in address:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"simulation.address={address} does not answer ({error}); start a cluster there by `ray start --head`, or "
+            "leave it null."
+        ) from error
+
+
+def _app(client_factory: ClientFactory) -> ClientApp:
+    """The ClientApp that travels with each message."""
+
+    def client_of(_: Context) -> CohortClient:
+        return client_factory()
+
+    return client_app(client_of)
+
+
+def _disconnect() -> None:
+    """End this process's Ray, however far it has come; a cluster that was running before stays."""
+    with suppress(Exception):
+        import ray
+
+        ray.shutdown()
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """Undo what Flower does to PYTHONPATH for its workers: whatever is started later must not inherit it."""
+    before = os.environ.get("PYTHONPATH")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    """Not that `run_simulation` will go one day: fedbayes pins Flower."""
+    return not str(record.msg).startswith("DEPRECATED FEATURE")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Flower's banners off the terminal; its warnings still reach `run.log`."""
+    logger = logging.getLogger("flwr")
+    consoles = [one for one in logger.handlers if type(one) is not logging.FileHandler]
+    level = logger.level
+    for one in consoles:
+        logger.removeHandler(one)
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_wanted)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logger.removeFilter(_wanted)
+        logger.setLevel(level)
+        for one in consoles:
+            logger.addHandler(one)

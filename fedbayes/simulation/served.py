@@ -1,0 +1,56 @@
+"""The engine of a Flower App: the grid is Flower's, and clients answer wherever its SuperNodes are."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar, final
+
+import torch
+from flwr.serverapp import Grid
+
+from fedbayes.errors import RunError
+from fedbayes.simulation.client import ClientFactory
+from fedbayes.simulation.hardware import choose_device, choose_threads
+from fedbayes.simulation.polled_grid import PolledGrid
+
+Result = TypeVar("Result")
+
+LONGEST_PAUSE = 0.2
+"""Seconds between two looks for answers, at most: each may be a request over a network."""
+
+
+@final
+class Served:
+    """Runs a federation on a grid that a Flower ServerApp was given, simulated or deployed.
+
+    Args:
+        device: of a client's process: `cpu`, `cuda`, or `auto` for a GPU if there is one. The server needs none.
+        threads: of torch on the CPU, in the server and in every client's process; null for 1.
+        grid: the federation; None in a client's process, and in one that no SuperLink has started.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    def __init__(self, *, device: str, threads: int | None, grid: Grid | None = None) -> None:
+        self.device = choose_device(device) if grid is None else "cpu"
+        self.threads = choose_threads(threads, 1)
+        self._grid = grid
+
+    def prepare(self) -> None:
+        """Set this process's number of torch threads; results depend on it in the last bit."""
+        torch.set_num_threads(self.threads)
+
+    def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[Grid], Result]) -> Result:  # noqa: ARG002  (the SuperNodes have both)
+        """Hand the grid to the round loop.
+
+        Args:
+            client_factory: unused: each client's process builds its own from the same overrides.
+            clients: partitions of the federation; the round loop waits for as many.
+            serve: the server's side, from first round to last.
+
+        Raises:
+            RunError: if there is no grid.
+        """
+        if self._grid is None:
+            raise RunError("simulation=flower has no SuperLink here; start it with flower_app/run.sh.")
+        return serve(PolledGrid(self._grid, threading.Event(), LONGEST_PAUSE))

@@ -1,0 +1,48 @@
+"""The clients of the Flower App; a process builds its client once.
+
+A simulated client holds its part of the common images. A deployed one, whose SuperNode was started with a `data-root`,
+holds all images below that folder (`partition=own`).
+
+What leaves a node: the shared parameters and the training metrics of its client; for each evaluation the predicted
+probabilities of its images with their labels and domains, in the order of its files, because accuracy and calibration
+are measured on the server over all clients; and the text of its errors. Images do not. Neither do personal parameters,
+unless the node's owner sets `share-personal=true`.
+"""
+
+from functools import lru_cache
+
+from flwr.app import Context
+from omegaconf import OmegaConf
+
+from fedbayes import build
+from fedbayes.errors import ConfigError
+from fedbayes.simulation.app import client_app
+from fedbayes.simulation.client import CohortClient
+from fedbayes.simulation.node import partition_of, root_of
+from fedbayes_app.settings import configuration, go_to
+
+
+def client_of(context: Context) -> CohortClient:
+    """The client of this process, for a node's images."""
+    overrides, directory = (str(context.run_config[name]) for name in ("overrides", "directory"))
+    cfg = configuration(overrides)
+    root = root_of(context.node_config, cfg.clients, needed=cfg.names.partition == "own")
+    if root is None:
+        return _built(overrides, directory)
+    return _built(overrides, "", root, partition_of(context.node_config))
+
+
+@lru_cache(maxsize=1)
+def _built(overrides: str, directory: str, root: str | None = None, holder: int | None = None) -> CohortClient:
+    """The client, ready to train."""
+    cfg = configuration(overrides)
+    go_to(directory)
+    if root is not None:
+        if "root" not in cfg.data:
+            raise ConfigError(f"data={cfg.names.data} reads no folder; set data=imagefolder data.root=null.")
+        cfg = cfg.copy()
+        cfg.data.root, cfg.partition.holder = root, holder
+    return build.client_of(OmegaConf.to_yaml(cfg, resolve=True))
+
+
+app = client_app(client_of)

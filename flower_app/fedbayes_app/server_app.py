@@ -1,0 +1,19 @@
+"""The server of the Flower App: the flow of the command `fedbayes`, on the grid that Flower hands out."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedbayes.run import run, run_dir_of
+from fedbayes.simulation.served import Served
+from fedbayes_app.settings import configuration, go_to
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """One run, from configuration to report."""
+    cfg = configuration(str(context.run_config["overrides"]))
+    go_to(context.run_config["directory"])
+    engine = Served(device=cfg.simulation.device, threads=cfg.simulation.threads, grid=grid)
+    run(cfg, run_dir_of(cfg).absolute(), engine)

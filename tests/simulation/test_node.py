@@ -1,0 +1,72 @@
+"""What a node-config means, and how a ClientApp answers for it."""
+
+import pytest
+from app_grid import AppGrid
+from flwr.app import Message
+from scripted import Scripted
+
+from fedbayes.errors import ConfigError
+from fedbayes.federation import Federation
+from fedbayes.messages import ask_personal
+from fedbayes.simulation.app import client_app
+from fedbayes.simulation.client import QUERY_PERSONAL
+from fedbayes.simulation.node import partition_of, root_of, shares_personal
+
+
+def test_a_simulated_node_has_a_partition_and_shares_everything():
+    node = {"partition-id": 2, "num-partitions": 3}
+    assert partition_of(node) == 2
+    assert root_of(node, 3, needed=False) is None
+    assert shares_personal(node)
+
+
+def test_a_deployed_node_has_a_folder_and_shares_what_its_owner_says():
+    node = {"partition-id": 0, "data-root": "my images"}
+    assert root_of(node, 3, needed=True) == "my images"
+    assert not shares_personal(node)
+    assert not shares_personal({**node, "share-personal": "true"}), "only true itself is a yes"
+    assert shares_personal({**node, "share-personal": True})
+
+
+@pytest.mark.parametrize("node", [{}, {"partition-id": -1}, {"partition-id": "0"}, {"partition-id": True}])
+def test_a_node_without_a_partition_is_told_how_to_get_one(node):
+    with pytest.raises(ConfigError, match='start the SuperNode with --node-config \'data-root="DIR" partition-id=P'):
+        partition_of(node)
+
+
+@pytest.mark.parametrize(
+    ("node", "needed", "said"),
+    [
+        ({"partition-id": 1, "num-partitions": 2}, False, "partition 1 says num-partitions=2, but .* clients=3"),
+        ({"partition-id": 3}, False, "partition 3 counts from 0, but the run has clients=3"),
+        ({"partition-id": 1}, True, "partition 1 lacks data-root, which partition=own needs; start the SuperNode"),
+        ({"partition-id": 1, "data-root": "x"}, False, "images of its own .*; set partition=own data=imagefolder"),
+    ],
+)
+def test_a_node_that_does_not_fit_the_run_is_refused(node, needed, said):
+    with pytest.raises(ConfigError, match=said):
+        root_of(node, 3, needed=needed)
+
+
+def test_a_node_that_keeps_what_is_personal_answers_with_an_error():
+    client = Scripted(keeps=True)
+    nodes = [{"partition-id": 0}, {"partition-id": 1, "data-root": "x"}]
+    grid = AppGrid(client_app(lambda _: client), nodes, {})
+    federation = Federation(grid, 2)
+    assert federation.personal({0: 0, 1: 0}) == {}
+    said = {
+        one.metadata.src_node_id: one.error.reason if one.has_error() else ""
+        for one in grid.send_and_receive(
+            [Message(ask_personal(0), node, QUERY_PERSONAL) for node in grid.get_node_ids()]
+        )
+    }
+    assert sorted(said.values()) == ["", "this node keeps what is personal"]
+
+
+def test_a_users_mistake_reaches_the_server_as_one_line():
+    def refuse(_):
+        raise ConfigError("colour=blue is unknown; choose red.")
+
+    grid = AppGrid(client_app(refuse), [{"partition-id": 0}], {})
+    with pytest.raises(Exception, match=r"^a client cannot start: ConfigError: colour=blue is unknown; choose red\.$"):
+        Federation(grid, 1)

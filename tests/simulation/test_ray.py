@@ -1,0 +1,205 @@
+"""Flower's Simulation Runtime on a cluster of two nodes: real Ray processes, the same objects, the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from journal import Journal
+from remote import RemoteFactory
+from scripted import SETTINGS, Scripted
+
+from fedbayes import build, simulate
+from fedbayes.configuration import compose
+from fedbayes.errors import ConfigError, RunError
+from fedbayes.messages import from_record
+from fedbayes.rounds import RoundLoop
+from fedbayes.simulation.ray import Ray
+
+UNEQUAL = {"seconds", "images_per_second"}
+SAME = [
+    ["method=pfedbayespt"],
+    ["method=fedvpt", "method.client.personal=[head]"],
+    ["method=pfedbayespt", "participation=0.5"],
+]
+
+
+@pytest.fixture(scope="module")
+def address():
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    assert len(cluster.list_all_nodes()) == 2
+    for node in cluster.list_all_nodes():
+        assert not node.any_processes_alive() or node.remaining_processes_alive(), "we ended a cluster that is not ours"
+    cluster.shutdown()
+
+
+def engine(address, **settings):
+    return Ray(**{"num_cpus": 1, "num_gpus": 0, "address": address, "device": "auto", "threads": 1, **settings})
+
+
+def played(address, factory, **settings):
+    """Rounds of a scripted federation on the cluster."""
+    loop, journal = RoundLoop(**{**SETTINGS, "clients": 4, "patience": 60, **settings}), Journal()
+    strategy = build.strategy(compose(), loop)
+    progress = engine(address).run(
+        client_factory=factory,
+        clients=4,
+        serve=lambda grid: loop.run(grid, strategy, Scripted().initial(), journal),
+    )
+    return progress, journal
+
+
+def rows(folder):
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in UNEQUAL} for line in lines]
+
+
+@pytest.mark.parametrize("overrides", SAME, ids=["pfedbayespt", "personal heads", "partial participation"])
+def test_workers_and_cohorts_of_one_give_the_same_bits(address, tmp_path, overrides):
+    common = ["experiment=smoke", "clients=4", "simulation.threads=1", *overrides]
+    simulate([*common, "simulation.cohort=1", f"run_dir={tmp_path}/here"])
+    simulate([*common, "simulation=ray", f"simulation.address={address}", f"run_dir={tmp_path}/there"])
+    assert rows(tmp_path / "here") == rows(tmp_path / "there")
+    assert len(rows(tmp_path / "there")) >= 5
+    for which in ("final", "best", "per_client"):
+        here, there = (json.loads((tmp_path / name / "summary.json").read_text())[which] for name in ("here", "there"))
+        assert here == there, which
+
+
+def test_both_nodes_work_and_each_worker_builds_its_client_once(address, tmp_path):
+    environment = dict(os.environ)
+    progress, journal = played(address, RemoteFactory(tmp_path), rounds=3)
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([3.0])  # (1 + 4 + 9 + 16) / 10
+    made = sorted(tmp_path.glob("made-*"))
+    processes = [one.name.split("-")[1] for one in made]
+    assert len(processes) == len(set(processes)) == 2
+    assert len({one.read_text() for one in made}) == 2, "one of the two nodes had nothing to do"
+    assert journal.notes == []
+    assert dict(os.environ) == environment
+
+
+def test_workers_that_die_come_back(address, tmp_path):
+    script = RemoteFactory(tmp_path, dies={(2, 0)}, kills={(3, 1)})
+    progress, journal = played(address, script, rounds=4)
+    assert [(row["round"], row["replies"]) for row in journal.rows if row["phase"] == "train"] == [
+        (1, 4), (2, 4), (3, 3), (4, 4)
+    ]  # fmt: skip
+    assert (tmp_path / "died-2-0").exists()
+    (note,) = journal.notes
+    assert note.startswith("round 3: reply of client 1 not used: Actor")
+    assert "'" not in note
+    assert progress.accepted == {0: 4, 1: 4, 2: 4, 3: 4}
+
+
+def test_an_exception_is_the_clients_own(address, tmp_path):
+    _, journal = played(address, RemoteFactory(tmp_path, raises={(1, 3)}))
+    assert journal.notes == ["round 1: reply of client 3 not used: ZeroDivisionError: rotten image"]
+
+
+def test_late_clients_are_left_out_and_the_run_goes_on(address, tmp_path):
+    _, journal = played(address, RemoteFactory(tmp_path, hangs={(1, 0)}), timeout=4, rounds=3)
+    assert journal.notes[0] == "round 1: reply of client 0 not used: no answer in time"
+    assert [row["replies"] for row in journal.rows if row["phase"] == "train"][-1] == 4
+
+
+@pytest.mark.parametrize("error", [RunError("the server is tired"), KeyError("lost")])
+def test_what_ends_the_server_comes_out_as_itself(address, tmp_path, error):
+    def serve(grid):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        engine(address).run(client_factory=RemoteFactory(tmp_path), clients=2, serve=serve)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"num_cpus": 0}, "simulation.num_cpus=0"),
+        ({"num_cpus": 1000}, "simulation.num_cpus=1000 is more than the"),
+        ({"num_gpus": -1}, "simulation.num_gpus=-1"),
+        ({"num_gpus": 1000}, "simulation.num_gpus=1000 is more than the"),
+        ({"device": "tpu"}, "simulation.device=tpu"),
+        ({"device": "cuda"}, "simulation.device=cuda"),
+        ({"threads": 0}, "simulation.threads=0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, said):
+    with pytest.raises(ConfigError, match=said):
+        engine(None, **setting)
+
+
+def test_a_cluster_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"simulation.address=127.0.0.1:1 does not answer .*ray start"):
+        engine("127.0.0.1:1").run(client_factory=RemoteFactory(tmp_path), clients=2, serve=lambda _: None)
+
+
+def test_ray_is_loaded_only_where_it_runs():
+    code = "import sys, fedbayes.build, fedbayes.simulation.ray; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def marked(mark):
+    """Processes that inherited our mark, wherever they hang in the tree."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes() and (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux shows what a process inherited")
+@pytest.mark.parametrize(
+    ("kind", "sent", "group", "moment"),
+    [
+        ("in_process", signal.SIGINT, False, 2),
+        ("in_process", signal.SIGTERM, False, 2),
+        ("ray", signal.SIGINT, True, 2),
+        pytest.param("ray", signal.SIGINT, False, 2, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGTERM, False, 2, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGINT, True, 0, marks=pytest.mark.slow),
+        pytest.param("ray", signal.SIGINT, False, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupted_run_ends_at_once_and_leaves_nothing_behind(tmp_path, kind, sent, group, moment):
+    """`moment` is the number of rows that the run has logged by then; 0 is while the engine starts."""
+    mark = f"FEDBAYES_TEST_MARK={tmp_path.name}-{os.getpid()}"
+    command = [sys.executable, "-m", "fedbayes.run", f"simulation={kind}", "rounds=500", "simulation.threads=1"]
+    command += ["experiment=smoke", f"run_dir={tmp_path}/run", "rounds=500"]
+    environment = {**os.environ, **dict([mark.split("=")])}
+    said = tmp_path / "said"
+    with said.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
+    try:
+        written, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+        while time.monotonic() < end and process.poll() is None:
+            if written.exists() and written.read_text().count("\n") >= moment:
+                break
+            time.sleep(0.02)
+        time.sleep(0.0 if moment else 3.0)
+        started = time.monotonic()
+        os.killpg(process.pid, sent) if group else process.send_signal(sent)
+        status = process.wait(timeout=60)
+        assert time.monotonic() - started < 15, said.read_text()
+        assert status == 130, said.read_text()
+        end = time.monotonic() + 15
+        while marked(mark) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not marked(mark)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert said.read_text().rstrip().endswith("interrupted")
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert "interrupted" in (tmp_path / "run" / "run.log").read_text()
