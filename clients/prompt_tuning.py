@@ -91,6 +91,7 @@ class PromptTuningClient(AbstractClient):
             self.model.trainable(),
             (self.inputs.train(batch, changes) for batch in batches),
             lambda inputs: self.objective(inputs, noise, beta),
+            self.data.steps(partitions, self.optim.local_epochs, self.optim.batch_size),
         )
         metrics |= {f"{name}_received": values for name, values in before.items()}
         metrics |= {f"{name}_sent": values for name, values in probe().items()}

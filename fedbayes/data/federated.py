@@ -72,6 +72,10 @@ class FederatedData:
         """Everything that the clients hold of a split, in the order of `indices`."""
         return self._pad([self.indices(partition, split) for partition in partitions])
 
+    def steps(self, partitions: Sequence[int], count: int, batch_size: int) -> list[int]:
+        """How many batches of `epochs` each client has images in."""
+        return [count * -(-len(self.indices(partition, "train")) // batch_size) for partition in partitions]
+
     def epochs(self, partitions: Sequence[int], count: int, batch_size: int, order: Streams) -> Iterator[Batch]:
         """Batches of the training images, each client's shuffled by a stream of its own.
 

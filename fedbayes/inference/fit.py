@@ -1,15 +1,18 @@
 """The one batch loop: every gradient-trained client of every method goes through `LocalTraining.fit`."""
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar, final, runtime_checkable
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.inference.elbo import Objective
 from fedbayes.inference.optim import NAMES, CohortOptimiser
+
+SCHEDULES = ("constant", "linear", "cosine")
 
 
 @runtime_checkable  # the tests check every argument's type
@@ -38,6 +41,9 @@ class LocalTraining:
         momentum: of `sgd`.
         weight_decay: see `CohortOptimiser`.
         clip: largest norm of a client's gradient; null leaves it.
+        schedule: of the learning rates over a client's own T steps of a round, t = 0..T-1: `constant`; `linear`,
+            `1 - t / T`; or `cosine`, `(1 + cos(pi t / T)) / 2` (Loshchilov & Hutter 2017, arXiv 1608.03983).
+        proximal: mu of `mu/2 |w - w_received|^2`, added to each client's loss (Li et al. 2020, arXiv 1812.06127).
 
     Raises:
         ConfigError: if a value is out of range.
@@ -54,6 +60,8 @@ class LocalTraining:
         momentum: float,
         weight_decay: float,
         clip: float | None,
+        schedule: str = "constant",
+        proximal: float = 0.0,
     ) -> None:
         self.name = require_choice("optim.name", name, NAMES)
         self.prompt_lr = require_number("optim.prompt_lr", prompt_lr, 0)
@@ -65,12 +73,15 @@ class LocalTraining:
         self.momentum = require_number("optim.momentum", momentum, 0, 1)
         self.weight_decay = require_number("optim.weight_decay", weight_decay, 0)
         self.clip = None if clip is None else require_number("optim.clip", clip, 0, open_low=True)
+        self.schedule = require_choice("optim.schedule", schedule, SCHEDULES)
+        self.proximal = require_number("optim.proximal", proximal, 0)
 
     def fit(
         self,
         parameters: Mapping[str, Tensor],
         batches: Iterable[BatchT],
         objective: Callable[[BatchT], Objective],
+        steps: Sequence[int],
     ) -> dict[str, Tensor]:
         """Train the parameters of every client in place.
 
@@ -78,9 +89,10 @@ class LocalTraining:
             parameters: by name, each `(C, ...)`; names that begin with `head.` learn at `head_lr`.
             batches: in order; a client without images in one sits it out.
             objective: losses of a batch, one per client.
+            steps: T of each client, over which a schedule falls.
 
         Returns:
-            Each term of the objective, `(C,)`, averaged over the client's images and epochs.
+            Each term of the objective, `(C,)`, averaged over the client's images and epochs; without the proximal term.
         """
         rates = {key: self.head_lr if key.startswith("head.") else self.prompt_lr for key in parameters}
         parameters = {key: p for key, p in parameters.items() if rates[key] > 0 and p.numel()}
@@ -92,15 +104,27 @@ class LocalTraining:
             weight_decay=self.weight_decay,
             clip=self.clip,
         )
+        received = {key: p.detach().clone() for key, p in parameters.items()} if self.proximal else {}
         totals: dict[str, Tensor] = {}
         images = torch.zeros(())
         for batch in batches:
             terms = objective(batch)
-            gradients = torch.autograd.grad(terms.loss.sum(), list(parameters.values()))
-            optimiser.step(dict(zip(parameters, gradients, strict=True)), batch.mask.any(1))
+            gradients = dict(
+                zip(parameters, torch.autograd.grad(terms.loss.sum(), [*parameters.values()]), strict=True)
+            )
+            for key, start in received.items():
+                gradients[key] = gradients[key] + self.proximal * (parameters[key].detach() - start)
+            optimiser.step(gradients, batch.mask.any(1), self.factor(optimiser.steps, steps))
             counts = batch.mask.sum(1)
             images = images + counts
             for key, value in terms.metrics().items():
                 present = torch.where(counts > 0, value * counts, torch.zeros_like(value))
                 totals[key] = totals.get(key, torch.zeros_like(value)) + present
         return {key: total / images for key, total in totals.items()}
+
+    def factor(self, done: Float[Tensor, " clients"], steps: Sequence[int]) -> Float[Tensor, " clients"] | None:
+        """What the schedule multiplies each client's learning rates with, after so many of its steps; None for 1."""
+        if self.schedule == "constant":
+            return None
+        share = (done / torch.tensor(steps, dtype=done.dtype, device=done.device).clamp(min=1)).clamp(max=1)
+        return 1 - share if self.schedule == "linear" else (1 + torch.cos(math.pi * share)) / 2

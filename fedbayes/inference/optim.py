@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import final
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from fedbayes.errors import require_choice, require_number
@@ -55,28 +55,34 @@ class CohortOptimiser:
         self.second = {key: torch.zeros_like(p) for key, p in parameters.items()} if name != "sgd" else {}
 
     @torch.no_grad()
-    def step(self, gradients: Mapping[str, Tensor], active: Bool[Tensor, " clients"]) -> None:
+    def step(
+        self,
+        gradients: Mapping[str, Tensor],
+        active: Bool[Tensor, " clients"],
+        factor: Float[Tensor, " clients"] | None = None,
+    ) -> None:
         """Move the active clients one step.
 
         Args:
             gradients: by parameter name, each `(C, ...)`.
             active: clients that have images in this batch.
+            factor: of each client's learning rates; None for 1.
         """
         self.steps = self.steps + active.to(self.steps.dtype)
-        factor = None if self.clip is None else _clip_factor(gradients, self.clip)
+        clipping = None if self.clip is None else _clip_factor(gradients, self.clip)
         for key, parameter in self.parameters.items():
             gradient = gradients[key]
-            if factor is not None:
-                gradient = gradient * _rows(factor, gradient)
+            if clipping is not None:
+                gradient = gradient * _rows(clipping, gradient)
             if self.weight_decay and self.name != "adamw":
                 gradient = gradient + self.weight_decay * parameter
             chosen = _rows(active, parameter)
-            moved = self._moved(key, parameter, gradient, chosen)
+            rate = self.learning_rates[key] if factor is None else self.learning_rates[key] * _rows(factor, parameter)
+            moved = self._moved(key, parameter, gradient, chosen, rate)
             parameter.copy_(torch.where(chosen, moved, parameter))
 
-    def _moved(self, key: str, parameter: Tensor, gradient: Tensor, chosen: Tensor) -> Tensor:
+    def _moved(self, key: str, parameter: Tensor, gradient: Tensor, chosen: Tensor, rate: float | Tensor) -> Tensor:
         """Where the update rule takes the parameter; moments of inactive clients are kept."""
-        rate = self.learning_rates[key]
         if self.name == "sgd":
             momentum = self.momentum * self.first[key] + gradient
             self.first[key] = torch.where(chosen, momentum, self.first[key])

@@ -60,11 +60,12 @@ def quadratic(parameters):
 
 
 COUNTS = [[3, 2], [3, 0], [2, 2], [1, 0]]
+STEPS = [4, 2]
 
 
 def test_each_client_trains_as_alone_with_torch():
     batches, parameters = batches_of(COUNTS), problem(2)
-    metrics = LocalTraining(**DEFAULTS).fit(parameters, batches, quadratic(parameters))
+    metrics = LocalTraining(**DEFAULTS).fit(parameters, batches, quadratic(parameters), STEPS)
     for c in range(2):
         base, bias = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.zeros(1))
         optimiser = torch.optim.SGD([{"params": [base], "lr": 0.1}, {"params": [bias], "lr": 0.2}], momentum=0.9)
@@ -90,7 +91,7 @@ def test_a_clients_nan_stays_its_own():
         parameters = problem(2)
         if spoil:
             parameters["head.bias"].data[1] = torch.nan
-        metrics = LocalTraining(**DEFAULTS).fit(parameters, batches, quadratic(parameters))
+        metrics = LocalTraining(**DEFAULTS).fit(parameters, batches, quadratic(parameters), STEPS)
         found.append((parameters["generator.base"][0], metrics["loss"][0]))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
 
@@ -99,7 +100,7 @@ def test_a_clients_nan_stays_its_own():
 def test_a_loss_without_images_reaches_neither_parameters_nor_averages(name):
     batches, parameters = batches_of(COUNTS), problem(2)
     assert quadratic(parameters)(batches[1]).loss[1].isnan()
-    metrics = LocalTraining(**{**DEFAULTS, "name": name}).fit(parameters, batches, quadratic(parameters))
+    metrics = LocalTraining(**{**DEFAULTS, "name": name}).fit(parameters, batches, quadratic(parameters), STEPS)
     assert metrics["loss"].isfinite().all()
     assert all(p.isfinite().all() for p in parameters.values())
 
@@ -109,21 +110,55 @@ def test_a_learning_rate_of_zero_leaves_its_part_alone(rate, still):
     parameters = problem(2)
     before = {key: p.detach().clone() for key, p in parameters.items()}
     options = {**DEFAULTS, "name": "adamw", "weight_decay": 0.1, rate: 0}
-    LocalTraining(**options).fit(parameters, batches_of(COUNTS), quadratic(parameters))
+    LocalTraining(**options).fit(parameters, batches_of(COUNTS), quadratic(parameters), STEPS)
     assert {key for key, p in parameters.items() if torch.equal(p, before[key])} == {still}
 
 
 def test_a_part_of_no_size_is_passed_over():
     parameters = {**problem(2), "generator.empty": torch.zeros(2, 0, requires_grad=True)}
-    LocalTraining(**DEFAULTS).fit(parameters, batches_of(COUNTS), quadratic(parameters))
+    LocalTraining(**DEFAULTS).fit(parameters, batches_of(COUNTS), quadratic(parameters), STEPS)
     assert parameters["generator.empty"].shape == (2, 0)
 
 
 def test_training_goes_downhill():
     parameters = problem(1)
     batches = [Batch(torch.full((1, 4), 3.0), torch.ones(1, 4, dtype=torch.bool))] * 60
-    LocalTraining(**{**DEFAULTS, "name": "adam"}).fit(parameters, batches, quadratic(parameters))
+    LocalTraining(**{**DEFAULTS, "name": "adam"}).fit(parameters, batches, quadratic(parameters), [60])
     assert (parameters["generator.base"].sum() + parameters["head.bias"]).item() == pytest.approx(3.0, abs=0.1)
+
+
+SHAPES = {
+    "constant": lambda _: 1.0,
+    "linear": lambda share: 1 - share,
+    "cosine": lambda share: (1 + math.cos(math.pi * share)) / 2,
+}
+
+
+@pytest.mark.parametrize("schedule", SHAPES)
+@pytest.mark.parametrize("proximal", [0.0, 3.0])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_each_client_has_its_own_schedule_and_proximal_term(schedule, proximal, name):
+    batches, parameters = batches_of(COUNTS), problem(2)
+    training = LocalTraining(**{**DEFAULTS, "name": name, "schedule": schedule, "proximal": proximal, "clip": 0.7})
+    training.fit(parameters, batches, quadratic(parameters), STEPS)
+    made = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    more = {"momentum": 0.9} if name == "sgd" else {"weight_decay": 0.0}
+    for c in range(2):
+        base, bias = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.zeros(1))
+        optimiser = made([{"params": [base], "lr": 0.1}, {"params": [bias], "lr": 0.2}], **more)
+        falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t, c=c: SHAPES[schedule](t / STEPS[c]))
+        for batch in batches:
+            own = batch.target[c][batch.mask[c]]
+            if len(own):
+                loss = (base.sum() + bias - own).square().mean()
+                loss = loss + proximal / 2 * ((base - 1).square().sum() + bias.square().sum())
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_([base, bias], 0.7)
+                optimiser.step()
+                falling.step()
+        torch.testing.assert_close(parameters["generator.base"][c], base, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(parameters["head.bias"][c], bias, atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +174,8 @@ def test_training_goes_downhill():
         ("momentum", -1),
         ("weight_decay", math.nan),
         ("clip", 0),
+        ("schedule", "step"),
+        ("proximal", -1),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(key, value):

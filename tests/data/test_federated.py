@@ -1,0 +1,36 @@
+"""The images of a federation: batches, schedules, stand-ins."""
+
+import numpy as np
+import pytest
+import torch
+from schemes import grid
+
+from fedbayes.data.federated import FederatedData
+from fedbayes.data.splits import ClientSplit
+from fedbayes.seeding import Streams
+
+
+@pytest.fixture
+def data():
+    bounds = [0, 5, 6, 17]
+    parts = [np.arange(low, high) for low, high in zip(bounds, bounds[1:], strict=False)]
+    return FederatedData(grid(2, 2, 5), [ClientSplit(train=one, validation=one[:1], test=one[:2]) for one in parts])
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (2, 4), (3, 1), (2, 100)])
+def test_steps_are_the_batches_in_which_a_client_has_images(data, count, batch_size):
+    partitions = [2, 0, 1]
+    batches = list(data.epochs(partitions, count, batch_size, Streams(0, 1, partitions, "order")))
+    present = sum(batch.mask.any(1).long() for batch in batches)
+    assert data.steps(partitions, count, batch_size) == present.tolist()
+    assert max(batch.mask.shape[1] for batch in batches) <= batch_size
+    assert sum(batch.counts for batch in batches).tolist() == [11 * count, 5 * count, 1 * count]
+
+
+def test_a_stand_in_has_as_many_images_as_the_client_all_the_same(data):
+    for partition in range(3):
+        for split in ("train", "validation", "test", "held_out"):
+            mine, its = data.indices(partition, split), data.indices(~partition, split)
+            assert mine.shape == its.shape
+            assert mine.dtype == its.dtype
+            assert torch.equal(its, torch.zeros_like(mine))
