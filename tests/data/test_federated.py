@@ -1,5 +1,7 @@
 """The images of a federation: batches, schedules, stand-ins."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from fedbayes.seeding import Streams
 @pytest.fixture
 def data():
     bounds = [0, 5, 6, 17]
-    parts = [np.arange(low, high) for low, high in zip(bounds, bounds[1:], strict=False)]
+    parts = [np.arange(low, high) for low, high in pairwise(bounds)]
     return FederatedData(grid(2, 2, 5), [ClientSplit(train=one, validation=one[:1], test=one[:2]) for one in parts])
 
 
