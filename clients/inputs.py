@@ -77,7 +77,7 @@ class InputSource:
         self._row = torch.zeros(len(data.images), dtype=torch.long)  # of an image in the caches
         self._row[self._held] = torch.arange(len(self._held))
         kept = 1 if model.start_layer == model.backbone.depth else model.backbone.num_tokens  # see `precompute`
-        size = len(self._held) * kept * model.backbone.dim * 4 / 2**20
+        size = len(self._held) * kept * model.backbone.dim * model.backbone.tokens_dtype.itemsize / 2**20
         self._keep_tokens = size <= cache_mb
         if not self._keep_tokens:
             log.info("token cache of %.0f MB exceeds simulation.cache_mb=%g: tokens are computed again", size, cache_mb)

@@ -48,6 +48,7 @@ def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT
     """The frozen ViT with its generator and head, on the device."""
     require_whole("seed", cfg.seed, 0)
     backbone = _make("backbone", cfg.backbone, image_size=federated.images.images.shape[-1])
+    backbone.cast(cfg.simulation.get("precision", "float32"))  # absent from older runs
     settings = {**_plain(cfg.prompts), **_plain(cfg.generator)}
     noise_dim = require_whole("generator.noise_dim", cfg.generator.noise_dim, 1)
     modelled = GaussianReverse.outputs(noise_dim) if cfg.inference.reverse == "gaussian" else 0

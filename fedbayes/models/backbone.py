@@ -6,14 +6,19 @@ may keep it.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fedbayes.errors import BackboneError
+from fedbayes.errors import BackboneError, require_choice
+from fedbayes.models.blocks import FoldedBlock, class_row, fold, is_plain, run_folded, with_prompts
+
+PRECISIONS = ("float32", "bf16")
+PIECE = 2**18
+"""Numbers in the tokens of the images that go through the blocks at once on a CPU; see `fedbayes.models.blocks`."""
 
 
 @final
@@ -44,8 +49,32 @@ class FrozenViT(nn.Module):
         self.depth: int = len(self.vit.blocks)
         self.image_size: int = self.vit.patch_embed.img_size[0]
         self.num_tokens: int = self.vit.patch_embed.num_patches + 1
+        self._bf16 = False
+        self._block_parameters = tuple(self.vit.blocks.parameters())
+        self._folds: Sequence[FoldedBlock | None] = ()
+        self._fold_state: list[tuple[int, int, torch.dtype]] | None = None
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def cast(self, precision: str) -> "FrozenViT":
+        """Choose the numbers of the backbone's own passes; its weights are converted once, in place.
+
+        Args:
+            precision: `float32` leaves it as it is. `bf16` keeps linear and convolution weights and tokens in bfloat16
+                and computes under autocast; features and the prompts' gradients stay float32.
+
+        Returns:
+            This backbone.
+
+        Raises:
+            ConfigError: if there is no such precision.
+        """
+        if require_choice("simulation.precision", precision, PRECISIONS) == "bf16":
+            self._bf16 = True
+            for module in self.vit.modules():
+                if isinstance(module, nn.Linear | nn.Conv2d):
+                    module.to(torch.bfloat16)
+        return self
 
     def train(self, mode: bool = True) -> "FrozenViT":  # noqa: ARG002  (frozen: the mode is never taken over)
         """Stay in eval mode: dropout and stochastic depth never act in a frozen backbone."""
@@ -53,8 +82,17 @@ class FrozenViT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights, hence of tokens and features."""
+        """Of pixels and features; tokens are of `tokens_dtype`."""
         return self.mean.dtype
+
+    @property
+    def tokens_dtype(self) -> torch.dtype:
+        """Of what `embed` gives and a cache keeps."""
+        return torch.bfloat16 if self._bf16 else self.dtype
+
+    def _passes(self) -> torch.autocast:
+        """What the blocks are computed under; nothing in float32."""
+        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self._bf16)
 
     @torch.no_grad()
     def embed(self, images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"], start: int) -> Float[Tensor, "n t d"]:
@@ -65,10 +103,11 @@ class FrozenViT(nn.Module):
             start: number of blocks to go through, 0..depth.
         """
         pixels = (images.to(self.dtype) / 255 - self.mean) / self.std
-        tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(pixels)))
-        for block in self.vit.blocks[:start]:
-            tokens = block(tokens)
-        return tokens
+        with self._passes():
+            tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(pixels)))
+            for block in self.vit.blocks[:start]:
+                tokens = block(tokens)
+        return tokens.to(self.tokens_dtype)
 
     @torch.no_grad()
     def features(self, images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
@@ -88,35 +127,52 @@ class FrozenViT(nn.Module):
         Returns:
             The class token after the last block and the final norm, before any head.
         """
-        blocks = list(self.vit.blocks)[start:]
-        length = 0 if prompts is None else prompts.shape[2]
-        x = tokens
-        for i, block in enumerate(blocks):
-            if prompts is not None and i < prompts.shape[1]:
-                x = torch.cat([x[:, :1], prompts[:, i], x[:, 1 if i == 0 else 1 + length :]], dim=1)  # (n, 1+l+t-1, d)
-            x = class_row(block, x) if block is blocks[-1] else block(x)
+        prompts = None if prompts is None else prompts.to(tokens.dtype)
+        with self._passes():
+            feature = self._feature(tokens, prompts, start)
+        return feature.to(self.dtype)
+
+    def _feature(self, tokens: Tensor, prompts: Tensor | None, start: int) -> Tensor:
+        folded = self._folded(tokens)
+        pieces = zip(*self._pieces(tokens, prompts), strict=True)
+        x = torch.cat([self._upto_last(some, theirs, start, folded) for some, theirs in pieces])
+        if start < self.depth:
+            last = self.vit.blocks[-1]
+            x = class_row(last, x) if is_plain(last) else last(x)
         feature: Tensor = self.vit.fc_norm(self.vit.norm(x[:, :1])[:, 0])
         return feature
 
+    def _upto_last(self, x: Tensor, prompts: Tensor | None, start: int, folded: Sequence[FoldedBlock | None]) -> Tensor:
+        """What the last block is given."""
+        length = 0 if prompts is None else prompts.shape[2]
+        for i, (block, fast) in enumerate(zip(self.vit.blocks[start:], folded[start:], strict=True)):
+            own = prompts[:, i] if prompts is not None and i < prompts.shape[1] else None
+            replaced = 0 if i == 0 else length
+            if fast is not None:
+                x = run_folded(x, own, replaced, fast)
+                continue
+            x = x if own is None else with_prompts(x, own, replaced)
+            x = x if i == self.depth - start - 1 else block(x)
+        return x
 
-def class_row(block: Any, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n 1 d"]:
-    """Row 0 of `block(x)`, without computing the others: in the last block only the class token is read again."""
-    attention = block.attn
-    n, t, _ = x.shape
-    normed = block.norm1(x)
-    heads, width = attention.num_heads, attention.head_dim
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    split = heads * width
-    query = F.linear(normed[:, :1], weight[:split], None if bias is None else bias[:split])
-    key_value = F.linear(normed, weight[split:], None if bias is None else bias[split:])
-    query = query.view(n, 1, heads, width).transpose(1, 2)  # (n, heads, 1, width)
-    key, value = key_value.view(n, t, 2, heads, width).permute(2, 0, 3, 1, 4)  # each (n, heads, t, width)
-    query, key = attention.q_norm(query), attention.k_norm(key)
-    mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
-    row = attention.norm(mixed.transpose(1, 2).reshape(n, 1, split))
-    row = x[:, :1] + block.ls1(attention.proj(row))
-    out: Tensor = row + block.ls2(block.mlp(block.norm2(row)))
-    return out
+    def _pieces(self, tokens: Tensor, prompts: Tensor | None) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
+        """On a CPU, as few images at a time as fit its cache; how many depends on shapes alone."""
+        length = 0 if prompts is None else prompts.shape[2]
+        size = len(tokens)
+        if tokens.device.type == "cpu":
+            size = max(1, PIECE // ((tokens.shape[1] + length) * self.dim))
+        parts = tokens.split(size)
+        return parts, [None] * len(parts) if prompts is None else prompts.split(size)
+
+    def _folded(self, tokens: Tensor) -> Sequence[FoldedBlock | None]:
+        """The weights of each block whose passes are written out for this device and type; None for timm's own."""
+        if tokens.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return [None] * self.depth
+        state = [(p.data_ptr(), p._version, p.dtype) for p in self._block_parameters]
+        if state != self._fold_state:
+            plain = [fold(block) if is_plain(block) else None for block in self.vit.blocks[:-1]]
+            self._folds, self._fold_state = [*plain, None], state
+        return self._folds
 
 
 def load_weights(vit: nn.Module, state: dict[str, Any], source: str) -> None:

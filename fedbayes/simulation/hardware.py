@@ -5,6 +5,7 @@ import os
 import torch
 
 from fedbayes.errors import ConfigError, require_choice, require_whole
+from fedbayes.models.memory import keep_freed_memory
 
 
 def available_cores() -> int:
@@ -22,6 +23,12 @@ def choose_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("simulation.device=cuda finds no GPU here; choose one of auto, cpu.")
     return "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+
+
+def settle(threads: int) -> None:
+    """Make this process ready to run clients: its torch threads, and memory that is kept between steps."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def choose_threads(threads: int | None, otherwise: int) -> int:

@@ -8,14 +8,13 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import TypeVar, final
 
-import torch
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedbayes.errors import require_whole
 from fedbayes.simulation.client import ClientFactory, CohortClient, answer
 from fedbayes.simulation.flower_private import FIRST_NODE, Run, claim_identity, client_error, empty_run, stamp
-from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads
+from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads, settle
 
 Result = TypeVar("Result")
 
@@ -39,8 +38,8 @@ class InProcess:
         self.threads = choose_threads(threads, available_cores())
 
     def prepare(self) -> None:
-        """Set this process's number of torch threads; results depend on it in the last bit."""
-        torch.set_num_threads(self.threads)
+        """Settle this process; results depend on the number of threads in the last bit."""
+        settle(self.threads)
 
     def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[Grid], Result]) -> Result:
         """Build the client once and hand the grid to the round loop.

@@ -25,7 +25,7 @@ from fedbayes.errors import ConfigError, require_number
 from fedbayes.simulation.app import client_app
 from fedbayes.simulation.client import ClientFactory, CohortClient
 from fedbayes.simulation.flower_private import RESTARTS
-from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads
+from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads, settle
 from fedbayes.simulation.polled_grid import PolledGrid
 
 Result = TypeVar("Result")
@@ -71,8 +71,8 @@ class Ray:
         self.threads = choose_threads(threads, max(1, int(self.num_cpus)))
 
     def prepare(self) -> None:
-        """Set this process's number of torch threads: the server's, and each worker's."""
-        torch.set_num_threads(self.threads)
+        """Settle this process: the server's, and each worker's."""
+        settle(self.threads)
 
     def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[Grid], Result]) -> Result:
         """Start the runtime, hand the server's side a grid, and end everything with it.

@@ -4,12 +4,11 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar, final
 
-import torch
 from flwr.serverapp import Grid
 
 from fedbayes.errors import RunError
 from fedbayes.simulation.client import ClientFactory
-from fedbayes.simulation.hardware import choose_device, choose_threads
+from fedbayes.simulation.hardware import choose_device, choose_threads, settle
 from fedbayes.simulation.polled_grid import PolledGrid
 
 Result = TypeVar("Result")
@@ -37,8 +36,8 @@ class Served:
         self._grid = grid
 
     def prepare(self) -> None:
-        """Set this process's number of torch threads; results depend on it in the last bit."""
-        torch.set_num_threads(self.threads)
+        """Settle this process; results depend on the number of threads in the last bit."""
+        settle(self.threads)
 
     def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[Grid], Result]) -> Result:  # noqa: ARG002  (the SuperNodes have both)
         """Hand the grid to the round loop.

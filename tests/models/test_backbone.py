@@ -8,7 +8,7 @@ from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 from fedbayes.errors import BackboneError
-from fedbayes.models.backbone import FrozenViT, class_row, load_weights
+from fedbayes.models.backbone import FrozenViT, load_weights
 from fedbayes.models.zoo import shipped
 
 MEAN, STD = (0.375, 0.5, 0.625), (0.25, 0.375, 0.5)
@@ -72,15 +72,30 @@ def test_a_vit_of_timms_gives_timms_features(images, dtype, tolerance):
     assert (frozen.dim, frozen.depth, frozen.image_size, frozen.num_tokens) == (192, 12, 64, 17)
 
 
+@pytest.mark.parametrize("piece", [1, 17 * 24 * 3, 2**30])
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
-def test_the_class_row_is_row_zero_of_the_block(random_vit, options):
-    block = random_vit(**options).eval().blocks[-1]
-    tokens = torch.randn(2, 7, 24, dtype=torch.float64, requires_grad=True)
-    row, whole = class_row(block, tokens), block(tokens)[:, :1]
-    torch.testing.assert_close(row, whole, rtol=0, atol=1e-10)
-    probe = torch.randn_like(row)
-    gradients = [torch.autograd.grad((out * probe).sum(), tokens, retain_graph=True)[0] for out in (row, whole)]
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+def test_images_in_pieces_are_as_all_at_once(random_vit, images, monkeypatch, options, piece):
+    frozen = FrozenViT(random_vit(**options), "small", MEAN, STD).double()
+    prompts = torch.randn(4, 1, 2, 24, dtype=torch.float64, requires_grad=True)
+    tokens, probe = frozen.embed(images(4, 16), 1), torch.randn(4, 24, dtype=torch.float64)
+    whole = by_whole_blocks(frozen.vit, normalised(images(4, 16)), prompts, 1)
+    monkeypatch.setattr("fedbayes.models.backbone.PIECE", piece)
+    got = frozen(tokens, prompts, 1)
+    torch.testing.assert_close(got, whole, rtol=0, atol=1e-10)
+    gradients = [torch.autograd.grad((out * probe).sum(), prompts)[0] for out in (got, whole)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-9)
+
+
+def test_weights_that_change_are_folded_anew(random_vit, images):
+    frozen = FrozenViT(random_vit(), "small", MEAN, STD).double()
+    before = frozen.features(images(2, 16))
+    load_weights(frozen.vit, {k: 1.5 * v for k, v in frozen.vit.state_dict().items()}, "file.pth")
+    after = frozen.features(images(2, 16))
+    torch.testing.assert_close(after, pre_head(frozen.vit, normalised(images(2, 16))), rtol=0, atol=1e-10)
+    assert not torch.allclose(after, before)
+    frozen.float()
+    expected = pre_head(frozen.vit, normalised(images(2, 16), torch.float32))
+    torch.testing.assert_close(frozen.features(images(2, 16)), expected, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("start", [0, 1, 2])

@@ -88,24 +88,21 @@ def test_both_nodes_work_and_each_worker_builds_its_client_once(address, tmp_pat
     assert dict(os.environ) == environment
 
 
-def test_workers_that_die_come_back(address, tmp_path):
-    script = RemoteFactory(tmp_path, dies={(2, 0)}, kills={(3, 1)})
+def test_workers_that_die_come_back_and_an_exception_is_the_clients_own(address, tmp_path):
+    script = RemoteFactory(tmp_path, dies={(2, 0)}, kills={(3, 1)}, raises={(1, 3)})
     progress, journal = played(address, script, rounds=4)
     assert [(row["round"], row["replies"]) for row in journal.rows if row["phase"] == "train"] == [
-        (1, 4), (2, 4), (3, 3), (4, 4)
+        (1, 3), (2, 4), (3, 3), (4, 4)
     ]  # fmt: skip
     assert (tmp_path / "died-2-0").exists()
-    (note,) = journal.notes
-    assert note.startswith("round 3: reply of client 1 not used: Actor")
-    assert "'" not in note
+    raised, killed = journal.notes
+    assert raised == "round 1: reply of client 3 not used: ZeroDivisionError: rotten image"
+    assert killed.startswith("round 3: reply of client 1 not used: Actor")
+    assert "'" not in killed
     assert progress.accepted == {0: 4, 1: 4, 2: 4, 3: 4}
 
 
-def test_an_exception_is_the_clients_own(address, tmp_path):
-    _, journal = played(address, RemoteFactory(tmp_path, raises={(1, 3)}))
-    assert journal.notes == ["round 1: reply of client 3 not used: ZeroDivisionError: rotten image"]
-
-
+@pytest.mark.slow
 def test_late_clients_are_left_out_and_the_run_goes_on(address, tmp_path):
     _, journal = played(address, RemoteFactory(tmp_path, hangs={(1, 0)}), timeout=4, rounds=3)
     assert journal.notes[0] == "round 1: reply of client 0 not used: no answer in time"
@@ -165,7 +162,7 @@ def marked(mark):
     [
         ("in_process", signal.SIGINT, False, 2),
         ("in_process", signal.SIGTERM, False, 2),
-        ("ray", signal.SIGINT, True, 2),
+        pytest.param("ray", signal.SIGINT, True, 2, marks=pytest.mark.slow),
         pytest.param("ray", signal.SIGINT, False, 2, marks=pytest.mark.slow),
         pytest.param("ray", signal.SIGTERM, False, 2, marks=pytest.mark.slow),
         pytest.param("ray", signal.SIGINT, True, 0, marks=pytest.mark.slow),

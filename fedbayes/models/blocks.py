@@ -1,0 +1,249 @@
+"""Blocks of a frozen ViT: what a training step needs of them and nothing else.
+
+A frozen block needs gradients with respect to tokens only, and a client's processor is fastest while a few images'
+activations stay in its cache. So a plain pre-norm block (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929) has its
+forward and backward written out here, for torch's CPU kernels; any other block, device or type calls timm's own.
+
+Constants are folded into the weights that follow them, which is exact: the norms' affine maps, the scale of the
+queries, layer scale, and the bias of the values (attention weights sum to one). The bias of the keys adds one number
+to all scores of a query, which softmax ignores.
+"""
+
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FoldedBlock:
+    """A plain block's weights, `x @ weight` with constants folded in.
+
+    Attributes:
+        heads: of the attention.
+        eps: of the two norms.
+        qkv: `(d, 3 w)`, w the heads' widths together.
+        query_bias: `(w,)`.
+        proj: `(w, d)`.
+        proj_bias: `(d,)`.
+        fc1: `(d, hidden)`.
+        fc1_bias: `(hidden,)`.
+        fc2: `(hidden, d)`.
+        fc2_bias: `(d,)`.
+    """
+
+    heads: int
+    eps: tuple[float, float]
+    qkv: Tensor
+    query_bias: Tensor
+    proj: Tensor
+    proj_bias: Tensor
+    fc1: Tensor
+    fc1_bias: Tensor
+    fc2: Tensor
+    fc2_bias: Tensor
+
+
+def is_plain(block: Any) -> bool:
+    """Whether a block is one that `fold` understands: no norm, gate or activation but the original's."""
+    from timm.layers.attention import Attention
+    from timm.layers.mlp import Mlp
+    from timm.models.vision_transformer import Block, LayerScale
+
+    if type(block) is not Block or type(block.attn) is not Attention or type(block.mlp) is not Mlp:
+        return False
+    attention, mlp = block.attn, block.mlp
+    absent = (attention.q_norm, attention.k_norm, attention.norm, mlp.norm)
+    return (
+        getattr(attention, "gate", None) is None
+        and all(isinstance(module, nn.Identity) for module in absent)
+        and all(isinstance(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2))
+        and all(isinstance(scale, nn.Identity | LayerScale) for scale in (block.ls1, block.ls2))
+        and all(type(linear) is nn.Linear for linear in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2))
+        and type(mlp.act) in (nn.GELU, _timms_gelu())
+        and getattr(mlp.act, "approximate", "none") == "none"
+    )
+
+
+def _timms_gelu() -> type:
+    from timm.layers.activations import GELU
+
+    return GELU
+
+
+@torch.no_grad()
+def fold(block: Any) -> FoldedBlock:
+    """A plain block's weights with its constants folded in; see the module docstring."""
+    attention, mlp = block.attn, block.mlp
+    qkv, qkv_bias = _after_norm(attention.qkv, block.norm1)
+    width = attention.num_heads * attention.head_dim
+    qkv[:width] *= attention.scale
+    proj, proj_bias = _before_scale(attention.proj, block.ls1, qkv_bias[2 * width :])
+    fc1, fc1_bias = _after_norm(mlp.fc1, block.norm2)
+    fc2, fc2_bias = _before_scale(mlp.fc2, block.ls2, None)
+    return FoldedBlock(
+        heads=attention.num_heads,
+        eps=(block.norm1.eps, block.norm2.eps),
+        qkv=qkv.mT,
+        query_bias=qkv_bias[:width] * attention.scale,
+        proj=proj.mT,
+        proj_bias=proj_bias,
+        fc1=fc1.mT,
+        fc1_bias=fc1_bias,
+        fc2=fc2.mT,
+        fc2_bias=fc2_bias,
+    )
+
+
+def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """Weight `(out, in)` and bias of `linear(norm(x))` in terms of the norm without its affine map."""
+    weight, bias = linear.weight.clone(), linear.weight.new_zeros(linear.out_features)
+    if linear.bias is not None:
+        bias += linear.bias
+    if norm.bias is not None:
+        bias += weight @ norm.bias
+    if norm.weight is not None:
+        weight *= norm.weight
+    return weight, bias
+
+
+def _before_scale(linear: nn.Linear, scale: Any, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight `(out, in)` and bias of `scale(linear(x + shift))`."""
+    weight, bias = linear.weight.clone(), linear.weight.new_zeros(linear.out_features)
+    if linear.bias is not None:
+        bias += linear.bias
+    if shift is not None:
+        bias += weight @ shift
+    if not isinstance(scale, nn.Identity):
+        weight *= scale.gamma.unsqueeze(1)
+        bias *= scale.gamma
+    return weight, bias
+
+
+def run_folded(
+    tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n l d"] | None, replaced: int, block: FoldedBlock
+) -> Float[Tensor, "n t2 d"]:
+    """A plain block of tokens with `prompts` put after the class token.
+
+    Args:
+        tokens: with the class token first.
+        prompts: None for none.
+        replaced: tokens after the class token that the prompts replace.
+        block: see `fold`.
+    """
+    out: Tensor = _Folded.apply(tokens, prompts, replaced, block)
+    return out
+
+
+class _Folded(torch.autograd.Function):
+    """`run_folded`: n images of t tokens, h heads of width w. Letters with a `d` are gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, prompts: Tensor | None, replaced: int, block: FoldedBlock) -> Tensor:
+        x = tokens if prompts is None else with_prompts(tokens, prompts, replaced)
+        n, t, d = x.shape
+        x = x.reshape(n * t, d)
+        normed, mean1, rstd1 = torch.native_layer_norm(x, [d], None, None, block.eps[0])
+        q, k, v = _by_head(torch.mm(normed, block.qkv), n, 3, block.heads)  # each (n h, t, w)
+        q.view(n, block.heads, t, -1).add_(block.query_bias.view(block.heads, 1, -1))
+        p = torch.bmm(q, k.mT)  # (n h, t, t)
+        torch.softmax(p, -1, out=p)
+        mixed = _by_token(torch.bmm(p, v).unsqueeze(0), n)
+        y = torch.addmm(x, mixed, block.proj).add_(block.proj_bias)
+        normed, mean2, rstd2 = torch.native_layer_norm(y, [d], None, None, block.eps[1])
+        hidden = torch.addmm(block.fc1_bias, normed, block.fc1)
+        out = torch.addmm(y, F.gelu(hidden), block.fc2).add_(block.fc2_bias)
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(x, mean1, rstd1, q, k, v, p, y, mean2, rstd2, hidden)
+            ctx.block, ctx.images, ctx.replaced = block, n, replaced
+            ctx.length = 0 if prompts is None else prompts.shape[1]
+        return out.view(n, t, d)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, mean1, rstd1, q, k, v, p, y, mean2, rstd2, hidden = ctx.saved_tensors
+        block, n, length = ctx.block, ctx.images, ctx.length
+        t, d = dout.shape[1:]
+        dout = dout.reshape(n * t, d)
+        dhidden = torch.mm(dout, block.fc2.mT)
+        torch.ops.aten.gelu_backward.grad_input(dhidden, hidden, grad_input=dhidden)
+        dy = _norm_backward(torch.mm(dhidden, block.fc1.mT), y, mean2, rstd2).add_(dout)
+        (dmixed,) = _by_head(torch.mm(dy, block.proj.mT), n, 1, block.heads)
+        dp = torch.bmm(dmixed, v.mT)
+        torch._softmax_backward_data(dp, p, -1, dp.dtype, grad_input=dp)
+        # Tokens below the first prompted block are constants: only the prompts' rows go on.
+        rows = slice(None) if ctx.needs_input_grad[0] else slice(1, 1 + length)
+        dqkv = torch.stack(
+            [torch.bmm(dp[:, rows], k), torch.bmm(dp[:, :, rows].mT, q), torch.bmm(p[:, :, rows].mT, dmixed)]
+        )
+        dnormed = torch.mm(_by_token(dqkv, n), block.qkv.mT)
+        x, mean1, rstd1, dy = (_rows(one, n, rows) for one in (x, mean1, rstd1, dy))
+        dx = _norm_backward(dnormed, x, mean1, rstd1).add_(dy).view(n, -1, d)
+        if not ctx.needs_input_grad[0]:
+            return None, dx, None, None
+        if length == 0:
+            return dx, None, None, None
+        gap = dx.new_zeros(n, ctx.replaced, d)
+        dtokens = torch.cat([dx[:, :1], gap, dx[:, 1 + length :]], dim=1)
+        return dtokens, dx[:, 1 : 1 + length] if ctx.needs_input_grad[1] else None, None, None
+
+
+def _norm_backward(dnormed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+    """Gradient with respect to what a norm without affine map was given."""
+    shape = [x.shape[-1]]
+    dx: Tensor = torch.ops.aten.native_layer_norm_backward(
+        dnormed, x, shape, mean, rstd, None, None, [True, False, False]
+    )[0]
+    return dx
+
+
+def _by_head(x: Float[Tensor, "nt parts_h_w"], images: int, parts: int, heads: int) -> Float[Tensor, "parts nh t w"]:
+    """Columns cut into parts and heads, a matrix for each image and head, as batched products want it."""
+    cut = x.view(images, -1, parts, heads, x.shape[1] // (parts * heads))
+    parted: Tensor = cut.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
+    return parted
+
+
+def _by_token(x: Float[Tensor, "parts nh t w"], images: int) -> Float[Tensor, "nt parts_h_w"]:
+    """The reverse of `_by_head`."""
+    joined: Tensor = x.unflatten(1, (images, -1)).permute(1, 3, 0, 2, 4).flatten(2).flatten(0, 1)
+    return joined
+
+
+def _rows(x: Float[Tensor, "nt last"], images: int, rows: slice) -> Float[Tensor, "nr last"]:
+    """Some tokens of every image."""
+    some: Tensor = x.unflatten(0, (images, -1))[:, rows].flatten(0, 1)
+    return some
+
+
+def with_prompts(
+    tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n l d"], replaced: int
+) -> Float[Tensor, "n t2 d"]:
+    """Class token, prompts, and the tokens after those that the prompts replace."""
+    return torch.cat([tokens[:, :1], prompts, tokens[:, 1 + replaced :]], dim=1)
+
+
+def class_row(block: Any, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n 1 d"]:
+    """Row 0 of `block(x)` for a plain block, whose keys and values are never computed.
+
+    With one query q per head, a score `q . (W_k x_t)` is `(W_k' q) . x_t`, and the values' mean `sum_t p_t W_v x_t` is
+    `W_v (sum_t p_t x_t)`: products with d columns for each head in place of d x d matrices for each token.
+    """
+    attention, normed = block.attn, block.norm1(x)
+    heads, width = attention.num_heads, attention.head_dim
+    to_query, to_key, to_value = attention.qkv.weight.unflatten(0, (3, heads, width))
+    bias = None if attention.qkv.bias is None else attention.qkv.bias.unflatten(0, (3, heads * width))
+    query = F.linear(normed[:, 0], to_query.flatten(0, 1), None if bias is None else bias[0]) * attention.scale
+    query = torch.einsum("nhw,hwd->nhd", query.unflatten(1, (heads, width)), to_key)
+    shares = (query @ normed.mT).softmax(-1)  # (n, heads, t); the keys' bias would move all scores alike
+    value = torch.einsum("nhd,hwd->nhw", shares @ normed, to_value).flatten(1)
+    value = value if bias is None else value + bias[2]
+    row = x[:, :1] + block.ls1(attention.proj(value.unsqueeze(1)))
+    out: Tensor = row + block.ls2(block.mlp(block.norm2(row)))
+    return out

@@ -1,0 +1,129 @@
+"""What is written out by hand against timm's own blocks: values, gradients, and nothing of one image in another."""
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block, ResPostBlock
+from torch import nn
+
+from fedbayes.models.blocks import class_row, fold, is_plain, run_folded, with_prompts
+
+PLAIN = {
+    "plain": {},
+    "layer scale": {"init_values": 0.5},
+    "no qkv bias": {"qkv_bias": False},
+    "no bias": {"proj_bias": False},
+}
+OTHERS = {
+    "normed queries and keys": {"qk_norm": True},
+    "normed attention": {"scale_attn_norm": True},
+    "normed mlp": {"scale_mlp_norm": True},
+    "another activation": {"act_layer": nn.ReLU},
+    "approximate gelu": {"act_layer": lambda: nn.GELU("tanh")},
+    "another block": {"block_fn": ResPostBlock},
+}
+
+
+def leaf(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.fixture
+def block(random_vit):
+    def make(**options) -> Block:
+        made = random_vit(**options).eval().requires_grad_(False)
+        return made.blocks[1]
+
+    return make
+
+
+@pytest.mark.parametrize("learns", ["prompts", "tokens", "both"])
+@pytest.mark.parametrize("replaced", [0, 3])
+@pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
+def test_values_and_gradients_are_those_of_timms_block(block, options, replaced, learns):
+    whole = block(**options)
+    folded = fold(whole)
+    tokens, prompts = leaf(2, 9, 24), leaf(2, 3, 24)
+    tokens.requires_grad_(learns != "prompts")
+    prompts.requires_grad_(learns != "tokens")
+    wanted = [one for one in (tokens, prompts) if one.requires_grad]
+    got, expected = run_folded(tokens, prompts, replaced, folded), whole(with_prompts(tokens, prompts, replaced))
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    probe = torch.randn_like(got)
+    gradients = [torch.autograd.grad((out * probe).sum(), wanted) for out in (got, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
+def test_without_prompts_too(block, options):
+    whole, tokens = block(**options), leaf(2, 9, 24)
+    outputs = run_folded(tokens, None, 0, fold(whole)), whole(tokens)
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(out.square().sum(), tokens)[0] for out in outputs]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+
+
+def test_gradients_are_those_of_finite_differences(block):
+    folded = fold(block(init_values=0.5))
+    assert torch.autograd.gradcheck(lambda x, p: run_folded(x, p, 1, folded), (leaf(1, 4, 24), leaf(1, 2, 24)))
+
+
+@pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
+def test_the_class_row_is_row_zero_of_the_block(block, options):
+    whole, tokens = block(**options), leaf(2, 9, 24)
+    outputs = class_row(whole, tokens), whole(tokens)[:, :1]
+    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(out.square().sum(), tokens)[0] for out in outputs]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+def test_only_plain_blocks_are_taken_for_plain(block, options):
+    assert is_plain(block())
+    assert not is_plain(block(**options))
+
+
+def test_a_gate_is_no_part_of_a_plain_block(block):
+    gated = block()
+    gated.attn.gate = nn.Linear(24, 24)
+    assert not is_plain(gated)
+
+
+def test_folding_leaves_the_block_as_it_was(block):
+    whole = block(init_values=0.5)
+    before = {name: value.clone() for name, value in whole.state_dict().items()}
+    fold(whole)
+    assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
+
+
+def test_the_gradient_it_is_given_and_its_inputs_stay_as_they_were(block):
+    folded = fold(block())
+    tokens, prompts = leaf(2, 9, 24), leaf(2, 3, 24)
+    kept = tokens.detach().clone(), prompts.detach().clone()
+    out = run_folded(tokens, prompts, 0, folded)
+    value, probe = out.detach().clone(), torch.randn(2, 12, 24, dtype=torch.float64)
+    given = probe.clone()
+    torch.autograd.grad(out, (tokens, prompts), given, retain_graph=True)
+    first = torch.autograd.grad(out, tokens, given, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(out, tokens, given)[0])
+    assert torch.equal(given, probe)
+    assert torch.equal(out, value)
+    assert torch.equal(tokens, kept[0])
+    assert torch.equal(prompts, kept[1])
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_a_nan_stays_in_its_image(block, learns):
+    folded = fold(block())
+    tokens, prompts = leaf(3, 9, 24), leaf(3, 3, 24)
+    tokens.requires_grad_(learns)
+    outputs = []
+    for bad in (False, True):
+        with torch.no_grad():
+            prompts[1] = torch.nan if bad else 0.5
+        out = run_folded(tokens, prompts, 0, folded)
+        outputs.append(
+            (out.detach(), *torch.autograd.grad(out.square().sum(), [tokens, prompts][0 if learns else 1 :]))
+        )
+    for clean, spoilt in zip(*outputs, strict=True):
+        assert spoilt[1].isnan().any()
+        assert torch.equal(clean[[0, 2]], spoilt[[0, 2]])
