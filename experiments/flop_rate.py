@@ -33,7 +33,7 @@ from fedbayes import build
 from fedbayes.configuration import compose
 from fedbayes.inference.optim import CohortOptimiser
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.models.memory import keep_freed_memory
+from fedbayes.simulation.memory import keep_freed_memory
 from fedbayes.seeding import Streams
 
 Step = Callable[[], None]

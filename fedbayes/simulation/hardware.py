@@ -5,7 +5,7 @@ import os
 import torch
 
 from fedbayes.errors import ConfigError, require_choice, require_whole
-from fedbayes.models.memory import keep_freed_memory
+from fedbayes.simulation.memory import keep_freed_memory
 
 
 def available_cores() -> int:
