@@ -8,7 +8,9 @@ restarts it.
 """
 
 import logging
+import math
 import os
+import signal
 import socket
 import threading
 import warnings
@@ -31,6 +33,8 @@ from fedbayes.simulation.polled_grid import PolledGrid
 Result = TypeVar("Result")
 LAST_WORDS = 20.0
 """Seconds that the server's side has to end after an interruption."""
+SILENT = "RAY_DISABLE_FAILURE_SIGNAL_HANDLER"
+"""Keeps Ray from printing its C++ stack when SIGTERM ends a run; read when ray is imported."""
 
 
 @final
@@ -38,7 +42,7 @@ class Ray:
     """Runs a federation on Flower's Simulation Runtime.
 
     Args:
-        num_cpus: CPU cores of a worker; as many workers start as fit.
+        num_cpus: CPU cores of a worker; as many workers start as fit, but here no more than there are clients.
         num_gpus: GPUs of a worker; may be a fraction.
         address: of a running Ray cluster, as `HOST:PORT`, or `auto` for the one of this machine; null starts Ray here.
         device: of a worker: `cpu`, `cuda`, or `auto` for a GPU if `num_gpus` gives it one.
@@ -83,7 +87,7 @@ class Ray:
             serve: the server's side, from first round to last; it runs in another thread.
 
         Raises:
-            ConfigError: if there is no cluster at `address`.
+            ConfigError: if there is no cluster at `address`, or no worker fits into it.
         """
         from flwr.simulation import run_simulation
 
@@ -105,7 +109,7 @@ class Ray:
         with _quiet(), _same_environment():
             backend: Any = {
                 "client_resources": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, **RESTARTS},
-                "init_args": self._init_args(),
+                "init_args": self._init_args(clients),
             }
             try:
                 run_simulation(server, _app(client_factory), num_supernodes=clients, backend_config=backend)
@@ -115,18 +119,39 @@ class Ray:
                 _disconnect()
                 if isinstance(error, SystemExit):  # Ray's own way to take a SIGTERM
                     raise KeyboardInterrupt from None
+                self._explain(_root(error))
                 raise
         if failures:
             raise failures[0]
         return results[0]
 
-    def _init_args(self) -> dict[str, Any]:
+    def _init_args(self, clients: int) -> dict[str, Any]:
         """How Flower starts Ray here, or finds it."""
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         if self.address is not None:
             return {**quiet, "address": self.address}
         # Without "local" Ray would join whatever cluster was started last on this machine.
-        return {**quiet, "address": "local", "num_cpus": available_cores(), "num_gpus": torch.cuda.device_count()}
+        cores = min(
+            available_cores(), math.ceil(clients * self.num_cpus)
+        )  # idle workers would cost start-up and memory
+        return {**quiet, "address": "local", "num_cpus": cores, "num_gpus": torch.cuda.device_count()}
+
+    def _explain(self, root: BaseException) -> None:
+        """Say in one line what a user can mend; Flower wraps it twice.
+
+        Raises:
+            ConfigError: if it can be mended.
+        """
+        if isinstance(root, ConnectionError):
+            raise ConfigError(
+                f"simulation.address={self.address} leads to no cluster; start one by `ray start --head`, or leave it "
+                "null."
+            ) from root
+        if isinstance(root, ValueError) and str(root).startswith("ActorPool is empty"):
+            raise ConfigError(
+                f"no node of the cluster at simulation.address={self.address} has simulation.num_cpus={self.num_cpus:g} "
+                f"and simulation.num_gpus={self.num_gpus:g} for a worker; lower them, or start nodes that have."
+            ) from root
 
 
 def _require_reachable(address: str | None) -> None:
@@ -135,16 +160,23 @@ def _require_reachable(address: str | None) -> None:
     Raises:
         ConfigError: if nobody does.
     """
-    if address is None or ":" not in address:
+    if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ConfigError(f"simulation.address={address} is neither HOST:PORT nor auto; correct it, or leave it null.")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
+    except (OSError, OverflowError) as error:
         raise ConfigError(
             f"simulation.address={address} does not answer ({error}); start a cluster there by `ray start --head`, or "
             "leave it null."
         ) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """What an error was raised from, and that from, to the first one."""
+    return error if error.__cause__ is None else _root(error.__cause__)
 
 
 def _app(client_factory: ClientFactory) -> ClientApp:
@@ -166,15 +198,19 @@ def _disconnect() -> None:
 
 @contextmanager
 def _same_environment() -> Iterator[None]:
-    """Undo what Flower does to PYTHONPATH for its workers: whatever is started later must not inherit it."""
-    before = os.environ.get("PYTHONPATH")
+    """Undo what Flower does to PYTHONPATH for its workers, and Ray to SIGTERM: what runs later must not inherit it."""
+    before = {name: os.environ.get(name) for name in ("PYTHONPATH", SILENT)}
+    handler = signal.getsignal(signal.SIGTERM)
+    os.environ[SILENT] = "1"
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop("PYTHONPATH", None)
-        else:
-            os.environ["PYTHONPATH"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _wanted(record: logging.LogRecord) -> bool:
