@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from fedbayes.errors import ConfigError
 from fedbayes.messages import (
@@ -65,10 +65,10 @@ def test_address_leaves_the_strategys_shared_content_alone():
     address(second, 0, "test", extra={"head": np.ones(1)})
     assert set(shared.config_records["config"]) == {"server-round"}
     assert "head" not in shared.array_records["arrays"]
-    asked = read_request(second.content, 9, "evaluate", RecordDict())
+    asked = read_request(second.content, 9, "evaluate", RecordDict(), {})
     assert (asked.partition, asked.server_round, asked.kind, asked.split) == (9, 3, "evaluate", "test")
     assert "head" in asked.arrays
-    assert "head" not in read_request(first.content, 1, "train", RecordDict()).arrays
+    assert "head" not in read_request(first.content, 1, "train", RecordDict(), {}).arrays
 
 
 def test_settings_that_clients_would_ignore_are_refused():
@@ -84,7 +84,7 @@ def test_personal_parameters_of_the_accepted_round_come_with_the_request():
         asked.config_records["config"]["server-round"] = server_round
         keep_personal(state, ClientUpdate(0, {}, 1, {}, {"head": np.full(1, float(server_round))}), asked)
     assert len(state) == 2
-    kept = [read_request(request(**{"accepted-round": r}), 0, "train", state).personal for r in (0, 1, 2, 3)]
+    kept = [read_request(request(**{"accepted-round": r}), 0, "train", state, {}).personal for r in (0, 1, 2, 3)]
     assert [{name: value.item() for name, value in one.items()} for one in kept] == [{}, {"head": 1}, {}, {"head": 3}]
 
 
@@ -115,3 +115,44 @@ def test_bytes_grow_with_the_arrays_alone():
     small, large = (payload_bytes([request({"w": np.zeros(n, np.float32)})]) for n in (100, 1100))
     assert large - small == 4000
     assert small - 400 < 200
+
+
+ODD = [
+    np.arange(6, dtype=np.float32).reshape(2, 3),
+    np.arange(6, dtype=np.float64).reshape(2, 3).T,
+    np.zeros((0, 4), np.float32),
+    np.array(3.5),
+    np.array([True, False]),
+    np.array([1, 2], np.int64),
+    np.array([1.5, np.nan], np.float16),
+    np.array([1, 2], ">i4"),
+    np.array([1 + 2j], np.complex64),
+    np.array(["a", "bc"]),
+]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: f"{value.dtype}{value.shape}")
+def test_arrays_cross_the_wire_as_flower_itself_would_carry_them(value):
+    ours = to_record({"x": value})["x"]
+    theirs = Array(np.asarray(value, order="C"))
+    assert (ours.dtype, ours.shape, ours.stype, ours.data) == (theirs.dtype, theirs.shape, theirs.stype, theirs.data)
+    for array in (ours, Array(value)):
+        back = from_record(ArrayRecord({"x": array}))["x"]
+        np.testing.assert_array_equal(back, value)
+        assert back.dtype == array.numpy().dtype
+        assert back.flags.writeable
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:90], lambda d: b"nonsense", lambda d: b""])
+def test_a_damaged_array_is_an_error_and_not_other_numbers(damage):
+    good = Array(np.arange(4.0))
+    with pytest.raises((ValueError, EOFError, OSError)):
+        from_record(ArrayRecord({"x": Array(good.dtype, good.shape, good.stype, damage(good.data))}))
+
+
+def test_what_many_clients_are_sent_is_read_once():
+    one = request()
+    known = {}
+    first, second = (read_request(one, p, "train", RecordDict(), known) for p in (1, 2))
+    assert first.arrays is second.arrays
+    assert len(known) == 1

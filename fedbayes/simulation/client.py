@@ -85,10 +85,11 @@ def answer(
     if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
         return [client_error(f"cannot answer messages of type {kind}")] * len(contents)
     requests: list[ClientRequest | Exception] = []
+    known: dict[int, Arrays] = {}
     what: Kind = "train" if kind == MessageType.TRAIN else "evaluate"
     for content, partition, state in zip(contents, partitions, states, strict=True):
         try:
-            requests.append(read_request(content, partition, what, state))
+            requests.append(read_request(content, partition, what, state, known))
         except Exception as error:
             requests.append(error)
     answers: list[RecordDict | Error] = []

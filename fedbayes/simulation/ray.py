@@ -130,10 +130,9 @@ class Ray:
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         if self.address is not None:
             return {**quiet, "address": self.address}
+        # Idle workers would cost start-up and memory.
+        cores = min(available_cores(), math.ceil(clients * self.num_cpus))
         # Without "local" Ray would join whatever cluster was started last on this machine.
-        cores = min(
-            available_cores(), math.ceil(clients * self.num_cpus)
-        )  # idle workers would cost start-up and memory
         return {**quiet, "address": "local", "num_cpus": cores, "num_gpus": torch.cuda.device_count()}
 
     def _explain(self, root: BaseException) -> None:
@@ -149,8 +148,9 @@ class Ray:
             ) from root
         if isinstance(root, ValueError) and str(root).startswith("ActorPool is empty"):
             raise ConfigError(
-                f"no node of the cluster at simulation.address={self.address} has simulation.num_cpus={self.num_cpus:g} "
-                f"and simulation.num_gpus={self.num_gpus:g} for a worker; lower them, or start nodes that have."
+                f"no node of the cluster at simulation.address={self.address} has simulation.num_cpus="
+                f"{self.num_cpus:g} and simulation.num_gpus={self.num_gpus:g} for a worker; lower them, or start "
+                "nodes that have."
             ) from root
 
 
