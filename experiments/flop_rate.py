@@ -33,8 +33,8 @@ from fedbayes import build
 from fedbayes.configuration import compose
 from fedbayes.inference.optim import CohortOptimiser
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.simulation.memory import keep_freed_memory
 from fedbayes.seeding import Streams
+from fedbayes.simulation.memory import keep_freed_memory
 
 Step = Callable[[], None]
 SIDES = (1024, 2048, 3072)

@@ -146,9 +146,10 @@ def read_request(
         state: what the client keeps.
         known: arrays already read, by the identity of their record; strategies send one record to many clients.
     """
-    config = content.config_records[CONFIG]
-    kept = state.array_records.get(_version(config.get(ACCEPTED, 0)))
-    record = content.array_records[ARRAYS]
+    config, record = content[CONFIG], content[ARRAYS]
+    if not isinstance(config, ConfigRecord) or not isinstance(record, ArrayRecord):
+        raise ValueError(f"request holds {sorted(content)}, expected {ARRAYS} and {CONFIG}")
+    kept = state.array_records.get(_version(config.get(ACCEPTED, 0))) if state else None
     if id(record) not in known:
         known[id(record)] = from_record(record)
     return ClientRequest(
@@ -220,14 +221,15 @@ def read_update(partition: int, content: RecordDict) -> ClientUpdate:
     Raises:
         ValueError: if the reply lacks a record or its weight; the caller names the client.
     """
-    if ARRAYS not in content.array_records or METRICS not in content.metric_records:
+    record, said = content.get(ARRAYS), content.get(METRICS)  # Flower's views by kind are made anew each time
+    if not isinstance(record, ArrayRecord) or not isinstance(said, MetricRecord):
         raise ValueError(f"reply holds {sorted(content)}, expected {ARRAYS} and {METRICS}")
-    metrics = dict(content.metric_records[METRICS])
+    metrics = dict(said)
     weight = metrics.pop(WEIGHT, None)
     if not isinstance(weight, int | float) or not np.isfinite(weight) or weight <= 0:
         raise ValueError(f"{WEIGHT} is {weight}, expected a positive number")
     numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-    return ClientUpdate(partition, from_record(content.array_records[ARRAYS]), int(weight), numbers)
+    return ClientUpdate(partition, from_record(record), int(weight), numbers)
 
 
 def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
@@ -249,5 +251,5 @@ def mean_arrays(states: Sequence[Arrays]) -> Arrays:
 
 def payload_bytes(contents: Iterable[RecordDict]) -> int:
     """Bytes of all arrays as Flower serialises them."""
-    records = [record for content in contents for record in content.array_records.values()]
+    records = [record for content in contents for record in content.values() if isinstance(record, ArrayRecord)]
     return sum(len(array.data) for record in records for array in record.values())

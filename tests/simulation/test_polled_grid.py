@@ -79,3 +79,35 @@ def test_what_was_there_already_survives_a_stop():
     stop = threading.Event()
     stop.set()
     assert answered(PolledGrid(Later([1]), stop).send_and_receive(questions(1))) == [0]
+
+
+def test_a_late_client_is_asked_again_only_once_it_has_answered():
+    """Two answers at a time would start from the same context, and the later one would wipe out the other's."""
+    grid = Later([1, 10])
+    polled = PolledGrid(grid, threading.Event(), longest=0.001)
+    assert answered(polled.send_and_receive(questions(2), timeout=0.002)) == [0]
+    assert len(grid.partitions) == 2
+    assert answered(polled.send_and_receive(questions(2))) == [0, 1]
+    assert grid.looks >= 10
+    assert sorted(grid.partitions.values()) == [0, 0, 1, 1]
+    assert [0, 1, 1] not in grid.wanted, "it was asked again while it was at work"
+    assert answered(polled.send_and_receive(questions(2))) == [0, 1]
+
+
+def test_a_client_that_never_answers_is_left_out_of_every_round():
+    grid = Later([1, None])
+    polled = PolledGrid(grid, threading.Event(), longest=0.01)
+    for _ in range(3):
+        assert answered(polled.send_and_receive(questions(2), timeout=0.05)) == [0]
+    assert sorted(grid.partitions.values()) == [0, 0, 0, 1]
+
+
+def test_messages_that_the_grid_refuses_are_not_waited_for():
+    class Refusing(Later):
+        def push_messages(self, messages):
+            return [
+                None if m.metadata.dst_node_id == FIRST_NODE else i
+                for m, i in zip(messages, super().push_messages(messages), strict=True)
+            ]
+
+    assert answered(PolledGrid(Refusing([1, 1]), threading.Event()).send_and_receive(questions(2))) == [1]
