@@ -80,6 +80,10 @@ class AbstractClient(ABC):
     def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
         """Predict with a cohort's parameters; `streams` are used for this split only, by image order."""
 
+    def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:  # noqa: ARG002
+        """Parameters that each client is evaluated with; a method that trains may adapt them to the client first."""
+        return parameters
+
     def prepare(self) -> None:
         """Compute what depends on nothing learnt, before the first round's clock runs."""
         self.inputs.prepare()
@@ -117,7 +121,7 @@ class AbstractClient(ABC):
         partitions = [request.partition for request in requests]
         batch = self.data.whole(partitions, split)
         streams = Streams(self.seed, requests[0].server_round, partitions, f"evaluate {split}")
-        parameters = [{**request.arrays, **request.personal} for request in requests]
+        parameters = self.adapt([{**request.arrays, **request.personal} for request in requests], requests)
         predictions, diagnostics = self.predict(self.inputs.plain(batch), parameters, streams)
         answers = []
         for c, (partition, said) in enumerate(zip(partitions, predictions, strict=True)):

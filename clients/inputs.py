@@ -24,7 +24,7 @@ class Inputs:
     """One padded batch of C clients, on the model's device.
 
     Attributes:
-        tokens: below the first prompted block, `(C, B, t, d)`.
+        tokens: below the first prompted block, `(C, B, t, d)`; or what else `PromptedViT.entering` gives.
         z: normalised class features, `(C, B, d)`.
         labels: `(C, B)`.
         mask: True where there is an image, `(C, B)`.
@@ -76,8 +76,7 @@ class InputSource:
         self._held = torch.cat(shares).unique()
         self._row = torch.zeros(len(data.images), dtype=torch.long)  # of an image in the caches
         self._row[self._held] = torch.arange(len(self._held))
-        kept = 1 if model.start_layer == model.backbone.depth else model.backbone.num_tokens  # see `precompute`
-        size = len(self._held) * kept * model.backbone.dim * model.backbone.tokens_dtype.itemsize / 2**20
+        size = len(self._held) * model.entering_bytes / 2**20
         self._keep_tokens = size <= cache_mb
         if not self._keep_tokens:
             log.info("token cache of %.0f MB exceeds simulation.cache_mb=%g: tokens are computed again", size, cache_mb)
@@ -134,8 +133,7 @@ class InputSource:
         return torch.cat(features), torch.cat(tokens) if self._keep_tokens else None
 
     def _embedded(self, index: Tensor) -> Tensor:
-        embed, start = self._model.backbone.embed, self._model.start_layer
-        return torch.cat([embed(self._pixels(some), start) for some in index.split(CHUNK)])
+        return torch.cat([self._model.entering(self._pixels(some)) for some in index.split(CHUNK)])
 
     def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self._model.precompute(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]

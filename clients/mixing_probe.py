@@ -8,6 +8,7 @@ from torch import Tensor
 from fedbayes.inference.diagnostics import mixing_variances
 from fedbayes.models.anchoring import noise_bank
 from fedbayes.models.prompted import PromptedViT
+from fedbayes.models.prompts import PromptGenerator
 
 
 @final
@@ -27,7 +28,7 @@ class MixingProbe:
     @torch.no_grad()
     def __call__(self) -> dict[str, Tensor]:
         """`mixing_variance` and `conditional_variance`, means over images, `(C,)`; nothing for kinds without noise."""
-        if not self._generator.noise_dim:
+        if not isinstance(self._generator, PromptGenerator) or not self._generator.noise_dim:
             return {}
         bank = noise_bank(self._generator.noise_dim, self._seed).to(self._z)
         psi = self._generator.mixing(self._z, bank[:, None, None].expand(-1, *self._z.shape[:2], -1))

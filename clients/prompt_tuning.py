@@ -10,8 +10,10 @@ Prompts without a posterior (`generator.kind` fixed or deterministic) are the sa
 """
 
 import math
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import cast, final
 
 import pyro
 import torch
@@ -34,7 +36,7 @@ from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.models.prompts import EXPLICIT
+from fedbayes.models.prompts import EXPLICIT, PromptGenerator
 from fedbayes.seeding import Streams
 
 PROBE_IMAGES = 16
@@ -57,6 +59,8 @@ class PromptTuningClient(AbstractClient):
         personal: parts that never leave the client.
         inference: J, K, S and the weight of the KL.
         optim: the local training.
+        pool: train on everybody's training images instead of the client's own: no federation any more, but the bound
+            that one is measured against.
     """
 
     def __init__(
@@ -70,39 +74,78 @@ class PromptTuningClient(AbstractClient):
         personal: Sequence[str],
         inference: InferenceSettings,
         optim: LocalTraining,
+        pool: bool = False,
     ) -> None:
         super().__init__(data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal)
         self.inference, self.optim = inference, optim
-        self.has_posterior = model.generator.kind in (*EXPLICIT, "semi_implicit")
+        self.training = data.pooled() if pool else data
+        generator = model.generator
+        explicit = isinstance(generator, PromptGenerator) and generator.has_posterior
+        self.posterior = cast(PromptGenerator, generator) if explicit else None
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Local epochs from each request's parameters; replies carry the shared part of the result."""
         partitions = [request.partition for request in requests]
         server_round = requests[0].server_round
         self.model.stack([{**request.arrays, **request.personal} for request in requests])
-        order, noise, changes = (
-            Streams(self.seed, server_round, partitions, purpose) for purpose in ("order", "noise", "augment")
-        )
-        beta = self.inference.beta_at(server_round)
         probe = MixingProbe(self.model, *self.inputs.features(self._some(partitions)), self.seed)
         before = probe()
-        batches = self.data.epochs(partitions, self.optim.local_epochs, self.optim.batch_size, order)
-        metrics = self.optim.fit(
-            self.model.trainable(),
-            (self.inputs.train(batch, changes) for batch in batches),
-            lambda inputs: self.objective(inputs, noise, beta),
-            self.data.steps(partitions, self.optim.local_epochs, self.optim.batch_size),
-        )
+        metrics = self._fit(partitions, server_round, self.optim.blocks)
         metrics |= {f"{name}_received": values for name, values in before.items()}
         metrics |= {f"{name}_sent": values for name, values in probe().items()}
         updates = []
         for c, (partition, state) in enumerate(zip(partitions, self.model.unstack(), strict=True)):
             shared, personal = self.share(state)
             mine = {name: float(values[c]) for name, values in metrics.items()}
-            if self.has_posterior:
+            if self.posterior is not None:
                 mine["log_classes"] = math.log(self.model.classes)  # all that a label can pay for `kl`, nats
-            updates.append(ClientUpdate(partition, shared, len(self.data.indices(partition, "train")), mine, personal))
+            images = len(self.training.indices(partition, "train"))
+            updates.append(ClientUpdate(partition, shared, images, mine, personal))
         return updates
+
+    def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
+        """The parameters after the requests' steps, or `optim.finetune_steps`, on each client's own training images."""
+        asked = requests[0].adapt
+        steps = self.optim.finetune_steps if asked is None else asked
+        if not steps:
+            return parameters
+        self.model.stack(parameters)
+        self._fit([request.partition for request in requests], requests[0].server_round, [()], steps)
+        return self.model.unstack()
+
+    def _fit(
+        self, partitions: Sequence[int], server_round: int, blocks: Sequence[Sequence[str]], steps: int | None = None
+    ) -> dict[str, Tensor]:
+        """Train what the model holds, block after block.
+
+        Args:
+            partitions: the cohort.
+            server_round: keys the draws.
+            blocks: see `LocalTraining`.
+            steps: of an adaptation before an evaluation, the same for all clients; None for a round's local epochs.
+
+        Returns:
+            Each term of the objective, `(C,)`, its mean over blocks.
+        """
+        purpose = "" if steps is None else "adapt "
+        order, noise, changes = (
+            Streams(self.seed, server_round, partitions, purpose + what) for what in ("order", "noise", "augment")
+        )
+        beta = self.inference.beta_at(server_round)
+        epochs, size = self.optim.local_epochs if steps is None else steps, self.optim.batch_size
+        found = []
+        for parts in blocks:
+            batches = self.training.epochs(partitions, epochs, size, order)
+            taken = self.training.steps(partitions, epochs, size) if steps is None else [steps] * len(partitions)
+            found.append(
+                self.optim.fit(
+                    self.optim.block(self.model.trainable(), parts),
+                    (self.inputs.train(batch, changes) for batch in islice(batches, steps)),
+                    lambda inputs: self.objective(inputs, noise, beta),
+                    taken,
+                )
+            )
+        return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
 
     def _some(self, partitions: Sequence[int]) -> Batch:
         """The first validation images of each client of a cohort; their labels are not looked at."""
@@ -111,35 +154,45 @@ class PromptTuningClient(AbstractClient):
         return Batch(whole.index[first], whole.mask[first], whole.labels[first])
 
     def objective(self, inputs: Inputs, noise: Streams, beta: float) -> Objective:
-        """The bound of a batch, one loss per client, with the noise of their own streams."""
-        draws = self.inference.train_samples if self.has_posterior else 1
-        return elbo(self._model, self._guide, inputs, noise, draws=draws, weights=inputs.weights, beta=beta)
+        """The bound of a batch, one loss per client, with the noise of their own streams, and the prompts' penalty."""
+        draws = self.inference.train_samples if self.posterior is not None else 1
+        bound = elbo(self._model, self._guide, inputs, noise, draws=draws, weights=inputs.weights, beta=beta)
+        penalty = self.model.generator.penalty(inputs.z, inputs.weights)
+        return bound if penalty is None else replace(bound, loss=bound.loss + penalty, penalty=penalty)
 
     def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
         """S draws of prompts per image; one where the kind has no posterior."""
         self.model.stack(parameters)
-        generator, z = self.model.generator, inputs.z
-        code, metrics = None, {}
-        if self.has_posterior:
-            draws = (self.inference.predict_samples,)
-            psi = self._mixing(inputs, streams, torch.Size(draws))
-            scale = generator.scale(z)
-            code = psi + scale * streams.normal(draws, inputs.counts, generator.code_dim, z.device)
-            if draws[0] > 1 and generator.noise_dim:
-                metrics["mixing_variance"], metrics["conditional_variance"] = mixing_variances(psi, scale)
-        elif generator.kind == "deterministic":
-            code = generator.mixing(z, None).unsqueeze(0)
-        width = max(1, LARGEST_PASS // ((1 if code is None else len(code)) * len(z)))
-        parts = []
-        for first in range(0, z.shape[1], width):
-            last = first + width
-            prompts = generator.decode(None).unsqueeze(0) if code is None else generator.decode(code[:, :, first:last])
-            parts.append(self.model.logits(inputs.tokens[:, first:last], prompts))
-        return Draws(torch.cat(parts, dim=2), metrics)
+        z = inputs.z
+        if self.posterior is None:
+            prompts = self.model.generator.plain(z).unsqueeze(0)
+            one_set = prompts.shape[2] == 1
+            return Draws(self._scores(inputs, 1, lambda some: prompts if one_set else prompts[:, :, some]), {})
+        draws, metrics = (self.inference.predict_samples,), {}
+        psi = self._mixing(self.posterior, inputs, streams, torch.Size(draws))
+        scale = self.posterior.scale(z)
+        code = psi + scale * streams.normal(draws, inputs.counts, self.posterior.code_dim, z.device)
+        if draws[0] > 1 and self.posterior.noise_dim:
+            metrics["mixing_variance"], metrics["conditional_variance"] = mixing_variances(psi, scale)
+        decode = self.posterior.decode
+        return Draws(self._scores(inputs, draws[0], lambda some: decode(code[:, :, some])), metrics)
 
-    def _mixing(self, inputs: Inputs, streams: Streams, sample_shape: torch.Size) -> Tensor:
+    def _scores(self, inputs: Inputs, draws: int, prompts: Callable[[slice], Tensor]) -> Tensor:
+        """Class scores `(S, C, B, classes)`, as many images at a time as go through the backbone at once.
+
+        Args:
+            inputs: the images.
+            draws: S, draws of prompts for each.
+            prompts: gives those of some images.
+        """
+        clients, images = inputs.mask.shape
+        width = max(1, LARGEST_PASS // (draws * clients))
+        pieces = [slice(first, first + width) for first in range(0, images, width)]
+        return torch.cat([self.model.logits(inputs.tokens[:, some], prompts(some)) for some in pieces], dim=2)
+
+    @staticmethod
+    def _mixing(generator: PromptGenerator, inputs: Inputs, streams: Streams, sample_shape: torch.Size) -> Tensor:
         """The psi of the images of a batch, `sample_shape + (C, B, r)`; explicit kinds have one psi for all draws."""
-        generator = self.model.generator
         if not generator.noise_dim:
             return generator.mixing(inputs.z, None).expand(*sample_shape, *inputs.mask.shape, -1)
         eps = streams.normal(sample_shape, inputs.counts, generator.noise_dim, inputs.z.device)
@@ -151,27 +204,29 @@ class PromptTuningClient(AbstractClient):
 
     def _model(self, inputs: Inputs, noise: Streams) -> None:  # noqa: ARG002  (model and guide share arguments)
         """Prior over codes and likelihood of the labels."""
-        generator, z = self.model.generator, inputs.z
+        z = inputs.z
         clients, images = self._plates(inputs)
         with clients, images:
-            code = generator.mixing(z, None).unsqueeze(0) if generator.kind == "deterministic" else None
-            if self.has_posterior:
-                zero = torch.zeros(generator.code_dim, dtype=z.dtype, device=z.device)
+            if self.posterior is None:
+                prompts = self.model.generator.plain(z).unsqueeze(0)
+            else:
+                zero = torch.zeros(self.posterior.code_dim, dtype=z.dtype, device=z.device)
                 code = pyro.sample("code", dist.Normal(zero, 1.0, validate_args=False).to_event(1))
-            logits = self.model.logits(inputs.tokens, generator.decode(code))
+                prompts = self.posterior.decode(code)
+            logits = self.model.logits(inputs.tokens, prompts)
             pyro.sample("label", dist.Categorical(logits=logits, validate_args=False), obs=inputs.labels)
 
     def _guide(self, inputs: Inputs, noise: Streams) -> None:
         """Posterior over codes given the images."""
-        if not self.has_posterior:
+        if self.posterior is None:
             return
         clients, images = self._plates(inputs)
         with clients, images:
-            pyro.sample("code", self._posterior(inputs, noise))
+            pyro.sample("code", self._distribution(self.posterior, inputs, noise))
 
-    def _posterior(self, inputs: Inputs, noise: Streams) -> TorchDistribution:
-        """Explicit or semi-implicit, as `generator.kind` says; of each image of a batch."""
-        generator, z = self.model.generator, inputs.z
+    def _distribution(self, generator: PromptGenerator, inputs: Inputs, noise: Streams) -> TorchDistribution:
+        """The posterior of each image of a batch, explicit or semi-implicit, as `generator.kind` says."""
+        z = inputs.z
         scale = generator.scale(z)
 
         def standard(shape: torch.Size) -> Tensor:

@@ -16,12 +16,16 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.checkpoint import Checkpoint
+from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import FederatedData
 from fedbayes.data.held_out import deal_out, hold_out
 from fedbayes.errors import ConfigError, DataError, FedbayesError, require_whole
 from fedbayes.inference.reverse import GaussianReverse
-from fedbayes.models.prompted import PromptedViT
+from fedbayes.models.prompted import MakePrompts, PromptedViT
+from fedbayes.models.prompts import PromptGenerator
+from fedbayes.models.tuned import MakeWeights
 from fedbayes.rounds import RoundLoop
+from fedbayes.sampling import Sampling
 from fedbayes.simulation.client import CohortClient
 
 
@@ -39,9 +43,12 @@ def data(cfg: DictConfig) -> FederatedData:
             "data has no images; set data.root, or where SuperNodes have images of their own partition=own and "
             "simulation=flower."
         )
-    inside, images = hold_out(images, _plain(cfg.evaluate).get("held_out", []))  # absent from older runs
+    asked = _plain(cfg.evaluate)
+    inside, images = hold_out(images, asked.get("held_out", []))  # absent from older runs, as what follows
     splits = _call("partition", _make("partition", cfg.partition), inside, clients)
-    return FederatedData(images, deal_out(splits, len(inside), len(images), cfg.partition.get("seed", 0)))
+    splits = deal_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
+    images = corrupt_test(images, splits, asked.get("corruption"), asked.get("severity", 1))
+    return FederatedData(images, splits)
 
 
 def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT:
@@ -49,12 +56,34 @@ def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT
     require_whole("seed", cfg.seed, 0)
     backbone = _make("backbone", cfg.backbone, image_size=federated.images.images.shape[-1])
     backbone.cast(cfg.simulation.get("precision", "float32"))  # absent from older runs
-    settings = {**_plain(cfg.prompts), **_plain(cfg.generator)}
+    build = partial(
+        PromptedViT,
+        backbone,
+        federated.num_classes,
+        generator=_prompts(cfg),
+        seed=cfg.seed,
+        head_std=cfg.get("head", {}).get("init_std", 0.0),  # absent from older runs
+        clients=len(federated),
+        weights=_weights(cfg),
+    )
+    made: PromptedViT = _call("prompts", build, **_plain(cfg.prompts))
+    return made.to(device)
+
+
+def _prompts(cfg: DictConfig) -> MakePrompts:
+    """The method's own prompts, or the kind of `generator` that is chosen."""
+    if cfg.method.get("generator") is not None:
+        return partial(_call, "method.generator", _make("method.generator", cfg.method.generator))
     noise_dim = require_whole("generator.noise_dim", cfg.generator.noise_dim, 1)
     modelled = GaussianReverse.outputs(noise_dim) if cfg.inference.reverse == "gaussian" else 0
-    build = partial(PromptedViT, backbone, federated.num_classes, seed=cfg.seed, reverse_outputs=modelled)
-    made: PromptedViT = _call("prompts or generator", build, **settings)
-    return made.to(device)
+    return partial(_call, "generator", PromptGenerator, **_plain(cfg.generator), reverse_outputs=modelled)
+
+
+def _weights(cfg: DictConfig) -> MakeWeights | None:
+    """The weights of the ViT that the method lets clients change, if any."""
+    if cfg.method.get("weights") is None:
+        return None
+    return partial(_call, "method.weights", _make("method.weights", cfg.method.weights))
 
 
 def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
@@ -111,7 +140,7 @@ def client_of(text: str) -> CohortClient:
 
 
 def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
-    """The server's side: any Flower strategy that answers to the loop's samples."""
+    """The server's side: any Flower strategy that answers to the loop's samples, and an optimiser of its result."""
     build = _make("method.strategy", cfg.method.strategy)
     given = dict(getattr(build, "keywords", {}))
     if given.get("aggregate") == "mean" and "aggregate" not in inspect.signature(build.func).parameters:
@@ -119,26 +148,33 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
         build = partial(build.func, **given)
     made: Strategy = _call("method.strategy", build)
     rounds.require(made)
-    return made
+    optimiser = cfg.get("server")  # absent from older runs
+    if optimiser is None or optimiser.name in (None, "none"):
+        return made
+    return cast(Strategy, _call("server", _make("server", optimiser), made))
 
 
 def loop(cfg: DictConfig) -> RoundLoop:
     """The rounds."""
     return RoundLoop(
         rounds=cfg.rounds,
-        clients=cfg.clients,
-        participation=cfg.participation,
-        seed=cfg.seed,
+        sampling=Sampling(
+            clients=cfg.clients,
+            participation=cfg.participation,
+            seed=cfg.seed,
+            evaluate_share=cfg.evaluate.participation,
+            new_clients=cfg.evaluate.new_clients,
+        ),
         min_replies=cfg.simulation.min_replies,
         timeout=cfg.simulation.timeout,
         patience=cfg.simulation.patience,
         evaluate_every=cfg.evaluate.every,
-        evaluate_share=cfg.evaluate.participation,
         best_by=cfg.evaluate.best_by,
         temperature=cfg.evaluate.temperature,
         held_out=bool(cfg.evaluate.held_out),
-        passes=cfg.optim.local_epochs,
-        personal=bool(cfg.method.client.get("personal")),
+        adapt_steps=_plain(cfg.evaluate)["adapt_steps"],
+        passes=_make("optim", cfg.optim).passes,
+        personal=bool(cfg.method.client.get("personal") or cfg.method.get("copies")),
     )
 
 

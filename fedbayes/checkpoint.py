@@ -51,8 +51,8 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
         for partition, arrays in sorted(checkpoint.personal.items())
         for name, array in arrays.items()
     }
-    _write(temporary / "server.safetensors", checkpoint.server)
-    _write(temporary / "personal.safetensors", personal)
+    write_arrays(temporary / "server.safetensors", checkpoint.server)
+    write_arrays(temporary / "personal.safetensors", personal)
     state = {"round": checkpoint.server_round, "format": 1}
     (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for file in temporary.iterdir():
@@ -87,6 +87,6 @@ def latest(run_dir: Path) -> Checkpoint:
     return Checkpoint(server_round, server, personal)
 
 
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays; safetensors takes the bytes as they lie in memory, so they must lie in C order."""
     save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)

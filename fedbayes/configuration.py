@@ -20,7 +20,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 NAMED = ("method", "data", "partition", "backbone", "simulation")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
-SECTIONS = (*NAMED, "tracking", "prompts", "generator", "inference", "optim", "augment", "evaluate")
+SECTIONS = (*NAMED, "tracking", "prompts", "generator", "head", "inference", "optim", "server", "augment", "evaluate")
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:

@@ -125,6 +125,11 @@ class Evaluation:
             **self.metrics,
         }
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Predictions image by image, clients in order: what paired comparisons of runs are made from."""
+        named = {"labels": self.labels, "domains": self.domains, "partitions": self.partitions}
+        return {"probabilities": self.pooled.probabilities.numpy(), **{key: one.numpy() for key, one in named.items()}}
+
     def group_rows(self, groups: torch.Tensor, name: str) -> list[dict[str, Any]]:
         """One row per group that occurs: the group under `name`, images, accuracy, NLL (nats), ECE and its floor."""
         rows = []

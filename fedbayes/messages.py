@@ -22,6 +22,7 @@ Kind = Literal["train", "evaluate"]
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 ROUND, ACCEPTED, SPLIT, WEIGHT = "server-round", "accepted-round", "split", "num-examples"
+ADAPT = "adapt-steps"
 PARTITION = "partition-id"
 PERSONAL = "personal-round-"
 
@@ -38,6 +39,7 @@ class ClientRequest:
         split: the images to evaluate on; unused in training.
         arrays: the server's parameters.
         personal: what the client kept to itself in the last round that the server accepted; empty if never trained.
+        adapt: steps of training on its own images before an evaluation; None for the method's own number.
     """
 
     partition: int
@@ -46,6 +48,7 @@ class ClientRequest:
     split: str
     arrays: Arrays
     personal: Arrays = field(default_factory=dict)
+    adapt: int | None = None
 
 
 @final
@@ -105,7 +108,13 @@ def _decoded(array: Array) -> np.ndarray:
     return np.frombuffer(data, dtype, offset=start).reshape(array.shape).copy()
 
 
-def address(message: Message, accepted: int, split: str, extra: Mapping[str, np.ndarray] | None = None) -> Message:
+def address(
+    message: Message,
+    accepted: int,
+    split: str,
+    extra: Mapping[str, np.ndarray] | None = None,
+    adapt: int | None = None,
+) -> Message:
     """Complete a strategy's message for one client.
 
     Strategies put one record into all their messages, so the content is rebuilt and not changed in place.
@@ -115,6 +124,7 @@ def address(message: Message, accepted: int, split: str, extra: Mapping[str, np.
         accepted: the last round in which the server accepted this client's reply; 0 for never.
         split: the images an evaluation is on.
         extra: arrays for this client alone, beside the strategy's.
+        adapt: see `ClientRequest`.
 
     Raises:
         ConfigError: if the strategy relies on clients to follow a setting, as FedProx does; ours read none.
@@ -127,6 +137,8 @@ def address(message: Message, accepted: int, split: str, extra: Mapping[str, np.
             "combines replies."
         )
     config = ConfigRecord({**content.config_records[CONFIG], ACCEPTED: accepted, SPLIT: split})
+    if adapt is not None:
+        config[ADAPT] = adapt
     arrays = content.array_records[ARRAYS]
     if extra:
         arrays = ArrayRecord({**arrays, **to_record(extra)})
@@ -159,6 +171,7 @@ def read_request(
         split=str(config.get(SPLIT, "")),
         arrays=known[id(record)],
         personal={} if kept is None else from_record(kept),
+        adapt=None if ADAPT not in config else int(config[ADAPT]),  # type: ignore[arg-type]
     )
 
 

@@ -25,6 +25,7 @@ class Progress:
         best: the evaluation on test in the round that was best on validation.
         best_validation: that round's validation score; larger is better.
         final: the evaluation on test after the last round.
+        newcomers: the evaluations of new clients on test after the last round, by steps of adaptation.
         best_train: that round's mean training metrics.
         train: the last round's.
         bytes_up: of all training replies.
@@ -41,6 +42,7 @@ class Progress:
     best: Evaluation | None = None
     best_validation: float = -np.inf
     final: Evaluation | None = None
+    newcomers: dict[int, Evaluation] = field(default_factory=dict)
     best_train: dict[str, float] = field(default_factory=dict)
     train: dict[str, float] = field(default_factory=dict)
     bytes_up: int = 0

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, final
 
-import numpy as np
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -22,7 +21,7 @@ from fedbayes.inference.calibration import fit_temperature
 from fedbayes.inference.diagnostics import mixing_ratio
 from fedbayes.messages import Arrays, ClientUpdate, address, mean_arrays, payload_bytes, to_record
 from fedbayes.progress import Progress
-from fedbayes.seeding import numpy_generator
+from fedbayes.sampling import Sampling
 
 
 class RoundLog(Protocol):
@@ -47,17 +46,15 @@ class RoundLoop:
 
     Args:
         rounds: how many.
-        clients: partitions of the federation.
-        participation: share of the clients that train in a round; at least one does.
-        seed: of the sampling.
+        sampling: which clients train and which are evaluated.
         min_replies: usable replies without which a round is void.
         timeout: seconds that clients have for a round's training, or evaluation; None: as long as they need.
         patience: seconds to wait for the clients to be there, before the first round.
         evaluate_every: rounds between evaluations on validation; the last round is always evaluated.
-        evaluate_share: share of the clients that are evaluated, always the same ones; at least one is.
         best_by: what makes a validation round the best, `accuracy` or `nll`.
         temperature: whether a temperature is fitted on validation whenever test is evaluated.
         held_out: whether clients have images of held-out domains, to be evaluated whenever test is.
+        adapt_steps: steps of training on their own images after which new clients are evaluated on test, at the end.
         passes: over a client's training images in a round, for the count of images.
         personal: whether clients keep parameters to themselves.
 
@@ -69,46 +66,35 @@ class RoundLoop:
         self,
         *,
         rounds: int,
-        clients: int,
-        participation: float,
-        seed: int,
+        sampling: Sampling,
         min_replies: int,
         timeout: float | None,
         patience: float,
         evaluate_every: int,
-        evaluate_share: float,
         best_by: str,
         temperature: bool,
         held_out: bool,
+        adapt_steps: Sequence[int],
         passes: int,
         personal: bool,
     ) -> None:
         self.rounds = require_whole("rounds", rounds, 1)
-        self.clients = require_whole("clients", clients, 1)
-        self.participation = require_number("participation", participation, 0, 1, open_low=True)
-        self.seed = require_whole("seed", seed, 0)
+        self.sampling = sampling
         self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
         self.timeout = None if timeout is None else require_number("simulation.timeout", timeout, 0, open_low=True)
         self.patience = require_number("simulation.patience", patience, 0)
         self.evaluate_every = require_whole("evaluate.every", evaluate_every, 1)
-        share = require_number("evaluate.participation", evaluate_share, 0, 1, open_low=True)
-        rng = numpy_generator(self.seed, "sample evaluated clients")
-        self.evaluated = _some(rng, self.clients, max(1, round(share * self.clients)))
+        self.adapt_steps = _steps(adapt_steps)
         self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
         if not isinstance(temperature, bool):
             raise ConfigError(f"evaluate.temperature={temperature} is neither true nor false; choose one of them.")
         self.temperature, self.held_out = temperature, held_out
         self.passes, self.personal = passes, personal
-        if self.sampled < self.min_replies:
+        if sampling.per_round < self.min_replies:
             raise ConfigError(
-                f"simulation.min_replies={self.min_replies} can never be reached: a round samples {self.sampled} of "
-                f"{clients} clients; lower it or raise participation."
+                f"simulation.min_replies={self.min_replies} can never be reached: a round samples {sampling.per_round} "
+                f"of {sampling.clients} clients; lower it or raise participation."
             )
-
-    @property
-    def sampled(self) -> int:
-        """Clients that train in a round."""
-        return max(1, round(self.participation * self.clients))
 
     def require(self, strategy: Strategy) -> None:
         """Refuse a strategy that would sample by itself or wait for clients that never come.
@@ -123,16 +109,17 @@ class RoundLoop:
                     "generator; leave it at 1.0 and set participation."
                 )
         shown = {
-            "min_train_nodes": self.sampled,
-            "min_available_nodes": self.sampled,
-            "min_evaluate_nodes": len(self.evaluated),
+            "min_train_nodes": self.sampling.per_round,
+            "min_available_nodes": self.sampling.per_round,
+            "min_evaluate_nodes": len(self.sampling.evaluated),
         }
         waits = {name: most for name, most in shown.items() if getattr(strategy, name, 0) > most}
         if waits:
             remedy = " ".join(f"+method.strategy.{name}={most}" for name, most in waits.items())
             raise ConfigError(
-                f"{type(strategy).__name__} would wait for ever: {' and '.join(waits)} exceed the {self.sampled} of "
-                f"{self.clients} clients that train in a round; set {remedy}, or raise participation."
+                f"{type(strategy).__name__} would wait for ever: {' and '.join(waits)} exceed the "
+                f"{self.sampling.per_round} of {self.sampling.clients} clients that train in a round; set {remedy}, or "
+                "raise participation."
             )
 
     def run(self, grid: Grid, strategy: Strategy, initial: Arrays, tracker: RoundLog) -> Progress:
@@ -142,7 +129,7 @@ class RoundLoop:
             ConfigError: see `require`.
             RunError: if the federation has another number of clients, or no client's evaluation came back.
         """
-        federation = Federation(grid, self.clients, patience=self.patience, timeout=self.timeout)
+        federation = Federation(grid, self.sampling.clients, patience=self.patience, timeout=self.timeout)
         self.require(strategy)
         progress = Progress(to_record(initial))
         for server_round in range(1, self.rounds + 1):
@@ -158,14 +145,10 @@ class RoundLoop:
             tracker.note(warning)
         return progress
 
-    def sample(self, server_round: int) -> list[int]:
-        """The partitions that train in a round, ascending; depends on the seed and the round alone."""
-        return _some(numpy_generator(self.seed, server_round, "sample clients"), self.clients, self.sampled)
-
     def _train(
         self, federation: Federation, strategy: Strategy, progress: Progress, server_round: int, tracker: RoundLog
     ) -> None:
-        chosen = self.sample(server_round)
+        chosen = self.sampling.train(server_round)
         messages = [
             address(message, progress.accepted.get(federation.partition_of(message), 0), "train")
             for message in strategy.configure_train(
@@ -238,6 +221,8 @@ class RoundLoop:
             progress.best, progress.best_validation, progress.best_train = test, score, progress.train
         if last:
             progress.final = test
+        for steps in self.adapt_steps if last and self.sampling.newcomers else ():
+            progress.newcomers[steps] = self._evaluate(federation, strategy, progress, "test", tracker, adapt=steps)
 
     def _evaluate(
         self,
@@ -249,23 +234,36 @@ class RoundLoop:
         *,
         temperature: float | None = None,
         inside: Evaluation | None = None,
+        adapt: int | None = None,
     ) -> Evaluation:
-        """Ask who is evaluated for predictions; `inside` is the evaluation that held-out images are compared with."""
+        """Ask clients for predictions.
+
+        Args:
+            federation: whom to ask: those that are evaluated in any round, or the new ones if they are to adapt.
+            strategy: makes the messages.
+            progress: the parameters to evaluate.
+            split: the images.
+            tracker: is told.
+            temperature: at which the predictions are looked at besides.
+            inside: the evaluation that held-out images are compared with.
+            adapt: steps that new clients train before.
+        """
         started = time.perf_counter()
-        asked = federation.view(self.evaluated)
+        asked = federation.view(self.sampling.evaluated if adapt is None else self.sampling.newcomers)
+        phase = split if adapt is None else f"new_clients_{adapt}"
         extra = self._strangers_share(federation, progress.accepted) if self.personal else {}
         messages = []
         for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), asked):
             accepted = progress.accepted.get(federation.partition_of(message), 0)
-            messages.append(address(message, accepted, split, extra if accepted == 0 else None))
+            messages.append(address(message, accepted, split, extra if accepted == 0 else None, adapt))
         replies = federation.ask(messages)
         for partition, reason in replies.dropped.items():
-            tracker.note(f"round {progress.server_round}: {split} of client {partition} not used: {reason}")
+            tracker.note(f"round {progress.server_round}: {phase} of client {partition} not used: {reason}")
         if not replies.updates:
-            raise RunError(f"no client could be evaluated on {split} in round {progress.server_round}; see run.log.")
-        evaluation = replace(Evaluation.of(progress.server_round, split, replies.updates), temperature=temperature)
+            raise RunError(f"no client could be evaluated on {phase} in round {progress.server_round}; see run.log.")
+        evaluation = replace(Evaluation.of(progress.server_round, phase, replies.updates), temperature=temperature)
         before, after = progress.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
-        if before and after is not None:
+        if before and after is not None and adapt is None:
             evaluation.metrics["mixing_kept"] = after / before  # by this round's aggregation
         if inside is not None:
             evaluation = replace(evaluation, detection=detection(inside.pooled, evaluation.pooled))
@@ -283,9 +281,11 @@ class RoundLoop:
         return mean_arrays(list(federation.personal(accepted).values()))
 
 
-def _some(rng: np.random.Generator, clients: int, size: int) -> list[int]:
-    """Partitions drawn without replacement, ascending."""
-    return sorted(int(one) for one in rng.choice(clients, size=size, replace=False))
+def _steps(adapt_steps: object) -> tuple[int, ...]:
+    """`evaluate.adapt_steps`, each once."""
+    if not isinstance(adapt_steps, Sequence) or isinstance(adapt_steps, str):
+        raise ConfigError(f"evaluate.adapt_steps={adapt_steps} is not a list; write e.g. [0,1,5].")
+    return tuple(dict.fromkeys(require_whole("evaluate.adapt_steps", one, 0) for one in adapt_steps))
 
 
 def _mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:

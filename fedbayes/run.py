@@ -46,7 +46,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None) -> dict[str, Any
     from fedbayes import build, checkpoint
     from fedbayes.data.partition import describe
     from fedbayes.summary import summarise
-    from fedbayes.tracking.run_dir import CONFIG, PARTITION, claimed, write_json
+    from fedbayes.tracking.run_dir import CONFIG, PARTITION, PREDICTIONS, claimed, write_json
     from fedbayes.tracking.tracker import Tracker
 
     started = time.perf_counter()
@@ -71,6 +71,8 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None) -> dict[str, Any
                 serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker),
             )
             checkpoint.save(run_dir, progress.checkpoint())
+            if progress.final is not None:
+                checkpoint.write_arrays(run_dir / PREDICTIONS, progress.final.arrays())
             seconds = {"total": time.perf_counter() - started, "setup": progress.started - started}
             summary = summarise(cfg, progress, data.images.domain_names, seconds, simulation.device)
             tracker.report(summary)

@@ -17,6 +17,8 @@ from fedbayes.progress import Progress
 PACKAGES = ("fedbayes", "flwr", "torch", "timm", "pyro-ppl", "hydra-core", "numpy")
 DIAGNOSTICS = ("effective_components", "bound_saturation")
 """Training metrics that belong to a result, taken from its round."""
+NEWCOMERS = ("images", "accuracy", "nll", "ece", "ece_floor", "brier")
+"""What is said of clients that never trained."""
 
 
 def summarise(
@@ -47,6 +49,7 @@ def summarise(
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "final": final,
         "best": best,
+        "new_clients": _newcomers(progress),
         "train": progress.train,
         "per_client": progress.final.group_rows(progress.final.partitions, "partition"),
         "per_domain": {
@@ -98,6 +101,15 @@ def _result(evaluation: Evaluation, domain_names: tuple[str, ...]) -> dict[str, 
     if found["ood"] is not None:
         found["ood"]["domains"] = [domain_names[index] for index in found["ood"]["domains"]]
     return found
+
+
+def _newcomers(progress: Progress) -> dict[str, Any] | None:
+    """How clients that never trained do, by steps of adaptation; None without such clients."""
+    rows = {
+        str(steps): {name: value for name, value in found.summary().items() if name in NEWCOMERS}
+        for steps, found in progress.newcomers.items()
+    }
+    return rows or None
 
 
 def _diagnostics(train: dict[str, float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The server's side: what every strategy has, so that a method only says how it combines replies."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -18,9 +18,12 @@ class AbstractStrategy(FedAvg, ABC):
     Sampling, guards, order of replies and the round loop are not a strategy's business; see `fedbayes.rounds`.
 
     Attributes:
+        counted: names in `shared` that are counted and not learnt; a server optimiser leaves them alone.
         shared: the server's parameters, taken anew from what Flower hands in before each message, since a wrapper (such
             as Flower's for differential privacy) or a checkpoint may have changed what `aggregate` left.
     """
+
+    counted: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)
@@ -30,6 +33,13 @@ class AbstractStrategy(FedAvg, ABC):
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002  (a hook: methods may use both)
         """What one client is sent; the same for everybody unless a method says otherwise."""
         return self.shared
+
+    def state(self) -> Arrays:
+        """What the strategy remembers between rounds beside `shared`, by name; a checkpoint keeps it."""
+        return {}
+
+    def restore(self, state: Arrays) -> None:
+        """Take back what `state` gave in an earlier process."""
 
     @abstractmethod
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
@@ -75,6 +85,20 @@ class AbstractStrategy(FedAvg, ABC):
             _, record = records.setdefault(id(sent), (sent, arrays if sent is self.shared else to_record(sent)))
             messages.append(Message(RecordDict({ARRAYS: record, CONFIG: config}), node, kind))
         return messages
+
+
+def by_name(seen: Mapping[int, Arrays]) -> Arrays:
+    """Arrays of each partition under one flat name, `PARTITION/NAME`, as a strategy's state has them."""
+    return {f"{partition}/{name}": array for partition, arrays in seen.items() for name, array in arrays.items()}
+
+
+def by_partition(state: Arrays) -> dict[int, Arrays]:
+    """What `by_name` flattened."""
+    seen: dict[int, Arrays] = {}
+    for key, array in state.items():
+        partition, _, name = key.partition("/")
+        seen.setdefault(int(partition), {})[name] = array
+    return seen
 
 
 def weighted_mean(updates: Sequence[ClientUpdate]) -> Arrays:

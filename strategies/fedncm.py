@@ -1,31 +1,28 @@
-"""FedNCM's server: class means from sums (Legate et al., NeurIPS 2023, arXiv 2402.01862)."""
+r"""FedNCM's server: nearest class mean of the pooled features (Legate et al., NeurIPS 2023, arXiv 2402.01862).
+
+The paper classifies by the nearest mean. For probabilities, classes are taken as Gaussians with those means and one
+common variance v, estimated from the same sums; that choice is ours:
+
+    log p(y = c | z) = -|z - mu_c|^2 / (2 v) + const = mu_c . z / v - |mu_c|^2 / (2 v) + const
+"""
 
 from collections.abc import Sequence
 from typing import final
 
 import numpy as np
 
-from fedbayes.messages import Arrays, ClientUpdate
-from strategies.base import AbstractStrategy
+from fedbayes.messages import Arrays
+from strategies.class_sums import AbstractClassSums, class_means, total
 
 
 @final
-class FedNCM(AbstractStrategy):
-    """Adds up each client's sums once, however often it is sampled; the order of rounds does not matter."""
+class FedNCM(AbstractClassSums):
+    """The nearest of the class means of all clients heard so far, as if their images were pooled."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[int, Arrays] = {}
-
-    def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """`mu_c = sum_i sums_ic / sum_i n_ic` and `v = (sum |z|^2 - sum_c n_c |mu_c|^2) / (n d)`."""
-        for update in updates:
-            self.seen[update.partition] = update.arrays
-        totals = {
-            name: sum(self.seen[partition][name] for partition in sorted(self.seen)) for name in updates[0].arrays
-        }
-        counts = np.asarray(totals["counts"])
-        means = np.asarray(totals["sums"]) / np.maximum(counts, 1)[:, None]
-        within = float(np.asarray(totals["squares"]).item()) - float((counts * np.square(means).sum(1)).sum())
+    def classifier(self, clients: Sequence[Arrays]) -> tuple[np.ndarray, np.ndarray]:
+        """`w_c = mu_c / v`, `b_c = -|mu_c|^2 / (2 v)`, with `v = (sum |z|^2 - sum_c n_c |mu_c|^2) / (n d)`."""
+        counts, means = total(clients, "counts"), class_means(clients)
+        lengths = np.square(means).sum(1)  # (classes,)
+        within = total(clients, "squares").item() - float(counts @ lengths)
         variance = max(within / (counts.sum() * means.shape[1]), 1e-12)
-        self.shared = {"means": means, "counts": counts, "variance": np.array([variance])}
+        return means / variance, -lengths / (2 * variance)

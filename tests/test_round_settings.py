@@ -1,10 +1,9 @@
 """What the round loop refuses before it starts."""
 
 import pytest
-from scripted import SETTINGS, Scripted, play
+from scripted import Scripted, play, round_loop
 
 from fedbayes.errors import ConfigError
-from fedbayes.rounds import RoundLoop
 
 
 @pytest.mark.parametrize(
@@ -26,7 +25,7 @@ from fedbayes.rounds import RoundLoop
 )
 def test_settings_out_of_range_are_refused(setting, said):
     with pytest.raises(ConfigError, match=said):
-        RoundLoop(**{**SETTINGS, **setting})
+        round_loop(**setting)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_settings_out_of_range_are_refused(setting, said):
 def test_strategies_that_would_sample_or_wait_by_themselves_are_refused(name, settings, said):
     from flwr.serverapp import strategy
 
-    loop = RoundLoop(**{**SETTINGS, "participation": 0.2})
+    loop = round_loop(participation=0.2)
     with pytest.raises(ConfigError, match=said):
         loop.require(getattr(strategy, name)(**settings))
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from scripted import SETTINGS, Scripted, play
+from scripted import Scripted, play, round_loop
 
 from fedbayes import build
 from fedbayes.configuration import compose
 from fedbayes.errors import RunError
 from fedbayes.messages import ClientUpdate, from_record
-from fedbayes.rounds import RoundLoop
 from fedbayes.simulation.flower_private import FIRST_NODE, client_error
 from fedbayes.simulation.in_process import InProcessGrid
 
@@ -70,21 +69,21 @@ def test_partial_participation_samples_partitions_by_seed_and_round_alone():
     other = Scripted()
     play(other, grid=RandomNodes(other, 10, 1), clients=10, participation=0.3, rounds=4)
     assert other.trained == client.trained
-    loop = RoundLoop(**{**SETTINGS, "clients": 10, "participation": 0.3})
-    assert [loop.sample(server_round) for server_round in (1, 2, 3, 4)] == sampled
-    reseeded = RoundLoop(**{**SETTINGS, "clients": 10, "participation": 0.3, "seed": 1})
-    assert [reseeded.sample(server_round) for server_round in (1, 2, 3, 4)] != sampled
+    loop = round_loop(clients=10, participation=0.3)
+    assert [loop.sampling.train(server_round) for server_round in (1, 2, 3, 4)] == sampled
+    reseeded = round_loop(clients=10, participation=0.3, seed=1)
+    assert [reseeded.sampling.train(server_round) for server_round in (1, 2, 3, 4)] != sampled
 
 
 def test_every_client_is_sampled_about_equally_often():
-    loop = RoundLoop(**{**SETTINGS, "clients": 10, "participation": 0.3})
-    counts = np.bincount(np.concatenate([loop.sample(server_round) for server_round in range(1, 1001)]))
+    loop = round_loop(clients=10, participation=0.3)
+    counts = np.bincount(np.concatenate([loop.sampling.train(server_round) for server_round in range(1, 1001)]))
     assert counts.sum() == 3000
     assert np.abs(counts - 300).max() < 4 * np.sqrt(1000 * 0.3 * 0.7)
 
 
 def test_at_least_one_client_trains():
-    assert len(RoundLoop(**{**SETTINGS, "participation": 0.01}).sample(1)) == 1
+    assert len(round_loop(participation=0.01).sampling.train(1)) == 1
 
 
 def test_an_update_that_is_not_finite_is_dropped_named_and_counted():
@@ -140,8 +139,8 @@ def test_personal_parameters_go_on_from_the_version_that_the_server_accepted():
 
 def test_clients_that_never_trained_use_the_mean_of_the_others_heads():
     client = Scripted(keeps=True)
-    loop = RoundLoop(**{**SETTINGS, "clients": 4, "participation": 0.5, "rounds": 1})
-    trained = loop.sample(1)
+    loop = round_loop(clients=4, participation=0.5, rounds=1)
+    trained = loop.sampling.train(1)
     _, _, grid = play(client, clients=4, participation=0.5, rounds=1, personal=True)
     heads = {partition: one["head"].tolist() for partition, one in client.last_parameters.items()}
     mean = 1 + 10 * np.mean(trained)
@@ -265,7 +264,7 @@ def test_a_share_of_the_clients_is_evaluated_always_the_same():
     assert progress.final.partitions.unique().tolist() == seen[0]
     assert play(Spy(), clients=10, seed=5, evaluate_share=0.3)
     assert seen[-1] != seen[0], "which ones depends on the seed"
-    assert len(RoundLoop(**SETTINGS | {"evaluate_share": 0.01}).evaluated) == 1
+    assert len(round_loop(evaluate_share=0.01).sampling.evaluated) == 1
 
 
 def test_clients_that_never_come_are_missed():

@@ -1,9 +1,10 @@
 """The images of a federation and who holds which; batches for a cohort of clients."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,11 @@ class FederatedData:
     def num_classes(self) -> int:
         """Number of classes, the same for every client."""
         return len(self.images.classes)
+
+    def pooled(self) -> "FederatedData":
+        """The same images with everybody's training images in every client's hands; its other splits stay its own."""
+        everything = np.unique(np.concatenate([client.train for client in self.clients]))
+        return FederatedData(self.images, [replace(client, train=everything) for client in self.clients])
 
     def indices(self, partition: int, split: Split) -> Tensor:
         """Image ids of one client's split, ascending.

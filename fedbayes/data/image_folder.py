@@ -41,6 +41,8 @@ def image_folder(
     on_error: str = "raise",
     classes: Sequence[object] | None = None,
     domains: Sequence[object] | None = None,
+    others: str = "raise",
+    source: str | None = None,
 ) -> ImageSet:
     """Reads every image below a folder; the layout is decided by where the images lie.
 
@@ -54,30 +56,39 @@ def image_folder(
         on_error: what to do with an unreadable image: "raise", or "skip" it and warn with the count.
         classes: all class names in the order of their ids, so that machines agree on them; None: those found.
         domains: all domain names in the order of their ids; None: those found.
+        others: what to do with folders of other names than the given ones: "raise", or "ignore" them; then each given
+            name must have images, as a misspelt one would go unnoticed.
+        source: where to get a known data set and where to put it, for the error of a missing one.
 
     Returns:
         All images, sorted by path, in RGB.
 
     Raises:
-        ConfigError: if `image_size`, `on_error`, `classes` or `domains` cannot work.
+        ConfigError: if `image_size`, `on_error`, `classes`, `domains` or `others` cannot work.
         DataError: if the folder is missing, empty, laid out in another way, holds an unreadable image, or has a class
-            or domain that is not among the given ones.
+            or domain that is not among the given ones, or lacks one of them where others are ignored.
     """
     require_whole("data.image_size", image_size, 8)
     require_choice("data.on_error", on_error, ("raise", "skip"))
+    require_choice("data.others", others, ("raise", "ignore"))
+    expected = f"{EXPECTED}; {source}" if source else EXPECTED
     given_classes, given_domains = _given("classes", classes, 2), _given("domains", domains, 1)
     if root is None:
         return _nothing(image_size, given_classes, given_domains)
     top = os.path.abspath(os.path.expanduser(str(root)))
     if not root or not os.path.isdir(top):
         what = "is not a folder" if os.path.exists(top) else "does not exist"
-        raise DataError(f"data.root={root} {what}; {EXPECTED}.")
+        raise DataError(f"data.root={root} {what}; {expected}.")
     files = sorted(_find(top, root))
     if not files:
         folders = any(os.path.isdir(os.path.join(top, name)) for name in os.listdir(top))
         what = f"no images ({' '.join(sorted(EXTENSIONS))})" if folders else "no class folders"
-        raise DataError(f"data.root={root} has {what}; {EXPECTED}.")
+        raise DataError(f"data.root={root} has {what}; {expected}.")
     splits, domain_of, class_of = _layout(files, root, os.path.basename(top) or "root")
+    if others == "ignore":
+        chosen = _chosen((("classes", given_classes, class_of), ("domains", given_domains, domain_of)), root)
+        files, splits = [files[i] for i in chosen], [splits[i] for i in chosen]
+        domain_of, class_of = [domain_of[i] for i in chosen], [class_of[i] for i in chosen]
     class_names = _named("classes", given_classes, set(class_of), root)
     domain_names = _named("domains", given_domains, set(domain_of), root)
     class_ids = {name: i for i, name in enumerate(class_names)}
@@ -122,6 +133,32 @@ def _named(place: str, given: tuple[str, ...] | None, found: set[str], root: str
             "rename or remove the folder."
         )
     return given
+
+
+def _chosen(kinds: Sequence[tuple[str, tuple[str, ...] | None, list[str]]], root: str) -> list[int]:
+    """Positions of the files whose class and domain are both among the given ones, where such are given.
+
+    Raises:
+        DataError: if a given name has no file.
+    """
+    chosen = [
+        i for i in range(len(kinds[0][2])) if all(given is None or found[i] in given for _, given, found in kinds)
+    ]
+    for place, given, found in kinds:
+        left = {found[i] for i in chosen}
+        lacking = [name for name in given or () if name not in left]
+        if lacking:
+            there = sorted(set(found))
+            raise DataError(
+                f"data.root={root} has no images of {_few(lacking)}, among data.{place}, but of {_few(there)}; add or "
+                f"rename folders, or choose data.{place}=[...] among those."
+            )
+    return chosen
+
+
+def _few(names: Sequence[str], most: int = 12) -> str:
+    """The names, the last ones of many left out."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _nothing(image_size: int, classes: tuple[str, ...] | None, domains: tuple[str, ...] | None) -> ImageSet:

@@ -34,6 +34,7 @@ class Objective:
         kl: one-draw estimate of KL(guide, prior), nats per image, without beta.
         effective_components: of a semi-implicit mixture, 1 to K + 1.
         bound_saturation: see `fedbayes.inference.diagnostics`; of a plain mixture with K of at least 1.
+        penalty: what the prompts add to the loss, nats per image; it is in `loss`.
     """
 
     loss: Float[Tensor, " clients"]
@@ -41,6 +42,7 @@ class Objective:
     kl: Float[Tensor, " clients"] | None = None
     effective_components: Float[Tensor, " clients"] | None = None
     bound_saturation: Float[Tensor, " clients"] | None = None
+    penalty: Float[Tensor, " clients"] | None = None
 
     def metrics(self) -> dict[str, Tensor]:
         """Every term that exists, detached, by name."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar, final, runtime_checkable
+from typing import Protocol, TypeGuard, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -44,6 +44,10 @@ class LocalTraining:
         schedule: of the learning rates over a client's own T steps of a round, t = 0..T-1: `constant`; `linear`,
             `1 - t / T`; or `cosine`, `(1 + cos(pi t / T)) / 2` (Loshchilov & Hutter 2017, arXiv 1608.03983).
         proximal: mu of `mu/2 |w - w_received|^2`, added to each client's loss (Li et al. 2020, arXiv 1812.06127).
+        blocks: parts of the parameters that are trained one block after another, each for `local_epochs`, as in
+            `[[head], [generator]]`; what no block names stays as it is. Null trains everything together.
+        finetune_steps: steps of training on a client's own images before it is evaluated; what they learn is thrown
+            away afterwards. They train everything, whatever `blocks` says.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -62,6 +66,8 @@ class LocalTraining:
         clip: float | None,
         schedule: str = "constant",
         proximal: float = 0.0,
+        blocks: object = None,
+        finetune_steps: int = 0,
     ) -> None:
         self.name = require_choice("optim.name", name, NAMES)
         self.prompt_lr = require_number("optim.prompt_lr", prompt_lr, 0)
@@ -75,6 +81,13 @@ class LocalTraining:
         self.clip = None if clip is None else require_number("optim.clip", clip, 0, open_low=True)
         self.schedule = require_choice("optim.schedule", schedule, SCHEDULES)
         self.proximal = require_number("optim.proximal", proximal, 0)
+        self.blocks = _blocks(blocks)
+        self.finetune_steps = require_whole("optim.finetune_steps", finetune_steps, 0)
+
+    @property
+    def passes(self) -> int:
+        """Times that a client looks at each of its images in a round."""
+        return self.local_epochs * len(self.blocks)
 
     def fit(
         self,
@@ -122,9 +135,54 @@ class LocalTraining:
                 totals[key] = totals.get(key, torch.zeros_like(value)) + present
         return {key: total / images for key, total in totals.items()}
 
+    def block(self, parameters: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
+        """The parameters that belong to some parts.
+
+        Args:
+            parameters: by name.
+            parts: leading parts of names, as `head` or `generator.base`; none for all.
+
+        Raises:
+            ConfigError: if there is no such part.
+        """
+        if not parts:
+            return dict(parameters)
+        for part in parts:
+            if not any(_within(name, part) for name in parameters):
+                known = sorted({name.rpartition(".")[0] or name for name in parameters})
+                raise ConfigError(
+                    f"optim.blocks names {part}, but what is trained is {', '.join(known)}; choose of these."
+                )
+        return {name: p for name, p in parameters.items() if any(_within(name, part) for part in parts)}
+
     def factor(self, done: Float[Tensor, " clients"], steps: Sequence[int]) -> Float[Tensor, " clients"] | None:
         """What the schedule multiplies each client's learning rates with, after so many of its steps; None for 1."""
         if self.schedule == "constant":
             return None
         share = (done / torch.tensor(steps, dtype=done.dtype, device=done.device).clamp(min=1)).clamp(max=1)
         return 1 - share if self.schedule == "linear" else (1 + torch.cos(math.pi * share)) / 2
+
+
+def _within(name: str, part: str) -> bool:
+    """Whether a parameter belongs to a part."""
+    return name == part or name.startswith(f"{part}.")
+
+
+def _blocks(blocks: object) -> tuple[tuple[str, ...], ...]:
+    """`optim.blocks` as it was meant; one block of everything for null."""
+    if blocks is None:
+        return ((),)
+    found = [_names(block) for block in blocks] if _is_list(blocks) else []
+    if not found or not all(found):
+        raise ConfigError(f"optim.blocks={blocks} is no list of lists of names; write e.g. [[head],[generator]].")
+    return tuple(found)
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _names(block: object) -> tuple[str, ...]:
+    """The names in a block; none if it is no list of names."""
+    names = tuple(one for one in block if isinstance(one, str)) if _is_list(block) else ()
+    return names if _is_list(block) and len(names) == len(block) else ()

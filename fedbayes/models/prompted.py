@@ -1,28 +1,40 @@
 """Backbone, prompt generator and head together: what a client trains, for a whole cohort of clients at once."""
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedbayes.errors import require_choice, require_whole
+from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.models.prompts import ClientLinear, PromptGenerator
+from fedbayes.models.prompts import AbstractPrompts, ClientLinear
+from fedbayes.models.tuned import MakeWeights
 from fedbayes.seeding import generator as seeded
 
 Arrays = dict[str, np.ndarray]
 """A client's or the server's parameters by name, without the client axis."""
 
 
+@runtime_checkable  # the tests check every argument's type
+class MakePrompts(Protocol):
+    """Makes the generator once the sizes are known; the settings of its kind are in it already."""
+
+    def __call__(
+        self, *, blocks: int, length: int, dim: int, classes: int, clients: int, rng: torch.Generator
+    ) -> AbstractPrompts:
+        """A generator of `blocks` sets of `length` prompts for each image."""
+        ...
+
+
 @final
 class PromptedViT(nn.Module):
     """A frozen ViT with prompts of a generator and a linear head, for C clients side by side.
 
-    The trainable parameters are those of `generator` and `head`; each has a leading client axis.
+    The parameters of `generator`, `head` and `weights` belong to the clients; each has a leading client axis.
 
     Args:
         backbone: the frozen ViT, shared by all clients.
@@ -30,12 +42,14 @@ class PromptedViT(nn.Module):
         length: prompts per set.
         depth: `shallow` for one set, `deep` for one set for each block from `start_layer` on.
         start_layer: the first block that sees prompts.
-        kind: see `fedbayes.models.prompts`; so are the remaining arguments.
+        generator: makes the prompt generator.
         seed: of the initial values.
-        reverse_outputs: see `PromptGenerator`.
+        head_std: standard deviation of the head's weights before training; 0 starts from equal class scores.
+        clients: of the federation; generators may keep something for each.
+        weights: makes the weights of the ViT that clients change; None leaves it as it is.
 
     Raises:
-        ConfigError: if a value is out of range.
+        ConfigError: if a value is out of range, or there are both prompts and weights to learn.
     """
 
     def __init__(
@@ -46,57 +60,56 @@ class PromptedViT(nn.Module):
         length: int,
         depth: str,
         start_layer: int,
-        kind: str,
-        hidden: int,
-        code_dim: int | str,
-        noise_dim: int,
-        init_scale: float,
-        init_mixing: float,
-        decoder_scale: float,
+        generator: MakePrompts,
         seed: int,
-        reverse_outputs: int = 0,
+        head_std: float = 0.0,
+        clients: int = 1,
+        weights: MakeWeights | None = None,
     ) -> None:
         super().__init__()
         require_choice("prompts.depth", depth, ("shallow", "deep"))
         require_whole("prompts.start_layer", start_layer, 0)
+        require_number("head.init_std", head_std, 0)
         if start_layer >= backbone.depth:
             require_choice("prompts.start_layer", str(start_layer), [str(i) for i in range(backbone.depth)])
         self.backbone, self.classes = backbone, classes
         # Without prompts nothing learnt enters the blocks: all of them lie "below" and are computed once per image.
         self.start_layer = start_layer if length else backbone.depth
         rng = seeded(seed, "initial parameters")
-        self.generator = PromptGenerator(
-            kind=kind,
-            blocks=backbone.depth - start_layer if depth == "deep" else 1,
-            length=length,
-            dim=backbone.dim,
-            hidden=hidden,
-            code_dim=code_dim,
-            noise_dim=noise_dim,
-            init_scale=init_scale,
-            init_mixing=init_mixing,
-            decoder_scale=decoder_scale,
-            rng=rng,
-            reverse_outputs=reverse_outputs,
-        )
-        self.head = ClientLinear(backbone.dim, classes, std=0.0, rng=rng)
+        blocks = backbone.depth - start_layer if depth == "deep" else 1
+        sizes = {"blocks": blocks, "length": length, "dim": backbone.dim, "classes": classes, "clients": clients}
+        self.generator = generator(**sizes, rng=rng)
+        self.head = ClientLinear(backbone.dim, classes, std=head_std, rng=rng)
+        self.weights = None if weights is None else weights(backbone=backbone, rng=rng)
+        if self.weights is not None:
+            if length:
+                raise ConfigError(
+                    f"prompts.length={length}: method.weights changes the ViT in place of prompting it; set "
+                    "prompts.length=0."
+                )
+            self.start_layer = self.weights.start_layer
         self.initial: Arrays = self.unstack()[0]
+
+    def owned(self) -> dict[str, nn.Parameter]:
+        """The clients' parameters by name, each of shape `(C, ...)`, those that stay as they are among them."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.")}
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name; each of shape `(C, ...)`."""
-        return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.")}
+        return {name: p for name, p in self.owned().items() if p.requires_grad}
 
     def stack(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
         """Take over the parameters of `len(states)` clients; a name that a state lacks keeps its initial value."""
-        for name, parameter in self.trainable().items():
+        for name, parameter in self.owned().items():
             rows = torch.from_numpy(np.stack([state.get(name, self.initial[name]) for state in states]))
             owner, _, leaf = name.rpartition(".")
             # A new leaf, not new data in the old one: a graph still alive would go on expecting the old cohort's size.
-            setattr(self.get_submodule(owner), leaf, nn.Parameter(rows.to(parameter.device, parameter.dtype)))
+            moved = rows.to(parameter.device, parameter.dtype)
+            setattr(self.get_submodule(owner), leaf, nn.Parameter(moved, parameter.requires_grad))
 
     def unstack(self) -> list[Arrays]:
         """The parameters of each client of the cohort, as arrays of their own."""
-        stacked = {name: parameter.detach().cpu().numpy() for name, parameter in self.trainable().items()}
+        stacked = {name: parameter.detach().cpu().numpy() for name, parameter in self.owned().items()}
         clients = len(next(iter(stacked.values())))
         return [{name: rows[c].copy() for name, rows in stacked.items()} for c in range(clients)]
 
@@ -105,18 +118,40 @@ class PromptedViT(nn.Module):
         """What does not depend on anything learnt.
 
         Returns:
-            Tokens below `start_layer`, `(n, t, d)`, and z, `(n, d)`: the prompt-free class feature through a LayerNorm
-            without parameters, so that it carries no statistics of anybody's data.
+            What `entering` gives, and z, `(n, d)`: the prompt-free class feature through a LayerNorm without
+            parameters, so that it carries no statistics of anybody's data.
         """
-        tokens = self.backbone.embed(images, self.start_layer)
-        if self.start_layer == self.backbone.depth:
-            tokens = tokens[:, :1]  # the class token alone is read again
-        feature = self.backbone(tokens, None, self.start_layer)
+        tokens = self.entering(images)
+        if self.from_pixels:
+            feature = self.backbone.features(images)
+        else:
+            feature = self.backbone(tokens, None, self.start_layer)
         return tokens, F.layer_norm(feature, feature.shape[-1:])
+
+    @property
+    def from_pixels(self) -> bool:
+        """Whether clients change the ViT from its pixels on."""
+        return self.weights is not None and self.weights.from_pixels
+
+    @property
+    def entering_bytes(self) -> int:
+        """Size of what `entering` gives for an image of bytes."""
+        if self.from_pixels:
+            return 3 * self.backbone.image_size**2
+        tokens = 1 if self.start_layer == self.backbone.depth else self.backbone.num_tokens
+        return tokens * self.backbone.dim * self.backbone.tokens_dtype.itemsize
+
+    def entering(self, images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]) -> Num[Tensor, "n *entering"]:
+        """What enters the first place that learns: tokens below `start_layer`, `(n, t, d)`, or the pixels."""
+        if self.from_pixels:
+            return images
+        tokens = self.backbone.embed(images, self.start_layer)
+        # Of the tokens after the last block only the class token is read again.
+        return tokens[:, :1] if self.start_layer == self.backbone.depth else tokens
 
     def logits(
         self,
-        tokens: Float[Tensor, "clients images t d"],
+        tokens: Num[Tensor, "clients images *entering"],
         prompts: Float[Tensor, "*draws clients images_or_1 blocks length d"],
     ) -> Float[Tensor, "*draws clients images classes"]:
         """Class scores of every draw of prompts; cohort and draws go through the backbone in one batch."""
@@ -124,6 +159,8 @@ class PromptedViT(nn.Module):
         draws = prompts.shape[:-5]
         blocks, length, dim = prompts.shape[-3:]
         lead = (*draws, clients, images)
+        if self.weights is not None:
+            return self.head(self.weights.features(self.backbone, tokens).expand(*lead, dim))  # type: ignore[no-any-return]
         flat = tokens.expand(*lead, *tokens.shape[2:]).reshape(-1, *tokens.shape[2:])  # (S*C*B, t, d)
         sets = prompts.expand(*lead, blocks, length, dim).reshape(-1, blocks, length, dim) if length else None
         feature = self.backbone(flat, sets, self.start_layer)

@@ -21,6 +21,7 @@ Every parameter has a leading client axis: a client is a cohort of one, and noth
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import final
 
 import torch
@@ -56,8 +57,50 @@ class ClientLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
+def xavier(*shape: int, rng: torch.Generator) -> Tensor:
+    """Prompts before training, uniform with Xavier's bound for their width, as VPT starts them."""
+    return (2 * torch.rand(*shape, generator=rng) - 1) * math.sqrt(6 / (shape[-1] + shape[-1]))
+
+
+class AbstractPrompts(nn.Module, ABC):
+    """Where prompts come from. A method with prompts of its own kind names its class in `method.generator`.
+
+    A parameter with `requires_grad=False` is sent, kept and stacked like any other, and never trained.
+
+    Attributes:
+        kind: which it is, for errors and logs.
+        noise_dim: noisy directions of a posterior over prompts; 0 without.
+        code_dim: dimension of the prompt code; 0 without.
+    """
+
+    kind: str
+    noise_dim: int = 0
+    code_dim: int = 0
+
+    @abstractmethod
+    def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images_or_1 blocks length dim"]:
+        """Prompts without a posterior.
+
+        Args:
+            z: class features of the images.
+        """
+
+    def penalty(
+        self,
+        z: Float[Tensor, "clients images dim"],  # noqa: ARG002  (a hook: methods may use both)
+        weights: Float[Tensor, "clients images"],  # noqa: ARG002
+    ) -> Float[Tensor, " clients"] | None:
+        """What a method adds to each client's training loss, nats per image; None for nothing.
+
+        Args:
+            z: class features of the images.
+            weights: of the images, 0 for padding; each client's sum to 1, or to 0 if it sits the batch out.
+        """
+        return None
+
+
 @final
-class PromptGenerator(nn.Module):
+class PromptGenerator(AbstractPrompts):
     """Prompts of an image from its class feature and noise.
 
     Args:
@@ -72,6 +115,8 @@ class PromptGenerator(nn.Module):
         init_mixing: length of each column of A before training, in units of sigma.
         decoder_scale: standard deviation of an entry of U c per unit of c, before training.
         rng: draws the initial values; equal generators start equal, which averaging needs.
+        classes: unused: prompts of these kinds know no class.
+        clients: unused: nor a client.
         reverse_outputs: numbers that the reverse model gives for a code and an image; 0: there is none.
 
     Raises:
@@ -92,6 +137,8 @@ class PromptGenerator(nn.Module):
         init_mixing: float,
         decoder_scale: float,
         rng: torch.Generator,
+        classes: int = 1,  # noqa: ARG002
+        clients: int = 1,  # noqa: ARG002
         reverse_outputs: int = 0,
     ) -> None:
         super().__init__()
@@ -109,12 +156,12 @@ class PromptGenerator(nn.Module):
         else:
             code = require_whole("generator.code_dim", code_dim, 1)
         self.kind, self.shape, self.code_dim = kind, (blocks, length, dim), 0 if kind == "fixed" else code
+        self.has_posterior = kind in (*EXPLICIT, "semi_implicit")
         noisy = kind in ("low_rank", "semi_implicit")
         self.noise_dim = require_whole("generator.noise_dim", noise_dim, 1) if noisy else 0
         self.has_reverse = kind == "semi_implicit" and reverse_outputs > 0
 
-        bound = math.sqrt(6 / (dim + dim))  # Xavier, as VPT starts its prompts
-        self.base = nn.Parameter((2 * torch.rand(1, blocks, length, dim, generator=rng) - 1) * bound)
+        self.base = nn.Parameter(xavier(1, blocks, length, dim, rng=rng))
         if kind == "fixed":
             return
         self.hidden = ClientLinear(dim, hidden, std=dim**-0.5, rng=rng)
@@ -137,6 +184,10 @@ class PromptGenerator(nn.Module):
             self.reverse_image = ClientLinear(dim, hidden, std=dim**-0.5, rng=rng)
             # Zero outputs are tau = N(0, I): training starts from plain semi-implicit inference.
             self.reverse_out = ClientLinear(hidden, reverse_outputs, std=0.0, rng=rng)
+
+    def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images_or_1 blocks length dim"]:
+        """`P_base`, or `P_base + U f_phi(z)` where prompts depend on the image."""
+        return self.decode(None if self.kind == "fixed" else self.mixing(z, None))
 
     def mixing(
         self, z: Float[Tensor, "clients images dim"], eps: Float[Tensor, "*draws clients images m"] | None

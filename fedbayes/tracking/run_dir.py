@@ -18,6 +18,7 @@ PARTITION = "partition.json"
 LOG = "run.log"
 REPORT = "report.html"
 PLOTS = "plots"
+PREDICTIONS = "predictions.safetensors"
 
 _MARKS = (CONFIG, METRICS, SUMMARY)  # any of these: the directory holds a run
 

@@ -176,6 +176,7 @@ def test_each_client_has_its_own_schedule_and_proximal_term(schedule, proximal, 
         ("clip", 0),
         ("schedule", "step"),
         ("proximal", -1),
+        ("finetune_steps", -1),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(key, value):
@@ -186,3 +187,32 @@ def test_values_out_of_range_are_refused_by_name(key, value):
 def test_two_learning_rates_of_zero_are_refused():
     with pytest.raises(ConfigError, match=r"optim\.prompt_lr=0 and optim\.head_lr=0 would train nothing"):
         LocalTraining(**{**DEFAULTS, "prompt_lr": 0, "head_lr": 0})
+
+
+def test_blocks_are_trained_one_after_another_and_the_rest_stays():
+    training = LocalTraining(**{**DEFAULTS, "blocks": [["head"], ["generator.base"]]})
+    parameters = problem(2)
+    assert training.passes == 2 * DEFAULTS["local_epochs"]
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    for parts, moved in zip(training.blocks, ("head.bias", "generator.base"), strict=True):
+        before = {name: p.detach().clone() for name, p in parameters.items()}
+        training.fit(training.block(parameters, parts), batches_of(COUNTS), quadratic(parameters), STEPS)
+        assert [name for name, p in parameters.items() if not torch.equal(p, before[name])] == [moved]
+    assert all(not torch.equal(p, start[name]) for name, p in parameters.items())
+
+
+def test_a_part_is_a_whole_name_and_not_its_beginning():
+    training = LocalTraining(**DEFAULTS)
+    parameters = {name: torch.zeros(1) for name in ("generator.base", "generator.base_two", "generator.keys.weight")}
+    assert list(training.block(parameters, ["generator.base"])) == ["generator.base"]
+    assert list(training.block(parameters, ["generator.keys"])) == ["generator.keys.weight"]
+    assert list(training.block(parameters, ["generator"])) == list(parameters)
+    assert list(training.block(parameters, ())) == list(parameters)
+    with pytest.raises(ConfigError, match=r"optim\.blocks names tail, but what is trained is generator"):
+        training.block(parameters, ["tail"])
+
+
+@pytest.mark.parametrize("blocks", ["head", ["head"], [], [[]], [[1, "head"]], 3])
+def test_blocks_that_are_no_lists_of_names_are_refused(blocks):
+    with pytest.raises(ConfigError, match=r"optim\.blocks=.*is no list of lists of names"):
+        LocalTraining(**{**DEFAULTS, "blocks": blocks})

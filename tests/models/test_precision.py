@@ -1,6 +1,7 @@
 """bf16 on the backbone's side alone: close to float32, and float32 again wherever it meets what learns."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,18 +11,20 @@ from torch.nn import functional as F
 
 from fedbayes.errors import ConfigError
 from fedbayes.models.prompted import PromptedViT
+from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.zoo import shipped
 
-OPTIONS = {
-    "length": 4,
-    "depth": "shallow",
-    "hidden": 5,
-    "code_dim": 6,
-    "noise_dim": 2,
-    "seed": 0,
-    "kind": "deterministic",
-}
-SCALES = {"init_scale": 0.3, "init_mixing": 0.5, "decoder_scale": 0.2}
+PROMPTS = partial(
+    PromptGenerator,
+    kind="deterministic",
+    hidden=5,
+    code_dim=6,
+    noise_dim=2,
+    init_scale=0.3,
+    init_mixing=0.5,
+    decoder_scale=0.2,
+)
+OPTIONS = {"length": 4, "depth": "shallow", "start_layer": 2, "seed": 0, "generator": PROMPTS}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
 
@@ -65,7 +68,7 @@ def test_weights_are_converted_once_and_norms_are_not():
 def test_generator_and_head_stay_float32_and_the_step_points_the_same_way(images, device):
     gradients = []
     for backbone in pair(device):
-        model = PromptedViT(backbone, 10, start_layer=2, **OPTIONS, **SCALES).to(device)
+        model = PromptedViT(backbone, 10, **OPTIONS).to(device)
         head = np.random.default_rng(0).normal(0, 0.1, model.initial["head.weight"].shape).astype(np.float32)
         model.stack([{"head.weight": head}])
         tokens, z = (one.unsqueeze(0) for one in model.precompute(images(16, 32).to(device)))

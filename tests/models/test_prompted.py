@@ -1,6 +1,7 @@
 """A cohort is its clients side by side: nothing of one reaches another, and everything that can learn does."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ from torch.nn import functional as F
 from fedbayes.errors import ConfigError
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.models.prompts import KINDS
+from fedbayes.models.prompts import KINDS, PromptGenerator
 
-OPTIONS = {"length": 2, "depth": "shallow", "start_layer": 1, "hidden": 5, "code_dim": 6, "noise_dim": 4}
-SCALES = {"init_scale": 0.3, "init_mixing": 0.5, "decoder_scale": 0.2, "seed": 0}
+OPTIONS = {"length": 2, "depth": "shallow", "start_layer": 1, "seed": 0}
+SCALES = {"hidden": 5, "code_dim": 6, "noise_dim": 4, "init_scale": 0.3, "init_mixing": 0.5, "decoder_scale": 0.2}
 CLASSES, IMAGES = 5, 4
 
 
@@ -25,9 +26,16 @@ def backbone(random_vit):
 @pytest.fixture
 def make(backbone):
     def make(kind, **options):
-        return PromptedViT(backbone, CLASSES, kind=kind, **{**OPTIONS, **SCALES, **options}).double()
+        return prompted(backbone, kind=kind, **options).double()
 
     return make
+
+
+def prompted(backbone, **options):
+    scales = {name: options.pop(name, SCALES[name]) for name in SCALES}
+    kind, head_std = options.pop("kind", "fixed"), options.pop("head_std", 0.0)
+    generator = partial(PromptGenerator, kind=kind, **scales)
+    return PromptedViT(backbone, CLASSES, generator=generator, head_std=head_std, **{**OPTIONS, **options})
 
 
 @pytest.fixture
@@ -231,4 +239,4 @@ def test_a_copy_is_a_client_of_its_own(make):
 )
 def test_what_the_backbone_cannot_do_is_refused_by_name(backbone, options, message):
     with pytest.raises(ConfigError, match=message):
-        PromptedViT(backbone, CLASSES, **{"kind": "fixed", **OPTIONS, **SCALES, **options})
+        prompted(backbone, **options)

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 from journal import Journal
 from remote import RemoteFactory
-from scripted import SETTINGS, Scripted
+from scripted import Scripted, round_loop
 
 from fedbayes import build, simulate
 from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.messages import from_record
-from fedbayes.rounds import RoundLoop
 from fedbayes.simulation.ray import Ray
 
 UNEQUAL = {"seconds", "images_per_second"}
@@ -49,7 +48,7 @@ def engine(address, **settings):
 
 def played(address, factory, **settings):
     """Rounds of a scripted federation on the cluster."""
-    loop, journal = RoundLoop(**{**SETTINGS, "clients": 4, "patience": 60, **settings}), Journal()
+    loop, journal = round_loop(**{"clients": 4, "patience": 60, **settings}), Journal()
     strategy = build.strategy(compose(), loop)
     progress = engine(address).run(
         client_factory=factory,

@@ -7,6 +7,7 @@ from fedbayes import build
 from fedbayes.configuration import compose
 from fedbayes.messages import ClientUpdate
 from fedbayes.rounds import RoundLoop
+from fedbayes.sampling import Sampling
 from fedbayes.simulation.in_process import InProcessGrid
 
 SETTINGS = {
@@ -22,6 +23,8 @@ SETTINGS = {
     "best_by": "accuracy",
     "temperature": False,
     "held_out": False,
+    "new_clients": 0,
+    "adapt_steps": (0,),
     "passes": 1,
     "personal": False,
 }
@@ -71,8 +74,14 @@ class Scripted:
         return answers
 
 
+def round_loop(**settings):
+    chosen = {**SETTINGS, **settings}
+    drawn = ("clients", "participation", "seed", "evaluate_share", "new_clients")
+    return RoundLoop(sampling=Sampling(**{name: chosen.pop(name) for name in drawn}), **chosen)
+
+
 def play(client, grid=None, strategy=None, **settings):
-    loop, journal = RoundLoop(**{**SETTINGS, **settings}), Journal()
-    grid = grid or InProcessGrid(client, loop.clients)
+    loop, journal = round_loop(**settings), Journal()
+    grid = grid or InProcessGrid(client, loop.sampling.clients)
     strategy = strategy or build.strategy(compose(), loop)
     return loop.run(grid, strategy, client.initial(), journal), journal, grid

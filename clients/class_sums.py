@@ -1,0 +1,80 @@
+r"""Training-free classification of frozen features: clients send sums per class, the server makes a linear classifier.
+
+What is sent per class c is `sum z` and `n_c`, which is the class mean and count of FedNCM (Legate et al., NeurIPS 2023,
+arXiv 2402.01862) and of FedCOF (Goswami et al., NeurIPS 2025, arXiv 2412.14326) in a form that adds up exactly. The
+classifier that comes back is `p(y = c | z) = softmax_c(w_c . z + b_c)`; what w and b are is the strategy's business.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import numpy as np
+import torch
+
+from clients.base import AbstractClient, Draws
+from clients.inputs import Inputs
+from fedbayes.data.augment import Augment
+from fedbayes.data.federated import FederatedData
+from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.models.prompted import PromptedViT
+from fedbayes.seeding import Streams
+
+
+@final
+class ClassSumsClient(AbstractClient):
+    """Sums its images' features per class; predicts by the server's linear classifier.
+
+    Args:
+        data: see `AbstractClient`, like the arguments down to `personal`.
+        model: the prompted ViT.
+        augment: changes of training images; sums are of the plain images.
+        cache_mb: bound of the token cache.
+        seed: of the run.
+        personal: parts that never leave the client.
+        squares: also send the sum of the features' squared lengths, one number, which a variance needs.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: FederatedData,
+        model: PromptedViT,
+        augment: Augment,
+        cache_mb: float,
+        seed: int,
+        personal: Sequence[str],
+        squares: bool = False,
+    ) -> None:
+        super().__init__(data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal)
+        self.squares = squares
+
+    def initial(self) -> Arrays:
+        """No class seen yet."""
+        classes, width = self.model.classes, self.model.backbone.dim
+        return {"weights": np.zeros((classes, width)), "bias": np.zeros(classes), "counts": np.zeros(classes)}
+
+    def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
+        """Per class, the sum of features and their number, in float64."""
+        updates = []
+        for request in requests:
+            batch = self.data.whole([request.partition], "train")
+            z = self.inputs.plain(batch).z[0].double()
+            hits = torch.nn.functional.one_hot(batch.labels[0].to(z.device), self.model.classes).double()
+            arrays = {"sums": (hits.T @ z).cpu().numpy(), "counts": hits.sum(0).cpu().numpy()}
+            if self.squares:
+                arrays["squares"] = z.square().sum().reshape(1).cpu().numpy()
+            updates.append(ClientUpdate(request.partition, arrays, len(z), {}))
+        return updates
+
+    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:  # noqa: ARG002
+        """One draw: nothing is random here. A class that nobody has shown is never predicted."""
+        z = inputs.z.double()
+        weights, bias, counts = (
+            torch.from_numpy(np.stack([one[name] for one in parameters])).to(z)
+            for name in ("weights", "bias", "counts")
+        )
+        logits = z @ weights.mT + bias[:, None]  # (C, B, classes)
+        seen = counts > 0
+        none_seen = ~seen.any(1, keepdim=True)  # before the first round every class is equally likely
+        logits = torch.where((seen | none_seen)[:, None], logits, torch.full_like(logits, -torch.inf))
+        return Draws(logits.unsqueeze(0), {})

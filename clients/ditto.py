@@ -1,0 +1,181 @@
+r"""Ditto on prompts: a global model by FedAvg and one of each client's own (Li et al., ICML 2021, arXiv 2012.04221).
+
+With the received prompts and head w, client k trains w as in FedAvg and, on the same images, its own
+
+    v_k = argmin F_k(v) + lambda / 2 |v - w|^2
+
+from where it left v_k; `strength` is lambda. It is evaluated with v_k. The paper gives both solvers full epochs; here
+each has half of `optim.local_epochs`, so that a round costs as many passes over the images as for every other method.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clients.base import Draws
+from clients.inputs import Inputs
+from clients.wrapping import AbstractWrappingClient
+from fedbayes.data.augment import Augment
+from fedbayes.data.federated import FederatedData
+from fedbayes.errors import ConfigError, require_number
+from fedbayes.inference.elbo import Objective
+from fedbayes.inference.fit import LocalTraining
+from fedbayes.inference.settings import InferenceSettings
+from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.models.prompted import PromptedViT
+from fedbayes.seeding import Streams
+
+OWN = "own."
+"""Leads the names of v_k among what a client keeps."""
+
+
+@final
+class DittoClient(AbstractWrappingClient):
+    """Trains the global model, then its own near the one it received.
+
+    Args:
+        data: see `AbstractWrappingClient`, like the arguments down to `inference`.
+        model: the prompted ViT.
+        augment: changes of training images.
+        cache_mb: bound of the token cache.
+        seed: of the run.
+        personal: parts of the global model that never leave the client.
+        inference: of the prompts' posterior, if they have one.
+        optim: of both models; each trains for half of its epochs.
+        strength: lambda; 0 leaves the own model alone, and it then learns nothing from others.
+
+    Raises:
+        ConfigError: if the epochs cannot be halved or the strength is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        data: FederatedData,
+        model: PromptedViT,
+        augment: Augment,
+        cache_mb: float,
+        seed: int,
+        personal: Sequence[str],
+        inference: InferenceSettings,
+        optim: LocalTraining,
+        strength: float,
+    ) -> None:
+        super().__init__(
+            data=data,
+            model=model,
+            augment=augment,
+            cache_mb=cache_mb,
+            seed=seed,
+            personal=personal,
+            inference=inference,
+            optim=halved(optim),
+        )
+        self.strength = require_number("method.client.strength", strength, 0)
+
+    def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
+        """The global model's local epochs, then the own model's; replies carry the shared part of the former."""
+        plain = [replace(request, personal=without_own(request.personal)) for request in requests]
+        updates = self.inner.train(plain)
+        received: list[Arrays] = [{**request.arrays, **request.personal} for request in plain]
+        starts = [
+            own(request.personal) if is_trained(request) else state
+            for request, state in zip(requests, received, strict=True)
+        ]
+        metrics = self._fit_own(requests, starts, received)
+        answers = []
+        for c, (update, state) in enumerate(zip(updates, self.model.unstack(), strict=True)):
+            kept = {**update.personal, **{OWN + name: value for name, value in state.items()}}
+            said = {**update.metrics, **{f"own_{name}": float(values[c]) for name, values in metrics.items()}}
+            answers.append(replace(update, metrics=said, personal=kept))
+        return answers
+
+    def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
+        """The own models, or the global one of a client that was never trained, after the steps that are asked for."""
+        chosen = [
+            own(state) if is_trained(request) else without_own(state)
+            for state, request in zip(parameters, requests, strict=True)
+        ]
+        return self.inner.adapt(chosen, requests)
+
+    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
+        """As prompt tuning does, with the own models where there are any."""
+        return self.inner.draw(inputs, [own(state) for state in parameters], streams)
+
+    def _fit_own(
+        self, requests: Sequence[ClientRequest], starts: Sequence[Arrays], received: Sequence[Arrays]
+    ) -> dict[str, Tensor]:
+        """Train every client's own model, which the prompted ViT holds afterwards.
+
+        Args:
+            requests: of the cohort.
+            starts: v_k as it was.
+            received: w, which draws it.
+
+        Returns:
+            Each term of the objective, `(C,)`, its mean over `optim.blocks`.
+        """
+        partitions, server_round = [request.partition for request in requests], requests[0].server_round
+        order, noise, changes = (
+            Streams(self.seed, server_round, partitions, f"own {what}") for what in ("order", "noise", "augment")
+        )
+        beta, optim = self.inner.inference.beta_at(server_round), self.inner.optim
+        self.model.stack(received)
+        anchor = {name: parameter.detach() for name, parameter in self.model.trainable().items()}
+        self.model.stack(starts)
+        mine = self.model.trainable()
+
+        def objective(inputs: Inputs) -> Objective:
+            bound = self.inner.objective(inputs, noise, beta)
+            distance = sum((mine[name] - w).flatten(1).square().sum(1) for name, w in anchor.items())
+            return replace(bound, loss=bound.loss + self.strength / 2 * distance)
+
+        found = []
+        for parts in optim.blocks:
+            batches = self.data.epochs(partitions, optim.local_epochs, optim.batch_size, order)
+            found.append(
+                optim.fit(
+                    optim.block(mine, parts),
+                    (self.inputs.train(batch, changes) for batch in batches),
+                    objective,
+                    self.data.steps(partitions, optim.local_epochs, optim.batch_size),
+                )
+            )
+        return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
+
+
+def is_trained(request: ClientRequest) -> bool:
+    """Whether the client has a model of its own."""
+    return any(name.startswith(OWN) for name in request.personal)
+
+
+def own(state: Mapping[str, np.ndarray]) -> Arrays:
+    """A client's own model among its parameters; what it has no own of is the global one's."""
+    mine = {name.removeprefix(OWN): value for name, value in state.items() if name.startswith(OWN)}
+    return {**without_own(state), **mine}
+
+
+def without_own(state: Mapping[str, np.ndarray]) -> Arrays:
+    """The global model among a client's parameters."""
+    return {name: value for name, value in state.items() if not name.startswith(OWN)}
+
+
+def halved(optim: LocalTraining) -> LocalTraining:
+    """The same training for half as many epochs.
+
+    Raises:
+        ConfigError: if their number is odd.
+    """
+    if optim.local_epochs % 2:
+        raise ConfigError(
+            f"optim.local_epochs={optim.local_epochs} cannot be halved between the global and the own model; choose an "
+            "even number."
+        )
+    half = copy(optim)
+    half.local_epochs = optim.local_epochs // 2
+    return half

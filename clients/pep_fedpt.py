@@ -1,0 +1,130 @@
+r"""PEP-FedPT: class prompts, mixed for each image by class prototypes and the client's class prior (Yashwanth et al.).
+
+Prompt Estimation from Prototypes for Federated Prompt Tuning of Vision Transformers, TMLR 2026, arXiv 2510.25372.
+Beside shared prompts P_S stands the class-contextualised mixed prompt: with P_c the prompts of class c, mu_c the mean
+feature of that class over all clients, and pi_i(c) the share of the class in client i's training images,
+
+    P_mix(z) = sum_c w_c(z) P_c,     w_c(z) = pi_i(c) exp(cos(z, mu_c) / temperature) / sum of the same over classes
+
+Nothing trained belongs to a client: P_S, P_c and the head are averaged. `strategies/pep_fedpt.py` makes the mu_c.
+
+Of the paper we had the abstract and a summary. That weights come from prototypes and class priors is theirs;
+ours are the form of the weights, their temperature, that features are the prompt-free ones (so prototypes never age),
+that P_S and P_mix enter the same block, and that all class prompts start equal, so that training starts as VPT.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from clients.base import Draws
+from clients.inputs import Inputs
+from clients.wrapping import AbstractWrappingClient
+from fedbayes.errors import ConfigError, require_number, require_whole
+from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.models.prompt_sets import cosine, mixture
+from fedbayes.models.prompts import AbstractPrompts, xavier
+from fedbayes.seeding import Streams
+
+PRIOR = "generator.prior"
+"""Share of each class in the client's training images; uniform where nothing is known."""
+
+
+@final
+class ClassMixedPrompts(AbstractPrompts):
+    """Shared prompts and, after them, the mixture of class prompts.
+
+    Args:
+        class_length: prompts of the mixture, out of `length`; the others are shared.
+        temperature: of the weights, in units of a cosine.
+        blocks: see `AbstractPrompts`, like the arguments below.
+        length: prompts in a set.
+        dim: width of a token.
+        classes: number of classes.
+        clients: unused: these prompts know a client by its prior alone.
+        rng: draws the initial values.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    kind = "class_mixed"
+
+    def __init__(
+        self,
+        *,
+        class_length: int,
+        temperature: float,
+        blocks: int,
+        length: int,
+        dim: int,
+        classes: int,
+        clients: int,  # noqa: ARG002
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if require_whole("method.generator.class_length", class_length, 1) >= length:
+            raise ConfigError(
+                f"method.generator.class_length={class_length} leaves none of prompts.length={length} to share; "
+                "lower it or raise the length."
+            )
+        self.temperature = require_number("method.generator.temperature", temperature, 0, open_low=True)
+        self.shared = nn.Parameter(xavier(1, blocks, length - class_length, dim, rng=rng))
+        start = xavier(1, 1, blocks, class_length, dim, rng=rng)
+        self.classes = nn.Parameter(start.repeat(1, classes, 1, 1, 1))
+        self.prototypes = nn.Parameter(torch.zeros(1, classes, dim), requires_grad=False)
+        self.prior = nn.Parameter(torch.full((1, classes), 1 / classes), requires_grad=False)
+
+    def weights(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images classes"]:
+        """`w_c(z)`; before there are prototypes, the prior."""
+        scores = cosine(z, self.prototypes) / self.temperature
+        return torch.softmax(scores + self.prior.log().unsqueeze(1), dim=-1)
+
+    def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images blocks length dim"]:
+        """`[P_S, P_mix(z)]`."""
+        mixed = mixture(self.weights(z), self.classes)
+        shared = self.shared.unsqueeze(1).expand(*mixed.shape[:3], -1, -1)
+        return torch.cat([shared, mixed], dim=3)
+
+
+@final
+class PEPFedPTClient(AbstractWrappingClient):
+    """Fills in its class prior, and sends class sums of its features for the prototypes."""
+
+    def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
+        """Prompt tuning with each client's own prior.
+
+        Returns:
+            Replies with `sums` and `counts` of features per class, in float64, beside what was trained.
+        """
+        given = [replace(one, arrays={**one.arrays, PRIOR: self._prior(one.partition)}) for one in requests]
+        return [
+            replace(one, arrays={**one.arrays, PRIOR: self.model.initial[PRIOR], **self._sums(one.partition)})
+            for one in self.inner.train(given)
+        ]
+
+    def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
+        """The parameters with each client's own prior, after its steps, if there are any."""
+        given = [{**one, PRIOR: self._prior(r.partition)} for one, r in zip(parameters, requests, strict=True)]
+        return self.inner.adapt(given, requests)
+
+    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
+        """Prompts of each image."""
+        return self.inner.draw(inputs, parameters, streams)
+
+    def _prior(self, partition: int) -> np.ndarray:
+        """Share of each class in a client's training images."""
+        labels = self.data.whole([partition], "train").labels[0]
+        return (torch.bincount(labels, minlength=self.model.classes) / len(labels)).numpy()
+
+    def _sums(self, partition: int) -> Arrays:
+        """Sums of a client's features per class, and their numbers."""
+        batch = self.data.whole([partition], "train")
+        z = self.inputs.features(batch)[0][0].double()
+        hits = torch.nn.functional.one_hot(batch.labels[0].to(z.device), self.model.classes).double()
+        return {"sums": (hits.T @ z).cpu().numpy(), "counts": hits.sum(0).cpu().numpy()}

@@ -1,0 +1,143 @@
+r"""SGPT: shared prompts for all images, group prompts for those that are alike (Deng et al., CVPR 2024).
+
+Unlocking the Potential of Prompt-Tuning in Bridging Generalized and Personalized Federated Learning, arXiv 2310.18285.
+The first prompted blocks have shared prompts P_S, the last ones the prompts P_g of the image's group. With q the
+image's frozen class token, k_g learnable keys and r_g the share of all choices that fell on group g so far,
+
+    training      g = argmin_g (1 - cos(q, k_g)) (r_g + 0.0005)
+    prediction    g = argmin_g (1 - cos(q, k_g))
+
+so that no group takes everything while they are learnt. A round is two blocks of coordinate descent (`optim.blocks`):
+P_S and head, then groups, keys and head; the loss has the term `-cos(q, k_g)`, which pulls a key towards its images.
+`strategies/sgpt.py` is the server's side.
+
+Choice, key term and orthonormal initial keys follow the authors' code. What is different here: prompts replace those of
+the block before instead of joining them, the head reads the class token alone and not its mean with group prompts, the
+group prompts are also there while P_S is trained, and q enters the cosine as it is, where the code cuts off what is
+negative. Its second choice for data of several domains, by the majority of a batch, supposes one domain per client.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clients.base import Draws
+from clients.inputs import Inputs
+from clients.wrapping import AbstractWrappingClient
+from fedbayes.errors import ConfigError, require_whole
+from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.models.prompt_sets import cosine, mixture
+from fedbayes.models.prompts import AbstractPrompts, xavier
+from fedbayes.seeding import Streams
+
+CHOICES = "generator.choices"
+"""How often each group has been chosen: of all clients on its way out, of one client's images on its way back."""
+
+FLOOR = 5e-4
+"""What a group that was never chosen counts as a share."""
+
+
+@final
+class GroupPrompts(AbstractPrompts):
+    """Shared prompts in the first blocks, those of the image's group in the last.
+
+    Args:
+        groups: how many.
+        group_blocks: prompted blocks, from the last, that have group prompts; the others have shared ones.
+        blocks: see `AbstractPrompts`, like the arguments below.
+        length: prompts in a set.
+        dim: width of a token.
+        classes: unused: these prompts know no class.
+        clients: unused: nor a client.
+        rng: draws the initial values.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    kind = "group"
+
+    def __init__(
+        self,
+        *,
+        groups: int,
+        group_blocks: int,
+        blocks: int,
+        length: int,
+        dim: int,
+        classes: int,  # noqa: ARG002
+        clients: int,  # noqa: ARG002
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__()
+        require_whole("prompts.length", length, 1)
+        if require_whole("method.generator.groups", groups, 1) > dim:
+            raise ConfigError(
+                f"method.generator.groups={groups} keys cannot be orthogonal in {dim} dimensions; lower it."
+            )
+        if require_whole("method.generator.group_blocks", group_blocks, 1) >= blocks:
+            raise ConfigError(
+                f"method.generator.group_blocks={group_blocks} leaves none of {blocks} prompted blocks to shared "
+                "prompts; set prompts.depth=deep, and lower it or prompts.start_layer."
+            )
+        self.shared = nn.Parameter(xavier(1, blocks - group_blocks, length, dim, rng=rng))
+        self.groups = nn.Parameter(xavier(1, groups, group_blocks, length, dim, rng=rng))
+        directions, _ = torch.linalg.qr(torch.randn(dim, groups, generator=rng))
+        self.keys = nn.Parameter(directions.mT.unsqueeze(0).contiguous())
+        self.choices = nn.Parameter(torch.zeros(1, groups), requires_grad=False)
+
+    def choice(self, z: Float[Tensor, "clients images dim"]) -> Int[Tensor, "clients images"]:
+        """The group of each image; as in training where earlier choices are known, else the nearest key's."""
+        share = self.choices / self.choices.sum(-1, keepdim=True).clamp(min=1)
+        cost = (1 - cosine(z, self.keys)) * (share + FLOOR).unsqueeze(1)
+        return cost.argmin(-1)
+
+    def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images blocks length dim"]:
+        """`P_S` in the first blocks, `P_g` in the last."""
+        own = mixture(self._chosen(z), self.groups)
+        shared = self.shared.unsqueeze(1).expand(-1, z.shape[1], -1, -1, -1)
+        return torch.cat([shared, own], dim=2)
+
+    def penalty(
+        self, z: Float[Tensor, "clients images dim"], weights: Float[Tensor, "clients images"]
+    ) -> Float[Tensor, " clients"]:
+        """`-cos(q, k_g)`, the mean over each client's images."""
+        near = (cosine(z, self.keys) * self._chosen(z)).sum(-1)
+        return -(near * weights).sum(-1)
+
+    def _chosen(self, z: Tensor) -> Tensor:
+        """The groups, one-hot, `(C, B, G)`."""
+        return F.one_hot(self.choice(z), self.keys.shape[1]).to(z.dtype)
+
+
+@final
+class SGPTClient(AbstractWrappingClient):
+    """Says how many of its images chose each group; predicts with the nearest keys."""
+
+    def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
+        """Prompt tuning, part after part.
+
+        Returns:
+            Replies with the number of the client's images that chose each group when the round began, as `choices`.
+        """
+        self.model.stack([{**one.arrays, **one.personal} for one in requests])
+        generator = cast(GroupPrompts, self.model.generator)
+        z, weights = self.inputs.features(self.data.whole([one.partition for one in requests], "train"))
+        chosen = F.one_hot(generator.choice(z), generator.keys.shape[1]) * (weights > 0).unsqueeze(-1)
+        counts = chosen.sum(1).float().cpu().numpy()  # (C, G)
+        updates = self.inner.train(requests)
+        return [replace(one, arrays={**one.arrays, CHOICES: mine}) for one, mine in zip(updates, counts, strict=True)]
+
+    def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
+        """The parameters after the client's steps, if there are any."""
+        return self.inner.adapt(parameters, requests)
+
+    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
+        """Prompts of each image's nearest key."""
+        nothing = self.model.initial[CHOICES]
+        return self.inner.draw(inputs, [{**one, CHOICES: nothing} for one in parameters], streams)

@@ -1,0 +1,46 @@
+"""PEP-FedPT's server: averaged prompts, and class prototypes of all clients heard so far (arXiv 2510.25372)."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import final
+
+import numpy as np
+
+from fedbayes.messages import Arrays, ClientUpdate
+from strategies.base import AbstractStrategy, by_name, by_partition, weighted_mean
+from strategies.class_sums import class_means
+
+PROTOTYPES = "generator.prototypes"
+SUMS = ("sums", "counts")
+
+
+@final
+class PEPFedPT(AbstractStrategy):
+    """Averages what is trained; prototypes are the class means of the pooled features.
+
+    Features are the frozen ones, so each client's sums count once, however often it is sampled.
+    """
+
+    counted = (PROTOTYPES,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, Arrays] = {}
+
+    def state(self) -> Arrays:
+        """Everybody's sums."""
+        return by_name(self.seen)
+
+    def restore(self, state: Arrays) -> None:
+        """Take back everybody's sums."""
+        self.seen = by_partition(state)
+
+    def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
+        """`mu_c = sum_i sums_ic / sum_i n_ic`, and the mean of everything else, weighted by images."""
+        trained = []
+        for update in updates:
+            self.seen[update.partition] = {name: update.arrays[name] for name in SUMS}
+            rest = {name: array for name, array in update.arrays.items() if name not in SUMS}
+            trained.append(replace(update, arrays=rest))
+        means = class_means([self.seen[partition] for partition in sorted(self.seen)])
+        self.shared = {**weighted_mean(trained), PROTOTYPES: means.astype(np.float32)}

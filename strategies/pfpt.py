@@ -1,0 +1,186 @@
+r"""PFPT's server: prompts as sets, matched before they are averaged (Weng et al., NeurIPS 2024, arXiv 2502.19752).
+
+The prompts that M clients send are draws around K summarising prompts phi. Client t activates some of these, each
+for one of its prompts, which lies around it:
+
+    a_tk ~ Bernoulli(p_k),   s_tj ~ N(phi_k, sigma^2 I) where s_tj is the prompt for which t activates k
+
+Likelihood is maximised in turns: over a client's matching, given the others', by the Hungarian algorithm, and over phi,
+which is the mean of what is matched to it. K is not fixed. In the paper, networks that map phi to p and sigma are
+learnt, K begins at one for each prompt received, and what nobody activates is dropped. Here sigma is a number, and p is
+integrated out under the prior that lets K grow, the Indian buffet process of mass gamma (Griffiths & Ghahramani 2011),
+which leaves every step in closed form. With n other clients at phi_k, whose mean is m,
+
+    log likelihood gained by s at phi_k:   log n / (M - n) - n / (n + 1) |s - m|^2 / (2 sigma^2)
+    ... at a summarising prompt of its own:   log gamma / M
+
+The set may grow, but a ViT sees as many prompts as ever: a client is sent the summarising prompts that it activated
+(the paper: all of them, or a choice from a pool), a client that did not take part in the last round those that most
+clients activated. With `prompts.depth=deep`, each block has a set of its own. Heads are averaged, weighted by images.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from fedbayes.errors import ConfigError, require_number, require_whole
+from fedbayes.messages import Arrays, ClientUpdate
+from strategies.base import AbstractStrategy, weighted_mean
+
+PROMPTS = "generator.base"  # of a client, `(blocks, length, dim)`
+SERVER = "server."  # leads the names of what is never sent
+PARTITIONS, ACTIVATED, SET = SERVER + "partitions", SERVER + "activated", SERVER + "set."
+
+
+@final
+class PFPT(AbstractStrategy):
+    """Matches the clients' prompts to a set that grows and shrinks, and averages their heads.
+
+    Args:
+        noise: sigma, standard deviation of an entry of a client's prompt around its summarising prompt, in token units.
+        mass: gamma; the larger, the more summarising prompts.
+        sweeps: times that every client is matched anew, at most; fewer once nothing gets likelier.
+
+    Raises:
+        ConfigError: if a value is out of range; before the first message, if clients share no plain set of prompts.
+    """
+
+    def __init__(self, *, noise: float, mass: float, sweeps: int) -> None:
+        super().__init__()
+        self.noise = require_number("method.strategy.noise", noise, 0, open_low=True)
+        self.mass = require_number("method.strategy.mass", mass, 0, open_low=True)
+        self.sweeps = require_whole("method.strategy.sweeps", sweeps, 0)
+
+    def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
+        """The client's own choice of the set, or the common one."""
+        found = sorted(name for name in self.shared if name.startswith("generator."))
+        if found != [PROMPTS]:
+            raise ConfigError(
+                f"PFPT matches {PROMPTS} alone, but clients share {', '.join(found) or 'no prompts'}; use "
+                "generator.kind=fixed and leave generator out of method.client.personal."
+            )
+        sent = {name: array for name, array in self.shared.items() if not name.startswith(SERVER)}
+        known = self.shared.get(PARTITIONS, np.zeros(0, np.int64)).tolist()
+        if partition in known:
+            rows = self.shared[ACTIVATED][known.index(partition)]  # (blocks, length)
+            sent[PROMPTS] = np.stack([self.shared[f"{SET}{block}"][row] for block, row in enumerate(rows)])
+        return sent
+
+    def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
+        """The set that explains the clients' prompts; `generator.base` is what most clients activated of it."""
+        sent = np.stack([update.arrays[PROMPTS] for update in updates])  # (M, blocks, length, dim)
+        found = [
+            summarise(sent[:, block].astype(np.float64), self.noise, self.mass, self.sweeps)
+            for block in range(sent.shape[1])
+        ]
+        common = [one.prompts[most_activated(one.activated, sent.shape[2])] for one in found]
+        self.shared = {
+            **weighted_mean(updates),
+            PROMPTS: np.stack(common).astype(sent.dtype),
+            PARTITIONS: np.array([update.partition for update in updates]),
+            ACTIVATED: np.stack([one.activated for one in found], axis=1),
+            **{f"{SET}{block}": one.prompts.astype(sent.dtype) for block, one in enumerate(found)},
+        }
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Summarising prompts and who activated them.
+
+    Attributes:
+        prompts: phi, `(K, dim)`, in the order in which the clients need them.
+        activated: which of them each prompt of each client is matched to, `(M, length)`.
+    """
+
+    prompts: np.ndarray
+    activated: np.ndarray
+
+
+def summarise(sent: np.ndarray, noise: float, mass: float, sweeps: int) -> Summary:
+    """Match every client in turn, given all others, until nothing gets likelier.
+
+    Args:
+        sent: the clients' prompts, `(M, length, dim)`, float64.
+        noise: sigma.
+        mass: gamma.
+        sweeps: over all clients, after each has been matched to those before it.
+    """
+    clients, length, dim = sent.shape
+    labels = np.full((clients, length), -1)
+    for t in range(clients):
+        labels[t] = match(sent, labels, t, noise, mass, among=t + 1)
+    likelihood = log_likelihood(sent, labels, noise, mass)
+    for _ in range(sweeps):
+        for t in range(clients):
+            labels[t] = match(sent, labels, t, noise, mass, among=clients)
+        before, likelihood = likelihood, log_likelihood(sent, labels, noise, mass)
+        if likelihood <= before + 1e-9:
+            break
+    found, first, place = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    activated = rank[place].reshape(clients, length)
+    sums, counts = np.zeros((len(found), dim)), np.zeros(len(found))
+    np.add.at(sums, activated, sent)
+    np.add.at(counts, activated, 1)
+    return Summary(sums / counts[:, None], activated)
+
+
+def match(sent: np.ndarray, labels: np.ndarray, t: int, noise: float, mass: float, among: int) -> np.ndarray:
+    """The likeliest matching of one client's prompts, given the others'.
+
+    Args:
+        sent: the clients' prompts, `(M, length, dim)`.
+        labels: the summarising prompt of each, `(M, length)`; -1 for clients that are not matched yet.
+        t: the client, whose own labels are not looked at.
+        noise: sigma.
+        mass: gamma.
+        among: M of the formulas: clients that are matched, this one included.
+
+    Returns:
+        Labels, `(length,)`; new ones for summarising prompts of its own.
+    """
+    length = sent.shape[1]
+    others = labels.copy()
+    others[t] = -1
+    taken = others >= 0
+    known, place, counts = np.unique(others[taken], return_inverse=True, return_counts=True)
+    sums = np.zeros((len(known), sent.shape[2]))
+    np.add.at(sums, place, sent[taken])
+    squares = np.square(sent[t][:, None] - sums / counts[:, None]).sum(-1)  # (length, K)
+    gains = np.log(counts / (among - counts)) - counts / (counts + 1) * squares / (2 * noise**2)
+    alone = np.full((length, length), math.log(mass / among))
+    _, columns = linear_sum_assignment(np.concatenate([gains, alone], axis=1), maximize=True)
+    fresh = np.arange(length) + (known[-1] + 1 if len(known) else 0)
+    found: np.ndarray = np.concatenate([known, fresh])[columns]
+    return found
+
+
+def log_likelihood(sent: np.ndarray, labels: np.ndarray, noise: float, mass: float) -> float:
+    r"""What the matchings maximise, nats, with phi at its best and without the constants of the Gaussians.
+
+    `sum_k [log gamma + log (M - n_k)! (n_k - 1)! / M! - sum_{s at k} |s - phi_k|^2 / (2 sigma^2)]`
+
+    Args:
+        sent: the clients' prompts, `(M, length, dim)`.
+        labels: the summarising prompt of each, `(M, length)`.
+        noise: sigma.
+        mass: gamma.
+    """
+    clients, total = len(sent), 0.0
+    for label in np.unique(labels):
+        mine = sent[labels == label]
+        n = len(mine)
+        total += math.log(mass) + math.lgamma(clients - n + 1) + math.lgamma(n) - math.lgamma(clients + 1)
+        total -= float(np.square(mine - mine.mean(0)).sum()) / (2 * noise**2)
+    return total
+
+
+def most_activated(activated: np.ndarray, length: int) -> np.ndarray:
+    """The `length` summarising prompts that most clients activated, the earlier of equals, in the order of the set."""
+    counts = np.bincount(activated.ravel(), minlength=length)
+    return np.sort(np.argsort(-counts, kind="stable")[:length])

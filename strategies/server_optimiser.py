@@ -1,0 +1,146 @@
+r"""Server optimisers, after whatever a strategy aggregates: FedAvgM, FedAdam and FedYogi.
+
+The change that a round's aggregate makes is taken as a gradient, `g = before - after`, entry by entry:
+
+    momentum      m <- momentum m + g,               w <- w - lr m
+    adam, yogi    m <- beta1 m + (1 - beta1) g,      w <- w - lr m / (sqrt(v) + tau)
+        adam      v <- beta2 v + (1 - beta2) g^2
+        yogi      v <- v - (1 - beta2) g^2 sign(v - g^2)
+
+`momentum` is FedAvgM (Hsu et al. 2019, arXiv 1909.06335), the others are algorithm 2 of Reddi et al. (ICLR 2021, arXiv
+2003.00295): m starts at 0, v at tau^2, and there is no bias correction. Flower's own FedAdam and FedYogi start v at 0,
+and its FedAdam corrects m and v for their start.
+"""
+
+from collections.abc import Iterable
+from typing import final
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedbayes.errors import ConfigError, require_choice, require_number
+from fedbayes.messages import Arrays, from_record, to_record
+
+RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}
+"""Learning rates that `lr: null` stands for."""
+FIRST, SECOND, INNER = "first/", "second/", "inner/"  # lead the names of m, of v and of the wrapped strategy's state
+
+
+@final
+class ServerOptimiser(Strategy):
+    """A strategy whose aggregate becomes a step of an optimiser; it wraps any, also Flower's own.
+
+    Floating-point arrays that a round had before and after, in one shape, are optimised, unless the strategy says
+    that they are counted; all others are passed on as it left them.
+
+    Args:
+        strategy: the wrapped one.
+        name: `momentum`, `adam` or `yogi`.
+        lr: learning rate; None for the optimiser's own.
+        momentum: of `momentum`; at 0 and `lr` 1 nothing changes.
+        beta1: decay of the mean of `adam` and `yogi`.
+        beta2: decay of their mean square.
+        tau: in their denominator; small ones adapt more.
+
+    Raises:
+        ConfigError: if a value is out of range, or the strategy's result is no step from what it was.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        name: str,
+        lr: float | None = None,
+        momentum: float = 0.9,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        tau: float = 1e-3,
+    ) -> None:
+        self.strategy = strategy
+        self.name = require_choice("server.name", name, tuple(RATES))
+        if getattr(strategy, "closed_form", False):
+            raise ConfigError(
+                f"server.name={name}: {type(strategy).__name__} computes its parameters afresh each round, so there is "
+                "no step for an optimiser; set server.name=none."
+            )
+        self.lr = require_number("server.lr", RATES[name] if lr is None else lr, 0, open_low=True)
+        self.momentum = require_number("server.momentum", momentum, 0, 1)
+        self.beta1 = require_number("server.beta1", beta1, 0, 1)
+        self.beta2 = require_number("server.beta2", beta2, 0, 1)
+        self.tau = require_number("server.tau", tau, 0, open_low=True)
+        self._before: Arrays = {}
+        self._first: Arrays = {}  # m
+        self._second: Arrays = {}  # v
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Flower's hook: the strategy's messages; what they start from is kept."""
+        self._before = from_record(arrays)
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's hook: a step towards, or past, what the strategy makes of the replies."""
+        after, metrics = self.strategy.aggregate_train(server_round, replies)
+        if after is None:
+            return None, metrics
+        return to_record({name: self._moved(name, array) for name, array in from_record(after).items()}), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Flower's hook: the strategy's messages."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Flower's hook: the strategy's."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Flower's hook: the strategy's."""
+        self.strategy.summary()
+
+    def state(self) -> Arrays:
+        """The moments, float64, and the strategy's own state."""
+        inner = self.strategy.state() if hasattr(self.strategy, "state") else {}
+        kept = {INNER: inner, FIRST: self._first, SECOND: self._second}
+        return {prefix + name: array for prefix, arrays in kept.items() for name, array in arrays.items()}
+
+    def restore(self, state: Arrays) -> None:
+        """Take back what `state` gave in an earlier process."""
+        self._first, self._second = _under(FIRST, state), _under(SECOND, state)
+        if hasattr(self.strategy, "restore"):
+            self.strategy.restore(_under(INNER, state))
+
+    def _moved(self, name: str, after: np.ndarray) -> np.ndarray:
+        """One array after the step, in its own precision."""
+        before = None if name in getattr(self.strategy, "counted", ()) else self._before.get(name)
+        if before is None or before.shape != after.shape or after.dtype.kind != "f":
+            return after
+        gradient = before.astype(np.float64) - after
+        zero = np.zeros_like(gradient)
+        if self.name == "momentum":
+            self._first[name] = step = self.momentum * self._first.get(name, zero) + gradient
+        else:
+            self._first[name] = self.beta1 * self._first.get(name, zero) + (1 - self.beta1) * gradient
+            self._second[name] = self._mean_square(self._second.get(name, zero + self.tau**2), np.square(gradient))
+            step = self._first[name] / (np.sqrt(self._second[name]) + self.tau)
+        return np.asarray(before - self.lr * step, dtype=after.dtype)
+
+    def _mean_square(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
+        """The second moment of `adam` or `yogi`."""
+        if self.name == "adam":
+            found: np.ndarray = self.beta2 * v + (1 - self.beta2) * square
+        else:
+            found = v - (1 - self.beta2) * square * np.sign(v - square)
+        return found
+
+
+def _under(prefix: str, state: Arrays) -> Arrays:
+    """The entries whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}

@@ -1,0 +1,88 @@
+"""Training on a client's own images before an evaluation: new clients, and methods that fine-tune."""
+
+import numpy as np
+import pytest
+import torch
+from journal import Journal
+
+from fedbayes import build
+from fedbayes.configuration import compose
+from fedbayes.messages import ClientRequest, from_record
+from fedbayes.simulation.in_process import InProcessGrid
+
+
+def make(*overrides):
+    cfg = compose(["experiment=smoke", *overrides])
+    data = build.data(cfg)
+    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
+
+
+def asked(client, partition, steps, arrays=None, split="test"):
+    request = ClientRequest(partition, 3, "evaluate", split, arrays or client.initial(), adapt=steps)
+    return client.evaluate([request])[0]
+
+
+def test_no_steps_are_the_servers_parameters():
+    _, client = make("method=fedvpt")
+    (plain,) = client.evaluate([ClientRequest(1, 3, "evaluate", "test", client.initial())])
+    np.testing.assert_array_equal(asked(client, 1, 0).arrays["probabilities"], plain.arrays["probabilities"])
+
+
+def test_steps_are_those_of_the_local_training_on_the_clients_own_images():
+    """One step from zero weights of the head, by hand: with SGD, `lr * z^T (onehot - 1/classes)` of the batch."""
+    _, client = make(
+        *("method=fedavg_head", "optim.name=sgd", "optim.head_lr=0.5", "optim.clip=null", "optim.batch_size=64")
+    )
+    found = client.adapt([client.initial()], [ClientRequest(2, 3, "evaluate", "test", client.initial(), adapt=1)])
+    batch = client.data.whole([2], "train")
+    z = client.inputs.plain(batch)
+    with torch.no_grad():
+        feature = client.model.backbone(z.tokens[0], None, client.model.start_layer)
+    hits = torch.nn.functional.one_hot(batch.labels[0], 10) - 0.1
+    expected = 0.5 * feature.T @ hits / len(hits)
+    np.testing.assert_allclose(found[0]["head.weight"], expected.numpy(), atol=1e-5)
+
+
+def test_more_steps_fit_the_clients_training_images_better():
+    _, client = make("method=fedvpt")
+    nll = [asked(client, 0, steps, split="train").metrics["nll"] for steps in (0, 5, 40)]
+    assert nll[0] > nll[1] + 0.5
+    assert nll[1] > nll[2] + 0.03
+
+
+def test_what_was_adapted_is_forgotten_and_depends_on_no_neighbour():
+    _, client = make("method=pfedbayespt")
+    arrays = client.initial()
+    alone = asked(client, 1, 3, arrays)
+    requests = [ClientRequest(p, 3, "evaluate", "test", arrays, adapt=3) for p in (0, 1, 2)]
+    together = client.evaluate(requests)[1]
+    np.testing.assert_allclose(together.arrays["probabilities"], alone.arrays["probabilities"], atol=1e-5)
+    np.testing.assert_array_equal(asked(client, 1, 3, arrays).arrays["probabilities"], alone.arrays["probabilities"])
+
+
+@pytest.mark.parametrize("method", ["pfedbayespt", "fedper", "fedncm"])
+def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_steps(method):
+    cfg, client = make(f"method={method}", "clients=4", "evaluate.new_clients=1", "evaluate.adapt_steps=[0,2]")
+    loop, journal, trained = build.loop(cfg), Journal(), []
+    inner = client.train
+    client.train = lambda requests: trained.extend(r.partition for r in requests) or inner(requests)
+    progress = loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), journal)
+    (newcomer,) = loop.sampling.newcomers
+    assert newcomer not in trained
+    assert newcomer not in progress.final.partitions
+    assert list(progress.newcomers) == [0, 2]
+    assert {row["phase"] for row in journal.rows} >= {"new_clients_0", "new_clients_2"}
+    before, after = progress.newcomers.values()
+    assert set(before.partitions.tolist()) == {newcomer}
+    assert len(before.labels) == len(client.data.indices(newcomer, "test"))
+    same = torch.equal(before.pooled.probabilities, after.pooled.probabilities)
+    assert same == (method == "fedncm"), "training-free methods have no steps"
+    if method == "fedper":
+        heads = [one["head.bias"] for one in progress.personal.values()]
+        mean = {
+            name: np.mean([one[name] for one in progress.personal.values()], 0, np.float64).astype(np.float32)
+            for name in ("head.weight", "head.bias")
+        }
+        assert len(heads) == 3
+        expected = asked(client, newcomer, 0, {**from_record(progress.arrays), **mean})
+        np.testing.assert_allclose(before.pooled.probabilities, expected.arrays["probabilities"], atol=1e-5)

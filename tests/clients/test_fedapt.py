@@ -1,0 +1,139 @@
+"""FedAPT: prompts and weights by hand, in training with the own key and in prediction without, and what learns."""
+
+import numpy as np
+import pytest
+import torch
+
+from clients.fedapt import KeyedPrompts
+from fedbayes import build
+from fedbayes.configuration import compose
+from fedbayes.errors import ConfigError
+from fedbayes.messages import ClientRequest
+
+SIZES = {"blocks": 2, "length": 3, "dim": 6, "classes": 10, "clients": 4, "keys": None, "temperature": 0.3}
+
+
+def prompts(own=None, **changes):
+    made = KeyedPrompts(**{**SIZES, **changes}, rng=torch.Generator().manual_seed(0)).double()
+    if own is not None:
+        with torch.no_grad():
+            made.own[0, own] = 1
+    return made
+
+
+def make(*overrides):
+    cfg = compose(["experiment=smoke", "method=fedapt", *overrides])
+    data = build.data(cfg)
+    return build.client(cfg, data, build.model(cfg, data, "cpu"))
+
+
+def train(client, *partitions):
+    return client.train([ClientRequest(p, 1, "train", "", client.initial()) for p in partitions])
+
+
+def softmax(scores):
+    e = np.exp(scores - scores.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_keys_are_uniform_never_trained_and_never_sent():
+    made = prompts()
+    assert made.keys.shape == (1, 4, 2, 3, 6)
+    assert 0 <= made.keys.min() < 0.1
+    assert 0.9 < made.keys.max() < 1
+    assert "keys" not in dict(made.named_parameters())
+    torch.testing.assert_close(prompts().keys, made.keys)
+    assert prompts(keys=2).keys.shape[1] == 2
+
+
+def test_in_training_the_own_key_modulates_the_meta_prompt():
+    made = prompts(own=2)
+    found = made.plain(torch.randn(1, 5, 6, dtype=torch.float64))
+    expected = made.base[0] + made.base[0] * made.keys[0, 2]
+    torch.testing.assert_close(found[0], expected.expand(5, -1, -1, -1))
+
+
+def test_in_prediction_standardised_scores_choose_the_keys():
+    made = prompts()
+    z = np.random.default_rng(0).standard_normal((5, 6))
+    scores = z @ made.query.weight[0].detach().numpy()
+    standard = (scores - scores.mean(1, keepdims=True)) / scores.std(1, ddof=1, keepdims=True)
+    weights = softmax(standard / 0.3)
+    np.testing.assert_allclose(made.weights(torch.from_numpy(z)[None])[0].detach(), weights, rtol=1e-9)
+    base, keys = made.base[0].detach().numpy(), made.keys[0].numpy()
+    expected = base + base * np.einsum("bk,knld->bnld", weights, keys)
+    np.testing.assert_allclose(made.plain(torch.from_numpy(z)[None])[0].detach(), expected, rtol=1e-9)
+
+
+def test_one_key_is_everybodys():
+    made = prompts(clients=1)
+    z = torch.randn(1, 5, 6, dtype=torch.float64)
+    torch.testing.assert_close(made.weights(z), torch.ones(1, 5, 1, dtype=torch.float64))
+
+
+def test_the_penalty_is_the_cross_entropy_with_the_own_key_and_nothing_without_one():
+    made, weights = prompts(own=1), torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
+    z = np.random.default_rng(0).standard_normal((3, 6))
+    probabilities = softmax(z @ made.query.weight[0].detach().numpy())
+    found = made.penalty(torch.from_numpy(z)[None], weights)
+    assert found.item() == pytest.approx(-np.log(probabilities[:2, 1]).mean(), rel=1e-12)
+    assert prompts().penalty(torch.from_numpy(z)[None], weights).item() == 0
+
+
+@pytest.mark.parametrize("own", [None, 1])
+def test_the_network_learns_from_the_penalty_alone(own):
+    made = prompts(own=own)
+    made.plain(torch.randn(1, 5, 6, dtype=torch.float64)).square().sum().backward()
+    assert made.query.weight.grad is None
+    assert made.base.grad.all()
+
+
+def test_a_step_of_the_network_by_hand():
+    """SGD on one batch: `Q += rate mean_b z_b (onehot_i - softmax(z_b Q))`."""
+    client = make(
+        *("optim.blocks=[[generator.query]]", "optim.local_epochs=1", "optim.name=sgd", "optim.prompt_lr=0.4"),
+        *("optim.clip=null", "optim.batch_size=64"),
+    )
+    (update,) = train(client, 1)
+    z = client.inputs.features(client.data.whole([1], "train"))[0][0].double().numpy()
+    start = client.initial()["generator.query.weight"].astype(np.float64)
+    expected = start + 0.4 * z.T @ (np.eye(3)[1] - softmax(z @ start)) / len(z)
+    np.testing.assert_allclose(update.arrays["generator.query.weight"], expected, atol=1e-5)
+    assert update.metrics["penalty"] == pytest.approx(-np.log(softmax(z @ start)[:, 1]).mean(), abs=1e-5)
+
+
+def test_everything_but_the_key_is_trained_and_no_reply_says_whose_it_is():
+    client = make()
+    start = client.initial()
+    assert set(start) == {"generator.base", "generator.query.weight", "generator.own", "head.weight", "head.bias"}
+    for update in train(client, 0, 1, 2, -2):
+        same = {name for name, array in start.items() if np.array_equal(update.arrays[name], array)}
+        assert same == {"generator.own"}
+
+
+@pytest.mark.parametrize(("keys", "expected"), [("null", [0, 1, 2, 1]), ("2", [0, 1, 0, 1])])
+def test_client_i_has_key_i_modulo_their_number(keys, expected):
+    client = make(f"method.generator.keys={keys}")
+    seen, fit = [], client.inner._fit
+
+    def spy(*given):
+        seen.append(client.model.generator.own.argmax(1).tolist())
+        return fit(*given)
+
+    client.inner._fit = spy
+    train(client, 0, 1, 2, ~1)
+    assert seen == [expected]
+
+
+def test_predictions_know_no_key_even_after_steps_on_the_clients_images():
+    client = make()
+    request = ClientRequest(1, 1, "evaluate", "test", client.initial(), adapt=2)
+    (adapted,) = client.adapt([client.initial()], [request])
+    assert not adapted["generator.own"].any()
+    assert not np.array_equal(adapted["generator.query.weight"], client.initial()["generator.query.weight"])
+
+
+@pytest.mark.parametrize(("changes", "words"), [({"keys": 0}, "keys=0"), ({"temperature": 0}, "temperature=0")])
+def test_values_out_of_range_are_refused_by_name(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        prompts(**changes)

@@ -1,0 +1,227 @@
+"""pFedBayes's client: its objective against torch's, who moves whom, and what is sent, kept and predicted with."""
+
+import numpy as np
+import pytest
+import torch
+from journal import Journal
+from torch.distributions import Categorical, Normal, kl_divergence
+from torch.nn import functional as F
+
+from clients.pfedbayes import own
+from fedbayes import build
+from fedbayes.configuration import compose
+from fedbayes.errors import ConfigError
+from fedbayes.messages import ClientRequest, from_record
+from fedbayes.seeding import Streams
+from fedbayes.simulation.in_process import InProcessGrid
+
+
+def make(*overrides, method="pfedbayes"):
+    cfg = compose(["experiment=smoke", f"method={method}", *overrides])
+    data = build.data(cfg)
+    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
+
+
+def request(partition, arrays, personal=None, kind="train", server_round=1, **options):
+    return ClientRequest(partition, server_round, kind, "test", arrays, personal or {}, **options)
+
+
+def noisy(arrays, seed):
+    rng = np.random.default_rng(seed)
+    return {name: (value + 0.1 * rng.normal(size=value.shape)).astype(value.dtype) for name, value in arrays.items()}
+
+
+def named(arrays):
+    return {f"own.{name}": value for name, value in arrays.items()}
+
+
+def leaves(arrays, *names):
+    """As the client holds one client's Gaussian."""
+    return {name: torch.from_numpy(np.stack([arrays[name]])).requires_grad_() for name in names or arrays}
+
+
+def batch_of(client, partition=1):
+    return client.inputs.plain(client.data.whole([partition], "train"))
+
+
+def objective(client, q, w, draws=1, *, with_copy=False, beta=0.3):
+    client.inference.train_samples = draws
+    inputs = batch_of(client)
+    noise = Streams(0, 1, [1], "test")
+    return client.objective(inputs, q, w, noise, torch.tensor([inputs.mask.sum()]), beta, with_copy)
+
+
+def test_the_objective_is_the_bound_over_explicit_draws_of_the_weights():
+    _, client = make()
+    w, q = noisy(client.initial(), 0), noisy(client.initial(), 1)
+    found = objective(client, leaves(q), leaves(w), draws=3)
+    inputs, names = batch_of(client), client.means
+    eps = torch.randn(3, 1, sum(q[name].size for name in names), generator=generator_of(Streams(0, 1, [1], "test")))
+    likelihood = []
+    for draw in eps[:, 0]:
+        parts = dict(zip(names, draw.split([q[name].size for name in names]), strict=True))
+        drawn = {
+            n: q[n] + F.softplus(torch.from_numpy(q[f"{n}.rho"])).numpy() * parts[n].view(q[n].shape).numpy()
+            for n in names
+        }
+        client.model.stack([drawn])
+        logits = client.model.logits(inputs.tokens, client.model.generator.plain(inputs.z))
+        likelihood.append(Categorical(logits=logits).log_prob(inputs.labels).mean())
+    expected = torch.stack(likelihood).mean()
+    torch.testing.assert_close(found.log_likelihood, expected[None], rtol=1e-5, atol=1e-5)
+    kl = sum(
+        kl_divergence(*(Normal(*(torch.from_numpy(g[n]), F.softplus(torch.from_numpy(g[f"{n}.rho"])))) for g in (q, w)))
+        .sum()
+        .item()
+        for n in names
+    )
+    assert found.kl.item() == pytest.approx(kl / inputs.mask.sum().item(), rel=1e-5)
+    assert found.loss.item() == pytest.approx(0.3 * found.kl.item() - expected.item(), rel=1e-5)
+
+
+def generator_of(streams):
+    (one,) = streams._generators
+    return one
+
+
+def test_the_posterior_moves_by_its_own_bound_and_the_copy_by_its_divergence_from_the_posterior():
+    _, client = make()
+    w, q = leaves(noisy(client.initial(), 0)), leaves(noisy(client.initial(), 1))
+
+    def gradients(with_copy):
+        loss = objective(client, q, w, with_copy=with_copy).loss.sum()
+        return torch.autograd.grad(loss, [*q.values(), *w.values()], allow_unused=True, materialize_grads=True)
+
+    alone, beside = gradients(False), gradients(True)
+    for mine, same in zip(alone[: len(q)], beside, strict=False):
+        torch.testing.assert_close(mine, same)
+    assert not any(gradient.any() for gradient in alone[len(q) :])
+    # KL(q | w) = log s_w + (s_q^2 + (m_q - m_w)^2) / (2 s_w^2) + const, so dKL / dm_w = (m_w - m_q) / s_w^2.
+    images = batch_of(client).mask.sum()
+    for name, gradient in zip(w, beside[len(q) :], strict=True):
+        if not name.endswith(".rho"):
+            expected = 0.3 / images * (w[name] - q[name]) / F.softplus(w[f"{name}.rho"]).square()
+            torch.testing.assert_close(gradient, expected)
+
+
+def test_without_spread_and_prior_it_is_fedvpt():
+    settings = ("optim.name=sgd", "inference.beta=0", "optim.momentum=0")
+    _, client = make(*settings, "method.client.init_std=1e-7")
+    _, fedvpt = make(*settings[::2], method="fedvpt")
+    start = fedvpt.initial()
+    (mine,), (plain,) = client.train([request(2, client.initial())]), fedvpt.train([request(2, start)])
+    for name, array in plain.arrays.items():
+        np.testing.assert_allclose(mine.personal[f"own.{name}"], array, atol=1e-5)
+        np.testing.assert_array_equal(mine.arrays[name], start[name])  # a copy that nothing moves
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "product"])
+def test_what_is_sent_and_what_is_kept(aggregate):
+    _, client = make(f"method.strategy.aggregate={aggregate}")
+    (update,) = client.train([request(0, client.initial())])
+    assert set(update.arrays) == set(client.initial())
+    assert set(update.personal) == set(named(client.initial()))
+    for name, start in client.initial().items():
+        posterior = update.personal[f"own.{name}"]
+        assert not np.array_equal(update.arrays[name], start), name
+        assert np.array_equal(update.arrays[name], posterior) == (aggregate == "product"), name
+        if aggregate == "mean" and name in client.means:  # the copy follows the posterior
+            assert np.abs(update.arrays[name] - posterior).mean() < np.abs(start - posterior).mean(), name
+
+
+def test_a_posterior_goes_on_from_where_it_was_towards_the_new_prior():
+    _, client = make("inference.beta=100")
+    w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
+    (kept,) = client.train([request(0, w, named(v))])
+    (fresh,) = client.train([request(0, w)])
+    assert not np.array_equal(kept.personal["own.head.weight"], fresh.personal["own.head.weight"])
+    distance = [np.abs(kept.personal[f"own.{n}"] - w[n]).mean() - np.abs(v[n] - w[n]).mean() for n in client.means]
+    assert max(distance) < 0, "the KL draws it to what was received"
+
+
+def test_predictions_average_draws_of_the_own_posterior_and_a_strangers_of_the_global_gaussian():
+    _, client = make("inference.predict_samples=3")
+    w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
+
+    def said(*args, **options):
+        return client.evaluate([request(*args, kind="evaluate", **options)])[0].arrays
+
+    np.testing.assert_array_equal(said(1, w, named(v))["probabilities"], said(1, v)["probabilities"])
+    np.testing.assert_array_equal(said(1, {**w, **named(v)})["probabilities"], said(1, w)["probabilities"])
+    inputs = client.inputs.plain(client.data.whole([1], "test"))
+    draws = client.draw(inputs, [v], Streams(client.seed, 1, [1], "evaluate test"))
+    assert draws.logits.shape[:2] == (3, 1)
+    expected = draws.logits.softmax(-1).mean(0)[0].detach().numpy()
+    np.testing.assert_allclose(said(1, v)["probabilities"], expected, atol=1e-6)
+    assert not torch.equal(draws.logits[0], draws.logits[1])
+    adapted = said(1, w, named(v), adapt=3)["probabilities"]
+    assert not np.array_equal(adapted, said(1, w, named(v))["probabilities"])
+
+
+def test_many_images_go_through_in_parts_with_the_same_result(monkeypatch):
+    import clients.pfedbayes
+
+    _, client = make("partition.test=0.1")
+    asked = request(1, noisy(client.initial(), 0), kind="evaluate")
+    whole = client.evaluate([asked])[0].arrays["probabilities"]
+    monkeypatch.setattr(clients.pfedbayes, "LARGEST_PASS", 14)
+    np.testing.assert_allclose(client.evaluate([asked])[0].arrays["probabilities"], whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "deterministic"])
+def test_results_do_not_depend_on_the_cohort(kind):
+    _, client = make("clients=4", "partition.quantity=0.7", "optim.name=sgd", f"generator.kind={kind}")
+    w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
+
+    def asked(*partitions, **options):
+        return [request(p, w, named(v if p == 2 else w), **options) for p in partitions]
+
+    (alone,) = client.train(asked(2))
+    (answer,) = client.evaluate(asked(2, kind="evaluate", adapt=1))
+    for cohort in ((2, 0), (~0, 3, 2, 1)):
+        place = cohort.index(2)
+        together = client.train(asked(*cohort))[place]
+        for name, array in {**alone.arrays, **alone.personal}.items():
+            mine = {**together.arrays, **together.personal}[name]
+            np.testing.assert_allclose(mine, array, atol=1e-5, err_msg=f"{name} in {cohort}")
+        said = client.evaluate(asked(*cohort, kind="evaluate", adapt=1))[place]
+        np.testing.assert_allclose(said.arrays["probabilities"], answer.arrays["probabilities"], atol=1e-5)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "product"])
+def test_a_federation_runs_with_the_same_names_on_both_sides(aggregate):
+    cfg, client = make(f"method.strategy.aggregate={aggregate}", "clients=4", "participation=0.5")
+    loop = build.loop(cfg)
+    progress = loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), Journal())
+    shared = from_record(progress.arrays)
+    assert {name: array.shape for name, array in shared.items()} == {n: a.shape for n, a in client.initial().items()}
+    assert sorted(progress.personal) == sorted(progress.accepted)
+    for partition in range(4):
+        asked = request(partition, shared, progress.personal.get(partition), kind="evaluate", server_round=2)
+        (expected,) = client.evaluate([asked])
+        mine = progress.final.pooled.probabilities[progress.final.partitions == partition]
+        np.testing.assert_allclose(mine, expected.arrays["probabilities"], atol=1e-5)
+
+
+def test_a_personal_head_keeps_its_prior_at_home():
+    _, client = make("method.client.personal=[head]")
+    assert set(client.initial()) == {"generator.base", "generator.base.rho"}
+    (update,) = client.train([request(0, client.initial())])
+    assert set(update.arrays) == {"generator.base", "generator.base.rho"}
+    heads = {"head.weight", "head.weight.rho", "head.bias", "head.bias.rho"}
+    assert set(update.personal) == heads | set(named({**client.initial(), **dict.fromkeys(heads)}))
+    assert set(own(update.personal)) == set(client.start)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("generator.kind=gaussian", r"generator\.kind=gaussian has a posterior over prompts"),
+        ("generator.kind=semi_implicit", r"generator\.kind=semi_implicit has a posterior"),
+        ("method.client.init_std=0", r"method\.client\.init_std=0"),
+        ("method.client.aggregate=median", r"method\.strategy\.aggregate=median"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        make(override)

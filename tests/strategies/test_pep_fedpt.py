@@ -1,0 +1,55 @@
+"""PEP-FedPT's server: prototypes are the pooled class means, the rest is averaged by images."""
+
+import numpy as np
+
+from fedbayes.messages import ClientUpdate
+from strategies.pep_fedpt import PEPFedPT
+
+RNG = np.random.default_rng(0)
+FEATURES = RNG.normal(size=(60, 5))
+LABELS = np.arange(60) % 4
+OWNER = RNG.integers(0, 3, 60)
+
+
+def reply(partition, scale=1.0):
+    mine = partition == OWNER
+    hits = np.eye(6)[LABELS[mine]]
+    arrays = {
+        "head.weight": np.full((5, 6), scale * partition, np.float32),
+        "generator.prototypes": np.zeros((6, 5), np.float32),
+        "sums": hits.T @ FEATURES[mine],
+        "counts": hits.sum(0),
+    }
+    return ClientUpdate(partition, arrays, int(mine.sum()), {})
+
+
+def means(owners):
+    known = np.isin(OWNER, owners)
+    return np.stack([FEATURES[known & (c == LABELS)].mean(0) if c < 4 else np.zeros(5) for c in range(6)])
+
+
+def test_prototypes_are_class_means_of_all_clients_heard_so_far_each_counted_once():
+    strategy = PEPFedPT()
+    for partitions in ((0, 1), (1,), (1, 2)):
+        strategy.aggregate([reply(partition) for partition in partitions])
+        heard = sorted(strategy.seen)
+        np.testing.assert_allclose(strategy.shared["generator.prototypes"], means(heard), atol=1e-6)
+    assert heard == [0, 1, 2]
+    assert strategy.shared["generator.prototypes"].dtype == np.float32
+
+
+def test_the_rest_is_the_mean_over_images_and_sums_are_not_sent_on():
+    strategy = PEPFedPT()
+    strategy.aggregate([reply(0), reply(2)])
+    images = [(p == OWNER).sum() for p in (0, 2)]
+    np.testing.assert_allclose(strategy.shared["head.weight"], 2 * images[1] / sum(images), rtol=1e-6)
+    assert set(strategy.shared) == {"head.weight", "generator.prototypes"}
+
+
+def test_a_resumed_server_remembers_everybodys_sums():
+    first, second = PEPFedPT(), PEPFedPT()
+    first.aggregate([reply(0), reply(1)])
+    second.restore(first.state())
+    for one in (first, second):
+        one.aggregate([reply(2)])
+    np.testing.assert_array_equal(*(one.shared["generator.prototypes"] for one in (first, second)))

@@ -1,0 +1,176 @@
+"""pFedBayes's server: averages by hand, and products that are exact on a linear-Gaussian federation."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedbayes.errors import ConfigError
+from fedbayes.inference.mean_field import rho_of, std_of
+from fedbayes.messages import ClientUpdate, from_record, to_record
+from strategies.pfedbayes import PFedBayes
+
+
+def gaussian(mean, std):
+    """As it goes over the wire."""
+    rho = rho_of(torch.as_tensor(std, dtype=torch.float64)).numpy()
+    return {"w": np.asarray(mean, np.float64), "w.rho": np.asarray(rho, np.float64)}
+
+
+def moments(arrays):
+    return arrays["w"], std_of(torch.from_numpy(arrays["w.rho"])).numpy()
+
+
+def serve(strategy, shared, *replies, server_round=1):
+    """A round: what was sent is in `shared`, then partitions answer with arrays, or from what they are sent."""
+    strategy.shared = shared
+    sent = {partition: strategy.outgoing(server_round, partition) for partition, _, _ in replies}
+    answers = [(p, n, reply(sent[p]) if callable(reply) else reply) for p, n, reply in replies]
+    strategy.aggregate([ClientUpdate(partition, arrays, images, {}) for partition, images, arrays in answers])
+    return strategy.shared
+
+
+def test_the_mean_by_hand():
+    sent = {"w": np.array([10.0]), "w.rho": np.array([-4.0])}
+    replies = [
+        (0, 1, {"w": np.array([2.0]), "w.rho": np.array([-1.0])}),
+        (3, 3, {"w": np.array([6.0]), "w.rho": np.array([-3.0])}),
+    ]
+    whole = serve(PFedBayes(), sent, *replies)
+    assert (whole["w"].item(), whole["w.rho"].item()) == (5.0, -2.5)
+    part = serve(PFedBayes("mean", beta=0.25), sent, *replies)
+    assert (part["w"].item(), part["w.rho"].item()) == (0.75 * 10 + 0.25 * 5, 0.75 * -4 + 0.25 * -2.5)
+
+
+def test_the_product_by_hand():
+    """Prior N(1, 1), posteriors N(2, 1/3) and N(-1, 1/5): precision 3 + 5 - 1, shift 6 - 5 - 1."""
+    replies = [(0, 1, gaussian([2.0], [3**-0.5])), (1, 50, gaussian([-1.0], [5**-0.5]))]
+    mean, std = moments(serve(PFedBayes("product"), gaussian([1.0], [1.0]), *replies))
+    np.testing.assert_allclose(mean, 0 / 7, atol=1e-12)
+    np.testing.assert_allclose(std, 7**-0.5)
+
+
+class Regression:
+    """Five clients of a linear regression, heterogeneous in size, scale, noise and truth.
+
+    The columns of each design are orthogonal, so that posteriors are products of independent Gaussians, as ours are.
+    """
+
+    def __init__(self, weights=3):
+        rng = np.random.default_rng(0)
+        self.prior_mean, self.prior_std = rng.normal(size=weights), rng.uniform(0.5, 2, weights)
+        self.evidence = []
+        for m, n in enumerate((4, 7, 30, 5, 12)):
+            columns = np.linalg.qr(rng.normal(size=(n, weights)))[0]
+            design = columns * rng.uniform(0.1, 4, weights)
+            y, noise = rng.normal(size=n) * 3 + m, 0.3 + m
+            self.evidence.append((np.square(design).sum(0) / noise**2, design.T @ y / noise**2))
+
+    def posterior(self, mean, std, clients):
+        precision, shift = 1 / std**2, mean / std**2
+        for m in clients:
+            precision, shift = precision + self.evidence[m][0], shift + self.evidence[m][1]
+        return gaussian(shift / precision, precision**-0.5)
+
+    def replies(self, clients):
+        """Each client's exact posterior from the prior that it is sent."""
+
+        def reply(m):
+            return lambda sent: self.posterior(*moments({n: sent.get(f"prior.{n}", sent[n]) for n in sent}), [m])
+
+        return [(m, 10 + m, reply(m)) for m in clients]
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        [(0, 1, 2, 3, 4)],
+        [(0, 1, 2, 3, 4)] * 4,  # images are not counted again and again
+        [(0, 3), (1, 3, 4), (2,), (0, 2)],  # nor forgotten where their client is not sampled
+    ],
+)
+def test_the_product_is_the_posterior_of_the_pooled_data(rounds):
+    federation, strategy = Regression(), PFedBayes("product")
+    shared = gaussian(federation.prior_mean, federation.prior_std)
+    for server_round, clients in enumerate(rounds, 1):
+        shared = serve(strategy, shared, *federation.replies(clients), server_round=server_round)
+    pooled = federation.posterior(federation.prior_mean, federation.prior_std, range(5))
+    for found, expected in zip(moments(shared), moments(pooled), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_with_damping_it_is_reached_step_by_step():
+    federation, strategy = Regression(), PFedBayes("product", beta=0.2)
+    shared = gaussian(federation.prior_mean, federation.prior_std)
+    pooled = moments(federation.posterior(federation.prior_mean, federation.prior_std, range(5)))
+    gaps = []
+    for server_round in range(1, 120):
+        shared = serve(strategy, shared, *federation.replies(range(5)), server_round=server_round)
+        gaps.append(max(np.abs(found - right).max() for found, right in zip(moments(shared), pooled, strict=True)))
+    assert gaps[0] > 0.01
+    assert gaps[-1] < 1e-9
+
+
+def test_a_client_that_has_contributed_is_sent_what_the_others_said_as_its_prior():
+    federation, strategy = Regression(), PFedBayes("product")
+    shared = gaussian(federation.prior_mean, federation.prior_std)
+    strategy.shared = serve(strategy, shared, *federation.replies((0, 1, 2)))
+    sent = strategy.outgoing(2, 1)
+    prior = moments({name: sent[f"prior.{name}"] for name in shared})
+    expected = moments(federation.posterior(federation.prior_mean, federation.prior_std, (0, 2)))
+    for found, right in zip(prior, expected, strict=True):
+        np.testing.assert_allclose(found, right, rtol=1e-9)
+    assert set(strategy.outgoing(2, 4)) == set(shared), "what all others have said is w itself"
+
+
+def test_the_mean_is_not():
+    federation = Regression()
+    shared = gaussian(federation.prior_mean, federation.prior_std)
+    found, _ = moments(serve(PFedBayes("mean"), shared, *federation.replies(range(5))))
+    pooled, _ = moments(federation.posterior(federation.prior_mean, federation.prior_std, range(5)))
+    assert np.abs(found - pooled).max() > 0.1
+
+
+def test_evidence_that_would_widen_the_prior_leaves_its_precision():
+    replies = [(0, 1, gaussian([0.5, 0.5], [3.0, 0.5])), (1, 1, gaussian([0.5, 0.5], [5.0, 0.5]))]
+    mean, std = moments(serve(PFedBayes("product"), gaussian([0.0, 0.0], [1.0, 1.0]), *replies))
+    assert np.isfinite(mean).all()
+    assert std[0] == pytest.approx(1.0)
+    assert std[1] == pytest.approx(7**-0.5)
+    assert mean[0] == pytest.approx(0.5 / 9 + 0.5 / 25)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "product"])
+def test_what_is_no_gaussian_is_averaged_and_types_stay(aggregate):
+    def sent(scale):
+        return {
+            "w": np.full(2, scale, np.float32),
+            "w.rho": np.full(2, -3.0, np.float32),
+            "fixed": np.full(3, scale, np.float32),
+        }
+
+    shared = serve(PFedBayes(aggregate), sent(0.0), (0, 1, sent(1.0)), (1, 3, sent(3.0)))
+    assert set(shared) == set(sent(0.0))
+    assert {array.dtype for array in shared.values()} == {np.dtype(np.float32)}
+    np.testing.assert_allclose(shared["fixed"], 2.5)
+
+
+def test_a_strategy_goes_on_from_its_state():
+    federation, strategy, resumed = Regression(), PFedBayes("product"), PFedBayes("product")
+    shared = gaussian(federation.prior_mean, federation.prior_std)
+    shared = serve(strategy, shared, *federation.replies((0, 2, 4)))
+    resumed.restore(from_record(to_record(strategy.state())))
+    assert set(resumed.state()) == set(strategy.state())
+    replies = federation.replies((1, 2))
+    one, other = serve(strategy, shared, *replies), serve(resumed, shared, *replies)
+    for name, array in one.items():
+        assert other[name].tobytes() == array.tobytes(), name
+    assert PFedBayes("mean").state() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"aggregate": "median"}, r"method\.strategy\.aggregate=median"), ({"beta": 0}, r"method\.strategy\.beta=0")],
+)
+def test_values_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        PFedBayes(**options)

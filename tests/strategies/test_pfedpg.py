@@ -1,0 +1,218 @@
+"""pFedPG's server: the attention by hand, the gradient by finite differences, and that prompts move the right way."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord
+
+from fedbayes import build
+from fedbayes.configuration import compose
+from fedbayes.errors import ConfigError
+from fedbayes.messages import ClientUpdate, from_record, to_record
+from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
+from fedbayes.simulation.sampled_grid import SampledGrid
+from strategies.pfedpg import BASIS, DESCRIPTORS, LEARNT, PROMPTS, TRAINED, PFedPG, descend, generate
+
+RNG = np.random.default_rng(0)
+K, L, WIDTH = 3, 5, 4
+SHAPES = [(K, L), (L, WIDTH), (L, WIDTH), (L, WIDTH), (WIDTH, L)]
+BASE = RNG.normal(size=(1, K, L))
+
+
+def parameters():
+    rng = np.random.default_rng(1)
+    return {name: rng.normal(size=shape) for name, shape in zip(LEARNT, SHAPES, strict=True)}, rng.normal(
+        size=(2, K, L)
+    )
+
+
+def by_hand(learnt, descriptor):
+    basis, query, key, value, out = (learnt[name] for name in LEARNT)
+    scores = (descriptor @ query) @ (basis @ key).T / np.sqrt(WIDTH)
+    attention = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    return basis + attention @ (basis @ value) @ out
+
+
+def started(clients=4, **settings):
+    strategy = PFedPG(**{"clients": clients, "seed": 0, "lr": 0.1, "width": WIDTH, **settings})
+    strategy.shared = {PROMPTS: BASE}
+    return strategy
+
+
+def reply(partition, prompts, **others):
+    return ClientUpdate(partition, {PROMPTS: prompts, **others}, 10, {})
+
+
+def prompts_of(strategy, partition):
+    return strategy.outgoing(1, partition)[PROMPTS]
+
+
+def test_the_prompts_are_those_of_the_formula():
+    learnt, descriptors = parameters()
+    found = generate(learnt, descriptors)
+    for n in range(2):
+        np.testing.assert_allclose(found[n], by_hand(learnt, descriptors[n]), rtol=1e-12)
+
+
+def test_a_step_is_the_chain_rule_applied_to_the_change_of_the_prompts():
+    learnt, descriptors = parameters()
+    change = np.random.default_rng(2).normal(size=(2, K, L))
+    lr = 1e-3
+    new, new_descriptors = descend(learnt, descriptors, generate(learnt, descriptors) + change, lr, 1)
+
+    def agreement(name, index, by):
+        """sum_n <P_n(phi moved by a little), P'_n - P_n>, whose slope is the chain rule's."""
+        moved = {key: array.copy() for key, array in {**learnt, DESCRIPTORS: descriptors}.items()}
+        moved[name][index] += by
+        return (generate(moved, moved[DESCRIPTORS]) * change).sum()
+
+    before, after = {**learnt, DESCRIPTORS: descriptors}, {**new, DESCRIPTORS: new_descriptors}
+    for name, array in before.items():
+        rate = lr if name == DESCRIPTORS else lr / 2  # of two clients
+        for index in np.ndindex(array.shape):
+            slope = (agreement(name, index, 1e-5) - agreement(name, index, -1e-5)) / 2e-5
+            np.testing.assert_allclose((after[name] - array)[index], rate * slope, rtol=1e-5, atol=1e-11)
+
+
+def test_the_first_step_by_hand():
+    # W_O starts at zero, so P_n = P_base: the basis moves by lr times the mean of P'_n - P_n, W_O by what meets it.
+    strategy = started(lr=0.01)
+    change = RNG.normal(size=(2, 1, K, L))
+    for partition in (1, 3):
+        np.testing.assert_array_equal(prompts_of(strategy, partition), BASE)
+    old = dict(strategy.shared)
+    strategy.aggregate([reply(1, BASE + change[0]), reply(3, BASE + change[1])])
+    np.testing.assert_allclose(strategy.shared[BASIS], (BASE + 0.01 * change.mean(0))[0], rtol=1e-12)
+    query, key, value = (old[name] for name in LEARNT[1:4])
+    expected = np.zeros((WIDTH, L))
+    for partition, moved in ((1, change[0, 0]), (3, change[1, 0])):
+        scores = old[DESCRIPTORS][partition] @ query @ (BASE[0] @ key).T / np.sqrt(WIDTH)
+        attention = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        expected += 0.01 / 2 * (attention @ BASE[0] @ value).T @ moved
+    np.testing.assert_allclose(strategy.shared[LEARNT[4]], expected, rtol=1e-9)
+    np.testing.assert_array_equal(strategy.shared[DESCRIPTORS], old[DESCRIPTORS])  # nothing of them is seen yet
+
+
+def test_a_rate_that_is_too_high_is_halved_until_prompts_come_closer():
+    learnt, descriptors = parameters()
+    goal = np.random.default_rng(2).normal(size=(2, K, L))
+    before = np.square(generate(learnt, descriptors) - goal).sum()
+    new, new_descriptors = descend(learnt, descriptors, goal, 1e6, 50)
+    assert np.square(generate(new, new_descriptors) - goal).sum() < 0.2 * before
+
+
+def test_with_one_client_its_prompts_move_towards_what_it_returned():
+    strategy = started(clients=1)
+    goal = BASE + RNG.normal(size=BASE.shape)
+    distances = []
+    for _ in range(60):
+        sent = prompts_of(strategy, 0)
+        distances.append(np.square(sent - goal).sum())
+        strategy.aggregate([reply(0, goal)])
+    assert distances[0] > distances[1] > distances[2]
+    assert distances[-1] < 1e-3 * distances[0]
+
+
+def test_two_clients_that_disagree_come_to_have_prompts_of_their_own():
+    strategy = started(clients=2, steps=100)
+    apart = np.random.default_rng(0).normal(size=BASE.shape)
+    goals = [BASE + apart, BASE - apart]
+    for _ in range(8):
+        strategy.aggregate([reply(p, goal) for p, goal in enumerate(goals)])
+    for p, goal in enumerate(goals):
+        assert np.square(prompts_of(strategy, p) - goal).sum() < 0.1 * np.square(apart).sum()
+
+
+def test_only_descriptors_of_clients_that_answered_move():
+    strategy = started()
+    for _ in range(3):
+        strategy.aggregate([reply(1, BASE + 1.0), reply(2, BASE - 1.0)])
+    before = strategy.shared[DESCRIPTORS].copy()
+    strategy.aggregate([reply(1, BASE + 2.0)])
+    changed = (strategy.shared[DESCRIPTORS] != before).any((1, 2))
+    assert changed.tolist() == [False, True, False, False]
+
+
+def test_who_was_never_trained_has_the_mean_descriptor_of_those_who_were():
+    strategy = started(steps=50)
+    for _ in range(3):
+        strategy.aggregate([reply(0, BASE + RNG.normal(size=BASE.shape)), reply(2, BASE - 1.0)])
+    descriptors = strategy.shared[DESCRIPTORS]
+    assert np.abs(descriptors[0] - descriptors[2]).max() > 1e-3
+    expected = by_hand(strategy.shared, (descriptors[0] + descriptors[2]) / 2)
+    for prompts in (prompts_of(strategy, 1), prompts_of(strategy, 3), strategy.shared[PROMPTS]):
+        np.testing.assert_allclose(prompts[0], expected, rtol=1e-9)
+
+
+def test_nothing_of_the_generator_is_sent_and_what_else_is_shared_is_averaged():
+    strategy = started()
+    strategy.shared["head.bias"] = np.zeros(2)
+    strategy.aggregate(
+        [reply(0, BASE, **{"head.bias": np.ones(2)}), reply(1, BASE, **{"head.bias": np.array([3.0, 5.0])})]
+    )
+    sent = strategy.outgoing(2, 0)
+    assert set(sent) == {PROMPTS, "head.bias"}
+    assert sent["head.bias"].tolist() == [2.0, 3.0]
+
+
+def test_everything_goes_on_from_the_record_of_an_earlier_process():
+    def round_of(strategy, record, partitions):
+        grid = SampledGrid(InProcessGrid(None, 4), {FIRST_NODE + p: p for p in partitions})
+        for message in strategy.configure_train(1, record, ConfigRecord(), grid):
+            assert set(message.content.array_records["arrays"]) == {PROMPTS}
+        strategy.aggregate([reply(p, BASE.astype(np.float32) + p) for p in partitions])
+        return to_record(strategy.shared)
+
+    start = to_record({PROMPTS: BASE.astype(np.float32)})
+    one, other = started(), started()
+    after_one = round_of(one, start, [0, 2])
+    resumed, onwards = round_of(other, after_one, [1, 2]), round_of(one, after_one, [1, 2])
+    for name, array in from_record(onwards).items():
+        assert array.tobytes() == from_record(resumed)[name].tobytes(), name
+        assert array.dtype == (bool if name == TRAINED else np.float32), name
+
+
+def test_deep_prompts_are_one_set_for_the_attention():
+    strategy = started()
+    deep = RNG.normal(size=(2, K, L))
+    strategy.shared = {PROMPTS: deep}
+    strategy.aggregate([reply(0, deep + 1.0)])
+    assert strategy.shared[BASIS].shape == (2 * K, L)
+    assert prompts_of(strategy, 0).shape == deep.shape
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0}, {"steps": 0}, {"width": 0}])
+def test_values_out_of_range_are_named(wrong):
+    (name,) = wrong
+    with pytest.raises(ConfigError, match=f"method.strategy.{name}="):
+        started(**wrong)
+
+
+def test_without_prompts_there_is_nothing_to_generate():
+    strategy = started()
+    strategy.shared = {PROMPTS: np.zeros((1, 0, L))}
+    with pytest.raises(ConfigError, match=r"prompts\.length=0"):
+        strategy.outgoing(1, 0)
+
+
+class Silent:
+    def log(self, row): ...
+    def log_clients(self, rows): ...
+    def note(self, text):
+        raise AssertionError(text)
+
+
+def test_two_rounds_of_the_method_as_configured_with_strangers_and_newcomers():
+    cfg = compose(
+        ["experiment=smoke", "method=pfedpg", "rounds=2", "participation=0.5", "evaluate.new_clients=1", "clients=5"]
+    )
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    loop = build.loop(cfg)
+    progress = loop.run(InProcessGrid(client, 5), build.strategy(cfg, loop), client.initial(), Silent())
+    learnt = from_record(progress.arrays)
+    assert np.flatnonzero(learnt[TRAINED]).tolist() == sorted(progress.accepted)
+    assert progress.newcomers
+    assert all(set(kept) == {"head.weight", "head.bias"} for kept in progress.personal.values())
+    for name, array in client.initial().items():  # what reading a run back relies on
+        assert learnt[name].shape == array.shape
+        assert not np.array_equal(learnt[name], array)

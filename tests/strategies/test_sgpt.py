@@ -1,0 +1,76 @@
+"""SGPT's server by hand: groups and keys by choices and with momentum, the rest by images."""
+
+import numpy as np
+import pytest
+
+from fedbayes.errors import ConfigError
+from fedbayes.messages import ClientUpdate
+from strategies.sgpt import SGPT
+
+RNG = np.random.default_rng(0)
+OLD = {
+    "generator.shared": RNG.standard_normal((1, 2, 4)),
+    "generator.groups": RNG.standard_normal((3, 1, 2, 4)),
+    "generator.keys": RNG.standard_normal((3, 4)),
+    "generator.choices": np.array([5.0, 0.0, 1.0]),
+    "head.weight": RNG.standard_normal((4, 10)),
+}
+CHOICES = np.array([[8, 0, 2], [0, 0, 30]])
+
+
+def replies(names=tuple(OLD)):
+    return [
+        ClientUpdate(
+            i,
+            {
+                name: CHOICES[i].astype(np.float32) if name == "generator.choices" else value + 1 + i
+                for name, value in OLD.items()
+                if name in names or name == "generator.choices"
+            },
+            int(CHOICES[i].sum()),
+            {},
+        )
+        for i in range(2)
+    ]
+
+
+def after(momentum, updates=None):
+    strategy = SGPT(momentum)
+    strategy.shared = dict(OLD)
+    strategy.aggregate(updates or replies())
+    return strategy.shared
+
+
+def test_groups_and_keys_are_averaged_among_those_who_chose_them():
+    for name in ("generator.groups", "generator.keys"):
+        found = after(0.0)[name]
+        np.testing.assert_allclose(found[0], OLD[name][0] + 1, err_msg="only client 0 chose it")
+        np.testing.assert_array_equal(found[1], OLD[name][1], err_msg="nobody did")
+        np.testing.assert_allclose(found[2], OLD[name][2] + (2 * 1 + 30 * 2) / 32)
+
+
+def test_momentum_keeps_its_share_of_the_old():
+    for name in ("generator.groups", "generator.keys"):
+        found = after(0.75)[name]
+        np.testing.assert_allclose(found[0], OLD[name][0] + 0.25)
+        np.testing.assert_allclose(found[2], OLD[name][2] + 0.25 * 62 / 32)
+
+
+def test_everything_else_is_averaged_by_images_without_momentum():
+    for name in ("generator.shared", "head.weight"):
+        np.testing.assert_allclose(after(0.75)[name], OLD[name] + (10 * 1 + 30 * 2) / 40)
+
+
+def test_choices_add_up_over_rounds():
+    np.testing.assert_array_equal(after(0.5)["generator.choices"], [13, 0, 33])
+
+
+def test_what_clients_keep_is_not_asked_for():
+    shared = after(0.5, replies(("generator.groups", "generator.shared")))
+    assert set(shared) == {"generator.groups", "generator.shared", "generator.choices"}
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.5, "half"])
+def test_a_momentum_out_of_range_is_refused(momentum):
+    with pytest.raises(ConfigError, match=r"method\.strategy\.momentum"):
+        SGPT(momentum)

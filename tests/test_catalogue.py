@@ -1,0 +1,97 @@
+"""Every method is complete: a YAML that says whose it is, a test, a row in the README; and no two are the same."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from journal import Journal
+
+from fedbayes import build
+from fedbayes.configuration import CONF, compose
+from fedbayes.messages import from_record
+from fedbayes.simulation.in_process import InProcessGrid
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+ROWS = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+WITHOUT_PAPER = {"deterministic_prompts", "gaussian_prompts", "local_head", "local_vpt", "centralised"}
+"""Ablations and bounds, which are named after what they are."""
+
+_played = {}
+
+
+def play(method):
+    """Two rounds on the small configuration, from nothing; what came out of them."""
+    cfg = compose(["experiment=smoke", f"method={method}"])
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    client.prepare()
+    loop, journal = build.loop(cfg), Journal()
+    progress = loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)
+    return progress, journal.numbers, journal.client_rows
+
+
+def played(method):
+    if method not in _played:
+        _played[method] = play(method)
+    return _played[method]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_runs_of_two_rounds_are_equal_to_the_last_bit(method):
+    (one, rows, clients), (other, again, clients_again) = played(method), play(method)
+    assert rows == again
+    assert clients == clients_again
+    first, second = from_record(one.arrays), from_record(other.arrays)
+    assert list(first) == list(second)
+    for name, array in first.items():
+        assert array.tobytes() == second[name].tobytes(), name
+    assert one.final.pooled.probabilities.numpy().tobytes() == other.final.pooled.probabilities.numpy().tobytes()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predictions_are_probabilities(method):
+    probabilities = played(method)[0].final.pooled.probabilities
+    assert bool((probabilities >= 0).all())
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+
+
+def test_no_two_methods_give_the_same_result():
+    found = {method: played(method)[0].final.pooled.probabilities for method in METHODS}
+    same = [
+        (one, other)
+        for place, one in enumerate(METHODS)
+        for other in METHODS[:place]
+        if np.array_equal(found[one], found[other])
+    ]
+    assert same == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_yaml_says_what_it_is_and_whose(method):
+    lines = (CONF / "method" / f"{method}.yaml").read_text().splitlines()
+    header = " ".join(line for line in lines[: lines.index("method:")] if line.startswith("# "))
+    assert lines[0] == "# @package _global_"
+    assert ("arXiv" in header or "et al." in header) or method in WITHOUT_PAPER, header
+    assert compose([f"method={method}"]).method.name == method
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_readme_has_a_row_with_its_reference_and_files(method):
+    assert method in ROWS, "no row in the README's table of methods"
+    _, paper, client, strategy = ROWS[method].split("|")
+    assert "](http" in paper or method in WITHOUT_PAPER, paper
+    cfg = compose([f"method={method}"])
+    targets = {"clients": cfg.method.client._target_, "strategies": cfg.method.strategy._target_}
+    for folder, cell in (("clients", client), ("strategies", strategy)):
+        (name,) = re.findall(r"`(\w+)\.py`", cell)
+        assert (ROOT / folder / f"{name}.py").is_file(), name
+        assert targets[folder].startswith(f"{folder}.{name}.")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_test_knows_it_by_name(method):
+    """Not by going through all of them, but because of what defines it."""
+    files = [path for folder in ("clients", "strategies") for path in (ROOT / "tests" / folder).glob("*.py")]
+    assert [path.name for path in files if re.search(rf"(?<!\w){method}(?!\w)", path.read_text())]
