@@ -110,23 +110,21 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine(), "overrides": overrides}
     from step_profile import steps_table
 
-    if args.gpu:
-        result["steps"], text = steps_table("cuda", overrides)
-        name = "simulation-gpu.json"
-    else:
+    def tell(text: str) -> None:
+        """Show a table, and keep all that there is so far: the next one takes minutes."""
+        print(f"{text}\n", flush=True)
+        name = "simulation-gpu.json" if args.gpu else "simulation.json"
+        (args.out / name).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+    if not args.gpu:
         engines = [name for name in ENGINES if args.engines is None or name in (*args.engines, "ray")]
-        rows = [
-            row
-            for clients in args.clients or (10, 100)
-            for row in compared(clients, args.rounds, args.turns, engines, overrides)
-        ]
-        result["engines"], text = rows, shown(rows)
-        if not args.no_steps:
-            result["steps"], steps = steps_table("cpu", overrides)
-            text = f"{text}\n\n{steps}"
-        name = "simulation.json"
-    print(text)
-    (args.out / name).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        result["engines"] = []
+        for clients in args.clients or (10, 100):
+            result["engines"] += compared(clients, args.rounds, args.turns, engines, overrides)
+        tell(shown(result["engines"]))
+    if args.gpu or not args.no_steps:
+        result["steps"], text = steps_table("cuda" if args.gpu else "cpu", overrides)
+        tell(text)
 
 
 if __name__ == "__main__":

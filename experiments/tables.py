@@ -1,0 +1,271 @@
+"""Every table of methods: run what is missing, or make it anew from the runs that are there.
+
+    python experiments/tables.py run digits_mixture --jobs 2     # runs in runs/tables/digits_mixture, then the table
+    python experiments/tables.py show digits_mixture             # the table alone
+    python experiments/tables.py list
+
+How settings were chosen, and what counts as a trial, stands in `protocol.md`; the choices are in `selected.yaml`. A run
+that has its summary is not run again, so a table goes on where it stopped. Partition and run share a seed: 0, 1, 2.
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from paired import Difference, paired_difference
+from sweep import Job, folder_of, run_all
+
+from fedbayes.tracking.run_dir import SUMMARY, read_json
+
+HERE = Path(__file__).parent
+OURS = "pfedbayespt"
+SEEDS = (0, 1, 2)
+FIRST = (
+    *("pfedbayespt", "gaussian_prompts", "deterministic_prompts", "fedvpt", "fedvpt_deep", "fedper", "pfedpg"),
+    *("fedavg_head", "local_vpt", "fedncm", "fedcof"),
+)
+SECOND = (
+    *("fedprox", "local_head", "fedrep", "fedbabu", "ditto", "sgpt", "pep_fedpt", "pfpt", "fedapt", "pfedbayes"),
+    *("fedlora", "fedavg_full", "centralised"),
+)
+WAVES = {"first": FIRST, "second": SECOND, "all": (*FIRST, *SECOND)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One protocol, run for many methods.
+
+    Attributes:
+        title: what it is.
+        overrides: the protocol.
+        settings: the section of `selected.yaml` whose choices it uses.
+        data: folder of images that it needs, below the one named by `--data`; None for what comes with the packages.
+        backbone: whether it needs the weights named by `--weights`.
+        new_clients: whether it is about clients that never trained.
+    """
+
+    title: str
+    overrides: tuple[str, ...]
+    settings: str
+    data: str | None = None
+    backbone: bool = False
+    new_clients: bool = False
+
+
+DIGITS = ("evaluate.every=5",)
+PHOTOS = ("evaluate.every=5",)
+TABLES: dict[str, Table] = {
+    "digits_mixture": Table("Styled digits, every client a mixture of five styles (alpha 0.3)", DIGITS, "mixture"),
+    "digits_label_skew": Table(
+        "Styled digits, label Dirichlet 0.1", (*DIGITS, "experiment=digits_label_skew"), "label_skew"
+    ),
+    "digits_mixture_and_label": Table(
+        "Styled digits, styles (alpha 0.3) and labels (alpha 0.1) both mixed",
+        (*DIGITS, "experiment=digits_mixture_and_label"),
+        "label_skew",
+    ),
+    "digits_new_clients": Table(
+        "Styled digits, three of ten clients new after training",
+        (*DIGITS, "evaluate.new_clients=3"),
+        "mixture",
+        new_clients=True,
+    ),
+    "three_digits": Table(
+        "MNIST, USPS and scikit-learn's digits, mixed (alpha 0.3)",
+        (*DIGITS, "experiment=three_digits"),
+        "mixture",
+        data="digits",
+    ),
+    "office_mixture": Table(
+        "Office-Caltech10, every client a mixture of four domains (alpha 0.3), ViT-tiny at 112 px",
+        (*PHOTOS, "experiment=office_mixture"),
+        "photos",
+        data="office_caltech10",
+        backbone=True,
+    ),
+    "office_fedbn_truncated": Table(
+        "Office-Caltech10, one domain a client, equal sizes (FedBN-10 truncated), ViT-tiny at 112 px",
+        (*PHOTOS, "experiment=office_fedbn_truncated"),
+        "photos",
+        data="office_caltech10",
+        backbone=True,
+    ),
+    "cifar10_dirichlet": Table(
+        "CIFAR-10 (5,085 training images), ten clients, label Dirichlet 0.1, ViT-tiny at 112 px",
+        (*PHOTOS, "experiment=cifar10_dirichlet", "data=imagefolder"),
+        "photos_label_skew",
+        data="cifar10",
+        backbone=True,
+    ),
+    "cifar10_disjoint": Table(
+        "CIFAR-10 (5,085 training images), ten clients with disjoint classes, ViT-tiny at 112 px",
+        (*PHOTOS, "experiment=cifar10_disjoint", "data=imagefolder"),
+        "photos_label_skew",
+        data="cifar10",
+        backbone=True,
+    ),
+}
+
+
+def selected(settings: str, method: str) -> tuple[str, ...]:
+    """The overrides chosen for a method; a method without any keeps those of its YAML."""
+    chosen: Mapping[str, Mapping[str, Sequence[str]]] = yaml.safe_load((HERE / "selected.yaml").read_text())
+    return tuple((chosen.get(settings) or {}).get(method, ()))
+
+
+def jobs(
+    name: str,
+    methods: Sequence[str],
+    root: Path,
+    data: Path | None,
+    weights: Path | None,
+    seeds: Sequence[int] = SEEDS,
+    tuned: bool = True,
+) -> dict[tuple[str, int], Job]:
+    """The runs of a table, by method and seed; with the methods' defaults if not `tuned`."""
+    table = TABLES[name]
+    where: list[str] = [] if table.data is None else [f"data.root='{(data or Path()) / table.data}'"]
+    where += [f"backbone.checkpoint='{weights}'"] if table.backbone else []
+    found = {}
+    for method in methods:
+        for seed in seeds:
+            short = (f"method={method}", f"seed={seed}")
+            chosen = selected(table.settings, method) if tuned else ()
+            own = (*table.overrides, f"partition.seed={seed}", *chosen)
+            found[method, seed] = (folder_of(root / name, short), (*short, *own, *where))
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's line: means over seeds, with the standard error over seeds."""
+
+    method: str
+    seeds: int
+    values: dict[str, tuple[float, float | None]]
+    difference: dict[str, Difference]
+
+
+def measure(summary: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of one run that a table shows; NLL in nats, bytes of both directions in a round and client."""
+    final, best = summary["final"], summary["best"]
+    rounds = summary["rounds"] * summary["clients"]
+    found = {
+        "accuracy": final["accuracy"]["mean"],
+        "best": best["accuracy"]["mean"],
+        "worst": final["accuracy"]["worst_decile"],
+        "nll": final["nll"],
+        "ece": final["ece"],
+        "kilobytes": (summary["bytes"]["up"] + summary["bytes"]["down"]) / rounds / 1000,
+        "seconds": summary["seconds"]["total"],
+    }
+    for steps, row in (summary.get("new_clients") or {}).items():
+        found[f"new_{steps}"], found[f"new_nll_{steps}"] = row["accuracy"]["mean"], row["nll"]
+    return found
+
+
+def rows(name: str, methods: Sequence[str], root: Path) -> list[Row]:
+    """A table's lines from the run directories that are there."""
+    folders = {method: [folder_of(root / name, (f"method={method}", f"seed={s}")) for s in SEEDS] for method in methods}
+    done = {method: [one for one in found if (one / SUMMARY).exists()] for method, found in folders.items()}
+    made = []
+    for method, found in done.items():
+        if not found:
+            continue
+        runs = [measure(read_json(folder / SUMMARY)) for folder in found]
+        values = {key: mean_and_error([run[key] for run in runs]) for key in runs[0]}
+        pairs = [
+            (folder, folders[OURS][SEEDS.index(int(folder.name.rpartition("seed=")[2]))])
+            for folder in found
+            if method != OURS
+        ]
+        pairs = [(mine, ours) for mine, ours in pairs if (ours / SUMMARY).exists()]
+        difference = {key: paired_difference(pairs, key) for key in ("accuracy", "nll")} if pairs else {}
+        made.append(Row(method, len(found), values, difference))
+    return made
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error; None for a single value."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return statistics.fmean(values), error
+
+
+def shown(name: str, lines: Sequence[Row]) -> str:
+    """The table in Markdown; differences are the method's minus pFedBayesPT's."""
+
+    def cell(row: Row, key: str, digits: int) -> str:
+        value, error = row.values[key]
+        return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+    def gap(row: Row, key: str, scale: float, digits: int) -> str:
+        if key not in row.difference:
+            return "–"
+        one = row.difference[key]
+        return f"{scale * one.mean:+.{digits}f} [{scale * one.low:+.{digits}f}, {scale * one.high:+.{digits}f}]"
+
+    if TABLES[name].new_clients:
+        steps = sorted(
+            {int(key.rpartition("_")[2]) for row in lines for key in row.values if key.startswith("new_nll")}
+        )
+        heads = ["method", *(f"accuracy, {one} steps" for one in steps), *(f"NLL, {one} steps" for one in steps)]
+        body = [
+            [
+                f"`{row.method}`",
+                *(cell(row, f"new_{s}", 3) for s in steps),
+                *(cell(row, f"new_nll_{s}", 3) for s in steps),
+            ]
+            for row in lines
+        ]
+    else:
+        heads = ["method", "accuracy", "best by validation", "worst tenth of clients", "NLL (nats)", "ECE"]
+        heads += ["kB per round and client", "seconds", "Δ accuracy (points)", "Δ NLL"]
+        body = [
+            [
+                f"`{row.method}`",
+                *(cell(row, key, 3) for key in ("accuracy", "best", "worst", "nll", "ece")),
+                f"{row.values['kilobytes'][0]:.1f}",
+                f"{row.values['seconds'][0]:.0f}",
+                gap(row, "accuracy", 100, 1),
+                gap(row, "nll", 1, 3),
+            ]
+            for row in lines
+        ]
+    title = f"{TABLES[name].title}; {min((row.seeds for row in lines), default=0)} seeds"
+    table = [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *body)]
+    return "\n".join([f"**{title}**", "", *table])
+
+
+def main() -> None:
+    """Run, show or list."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("action", choices=("run", "show", "list"))
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="names; see list")
+    parser.add_argument("--methods", nargs="*", help="default: those of the wave")
+    parser.add_argument("--wave", choices=WAVES, default="all")
+    parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
+    parser.add_argument("--root", type=Path, default=Path("runs/tables"))
+    parser.add_argument("--data", type=Path, help="folder that holds digits, office_caltech10 and cifar10")
+    parser.add_argument("--weights", type=Path, help="timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    args = parser.parse_args()
+    methods = args.methods or WAVES[args.wave]
+    if args.action == "list":
+        print("\n".join(f"{name:28} {table.title}" for name, table in TABLES.items()))
+        return
+    failed = False
+    for name in args.tables:
+        if args.action == "run":
+            todo = list(jobs(name, methods, args.root, args.data, args.weights).values())
+            failed |= any(not (folder / SUMMARY).exists() for folder in run_all(todo, args.jobs))
+        print(f"\n{shown(name, rows(name, methods, args.root))}\n", flush=True)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()
