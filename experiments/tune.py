@@ -49,8 +49,9 @@ POSTERIOR = ("pfedbayespt", "gaussian_prompts")
 NO_PROMPTS = ("fedavg_head", "local_head")
 NOTHING = ("fedncm", "fedcof")
 """Nothing to choose."""
-SMALL = ("fedlora", "fedavg_full")
-"""Weights of the ViT itself want smaller rates than prompts."""
+WHOLE = ("fedavg_full",)
+"""All weights of the ViT want smaller rates than prompts."""
+WEIGHTS = (0.0001, 0.0003, 0.001)
 
 PROTOCOLS = {
     "mixture": "digits_mixture",
@@ -69,7 +70,7 @@ def candidates(method: str, section: str) -> list[tuple[str, ...]]:
         return HEAD_ALONE
     if method in POSTERIOR:
         return posteriors(head[0] if section.startswith("photos") else head[1])
-    return pairs([p / 10 for p in PROMPT] if method in SMALL else PROMPT, head)
+    return pairs(WEIGHTS if method in WHOLE else PROMPT, head)
 
 
 def score(folder: Path) -> tuple[float, float]:

@@ -21,6 +21,7 @@ from fedbayes.data.federated import FederatedData
 from fedbayes.data.held_out import deal_out, hold_out
 from fedbayes.errors import ConfigError, DataError, FedbayesError, require_whole
 from fedbayes.inference.reverse import GaussianReverse
+from fedbayes.messages import Arrays
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.tuned import MakeWeights
@@ -195,6 +196,16 @@ def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, Feder
             what = "lacks it" if found is None else f"has {found.shape}"
             raise ConfigError(f"{name} is {like.shape} but the checkpoint {what}; it is another configuration's.")
     return made, federated
+
+
+def outgoing(cfg: DictConfig, checkpoint: Checkpoint, partition: int) -> Arrays:
+    """What the server of a finished run would send to a client next; methods may send each its own."""
+    made = strategy(cfg, loop(cfg))
+    inner = getattr(made, "strategy", made)  # inside a server optimiser
+    if not hasattr(inner, "outgoing"):  # one of Flower's own
+        return checkpoint.server
+    inner.shared = dict(checkpoint.server)
+    return cast(Arrays, inner.outgoing(checkpoint.server_round + 1, partition))
 
 
 def _elsewhere(cfg: DictConfig) -> bool:

@@ -61,8 +61,8 @@ class Run:
 
         Args:
             images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, or PIL images, or paths of image files; any size.
-            partition: use what this client kept to itself; None uses the clients' mean of that, which means little
-                where clients share nothing (`local_vpt`).
+            partition: use what this client kept to itself and what the server would send it; None uses what the server
+                has, and the clients' mean of what is theirs, which means little where they share nothing (`local_vpt`).
 
         Returns:
             Probabilities and uncertainty of each image. Equal calls give equal numbers.
@@ -74,7 +74,9 @@ class Run:
         client, data, stored = self._restore()
         size = data.images.images.shape[-1]
         pixels = to_square(images, size)
-        parameters = {**stored.server, **self._personal(stored, partition)}
+        personal = self._personal(stored, partition)
+        sent = stored.server if partition is None else build.outgoing(self.config, stored, partition)
+        parameters = {**sent, **personal}
         streams = Streams(self.config.seed, stored.server_round, [0], "predict")
         (said,), _ = client.predict(client.inputs.of_images(pixels), [parameters], streams)
         return Prediction(

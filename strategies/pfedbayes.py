@@ -17,8 +17,8 @@ Later w has seen the images already. So the server remembers the factor t_m that
 There are no weights n_m: precisions know how many images they rest on. On a linear-Gaussian model and with beta = 1, w
 is the posterior of the pooled images of all clients that were ever sampled. Other models' factors may leave w, or a
 prior, less precise than p_0, even negatively so: there p_0's precision is taken (`mean_field.at_least`). M clients that
-each went a little way together go M times as far, so where a round's training is short, beta is better near 1 / M. The
-paper has `mean` alone.
+each went a little way together go M times as far, so where a round's training is short, beta is better near 1 / M,
+which changes how soon w is reached but not which. The paper has `mean` alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,16 +43,17 @@ class PFedBayes(AbstractStrategy):
 
     Args:
         aggregate: `mean` or `product`.
-        beta: share of the way from the global Gaussian to what the clients' replies make of it.
+        beta: share of the way from the global Gaussian to what the replies make of it; null: all of it for `mean`, and
+            one part in the number of replies for `product`.
 
     Raises:
         ConfigError: if a value is out of range.
     """
 
-    def __init__(self, aggregate: str = "mean", beta: float = 1.0) -> None:
+    def __init__(self, aggregate: str = "mean", beta: float | None = None) -> None:
         super().__init__()
         self.is_product = require_choice("method.strategy.aggregate", aggregate, ("mean", "product")) == "product"
-        self.beta = require_number("method.strategy.beta", beta, 0, 1, open_low=True)
+        self.beta = None if beta is None else require_number("method.strategy.beta", beta, 0, 1, open_low=True)
         self.first: Arrays = {}
         self.factors: dict[int, dict[str, Natural]] = {}
 
@@ -91,7 +92,7 @@ class PFedBayes(AbstractStrategy):
         mean = weighted_mean(updates)
         if self.is_product:
             self.shared = {**mean, **self._posterior(updates)}
-        elif self.beta == 1:
+        elif self.beta is None:
             self.shared = mean
         else:
             self.shared = {
@@ -102,10 +103,11 @@ class PFedBayes(AbstractStrategy):
     def _posterior(self, updates: Sequence[ClientUpdate]) -> Arrays:
         """The product of the first prior and all clients' factors."""
         names = [name for name in self.shared if name + RHO in self.shared]
+        beta = 1 / len(updates) if self.beta is None else self.beta
         for update in updates:
             known, new = self.factors.get(update.partition, {}), {}
             for name in names:
-                step = _natural(update.arrays, name).over(_natural(self.shared, name)).power(self.beta)
+                step = _natural(update.arrays, name).over(_natural(self.shared, name)).power(beta)
                 new[name] = product([known[name], step]) if name in known else step
             self.factors[update.partition] = new
         everyone = sorted(self.factors)

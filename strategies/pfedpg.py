@@ -158,7 +158,7 @@ def descend(
         with torch.no_grad():
             while True:
                 values = [leaf - lr * share * slope for leaf, share, slope in zip(leaves, shares, slopes, strict=True)]
-                if distance(values) <= now:
+                if distance(values) <= now or lr == 0:
                     break
                 lr /= 2  # a step too far leads away, in the end to infinity, and takes every later round with it
     found = [value.detach().numpy().astype(like.dtype) for value, like in zip(values, arrays, strict=True)]

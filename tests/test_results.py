@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 
 import fedbayes
 from fedbayes.data.styled_digits import styled_digits
@@ -81,3 +82,18 @@ def test_importing_fedbayes_loads_nothing_heavy():
     code = "import sys, fedbayes; print([m for m in ('torch', 'flwr', 'timm', 'wandb', 'hydra') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("method", ["pfedpg", "fedper", "fedvpt_deep"])
+def test_a_clients_prediction_is_the_one_it_was_evaluated_with(method, tmp_path):
+    """Through the run directory and back: what the server sends this client, what it kept, and its test images."""
+    fedbayes.simulate([f"method={method}", "experiment=smoke", f"run_dir={tmp_path}/run"])
+    loaded = fedbayes.load(tmp_path / "run")
+    _, data, _ = loaded._restore()
+    kept = load_file(tmp_path / "run" / "predictions.safetensors")
+    for partition in range(3):
+        mine = data.indices(partition, "test")
+        said = loaded.predict(data.images.images[mine], partition=partition)
+        rows = kept["partitions"] == partition
+        np.testing.assert_allclose(said.probabilities, kept["probabilities"][rows], atol=1e-5)
+        np.testing.assert_array_equal(data.images.labels[mine].numpy(), kept["labels"][rows])

@@ -15,6 +15,8 @@ from fedbayes.messages import ClientRequest, from_record
 from fedbayes.seeding import Streams
 from fedbayes.simulation.in_process import InProcessGrid
 
+MEAN = "method.strategy.aggregate=mean"
+
 
 def make(*overrides, method="pfedbayes"):
     cfg = compose(["experiment=smoke", f"method={method}", *overrides])
@@ -106,7 +108,7 @@ def test_the_posterior_moves_by_its_own_bound_and_the_copy_by_its_divergence_fro
 
 def test_without_spread_and_prior_it_is_fedvpt():
     settings = ("optim.name=sgd", "inference.beta=0", "optim.momentum=0")
-    _, client = make(*settings, "method.client.init_std=1e-7")
+    _, client = make(*settings, MEAN, "method.client.init_std=1e-7")
     _, fedvpt = make(*settings[::2], method="fedvpt")
     start = fedvpt.initial()
     (mine,), (plain,) = client.train([request(2, client.initial())]), fedvpt.train([request(2, start)])
@@ -130,13 +132,31 @@ def test_what_is_sent_and_what_is_kept(aggregate):
 
 
 def test_a_posterior_goes_on_from_where_it_was_towards_the_new_prior():
-    _, client = make("inference.beta=100")
+    _, client = make(MEAN, "inference.beta=100")
     w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
     (kept,) = client.train([request(0, w, named(v))])
     (fresh,) = client.train([request(0, w)])
     assert not np.array_equal(kept.personal["own.head.weight"], fresh.personal["own.head.weight"])
     distance = [np.abs(kept.personal[f"own.{n}"] - w[n]).mean() - np.abs(v[n] - w[n]).mean() for n in client.means]
     assert max(distance) < 0, "the KL draws it to what was received"
+
+
+def test_a_posterior_that_is_multiplied_starts_at_what_was_sent_and_is_held_to_the_prior_that_was():
+    _, client = make("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.batch_size=64")
+    w, v, p = (noisy(client.initial(), seed) for seed in range(3))
+    (kept,), (fresh,) = client.train([request(0, w, named(v))]), client.train([request(0, w)])
+    for name, array in fresh.arrays.items():
+        np.testing.assert_array_equal(kept.arrays[name], array)
+    sent = {**w, **{f"prior.{name}": value for name, value in p.items()}}
+    (held,) = client.train([request(0, sent)])
+    assert set(held.arrays) == set(w)
+    client.optim.local_epochs = 1  # one step, whose gradients differ by those of the two divergences
+    (held,), (free,) = client.train([request(0, sent)]), client.train([request(0, w)])
+    images = len(client.data.indices(0, "train"))
+    std = F.softplus(torch.from_numpy(p["head.weight.rho"])).numpy()
+    pull = client.inference.beta / images * (w["head.weight"] - p["head.weight"]) / std**2
+    moved = free.arrays["head.weight"] - held.arrays["head.weight"]
+    np.testing.assert_allclose(moved, client.optim.head_lr * pull, rtol=1e-3, atol=1e-7)
 
 
 def test_predictions_average_draws_of_the_own_posterior_and_a_strangers_of_the_global_gaussian():
@@ -170,7 +190,7 @@ def test_many_images_go_through_in_parts_with_the_same_result(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["fixed", "deterministic"])
 def test_results_do_not_depend_on_the_cohort(kind):
-    _, client = make("clients=4", "partition.quantity=0.7", "optim.name=sgd", f"generator.kind={kind}")
+    _, client = make("clients=4", "partition.quantity=0.7", "optim.name=sgd", f"generator.kind={kind}", MEAN)
     w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
 
     def asked(*partitions, **options):
@@ -204,7 +224,7 @@ def test_a_federation_runs_with_the_same_names_on_both_sides(aggregate):
 
 
 def test_a_personal_head_keeps_its_prior_at_home():
-    _, client = make("method.client.personal=[head]")
+    _, client = make("method.client.personal=[head]", MEAN)
     assert set(client.initial()) == {"generator.base", "generator.base.rho"}
     (update,) = client.train([request(0, client.initial())])
     assert set(update.arrays) == {"generator.base", "generator.base.rho"}

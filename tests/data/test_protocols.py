@@ -55,7 +55,9 @@ def test_every_experiment_composes_and_says_what_it_is(name):
     root = ["data.root=DIR"] if name == "photos" else []
     assert resolved(compose([f"experiment={name}", *root]))
     text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    assert text.startswith("# @package _global_\n# "), "fedbayes-info shows the second line"
+    mark, first = text.splitlines()[:2]
+    assert mark == "# @package _global_"
+    assert first[:2] + first[-1] == "# .", "fedbayes-info shows this line alone"
     assert name == name.lower()
 
 

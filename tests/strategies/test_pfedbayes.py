@@ -44,7 +44,7 @@ def test_the_mean_by_hand():
 def test_the_product_by_hand():
     """Prior N(1, 1), posteriors N(2, 1/3) and N(-1, 1/5): precision 3 + 5 - 1, shift 6 - 5 - 1."""
     replies = [(0, 1, gaussian([2.0], [3**-0.5])), (1, 50, gaussian([-1.0], [5**-0.5]))]
-    mean, std = moments(serve(PFedBayes("product"), gaussian([1.0], [1.0]), *replies))
+    mean, std = moments(serve(PFedBayes("product", beta=1.0), gaussian([1.0], [1.0]), *replies))
     np.testing.assert_allclose(mean, 0 / 7, atol=1e-12)
     np.testing.assert_allclose(std, 7**-0.5)
 
@@ -89,7 +89,7 @@ class Regression:
     ],
 )
 def test_the_product_is_the_posterior_of_the_pooled_data(rounds):
-    federation, strategy = Regression(), PFedBayes("product")
+    federation, strategy = Regression(), PFedBayes("product", beta=1.0)
     shared = gaussian(federation.prior_mean, federation.prior_std)
     for server_round, clients in enumerate(rounds, 1):
         shared = serve(strategy, shared, *federation.replies(clients), server_round=server_round)
@@ -110,8 +110,16 @@ def test_with_damping_it_is_reached_step_by_step():
     assert gaps[-1] < 1e-9
 
 
+def test_without_a_share_everybody_has_an_equal_part_in_a_product():
+    federation = Regression()
+    shared = gaussian(federation.prior_mean, federation.prior_std)
+    one, other = (serve(PFedBayes("product", beta), shared, *federation.replies((0, 1, 3, 4))) for beta in (None, 0.25))
+    np.testing.assert_array_equal(one["w"], other["w"])
+    np.testing.assert_array_equal(one["w.rho"], other["w.rho"])
+
+
 def test_a_client_that_has_contributed_is_sent_what_the_others_said_as_its_prior():
-    federation, strategy = Regression(), PFedBayes("product")
+    federation, strategy = Regression(), PFedBayes("product", beta=1.0)
     shared = gaussian(federation.prior_mean, federation.prior_std)
     strategy.shared = serve(strategy, shared, *federation.replies((0, 1, 2)))
     sent = strategy.outgoing(2, 1)
@@ -132,7 +140,7 @@ def test_the_mean_is_not():
 
 def test_evidence_that_would_widen_the_prior_leaves_its_precision():
     replies = [(0, 1, gaussian([0.5, 0.5], [3.0, 0.5])), (1, 1, gaussian([0.5, 0.5], [5.0, 0.5]))]
-    mean, std = moments(serve(PFedBayes("product"), gaussian([0.0, 0.0], [1.0, 1.0]), *replies))
+    mean, std = moments(serve(PFedBayes("product", beta=1.0), gaussian([0.0, 0.0], [1.0, 1.0]), *replies))
     assert np.isfinite(mean).all()
     assert std[0] == pytest.approx(1.0)
     assert std[1] == pytest.approx(7**-0.5)
@@ -155,7 +163,7 @@ def test_what_is_no_gaussian_is_averaged_and_types_stay(aggregate):
 
 
 def test_a_strategy_goes_on_from_its_state():
-    federation, strategy, resumed = Regression(), PFedBayes("product"), PFedBayes("product")
+    federation, strategy, resumed = Regression(), PFedBayes("product", beta=1.0), PFedBayes("product", beta=1.0)
     shared = gaussian(federation.prior_mean, federation.prior_std)
     shared = serve(strategy, shared, *federation.replies((0, 2, 4)))
     resumed.restore(from_record(to_record(strategy.state())))

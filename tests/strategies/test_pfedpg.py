@@ -203,12 +203,19 @@ class Silent:
 
 def test_two_rounds_of_the_method_as_configured_with_strangers_and_newcomers():
     cfg = compose(
-        ["experiment=smoke", "method=pfedpg", "rounds=2", "participation=0.5", "evaluate.new_clients=1", "clients=5"]
+        [
+            "experiment=smoke",
+            "method=pfedpg",
+            "participation=0.5",
+            "evaluate.new_clients=1",
+            "clients=4",
+            "partition.max_train=9",
+        ]
     )
     data = build.data(cfg)
     client = build.client(cfg, data, build.model(cfg, data, "cpu"))
     loop = build.loop(cfg)
-    progress = loop.run(InProcessGrid(client, 5), build.strategy(cfg, loop), client.initial(), Silent())
+    progress = loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), Silent())
     learnt = from_record(progress.arrays)
     assert np.flatnonzero(learnt[TRAINED]).tolist() == sorted(progress.accepted)
     assert progress.newcomers
