@@ -201,7 +201,7 @@ def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, Feder
 def outgoing(cfg: DictConfig, checkpoint: Checkpoint, partition: int) -> Arrays:
     """What the server of a finished run would send to a client next; methods may send each its own."""
     made = strategy(cfg, loop(cfg))
-    inner = getattr(made, "strategy", made)  # inside a server optimiser
+    inner: Any = getattr(made, "strategy", made)  # inside a server optimiser
     if not hasattr(inner, "outgoing"):  # one of Flower's own
         return checkpoint.server
     inner.shared = dict(checkpoint.server)
