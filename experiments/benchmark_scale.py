@@ -33,7 +33,7 @@ def overrides(clients: int, participants: int, images: int, backbone: str, round
     found += [f"evaluate.every={rounds}"]
     if backbone != "letters":
         found += ["backbone=timm", "backbone._target_=flop_rate.random_vit", f"backbone.name={backbone}"]
-        found += ["~backbone.checkpoint", "~backbone.pretrained", "data.image_size=64", "prompts.start_layer=8"]
+        found += ["data.image_size=64", "prompts.start_layer=8"]
     return found
 
 
