@@ -14,7 +14,8 @@ from fedbayes.simulation.in_process import InProcessGrid
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-ROWS = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", (ROOT / "README.md").read_text(), re.MULTILINE))
+METHODS_SECTION = re.search(r"^## Methods$.*?(?=^## )", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
+ROWS = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", METHODS_SECTION, re.MULTILINE))
 WITHOUT_PAPER = {"deterministic_prompts", "gaussian_prompts", "local_head", "local_vpt", "centralised"}
 """Ablations and bounds, which are named after what they are."""
 

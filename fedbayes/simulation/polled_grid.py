@@ -58,7 +58,7 @@ class PolledGrid(AbstractGridView):
             mine |= self._push(free)
             if not (held or mine & self._open.keys()) or (end is not None and time.monotonic() >= end):
                 return answers
-            come = list(self.pull_messages(set(self._open)))
+            come = list(self.pull_messages(list(self._open)))
             answers += [answer for answer in come if answer.metadata.reply_to_message_id in mine]
             for answer in come:
                 self._open.pop(answer.metadata.reply_to_message_id, None)

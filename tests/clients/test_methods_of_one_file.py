@@ -104,3 +104,18 @@ def test_local_head_is_a_probe_of_the_frozen_features():
     client = make("local_head")
     assert client.model.start_layer == client.model.backbone.depth
     assert client.initial()["generator.base"].size == 0
+
+
+def test_fedvpt_deep_has_prompts_of_its_own_for_each_block_and_fedvpt_for_one():
+    deep, shallow = make("fedvpt_deep", "prompts.start_layer=1"), make("fedvpt", "prompts.start_layer=1")
+    assert deep.initial()["generator.base"].shape[0] == deep.model.backbone.depth - 1
+    assert shallow.initial()["generator.base"].shape[0] == 1
+
+
+@pytest.mark.parametrize("method", ["deterministic_prompts", "gaussian_prompts"])
+def test_instance_wise_ablations_have_a_posterior_or_none(method):
+    """A Gaussian pays a KL for each image, deterministic prompts pay nothing; neither has a mixing."""
+    (update,) = train(make(method), 0)
+    assert ("kl" in update.metrics) == (method == "gaussian_prompts")
+    assert "effective_components" not in update.metrics
+    assert any(name.startswith("generator.location") for name in update.arrays), "prompts depend on the image"

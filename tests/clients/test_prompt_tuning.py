@@ -115,6 +115,8 @@ def test_a_personal_head_is_in_no_reply(method):
     _, shared = make(f"method={method}", "method.client.personal=[]")
     if not any(name.startswith("head.") for name in shared.initial()):
         pytest.skip("has no head")
+    if build.loop(cfg).sampling.per_round < cfg.clients:
+        pytest.skip("leaves clients untrained, which are then sent the mean head")
     assert not any(name.startswith("head.") for name in client.initial())
     loop, journal, sent = build.loop(cfg), Journal(), []
 
@@ -137,8 +139,8 @@ def test_a_personal_head_is_in_no_reply(method):
     assert names
     assert not any(name.startswith("head.") for name in names)
     assert sorted(progress.personal) == [0, 1, 2]
-    heads = [one["head.weight"] for one in progress.personal.values()]
-    assert not np.array_equal(heads[0], heads[1])
+    heads = [one.get("own.head.weight", one["head.weight"]) for one in progress.personal.values()]
+    assert np.array_equal(heads[0], heads[1]) == (method == "fedbabu"), "FedBABU leaves the common random head"
     assert not any(name.startswith("head.") for name in from_record(progress.arrays))
 
 
