@@ -28,7 +28,7 @@ class Later(AbstractGridView):
 
     def pull_messages(self, message_ids):
         self.looks += 1
-        asked = set(message_ids)
+        asked = list(message_ids)  # a set of texts would answer in an order of its own in each process
         self.wanted.append(sorted(self.partitions[one] for one in asked))
         come = [one for one in asked if (when := self.ready[self.partitions[one]]) and when <= self.looks]
         return super().pull_messages(come)
