@@ -17,7 +17,7 @@ from fedbayes.errors import BackboneError, require_choice
 from fedbayes.models.blocks import FoldedBlock, class_row, fold, is_plain, run_folded, with_prompts
 
 PRECISIONS = ("float32", "bf16")
-PIECE = 2**18
+PIECE = 180_000
 """Numbers in the tokens of the images that go through the blocks at once on a CPU; see `fedbayes.models.blocks`."""
 
 
