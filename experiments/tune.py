@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 from sweep import folder_of, run_all
-from tables import TABLES, jobs
+from tables import TABLES, WAVES, jobs
 
 SEED = 100
 SELECTED = Path(__file__).parent / "selected.yaml"
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("section", choices=PROTOCOLS)
     parser.add_argument("--folder", type=Path, default=Path("runs/tuning"))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--methods", nargs="*", required=True)
+    parser.add_argument("--methods", nargs="*", default=WAVES["all"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--write", action="store_true", help="put the best into selected.yaml")
