@@ -1,0 +1,90 @@
+"""Tables of methods: every run composes, all methods get as many trials, and a line is what its runs say."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from fedbayes.configuration import CONF, compose
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")}
+
+
+@pytest.fixture(scope="module")
+def modules():
+    sys.path.insert(0, str(EXPERIMENTS))
+    try:
+        yield import_module("tables"), import_module("tune")
+    finally:
+        sys.path.remove(str(EXPERIMENTS))
+
+
+def test_the_waves_hold_every_method_once(modules):
+    tables, _ = modules
+    assert sorted(tables.WAVES["all"]) == sorted(METHODS)
+
+
+def test_every_run_of_every_table_composes_into_a_folder_of_its_own(modules, tmp_path):
+    tables, _ = modules
+    for name in tables.TABLES:
+        found = tables.jobs(name, tables.WAVES["all"], tmp_path, Path("data"), Path("weights"))
+        assert len(found) == 3 * len(METHODS)
+        assert len({folder for folder, _ in found.values()}) == len(found)
+        for method, seed in (("pfedbayespt", 0), ("fedncm", 2)):
+            cfg = compose(found[method, seed][1])
+            assert (cfg.method.name, cfg.seed, cfg.partition.seed) == (method, seed, seed)
+
+
+def test_all_methods_get_six_candidates_which_compose(modules):
+    tables, tune = modules
+    different = set()
+    for section in tune.PROTOCOLS:
+        for method in tables.WAVES["all"]:
+            found = tune.candidates(method, section)
+            assert len(set(found)) == (0 if method in tune.NOTHING else 6)
+            different |= set(found)
+    for one in different:
+        compose(one)
+
+
+def test_the_defaults_are_among_the_candidates_of_the_first_section(modules):
+    """What `tune.py mixture` chose stands in the YAML; a later change of one without the other shows."""
+    _, tune = modules
+    for method in ("fedvpt", "fedper", "pfedpg", "pfedbayespt", "fedavg_head"):
+        cfg = compose([f"method={method}"])
+        chosen = {f"optim.prompt_lr={cfg.optim.prompt_lr}", f"optim.head_lr={cfg.optim.head_lr}"}
+        rates = [{one for one in each if "_lr=" in one} for each in tune.candidates(method, "mixture")]
+        assert any(one <= chosen for one in rates), method
+
+
+def write(folder, accuracy, nll, probabilities):
+    folder.mkdir(parents=True)
+    of_clients = {"mean": accuracy, "worst_decile": accuracy / 2}
+    final = {"accuracy": of_clients, "nll": nll, "ece": 0.1}
+    summary = {"final": final, "best": final, "rounds": 5, "clients": 2, "seconds": {"total": 9.0}}
+    (folder / "summary.json").write_text(json.dumps({**summary, "bytes": {"up": 4000, "down": 6000}}))
+    arrays = {"probabilities": np.array(probabilities, np.float32), "labels": np.array([0, 1])}
+    save_file({**arrays, "partitions": np.array([0, 1])}, folder / "predictions.safetensors")
+
+
+def test_a_line_by_hand(modules, tmp_path):
+    tables, _ = modules
+    for seed, accuracy in enumerate((0.5, 0.7, 0.9)):
+        name = f"seed={seed}"
+        write(tmp_path / "digits_mixture" / f"method=pfedbayespt,{name}", 1.0, 0.1, [[0.9, 0.1], [0.1, 0.9]])
+        write(tmp_path / "digits_mixture" / f"method=fedvpt,{name}", accuracy, 0.3, [[0.9, 0.1], [0.9, 0.1]])
+    ours, other = tables.rows("digits_mixture", ["pfedbayespt", "fedvpt", "fedcof"], tmp_path)
+    assert (ours.method, other.method) == ("pfedbayespt", "fedvpt")
+    assert other.values["accuracy"] == pytest.approx((0.7, 0.2 / 3**0.5))
+    assert other.values["kilobytes"][0] == pytest.approx(1.0)
+    assert not ours.difference
+    assert other.difference["accuracy"].mean == pytest.approx(-0.5)
+    assert other.difference["nll"].mean == pytest.approx(np.log(9) / 2, abs=1e-6)
+    text = tables.shown("digits_mixture", [ours, other])
+    assert "| `fedvpt` | 0.700 ± 0.115 | " in text
+    assert "-50.0 [" in text
