@@ -10,6 +10,7 @@ from typing import final
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
@@ -58,9 +59,8 @@ class ClassSumsClient(AbstractClient):
         updates = []
         for request in requests:
             batch = self.data.whole([request.partition], "train")
-            z = self.inputs.plain(batch).z[0].double()
-            hits = torch.nn.functional.one_hot(batch.labels[0].to(z.device), self.model.classes).double()
-            arrays = {"sums": (hits.T @ z).cpu().numpy(), "counts": hits.sum(0).cpu().numpy()}
+            z = self.inputs.features(batch)[0][0].double()
+            arrays = class_sums(z, batch.labels[0], self.model.classes)
             if self.squares:
                 arrays["squares"] = z.square().sum().reshape(1).cpu().numpy()
             updates.append(ClientUpdate(request.partition, arrays, len(z), {}))
@@ -78,3 +78,15 @@ class ClassSumsClient(AbstractClient):
         none_seen = ~seen.any(1, keepdim=True)  # before the first round every class is equally likely
         logits = torch.where((seen | none_seen)[:, None], logits, torch.full_like(logits, -torch.inf))
         return Draws(logits.unsqueeze(0), {})
+
+
+def class_sums(z: Tensor, labels: Tensor, classes: int) -> Arrays:
+    """Per class, the sum of features and their number, as float64.
+
+    Args:
+        z: features of a client's images, `(n, d)`, float64.
+        labels: of those, `(n,)`.
+        classes: number of classes.
+    """
+    hits = torch.nn.functional.one_hot(labels.to(z.device), classes).double()
+    return {"sums": (hits.T @ z).cpu().numpy(), "counts": hits.sum(0).cpu().numpy()}

@@ -4,21 +4,22 @@ With the received prompts and head w, client k trains w as in FedAvg and, on the
 
     v_k = argmin F_k(v) + lambda / 2 |v - w|^2
 
-from where it left v_k; `strength` is lambda. It is evaluated with v_k. The paper gives both solvers full epochs; here
-each has half of `optim.local_epochs`, so that a round costs as many passes over the images as for every other method.
+from where it left v_k; `strength` is lambda, and v_k's names are led by `own.`. It is evaluated with v_k. The paper
+gives both solvers full epochs; here each has half of `optim.local_epochs`, so that a round costs as many passes over
+the images as for every other method.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
 from typing import final
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from clients.base import Draws
 from clients.inputs import Inputs
+from clients.local import fit_blocks, local_streams
+from clients.own import OWN, own, without_own
 from clients.wrapping import AbstractWrappingClient
 from fedbayes.data.augment import Augment
 from fedbayes.data.federated import FederatedData
@@ -29,9 +30,6 @@ from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
-
-OWN = "own."
-"""Leads the names of v_k among what a client keeps."""
 
 
 @final
@@ -121,9 +119,7 @@ class DittoClient(AbstractWrappingClient):
             Each term of the objective, `(C,)`, its mean over `optim.blocks`.
         """
         partitions, server_round = [request.partition for request in requests], requests[0].server_round
-        order, noise, changes = (
-            Streams(self.seed, server_round, partitions, f"own {what}") for what in ("order", "noise", "augment")
-        )
+        order, noise, changes = local_streams(self.seed, server_round, partitions, "own ")
         beta, optim = self.inner.inference.beta_at(server_round), self.inner.optim
         self.model.stack(received)
         anchor = {name: parameter.detach() for name, parameter in self.model.trainable().items()}
@@ -135,34 +131,12 @@ class DittoClient(AbstractWrappingClient):
             distance = sum((mine[name] - w).flatten(1).square().sum(1) for name, w in anchor.items())
             return replace(bound, loss=bound.loss + self.strength / 2 * distance)
 
-        found = []
-        for parts in optim.blocks:
-            batches = self.data.epochs(partitions, optim.local_epochs, optim.batch_size, order)
-            found.append(
-                optim.fit(
-                    optim.block(mine, parts),
-                    (self.inputs.train(batch, changes) for batch in batches),
-                    objective,
-                    self.data.steps(partitions, optim.local_epochs, optim.batch_size),
-                )
-            )
-        return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
+        return fit_blocks(optim, self.data, self.inputs, mine, objective, partitions, order, changes)
 
 
 def is_trained(request: ClientRequest) -> bool:
     """Whether the client has a model of its own."""
     return any(name.startswith(OWN) for name in request.personal)
-
-
-def own(state: Mapping[str, np.ndarray]) -> Arrays:
-    """A client's own model among its parameters; what it has no own of is the global one's."""
-    mine = {name.removeprefix(OWN): value for name, value in state.items() if name.startswith(OWN)}
-    return {**without_own(state), **mine}
-
-
-def without_own(state: Mapping[str, np.ndarray]) -> Arrays:
-    """The global model among a client's parameters."""
-    return {name: value for name, value in state.items() if not name.startswith(OWN)}
 
 
 def halved(optim: LocalTraining) -> LocalTraining:

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clients.base import Draws
+from clients.class_sums import class_sums
 from clients.inputs import Inputs
 from clients.wrapping import AbstractWrappingClient
 from fedbayes.errors import ConfigError, require_number, require_whole
@@ -125,6 +126,4 @@ class PEPFedPTClient(AbstractWrappingClient):
     def _sums(self, partition: int) -> Arrays:
         """Sums of a client's features per class, and their numbers."""
         batch = self.data.whole([partition], "train")
-        z = self.inputs.features(batch)[0][0].double()
-        hits = torch.nn.functional.one_hot(batch.labels[0].to(z.device), self.model.classes).double()
-        return {"sums": (hits.T @ z).cpu().numpy(), "counts": hits.sum(0).cpu().numpy()}
+        return class_sums(self.inputs.features(batch)[0][0].double(), batch.labels[0], self.model.classes)

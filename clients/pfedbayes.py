@@ -15,7 +15,6 @@ models are whole networks, ours prompts and head on a frozen one. A mean has the
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import final
 
 import numpy as np
@@ -25,6 +24,8 @@ from torch.func import functional_call
 
 from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
+from clients.local import fit_blocks, local_streams
+from clients.own import OWN, own, without_own
 from clients.prompt_tuning import LARGEST_PASS
 from fedbayes.data.augment import Augment
 from fedbayes.data.federated import FederatedData
@@ -36,9 +37,6 @@ from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
-
-OWN = "own."
-"""Leads the names of q_m among what a client keeps."""
 
 
 @final
@@ -192,29 +190,24 @@ class PFedBayesClient(AbstractClient):
             Each term of the objective, `(C,)`, its mean over `optim.blocks`.
         """
         partitions, server_round = [request.partition for request in requests], requests[0].server_round
-        purpose = "" if steps is None else "adapt "
-        order, noise, changes = (
-            Streams(self.seed, server_round, partitions, purpose + what) for what in ("order", "noise", "augment")
-        )
+        lead = "" if steps is None else "adapt "
+        order, noise, changes = local_streams(self.seed, server_round, partitions, lead)
         device = self.model.backbone.mean.device
         images = torch.tensor([len(self.data.indices(one, "train")) for one in partitions], device=device).clamp(min=1)
-        beta, size = self.inference.beta_at(server_round), self.optim.batch_size
-        epochs = self.optim.local_epochs if steps is None else steps
-        taken = self.data.steps(partitions, epochs, size) if steps is None else [steps] * len(partitions)
+        beta = self.inference.beta_at(server_round)
         # The names decide on the learning rate, so what they lead with stays in front.
         trained = {f"{name}.own": tensor for name, tensor in q.items()} | (w if with_copy else {})
-        found = []
-        for parts in self.optim.blocks if steps is None else [()]:
-            batches = self.data.epochs(partitions, epochs, size, order)
-            found.append(
-                self.optim.fit(
-                    self.optim.block(trained, parts),
-                    (self.inputs.train(batch, changes) for batch in islice(batches, steps)),
-                    lambda inputs: self.objective(inputs, q, w, noise, images, beta, with_copy),
-                    taken,
-                )
-            )
-        return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
+        return fit_blocks(
+            self.optim,
+            self.data,
+            self.inputs,
+            trained,
+            lambda inputs: self.objective(inputs, q, w, noise, images, beta, with_copy),
+            partitions,
+            order,
+            changes,
+            steps,
+        )
 
     def _start(self, received: Arrays, request: ClientRequest) -> Arrays:
         """Where a posterior starts: as it was left, but for what is to be multiplied from w itself."""
@@ -270,17 +263,6 @@ class _Scores(nn.Module):
     def forward(self, tokens: Tensor, z: Tensor) -> Tensor:
         """`(C, B, classes)`."""
         return self.model.logits(tokens, self.model.generator.plain(z))
-
-
-def own(state: Mapping[str, np.ndarray]) -> Arrays:
-    """A client's posterior among its parameters, or the global Gaussian if it has none."""
-    mine = {name.removeprefix(OWN): value for name, value in state.items() if name.startswith(OWN)}
-    return {**without_own(state), **mine}
-
-
-def without_own(state: Mapping[str, np.ndarray]) -> Arrays:
-    """The global Gaussian among a client's parameters."""
-    return {name: value for name, value in state.items() if not name.startswith(OWN)}
 
 
 def prior(state: Mapping[str, np.ndarray]) -> Arrays:

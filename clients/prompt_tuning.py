@@ -12,7 +12,6 @@ Prompts without a posterior (`generator.kind` fixed or deterministic) are the sa
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import cast, final
 
 import pyro
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
+from clients.local import fit_blocks, local_streams
 from clients.mixing_probe import MixingProbe
 from fedbayes.data.augment import Augment
 from fedbayes.data.federated import Batch, FederatedData
@@ -90,7 +90,7 @@ class PromptTuningClient(AbstractClient):
         self.model.stack([{**request.arrays, **request.personal} for request in requests])
         probe = MixingProbe(self.model, *self.inputs.features(self._some(partitions)), self.seed)
         before = probe()
-        metrics = self._fit(partitions, server_round, self.optim.blocks)
+        metrics = self._fit(partitions, server_round)
         metrics |= {f"{name}_received": values for name, values in before.items()}
         metrics |= {f"{name}_sent": values for name, values in probe().items()}
         updates = []
@@ -110,42 +110,25 @@ class PromptTuningClient(AbstractClient):
         if not steps:
             return parameters
         self.model.stack(parameters)
-        self._fit([request.partition for request in requests], requests[0].server_round, [()], steps)
+        self._fit([request.partition for request in requests], requests[0].server_round, steps)
         return self.model.unstack()
 
-    def _fit(
-        self, partitions: Sequence[int], server_round: int, blocks: Sequence[Sequence[str]], steps: int | None = None
-    ) -> dict[str, Tensor]:
-        """Train what the model holds, block after block.
-
-        Args:
-            partitions: the cohort.
-            server_round: keys the draws.
-            blocks: see `LocalTraining`.
-            steps: of an adaptation before an evaluation, the same for all clients; None for a round's local epochs.
-
-        Returns:
-            Each term of the objective, `(C,)`, its mean over blocks.
-        """
-        purpose = "" if steps is None else "adapt "
-        order, noise, changes = (
-            Streams(self.seed, server_round, partitions, purpose + what) for what in ("order", "noise", "augment")
-        )
+    def _fit(self, partitions: Sequence[int], server_round: int, steps: int | None = None) -> dict[str, Tensor]:
+        """Train what the model holds; see `fit_blocks`."""
+        lead = "" if steps is None else "adapt "
+        order, noise, changes = local_streams(self.seed, server_round, partitions, lead)
         beta = self.inference.beta_at(server_round)
-        epochs, size = self.optim.local_epochs if steps is None else steps, self.optim.batch_size
-        found = []
-        for parts in blocks:
-            batches = self.training.epochs(partitions, epochs, size, order)
-            taken = self.training.steps(partitions, epochs, size) if steps is None else [steps] * len(partitions)
-            found.append(
-                self.optim.fit(
-                    self.optim.block(self.model.trainable(), parts),
-                    (self.inputs.train(batch, changes) for batch in islice(batches, steps)),
-                    lambda inputs: self.objective(inputs, noise, beta),
-                    taken,
-                )
-            )
-        return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
+        return fit_blocks(
+            self.optim,
+            self.training,
+            self.inputs,
+            self.model.trainable(),
+            lambda inputs: self.objective(inputs, noise, beta),
+            partitions,
+            order,
+            changes,
+            steps,
+        )
 
     def _some(self, partitions: Sequence[int]) -> Batch:
         """The first validation images of each client of a cohort; their labels are not looked at."""

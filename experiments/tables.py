@@ -58,54 +58,50 @@ class Table:
     new_clients: bool = False
 
 
-DIGITS = ("evaluate.every=5",)
-PHOTOS = ("evaluate.every=5",)
 TABLES: dict[str, Table] = {
-    "digits_mixture": Table("Styled digits, every client a mixture of five styles (alpha 0.3)", DIGITS, "mixture"),
-    "digits_label_skew": Table(
-        "Styled digits, label Dirichlet 0.1", (*DIGITS, "experiment=digits_label_skew"), "label_skew"
-    ),
+    "digits_mixture": Table("Styled digits, every client a mixture of five styles (alpha 0.3)", (), "mixture"),
+    "digits_label_skew": Table("Styled digits, label Dirichlet 0.1", ("experiment=digits_label_skew",), "label_skew"),
     "digits_mixture_and_label": Table(
         "Styled digits, styles (alpha 0.3) and labels (alpha 0.1) both mixed",
-        (*DIGITS, "experiment=digits_mixture_and_label"),
+        ("experiment=digits_mixture_and_label",),
         "label_skew",
     ),
     "digits_new_clients": Table(
         "Styled digits, three of ten clients new after training",
-        (*DIGITS, "evaluate.new_clients=3"),
+        ("evaluate.new_clients=3",),
         "mixture",
         new_clients=True,
     ),
     "three_digits": Table(
         "MNIST, USPS and scikit-learn's digits, mixed (alpha 0.3)",
-        (*DIGITS, "experiment=three_digits"),
+        ("experiment=three_digits",),
         "mixture",
         data="digits",
     ),
     "office_mixture": Table(
         "Office-Caltech10, every client a mixture of four domains (alpha 0.3), ViT-tiny at 112 px",
-        (*PHOTOS, "experiment=office_mixture"),
+        ("experiment=office_mixture",),
         "photos",
         data="office_caltech10",
         backbone=True,
     ),
     "office_fedbn_truncated": Table(
         "Office-Caltech10, one domain a client, equal sizes (FedBN-10 truncated), ViT-tiny at 112 px",
-        (*PHOTOS, "experiment=office_fedbn_truncated"),
+        ("experiment=office_fedbn_truncated",),
         "photos",
         data="office_caltech10",
         backbone=True,
     ),
     "cifar10_dirichlet": Table(
         "CIFAR-10 (5,085 training images), ten clients, label Dirichlet 0.1, ViT-tiny at 112 px",
-        (*PHOTOS, "experiment=cifar10_dirichlet", "data=imagefolder"),
+        ("experiment=cifar10_dirichlet", "data=imagefolder"),
         "photos_label_skew",
         data="cifar10",
         backbone=True,
     ),
     "cifar10_disjoint": Table(
         "CIFAR-10 (5,085 training images), ten clients with disjoint classes, ViT-tiny at 112 px",
-        (*PHOTOS, "experiment=cifar10_disjoint", "data=imagefolder"),
+        ("experiment=cifar10_disjoint", "data=imagefolder"),
         "photos_label_skew",
         data="cifar10",
         backbone=True,
@@ -137,7 +133,7 @@ def jobs(
         for seed in seeds:
             short = (f"method={method}", f"seed={seed}")
             chosen = selected(table.settings, method) if tuned else ()
-            own = (*table.overrides, f"partition.seed={seed}", *chosen)
+            own = ("evaluate.every=5", *table.overrides, f"partition.seed={seed}", *chosen)
             found[method, seed] = (folder_of(root / name, short), (*short, *own, *where))
     return found
 

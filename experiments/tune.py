@@ -92,16 +92,12 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the best into selected.yaml")
     args = parser.parse_args()
     table, root = PROTOCOLS[args.section], args.folder / args.section
-    settled = {}
+    runs = {}
     for method in args.methods:
         # The protocol's own job, with the candidate in the place of what had been selected.
-        ((_, found),) = list(jobs(table, [method], root, args.data, args.weights, (SEED,), tuned=False).values())
-        settled[method] = (*(one for one in found if not one.startswith("partition.seed=")), "partition.seed=0")
-    runs = {
-        (method, candidate): (*settled[method], *candidate, "evaluate.every=1000")
-        for method in args.methods
-        for candidate in candidates(method, args.section)
-    }
+        ((_, job),) = jobs(table, [method], root, args.data, args.weights, (SEED,), tuned=False).values()
+        for one in candidates(method, args.section):
+            runs[method, one] = (*job, *one, "partition.seed=0", "evaluate.every=1000")
     folders = {key: folder_of(root, (f"method={key[0]}", *key[1])) for key in runs}
     run_all([(folders[key], one) for key, one in runs.items()], args.jobs)
     best = {}

@@ -184,5 +184,5 @@ def _is_list(value: object) -> TypeGuard[Sequence[object]]:
 
 def _names(block: object) -> tuple[str, ...]:
     """The names in a block; none if it is no list of names."""
-    names = tuple(one for one in block if isinstance(one, str)) if _is_list(block) else ()
-    return names if _is_list(block) and len(names) == len(block) else ()
+    names = tuple(block) if _is_list(block) else ()
+    return tuple(map(str, names)) if all(isinstance(one, str) for one in names) else ()

@@ -7,7 +7,7 @@ from journal import Journal
 from torch.distributions import Categorical, Normal, kl_divergence
 from torch.nn import functional as F
 
-from clients.pfedbayes import own
+from clients.own import own
 from fedbayes import build
 from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
