@@ -15,11 +15,13 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from fedbayes.assessment import Assessment
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import FederatedData
 from fedbayes.data.held_out import deal_out, hold_out
 from fedbayes.errors import ConfigError, DataError, FedbayesError, require_whole
+from fedbayes.guard import Guard
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.messages import Arrays
 from fedbayes.models.prompted import MakePrompts, PromptedViT
@@ -28,6 +30,7 @@ from fedbayes.models.tuned import MakeWeights
 from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
 from fedbayes.simulation.client import CohortClient
+from fedbayes.training import Training
 
 
 def simulation(cfg: DictConfig) -> Any:
@@ -157,24 +160,37 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
 
 def loop(cfg: DictConfig) -> RoundLoop:
     """The rounds."""
-    return RoundLoop(
-        rounds=cfg.rounds,
-        sampling=Sampling(
-            clients=cfg.clients,
-            participation=cfg.participation,
-            seed=cfg.seed,
-            evaluate_share=cfg.evaluate.participation,
-            new_clients=cfg.evaluate.new_clients,
-        ),
+    sampling = Sampling(
+        clients=cfg.clients,
+        participation=cfg.participation,
+        seed=cfg.seed,
+        evaluate_share=cfg.evaluate.participation,
+        new_clients=cfg.evaluate.new_clients,
+    )
+    training = Training(
+        sampling=sampling,
         min_replies=cfg.simulation.min_replies,
+        retries=cfg.simulation.retries,
+        faults=_call("faults", _make("faults", cfg.faults), seed=cfg.seed),
         timeout=cfg.simulation.timeout,
-        patience=cfg.simulation.patience,
-        evaluate_every=cfg.evaluate.every,
+        passes=_make("optim", cfg.optim).passes,
+    )
+    assessment = Assessment(
+        sampling=sampling,
+        every=cfg.evaluate.every,
         best_by=cfg.evaluate.best_by,
         temperature=cfg.evaluate.temperature,
         held_out=bool(cfg.evaluate.held_out),
         adapt_steps=_plain(cfg.evaluate)["adapt_steps"],
-        passes=_make("optim", cfg.optim).passes,
+        timeout=training.timeout,
+    )
+    return RoundLoop(
+        rounds=cfg.rounds,
+        training=training,
+        assessment=assessment,
+        guard=Guard(cfg.simulation.max_norm),
+        checkpoint_every=cfg.checkpoint.every,
+        patience=cfg.simulation.patience,
         personal=bool(cfg.method.client.get("personal") or cfg.method.get("copies")),
     )
 

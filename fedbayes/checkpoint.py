@@ -1,17 +1,21 @@
-"""A run's learnt state on disk: the server's arrays and what clients keep to themselves, as safetensors.
+"""A run's whole state between two rounds on disk, as safetensors and JSON, from which it goes on exactly.
 
-    checkpoint/round-00015/  server.safetensors  personal.safetensors  state.json
+    checkpoint/round-00015/  server.safetensors  personal.safetensors  strategy.safetensors  evaluations.safetensors
+                             state.json
 
-A checkpoint appears whole or not at all: it is written beside its place and renamed into it.
+There are no states of random generators, because every draw is keyed. A checkpoint appears whole or not at all: it is
+written beside its place, forced to the disk and renamed into it. `state.json` holds the checksum of every file and one
+of its own, so that a damaged checkpoint is known as such and the one before it takes its place.
 """
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,45 +26,93 @@ from fedbayes.messages import Arrays
 
 FOLDER = "checkpoint"
 SEPARATOR = "/"  # between partition and parameter in the names of personal arrays
+KEPT = 2  # checkpoints; the older one stands in for a newest one that was damaged
+STATE = "state.json"
+FORMAT = 2
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """What a run has learnt after a round.
+    """What a run has come to after a round.
 
     Attributes:
         server_round: rounds done.
         server: the strategy's parameters.
         personal: what each client keeps to itself, by partition.
+        strategy: what the strategy remembers beside its parameters.
+        evaluations: predictions of the evaluations that the run still needs.
+        history: everything else that the next round or the summary needs, in JSON's types; NaN and infinity may occur.
     """
 
     server_round: int
     server: Arrays
     personal: dict[int, Arrays]
+    strategy: Arrays = field(default_factory=dict)
+    evaluations: Arrays = field(default_factory=dict)
+    history: dict[str, Any] = field(default_factory=dict)
 
 
 def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint and return its folder."""
-    folder = run_dir / FOLDER / f"round-{checkpoint.server_round:05d}"
+    """Write a checkpoint, drop all but the newest two, and return its folder.
+
+    Raises:
+        RunError: if it cannot be written; those that were there stay.
+    """
+    parent = run_dir / FOLDER
+    folder = parent / f"round-{checkpoint.server_round:05d}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     personal = {
         f"{partition}{SEPARATOR}{name}": array
         for partition, arrays in sorted(checkpoint.personal.items())
         for name, array in arrays.items()
     }
-    write_arrays(temporary / "server.safetensors", checkpoint.server)
-    write_arrays(temporary / "personal.safetensors", personal)
-    state = {"round": checkpoint.server_round, "format": 1}
-    (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
-    for file in temporary.iterdir():
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.replace(folder)
+    files = {
+        "server": checkpoint.server,
+        "personal": personal,
+        "strategy": checkpoint.strategy,
+        "evaluations": checkpoint.evaluations,
+    }
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(".round-*"):  # of a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        for name, arrays in files.items():
+            write_arrays(temporary / f"{name}.safetensors", arrays)
+        state = {
+            "format": FORMAT,
+            "round": checkpoint.server_round,
+            "history": checkpoint.history,
+            "sha256": {file.name: _digest(file.read_bytes()) for file in sorted(temporary.iterdir())},
+        }
+        (temporary / STATE).write_text(json.dumps({**state, "checksum": _checksum(state)}), encoding="utf-8")
+        for place in (*temporary.iterdir(), temporary):
+            _force(place)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+        _force(parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"the checkpoint of round {checkpoint.server_round} cannot be written to {parent} ({error.strerror}); make "
+            f"room or access there, then go on with `fedbayes resume={run_dir}`."
+        ) from error
+    for old in _folders(run_dir)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def newest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with each newer one; None if there is no whole one."""
+    damage: list[str] = []
+    for folder in reversed(_folders(run_dir)):
+        try:
+            return _read(folder), damage
+        except RunError as error:
+            damage.append(str(error))
+    return None, damage
 
 
 def latest(run_dir: Path) -> Checkpoint:
@@ -69,24 +121,77 @@ def latest(run_dir: Path) -> Checkpoint:
     Raises:
         RunError: if there is none, or it cannot be read.
     """
-    folders = sorted((run_dir / FOLDER).glob("round-*"))
+    folders = _folders(run_dir)
     if not folders:
         raise RunError(f"{run_dir} has no checkpoint; it is not a run, or it broke off before its end.")
-    folder = folders[-1]
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        server = load_file(folder / "server.safetensors")
-        flat = load_file(folder / "personal.safetensors")
-        server_round = int(state["round"])
-        personal: dict[int, Arrays] = {}
-        for name, array in flat.items():
-            partition, _, parameter = name.partition(SEPARATOR)
-            personal.setdefault(int(partition), {})[parameter] = array
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise RunError(f"{folder} cannot be read ({error}); run the experiment again.") from error
-    return Checkpoint(server_round, server, personal)
+    return _read(folders[-1])
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays; safetensors takes the bytes as they lie in memory, so they must lie in C order."""
-    save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+    """Write arrays; safetensors takes the bytes as they lie in memory, so they must lie in C order.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    try:
+        save_file({name: np.asarray(array, order="C") for name, array in arrays.items()}, path)
+    except SafetensorError as error:  # its own word for a full disk and the like
+        raise OSError(None, str(error)) from error
+
+
+def _folders(run_dir: Path) -> Sequence[Path]:
+    """All finished checkpoints, oldest first."""
+    return sorted((run_dir / FOLDER).glob("round-*"))
+
+
+def _read(folder: Path) -> Checkpoint:
+    """A checkpoint, if nothing in it was changed.
+
+    Raises:
+        RunError: if it is damaged, or of another version.
+    """
+    try:
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state["format"] != FORMAT:
+            raise RunError(
+                f"{folder} is of format {state['format']}, this is {FORMAT}; use the fedbayes that wrote it."
+            )
+        if state.pop("checksum") != _checksum(state):
+            raise ValueError(f"{STATE} was changed")
+        arrays: dict[str, Arrays] = {}
+        for name, digest in state["sha256"].items():
+            if _digest((folder / name).read_bytes()) != digest:
+                raise ValueError(f"{name} was changed")
+            arrays[name.removesuffix(".safetensors")] = load_file(folder / name)
+        personal: dict[int, Arrays] = {}
+        for name, array in arrays["personal"].items():
+            partition, _, parameter = name.partition(SEPARATOR)
+            personal.setdefault(int(partition), {})[parameter] = array
+        return Checkpoint(
+            server_round=int(state["round"]),
+            server=arrays["server"],
+            personal=personal,
+            strategy=arrays["strategy"],
+            evaluations=arrays["evaluations"],
+            history=dict(state["history"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise RunError(f"{folder} cannot be read ({error}); run the experiment again.") from error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _checksum(state: Mapping[str, Any]) -> str:
+    """Of everything else in a state, in a form that does not depend on how it was written down."""
+    return _digest(json.dumps(state, sort_keys=True).encode())
+
+
+def _force(path: Path) -> None:
+    """Have the disk hold a file, or a folder's entries."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

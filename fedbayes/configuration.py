@@ -20,7 +20,20 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 NAMED = ("method", "data", "partition", "backbone", "simulation")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
-SECTIONS = (*NAMED, "tracking", "prompts", "generator", "head", "inference", "optim", "server", "augment", "evaluate")
+SECTIONS = (
+    *NAMED,
+    "tracking",
+    "prompts",
+    "generator",
+    "head",
+    "inference",
+    "optim",
+    "server",
+    "augment",
+    "evaluate",
+    "checkpoint",
+    "faults",
+)
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -50,6 +63,17 @@ def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
     with open_dict(cfg):
         cfg.names = {group: choices[group] for group in NAMED}
     return cfg
+
+
+def require_alone(overrides: Sequence[str]) -> None:
+    """Refuse other values beside `resume`: a run goes on as it began.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    others = [one for one in overrides if not one.startswith(("resume=", "hydra"))]
+    if others:
+        raise ConfigError(f"{others[0]} cannot be given beside resume: a run goes on as it began; leave it out.")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

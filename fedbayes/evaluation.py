@@ -5,7 +5,7 @@ calibration error is mostly bias: a perfectly calibrated ten-class model shows 0
 therefore comes with its floor, what such a model would show on its images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -20,6 +20,9 @@ from fedbayes.messages import ClientUpdate
 
 RESOLUTION = 1e-5
 """Scores that differ by less are equal: nats, where clients compute entropies in float32."""
+
+_FACTS = ("server_round", "split", "metrics", "temperature", "detection")
+"""Attributes of an evaluation that are not arrays."""
 
 
 @final
@@ -128,7 +131,32 @@ class Evaluation:
     def arrays(self) -> dict[str, np.ndarray]:
         """Predictions image by image, clients in order: what paired comparisons of runs are made from."""
         named = {"labels": self.labels, "domains": self.domains, "partitions": self.partitions}
-        return {"probabilities": self.pooled.probabilities.numpy(), **{key: one.numpy() for key, one in named.items()}}
+        said = {"probabilities": self.pooled.probabilities, "expected_entropy": self.pooled.expected_entropy}
+        return {name: one.numpy() for name, one in {**said, **named}.items()}
+
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """All of it, as arrays and as facts in JSON's types; `restored` takes it back."""
+        facts: dict[str, Any] = {name: getattr(self, name) for name in _FACTS}
+        arrays = self.arrays()
+        if self.outside is not None:
+            outside, facts["outside"] = self.outside.stored()
+            arrays |= {f"outside/{name}": array for name, array in outside.items()}
+        return arrays, facts
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> "Evaluation":
+        """What `stored` gave."""
+        said = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        lead, outside = "outside/", facts.get("outside")
+        theirs = {name.removeprefix(lead): array for name, array in arrays.items() if name.startswith(lead)}
+        return cls(
+            pooled=Predictive(said["probabilities"], said["expected_entropy"]),
+            labels=said["labels"],
+            domains=said["domains"],
+            partitions=said["partitions"],
+            outside=None if outside is None else cls.restored(theirs, outside),
+            **{name: facts[name] for name in _FACTS},
+        )
 
     def group_rows(self, groups: torch.Tensor, name: str) -> list[dict[str, Any]]:
         """One row per group that occurs: the group under `name`, images, accuracy, NLL (nats), ECE and its floor."""

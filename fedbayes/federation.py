@@ -1,7 +1,5 @@
 """The clients as the round loop sees them: by partition, in a fixed order, and only with answers that may be used."""
 
-import logging
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +9,18 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedbayes.errors import RunError
+from fedbayes.guard import Guard, Refusal, first_line
 from fedbayes.messages import (
     Arrays,
     ClientUpdate,
     ask_partition,
     ask_personal,
-    non_finite,
+    give_personal,
     read_partition,
     read_personal,
-    read_update,
 )
-from fedbayes.simulation.client import QUERY_PERSONAL
+from fedbayes.simulation.client import QUERY_PERSONAL, QUERY_RESTORE
 from fedbayes.simulation.sampled_grid import SampledGrid
-
-log = logging.getLogger("fedbayes")
 
 
 @final
@@ -40,7 +36,13 @@ class Replies:
 
     messages: list[Message]
     updates: list[ClientUpdate]
-    dropped: dict[int, str]
+    dropped: dict[int, Refusal]
+
+    def without(self, refused: Mapping[int, Refusal]) -> "Replies":
+        """The same, with some more refused."""
+        kept = [i for i, update in enumerate(self.updates) if update.partition not in refused]
+        dropped = dict(sorted({**self.dropped, **refused}.items()))
+        return Replies([self.messages[i] for i in kept], [self.updates[i] for i in kept], dropped)
 
 
 @final
@@ -50,6 +52,7 @@ class Federation:
     Args:
         grid: each of its nodes is asked once whose data it holds.
         clients: how many there must be.
+        guard: says which answers may be used.
         patience: seconds to wait until all have come: engines start them while we already run.
         timeout: seconds that clients have to answer a set of messages; None: for ever.
 
@@ -57,13 +60,15 @@ class Federation:
         RunError: if they do not come, come with other partitions than 0, 1, ..., or cannot start.
     """
 
-    def __init__(self, grid: Grid, clients: int, *, patience: float = 60.0, timeout: float | None = None) -> None:
-        self._grid, self._timeout = grid, timeout
+    def __init__(
+        self, grid: Grid, clients: int, guard: Guard, *, patience: float = 60.0, timeout: float | None = None
+    ) -> None:
+        self._grid, self._guard, self._timeout = grid, guard, timeout
         questions = [Message(ask_partition(), node, MessageType.QUERY) for node in _present(grid, clients, patience)]
         answers: dict[int, int] = {}
         for reply in grid.send_and_receive(questions):
             if reply.has_error():
-                raise RunError(f"a client cannot start: {_first_line(reply)}.")
+                raise RunError(f"a client cannot start: {first_line(reply)}.")
             answers[read_partition(reply.content)] = reply.metadata.src_node_id
         self._nodes = dict(sorted(answers.items()))
         if self.partitions != list(range(clients)):
@@ -89,8 +94,8 @@ class Federation:
         answered = {self._partitions[r.metadata.src_node_id]: r for r in self._send(sent)}
         replies = Replies([], [], {})
         for partition in sorted(map(self.partition_of, sent)):
-            checked = _check(partition, answered.get(partition))
-            if isinstance(checked, str):
+            checked = self._guard.read(partition, answered.get(partition))
+            if isinstance(checked, Refusal):
                 replies.dropped[partition] = checked
             else:
                 replies.messages.append(answered[partition])
@@ -101,7 +106,10 @@ class Federation:
         """What each trained client keeps to itself, by partition; a simulation's privilege.
 
         Args:
-            accepted: by partition of every trained client, the last round whose reply was used.
+            accepted: by partition of the clients to ask, the last round whose reply was used.
+
+        Returns:
+            By partition of those that answered; empty for a client that keeps nothing.
         """
         questions = [Message(ask_personal(accepted[one]), self._nodes[one], QUERY_PERSONAL) for one in sorted(accepted)]
         found = {
@@ -109,7 +117,25 @@ class Federation:
             for reply in self._send(questions)
             if not reply.has_error()
         }
-        return {partition: arrays for partition, arrays in sorted(found.items()) if arrays}
+        return dict(sorted(found.items()))
+
+    def restore(self, personal: Mapping[int, Arrays], accepted: Mapping[int, int]) -> None:
+        """Give clients back what they kept before the run broke off.
+
+        Args:
+            personal: what each kept, by partition.
+            accepted: see `personal`.
+
+        Raises:
+            RunError: if a client does not take it.
+        """
+        gifts = [
+            Message(give_personal(arrays, accepted[one]), self._nodes[one], QUERY_RESTORE)
+            for one, arrays in personal.items()
+        ]
+        taken = {self._partitions[r.metadata.src_node_id] for r in self._send(gifts) if not r.has_error()}
+        if lost := sorted(personal.keys() - taken):
+            raise RunError(f"clients {lost} did not take back what they had kept to themselves; try again.")
 
     def _send(self, messages: Sequence[Message]) -> Iterable[Message]:
         return self._grid.send_and_receive(messages, timeout=self._timeout)
@@ -126,27 +152,3 @@ def _present(grid: Grid, clients: int, patience: float) -> list[int]:
             )
         time.sleep(0.02)
     return nodes
-
-
-def _first_line(reply: Message) -> str:
-    """Why a client did not answer, shortly."""
-    if not reply.error.reason:
-        return "error without a reason"
-    line = reply.error.reason.splitlines()[0]
-    flowers = re.match(r"<class '(?:\w+\.)*(\w+)'>:<['\"](.*)", line)  # how Flower tells of a lost worker
-    return line if flowers is None else f"{flowers[1]}: {flowers[2]}".rstrip(">'\"")
-
-
-def _check(partition: int, reply: Message | None) -> ClientUpdate | str:
-    """The update in a reply, or why it may not be used."""
-    if reply is None:
-        return "no answer in time"
-    if reply.has_error():
-        log.info("client %d: %s", partition, reply.error.reason)
-        return _first_line(reply)
-    try:
-        update = read_update(partition, reply.content)
-    except ValueError as error:
-        return str(error)
-    bad = non_finite(update.arrays)
-    return update if bad is None else f"{bad} is not finite"

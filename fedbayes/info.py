@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from fedbayes.configuration import CONF
+from fedbayes.provenance import git_commit, versions
 from fedbayes.simulation.hardware import available_cores
-from fedbayes.summary import git_commit, versions
 
 GROUPS = ("method", "data", "partition", "backbone", "simulation", "tracking", "experiment")
 

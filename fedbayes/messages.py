@@ -22,7 +22,7 @@ Kind = Literal["train", "evaluate"]
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 ROUND, ACCEPTED, SPLIT, WEIGHT = "server-round", "accepted-round", "split", "num-examples"
-ADAPT = "adapt-steps"
+ADAPT, FAULT, SECONDS = "adapt-steps", "fault", "seconds"
 PARTITION = "partition-id"
 PERSONAL = "personal-round-"
 
@@ -40,6 +40,7 @@ class ClientRequest:
         arrays: the server's parameters.
         personal: what the client kept to itself in the last round that the server accepted; empty if never trained.
         adapt: steps of training on its own images before an evaluation; None for the method's own number.
+        fault: a simulated fault that the client shall have, see `fedbayes.faults`; empty for none.
     """
 
     partition: int
@@ -49,6 +50,7 @@ class ClientRequest:
     arrays: Arrays
     personal: Arrays = field(default_factory=dict)
     adapt: int | None = None
+    fault: str = ""
 
 
 @final
@@ -114,6 +116,8 @@ def address(
     split: str,
     extra: Mapping[str, np.ndarray] | None = None,
     adapt: int | None = None,
+    fault: str = "",
+    seconds: float | None = None,
 ) -> Message:
     """Complete a strategy's message for one client.
 
@@ -125,6 +129,8 @@ def address(
         split: the images an evaluation is on.
         extra: arrays for this client alone, beside the strategy's.
         adapt: see `ClientRequest`.
+        fault: see `ClientRequest`.
+        seconds: after which a client's process may be ended, see `fedbayes.simulation.app`; None for never.
 
     Raises:
         ConfigError: if the strategy relies on clients to follow a setting, as FedProx does; ours read none.
@@ -139,6 +145,10 @@ def address(
     config = ConfigRecord({**content.config_records[CONFIG], ACCEPTED: accepted, SPLIT: split})
     if adapt is not None:
         config[ADAPT] = adapt
+    if fault:
+        config[FAULT] = fault
+    if seconds is not None:
+        config[SECONDS] = seconds
     arrays = content.array_records[ARRAYS]
     if extra:
         arrays = ArrayRecord({**arrays, **to_record(extra)})
@@ -172,7 +182,15 @@ def read_request(
         arrays=known[id(record)],
         personal={} if kept is None else from_record(kept),
         adapt=None if ADAPT not in config else int(config[ADAPT]),  # type: ignore[arg-type]
+        fault=str(config.get(FAULT, "")),
     )
+
+
+def seconds_for(content: RecordDict) -> float | None:
+    """How long a client may be at work on a request; None for as long as it takes."""
+    config = content.get(CONFIG)
+    given = config.get(SECONDS) if isinstance(config, ConfigRecord) else None
+    return None if given is None else float(given)  # type: ignore[arg-type]
 
 
 def write_reply(update: ClientUpdate) -> RecordDict:
@@ -226,6 +244,17 @@ def write_personal(state: RecordDict, question: RecordDict) -> RecordDict:
 def read_personal(content: RecordDict) -> Arrays:
     """The arrays in such an answer."""
     return from_record(content.array_records[ARRAYS])
+
+
+def give_personal(arrays: Mapping[str, np.ndarray], accepted: int) -> RecordDict:
+    """What a client had kept in the round that was accepted last, given back to it in a resumed run."""
+    return RecordDict({ARRAYS: to_record(arrays), CONFIG: ConfigRecord({ACCEPTED: accepted})})
+
+
+def take_personal(state: RecordDict, content: RecordDict) -> RecordDict:
+    """The client's side of `give_personal`, and its answer."""
+    state[_version(content.config_records[CONFIG][ACCEPTED])] = content.array_records[ARRAYS]
+    return RecordDict({METRICS: MetricRecord()})
 
 
 def read_update(partition: int, content: RecordDict) -> ClientUpdate:

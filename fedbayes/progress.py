@@ -1,4 +1,4 @@
-"""What a run has come to between two rounds."""
+"""What a run has come to between two rounds, and how a checkpoint keeps it."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,7 +10,11 @@ from flwr.app import ArrayRecord
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.evaluation import Evaluation
 from fedbayes.inference.diagnostics import COLLAPSED, SATURATED, has_collapsed
-from fedbayes.messages import Arrays, from_record
+from fedbayes.messages import Arrays, from_record, to_record
+
+_NEWCOMERS = "newcomers-"  # leads the names of evaluations of new clients in a checkpoint
+_PLAIN = ("best_validation", "best_train", "train", "bytes_up", "bytes_down", "seconds", "images")
+"""What a checkpoint keeps as it is."""
 
 
 @final
@@ -32,8 +36,10 @@ class Progress:
         bytes_down: of all training requests.
         seconds: by phase.
         images: trained on, with repetition.
-        started: when the clients were there and the first round began, by `time.perf_counter`.
-        personal: what each trained client keeps to itself, by partition; filled at the end.
+        started: when the clients were there and the first round of this process began, by `time.perf_counter`.
+        before: seconds of rounds in earlier processes.
+        personal: what each trained client keeps to itself, by partition, as far as it was asked for.
+        held: by partition, the round whose version `personal` has; also of clients that keep nothing.
     """
 
     arrays: ArrayRecord
@@ -50,7 +56,9 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "aggregate": 0.0})
     images: int = 0
     started: float = field(default_factory=time.perf_counter)
+    before: float = 0.0
     personal: dict[int, Arrays] = field(default_factory=dict)
+    held: dict[int, int] = field(default_factory=dict)
 
     def warnings(self) -> list[str]:
         """What the posterior's diagnostics say against the result, a sentence each."""
@@ -69,6 +77,53 @@ class Progress:
             )
         return found
 
-    def checkpoint(self) -> Checkpoint:
-        """What has been learnt, to be stored."""
-        return Checkpoint(self.server_round, from_record(self.arrays), self.personal)
+    @property
+    def complete(self) -> bool:
+        """Whether what clients keep to themselves is known as of the last round that was accepted from each."""
+        return self.held == self.accepted
+
+    def checkpoint(self, strategy: Arrays, *, personal: bool) -> Checkpoint:
+        """What has been learnt, to be stored.
+
+        Args:
+            strategy: what the strategy remembers.
+            personal: whether clients keep parameters to themselves.
+        """
+        evaluations = {"best": self.best, "final": self.final}
+        evaluations |= {f"{_NEWCOMERS}{steps}": one for steps, one in self.newcomers.items()}
+        stored = {name: one.stored() for name, one in evaluations.items() if one is not None}
+        history = {
+            **{name: getattr(self, name) for name in _PLAIN},
+            "accepted": {str(partition): done for partition, done in self.accepted.items()},
+            "elapsed": self.before + time.perf_counter() - self.started,
+            "complete": self.complete or not personal,
+            "evaluations": {name: facts for name, (_, facts) in stored.items()},
+        }
+        arrays = {f"{name}/{key}": array for name, (found, _) in stored.items() for key, array in found.items()}
+        return Checkpoint(self.server_round, from_record(self.arrays), self.personal, strategy, arrays, history)
+
+    @classmethod
+    def restored(cls, stored: Checkpoint) -> "Progress":
+        """What a checkpoint kept; the clock starts now."""
+        history = stored.history
+        evaluations: dict[str, Evaluation] = {}
+        for name, facts in history["evaluations"].items():
+            mine = {
+                key.removeprefix(f"{name}/"): array
+                for key, array in stored.evaluations.items()
+                if key.startswith(f"{name}/")
+            }
+            evaluations[name] = Evaluation.restored(mine, facts)
+        accepted = {int(partition): int(done) for partition, done in history["accepted"].items()}
+        return cls(
+            to_record(stored.server),
+            server_round=stored.server_round,
+            accepted=accepted,
+            best=evaluations.pop("best", None),
+            final=evaluations.pop("final", None),
+            newcomers={int(name.removeprefix(_NEWCOMERS)): one for name, one in evaluations.items()},
+            before=history["elapsed"],
+            personal=dict(stored.personal),
+            held=dict(accepted),
+            **{name: history[name] for name in _PLAIN},
+        )

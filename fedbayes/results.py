@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from fedbayes import build, checkpoint
+from fedbayes import build, checkpoint, stored_configuration
 from fedbayes.data.pixels import Images, to_square
 from fedbayes.errors import RunError
 from fedbayes.messages import Arrays, mean_arrays
 from fedbayes.seeding import Streams
-from fedbayes.tracking.run_dir import CONFIG, SUMMARY, read_json
+from fedbayes.tracking.run_dir import SUMMARY, read_json
 
 
 @final
@@ -107,11 +107,10 @@ def load(run_dir: str | Path) -> Run:
     """Read a finished run.
 
     Raises:
-        RunError: if the directory does not hold one.
+        RunError: if the directory does not hold one, or its configuration is of another version or names what may not
+            be called; see `fedbayes.stored_configuration`.
     """
     directory = Path(run_dir)
-    if not (directory / CONFIG).is_file() or not (directory / SUMMARY).is_file():
-        raise RunError(f"{directory} holds no finished run (no {CONFIG} and {SUMMARY}); give a run directory.")
-    loaded = OmegaConf.load(directory / CONFIG)
-    assert isinstance(loaded, DictConfig)
-    return Run(directory, loaded, read_json(directory / SUMMARY))
+    if not (directory / SUMMARY).is_file():
+        raise RunError(f"{directory} holds no finished run (no {SUMMARY}); give a run directory, or resume it first.")
+    return Run(directory, stored_configuration.read(directory), read_json(directory / SUMMARY))

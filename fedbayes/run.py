@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,23 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedbayes.configuration import CONF, compose, in_one_line, named, resolved
-from fedbayes.errors import FedbayesError
+from fedbayes.configuration import CONF, compose, in_one_line, named, require_alone, resolved
+from fedbayes.errors import FedbayesError, RunError
+from fedbayes.stored_configuration import read as stored_configuration
+from fedbayes.stored_configuration import require_trusted, sweep_again
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""
 
 
-def run(cfg: DictConfig, run_dir: Path, simulation: Any = None) -> dict[str, Any]:
+def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool = False) -> dict[str, Any]:
     """One experiment, from images to report.
 
     Args:
         cfg: the composed configuration, with the names of its groups under `names`.
         run_dir: where everything goes; it is touched only once all parts have been built.
         simulation: the engine; None for the one that the configuration names.
+        resumed: whether the directory holds this very run, to go on from its newest checkpoint.
 
     Returns:
         The object of `summary.json`.
@@ -45,8 +49,9 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None) -> dict[str, Any
     """
     from fedbayes import build, checkpoint
     from fedbayes.data.partition import describe
+    from fedbayes.provenance import differences, provenance
     from fedbayes.summary import summarise
-    from fedbayes.tracking.run_dir import CONFIG, PARTITION, PREDICTIONS, claimed, write_json
+    from fedbayes.tracking.run_dir import PARTITION, PREDICTIONS, claimed, reopened, write_json
     from fedbayes.tracking.tracker import Tracker
 
     started = time.perf_counter()
@@ -59,23 +64,62 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None) -> dict[str, Any
     model = build.model(cfg, data, simulation.device)  # frozen ViT + prompt generator + head
     client = build.client(cfg, data, model)
 
-    with claimed(run_dir):
-        OmegaConf.save(cfg, run_dir / CONFIG, resolve=True)
+    with reopened(run_dir) if resumed else claimed(run_dir, OmegaConf.to_yaml(cfg, resolve=True)):
+        stored, damage = checkpoint.newest(run_dir)
+        history = {} if stored is None else stored.history
+        if not history.get("complete", True):
+            raise RunError(
+                f"{run_dir} cannot go on: its clients keep what is personal to themselves, so no checkpoint has it; "
+                "run it again, with share-personal=true on every SuperNode if they may hand it out."
+            )
         if len(data.images):  # deployed clients know their own, and nobody else's
             write_json(run_dir / PARTITION, describe(data.clients, data.images, cfg.names.partition))
         title = f"{cfg.names.method} on {cfg.names.data}, seed {cfg.seed}"
-        with Tracker(run_dir, cfg.rounds, title, config, build.destinations(cfg, run_dir)) as tracker:
+        after = (0 if stored is None else stored.server_round) if resumed else None
+        with Tracker(
+            run_dir, cfg.rounds, title, config, build.destinations(cfg, run_dir), resumed_after=after
+        ) as tracker:
+            for text in (*damage, *differences(history.get("made_by"))):
+                tracker.note(text)
+            made_by = provenance()
+
+            def keep(found: checkpoint.Checkpoint) -> None:
+                tracker.settle()
+                checkpoint.save(run_dir, replace(found, history={**found.history, "made_by": made_by}))
+
             progress = simulation.run(
                 client_factory=build.ClientFactory(cfg, client),
                 clients=len(data),
-                serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker),
+                serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker, keep, stored),
             )
-            checkpoint.save(run_dir, progress.checkpoint())
             if progress.final is not None:
                 checkpoint.write_arrays(run_dir / PREDICTIONS, progress.final.arrays())
-            seconds = {"total": time.perf_counter() - started, "setup": progress.started - started}
+            seconds = {"total": time.perf_counter() - started + progress.before, "setup": progress.started - started}
             summary = summarise(cfg, progress, data.images.domain_names, seconds, simulation.device)
             tracker.report(summary)
+    return summary
+
+
+def resume(run_dir: Path) -> dict[str, Any]:
+    """Go on with a run that broke off, from its newest checkpoint that is whole, or from the start if there is none.
+
+    Args:
+        run_dir: of the run; one that has finished is left as it is.
+
+    Returns:
+        The object of `summary.json`: but for times, what the run would have had without the break.
+
+    Raises:
+        FedbayesError: if there is no run, another process is at work on it, or it cannot go on.
+    """
+    from fedbayes.tracking.run_dir import SUMMARY, read_json
+
+    cfg = stored_configuration(run_dir)
+    summary = read_json(run_dir / SUMMARY)
+    if not summary:
+        return run(cfg, run_dir, resumed=True)
+    accuracy = summary["final"]["accuracy"]["mean"]
+    print(f"{run_dir} has finished: {summary['rounds']} rounds, accuracy {accuracy:.3f}", flush=True)
     return summary
 
 
@@ -83,12 +127,15 @@ def simulate(overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Run one experiment from Python, as `fedbayes` does from a shell.
 
     Args:
-        overrides: as on the command line, e.g. `["method=fedvpt", "rounds=3"]`.
+        overrides: as on the command line, e.g. `["method=fedvpt", "rounds=3"]`, or `["resume=RUN_DIR"]`.
 
     Returns:
         The object of `summary.json`, with the run directory under `run_dir`.
     """
     cfg = compose(overrides)
+    if cfg.resume is not None:
+        require_alone(overrides)
+        return {**resume(Path(cfg.resume)), "run_dir": str(cfg.resume)}
     run_dir = run_dir_of(cfg)
     return {**run(cfg, run_dir), "run_dir": str(run_dir)}
 
@@ -121,13 +168,17 @@ def main() -> None:
         named(cfg, hydra_cfg.runtime.choices)
         if hydra_cfg.mode == RunMode.RUN:
             try:
-                run(cfg, run_dir_of(cfg))
+                if cfg.resume is None:
+                    run(cfg, run_dir_of(cfg))
+                else:
+                    require_alone(hydra_cfg.overrides.task)
+                    resume(Path(cfg.resume))
             except FedbayesError as error:
                 fail(error)
             return
         folder = Path(hydra_cfg.runtime.output_dir)
         try:
-            run(cfg, run_dir_of(cfg, folder))
+            _job(cfg, run_dir_of(cfg, folder))
         except Exception as error:
             if not isinstance(error, FedbayesError):
                 traceback.print_exc()
@@ -137,13 +188,15 @@ def main() -> None:
             raise  # Hydra still runs the other jobs, and tells us at the end even from another process
 
     try:
+        sys.argv[1:] = sweep_again(sys.argv[1:])
         start()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(INTERRUPTED)  # threads of an engine that wait for lost workers would keep the process for ever
-    except FedbayesError:
-        failed = failed or ["a job in another process"]
+    except FedbayesError as error:
+        if not failed:
+            fail(error)
     except (HydraException, OmegaConfBaseException) as error:
         if full_error == "1" or isinstance(error, InstantiationException):
             raise
@@ -154,6 +207,23 @@ def main() -> None:
         print(f"{len(failed)} failed: {'; '.join(failed)}", file=sys.stderr, flush=True)
     if failed:
         sys.exit(2)
+
+
+def _job(cfg: DictConfig, run_dir: Path) -> None:
+    """A job of a sweep: a new run, or in a sweep that goes on whatever its directory needs."""
+    from fedbayes.tracking.run_dir import CONFIG
+
+    if cfg.resume is None:
+        run(cfg, run_dir)
+        return
+    require_trusted(cfg, f"the sweep in {cfg.resume}")
+    cfg.resume = None
+    if (run_dir / CONFIG).is_file():
+        if resolved(stored_configuration(run_dir)) != resolved(cfg):
+            raise RunError(f"{run_dir} holds a run of another configuration; move it away, or run the sweep elsewhere.")
+        resume(run_dir)
+    else:
+        run(cfg, run_dir)
 
 
 def run_dir_of(cfg: DictConfig, sweep: Path | None = None) -> Path:

@@ -1,11 +1,7 @@
 """The object of `summary.json`: what a run was and what came out."""
 
-import importlib.metadata
-import platform
 import resource
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +9,8 @@ from omegaconf import DictConfig
 
 from fedbayes.evaluation import Evaluation
 from fedbayes.progress import Progress
+from fedbayes.provenance import provenance
 
-PACKAGES = ("fedbayes", "flwr", "torch", "timm", "pyro-ppl", "hydra-core", "numpy")
 DIAGNOSTICS = ("effective_components", "bound_saturation")
 """Training metrics that belong to a result, taken from its round."""
 NEWCOMERS = ("images", "accuracy", "nll", "ece", "ece_floor", "brier")
@@ -43,9 +39,7 @@ def summarise(
         "seed": cfg.seed,
         "rounds": progress.server_round,
         "clients": cfg.clients,
-        "git": git_commit(),
-        "versions": versions(),
-        "threads": torch.get_num_threads(),
+        **provenance(),
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "final": final,
         "best": best,
@@ -60,33 +54,6 @@ def summarise(
         "images_per_second": progress.images / busy if busy > 0 else None,
         "peak_memory_mb": peak_memory_mb(),
     }
-
-
-def versions() -> dict[str, str | None]:
-    """Of Python and the packages that results depend on; None for one that runs without being installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
-def git_commit() -> str | None:
-    """The commit of the checkout that runs, with `+` if it has changes; None outside a checkout."""
-    folder = Path(__file__).resolve().parent.parent
-
-    def ask(*words: str) -> str:
-        command = ["git", "-C", str(folder), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-
-    try:
-        if Path(ask("rev-parse", "--show-toplevel")) != folder:
-            return None
-        return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def peak_memory_mb() -> float:

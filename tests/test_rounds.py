@@ -96,11 +96,33 @@ def test_an_update_that_is_not_finite_is_dropped_named_and_counted():
     assert trains[1]["loss"] == pytest.approx((10 * 0 + 30 * 2) / 40)
 
 
-def test_a_void_round_leaves_the_parameters_as_they_were():
-    progress, journal, _ = play(Scripted(broken={(2, 0), (2, 1)}), clients=3, min_replies=2)
-    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([140 / 60])
-    assert journal.notes[-1] == "round 2 is void: 1 usable replies, 2 needed"
-    assert progress.accepted == {0: 1, 1: 1, 2: 1}
+def test_a_void_round_ends_the_run_with_what_was_learnt_before_in_a_checkpoint():
+    kept = []
+    client = Scripted(broken={(3, 0), (3, 1)})
+    said = r"round 3 is void after 2 attempts: 1 usable replies, 2 needed; run\.log names .* Raise simulation\.retries"
+    with pytest.raises(RunError, match=said):
+        play(client, clients=3, rounds=4, min_replies=2, retries=1, checkpoint_every=9, keep=kept.append)
+    assert [one.server_round for one in kept] == [2]
+    assert kept[0].server["w"].tolist() == pytest.approx([140 / 60])
+    assert kept[0].history["accepted"] == {"0": 2, "1": 2, "2": 2}
+    assert client.trained.count((3, 0)) == 2
+
+
+def test_a_void_round_is_tried_again_with_the_same_clients():
+    class Recovers(Scripted):
+        def train(self, requests):
+            answers = super().train(requests)
+            if requests[0].server_round == 2 and self.trained.count((2, 0)) == 2:
+                self.broken = set()
+            return answers
+
+    client = Recovers(broken={(2, 0), (2, 1)})
+    progress, journal, _ = play(client, clients=3, min_replies=2, retries=2)
+    assert "round 2 is void: 1 usable replies, 2 needed; attempt 2 of 3" in journal.notes
+    assert client.trained.count((2, 2)) == 3
+    assert progress.accepted == {0: 2, 1: 2, 2: 2}
+    row = [row for row in journal.rows if row["phase"] == "train"][1]
+    assert (row["attempts"], row["dropped"], row["dropped_invalid"], row["replies"]) == (3, 0, 4, 3)
 
 
 def test_answers_that_are_no_answers_are_dropped_and_named():

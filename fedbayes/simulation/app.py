@@ -1,14 +1,19 @@
 """A Flower ClientApp over a client object: how clients answer in a process that Flower runs, one at a time."""
 
-from collections.abc import Callable
+import faulthandler
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
 from fedbayes.errors import FedbayesError
-from fedbayes.simulation.client import PERSONAL, QUERY_PERSONAL, CohortClient, answer
+from fedbayes.messages import seconds_for
+from fedbayes.simulation.client import PERSONAL, QUERY_PERSONAL, QUERY_RESTORE, RESTORE, CohortClient, answer
 from fedbayes.simulation.flower_private import client_error
 from fedbayes.simulation.node import partition_of, shares_personal
+
+STDERR = 2
 
 ClientOf = Callable[[Context], CohortClient]
 """Gives the process's client object for a node's context; light to send to another process."""
@@ -27,8 +32,9 @@ def client_app(client_of: ClientOf) -> ClientApp:
 
     def reply(kind: str, message: Message, context: Context) -> Message:
         try:
-            partition = partition_of(context.node_config)
-            content = answer(client_of(context), kind, [partition], [message.content], [context.state])[0]
+            partition, client = partition_of(context.node_config), client_of(context)
+            with _ended_after(seconds_for(message.content)):
+                content = answer(client, kind, [partition], [message.content], [context.state])[0]
         except FedbayesError as error:  # one line for the server; Flower would wrap it
             content = client_error(f"{type(error).__name__}: {error}".removesuffix("."))
         return Message(content, reply_to=message)
@@ -43,6 +49,10 @@ def client_app(client_of: ClientOf) -> ClientApp:
             return Message(client_error("this node keeps what is personal"), reply_to=message)
         return reply(QUERY_PERSONAL, message, context)
 
+    @app.query(RESTORE)
+    def restore(message: Message, context: Context) -> Message:
+        return reply(QUERY_RESTORE, message, context)
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
         return reply(MessageType.TRAIN, message, context)
@@ -52,3 +62,19 @@ def client_app(client_of: ClientOf) -> ClientApp:
         return reply(MessageType.EVALUATE, message, context)
 
     return app
+
+
+@contextmanager
+def _ended_after(seconds: float | None) -> Iterator[None]:
+    """End this process, telling where it hung, if the block takes longer: nobody waits for the answer any more.
+
+    The watch runs in a thread without Python's lock, so that it ends a process that hangs in foreign code, too. Flower
+    would join the hung call for ever; Ray starts another process in the place of this one.
+    """
+    if seconds is not None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=STDERR)
+    try:
+        yield
+    finally:
+        if seconds is not None:
+            faulthandler.cancel_dump_traceback_later()

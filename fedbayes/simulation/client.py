@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 from flwr.app import Error, MessageType, RecordDict
 
 from fedbayes.messages import (
@@ -20,6 +21,7 @@ from fedbayes.messages import (
     keep_personal,
     non_finite,
     read_request,
+    take_personal,
     write_partition,
     write_personal,
     write_reply,
@@ -31,6 +33,9 @@ log = logging.getLogger("fedbayes")
 PERSONAL = "personal"
 QUERY_PERSONAL = f"{MessageType.QUERY}.{PERSONAL}"
 """Message type that asks a client for what it keeps to itself; only simulations answer it."""
+RESTORE = "restore"
+QUERY_RESTORE = f"{MessageType.QUERY}.{RESTORE}"
+"""Message type that gives a client back what it kept before the run broke off."""
 
 
 class CohortClient(Protocol):
@@ -82,6 +87,8 @@ def answer(
         return [write_partition(partition) for partition in partitions]
     if kind == QUERY_PERSONAL:
         return [write_personal(state, content) for state, content in zip(states, contents, strict=True)]
+    if kind == QUERY_RESTORE:
+        return [take_personal(state, content) for state, content in zip(states, contents, strict=True)]
     if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
         return [client_error(f"cannot answer messages of type {kind}")] * len(contents)
     requests: list[ClientRequest | Exception] = []
@@ -89,12 +96,14 @@ def answer(
     what: Kind = "train" if kind == MessageType.TRAIN else "evaluate"
     for content, partition, state in zip(contents, partitions, states, strict=True):
         try:
-            requests.append(read_request(content, partition, what, state, known))
+            asked = read_request(content, partition, what, state, known)
+            requests.append(RuntimeError("simulated fault") if asked.fault == "error" else asked)
         except Exception as error:
             requests.append(error)
     answers: list[RecordDict | Error] = []
     work = client.train if kind == MessageType.TRAIN else client.evaluate
-    for update, content, state in zip(_isolated(work, partitions, requests), contents, states, strict=True):
+    updates = _isolated(work, partitions, requests)
+    for update, request, content, state in zip(updates, requests, contents, states, strict=True):
         # The server never sees personal parameters, so whether they are finite is checked here.
         bad = None if isinstance(update, Exception) else non_finite(update.personal)
         if isinstance(update, Exception):
@@ -104,8 +113,17 @@ def answer(
         else:
             if kind == MessageType.TRAIN:
                 keep_personal(state, update, content)
-            answers.append(write_reply(update))
+            spoilt = isinstance(request, ClientRequest) and request.fault == "nan"
+            answers.append(write_reply(_spoilt(update) if spoilt else update))
     return answers
+
+
+def _spoilt(update: ClientUpdate) -> ClientUpdate:
+    """The same answer with NaN in the place of every floating-point number: a simulated fault."""
+    arrays = {
+        n: np.full_like(value, np.nan) if value.dtype.kind == "f" else value for n, value in update.arrays.items()
+    }
+    return replace(update, arrays=arrays)
 
 
 def _isolated(

@@ -1,8 +1,11 @@
 """A run's directory: claiming it, and reading and writing the files that describe the run."""
 
+import errno
+import fcntl
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,16 +24,19 @@ PLOTS = "plots"
 PREDICTIONS = "predictions.safetensors"
 
 _MARKS = (CONFIG, METRICS, SUMMARY)  # any of these: the directory holds a run
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # file systems without hard links
 
 
-def claim(run_dir: Path) -> Path:
+def claim(run_dir: Path, config: str) -> Path:
     """Takes a directory for a new run; of two processes that ask for the same one, exactly one gets it.
 
     Args:
         run_dir: the directory; it and its parents are made where they are missing.
+        config: the text of `config.yaml`, which appears whole or not at all: whatever has it can be resumed.
 
     Returns:
-        The same directory, now there, writable and holding an empty `metrics.jsonl`.
+        The same directory, now there, writable and holding `config.yaml` and an empty `metrics.jsonl`.
 
     Raises:
         RunError: if it already holds a run, or cannot be created or written.
@@ -41,8 +47,8 @@ def claim(run_dir: Path) -> Path:
         for mark in _MARKS:
             if (run_dir / mark).exists():
                 raise RunError(f"run_dir={run_dir} already holds a run ({mark}); {remedy}.")
-        # Exclusive creation is the one step that two processes cannot both do.
-        (run_dir / METRICS).open("x").close()
+        _create(run_dir / CONFIG, config)
+        (run_dir / METRICS).touch()
     except FileExistsError as error:
         if run_dir.is_dir():
             raise RunError(f"run_dir={run_dir} was just taken by another run; {remedy}.") from error
@@ -53,18 +59,20 @@ def claim(run_dir: Path) -> Path:
 
 
 @contextmanager
-def claimed(run_dir: Path) -> Iterator[Path]:
+def claimed(run_dir: Path, config: str) -> Iterator[Path]:
     """Claims a directory for the block; a user's mistake that ends it before any round leaves nothing behind.
 
     Args:
         run_dir: see `claim`.
+        config: see `claim`.
 
     Raises:
-        RunError: see `claim`.
+        RunError: see `claim` and `reopened`.
     """
-    claim(run_dir)
+    claim(run_dir, config)
     try:
-        yield run_dir
+        with reopened(run_dir):
+            yield run_dir
     except FedbayesError:
         if (run_dir / METRICS).stat().st_size == 0:
             for name in (METRICS, CLIENTS, CONFIG, PARTITION, LOG):
@@ -72,6 +80,49 @@ def claimed(run_dir: Path) -> Iterator[Path]:
             with suppress(OSError):  # something else lies in it
                 run_dir.rmdir()
         raise
+
+
+@contextmanager
+def reopened(run_dir: Path) -> Iterator[Path]:
+    """Keeps a run's directory to this process for the block, and says in one line if it can no longer be written.
+
+    Raises:
+        RunError: if another process is at work in it, or the disk is full or read-only.
+    """
+    try:
+        with (run_dir / LOG).open("a") as lock:  # appended to, never replaced; a dead process's lock is gone
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{run_dir} is in use by another run; wait for its end, or stop it.") from error
+            yield run_dir
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise RunError(
+            f"{error.filename or run_dir} cannot be written ({error.strerror}); make room or access there, then go on "
+            f"with `fedbayes resume={run_dir}`."
+        ) from error
+
+
+def _create(path: Path, text: str) -> None:
+    """Writes a file that must not be there, whole or not at all.
+
+    Raises:
+        FileExistsError: if it is there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        try:
+            os.link(temporary, path)  # the one step that two processes cannot both do
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def plain(value: object) -> Any:
@@ -97,11 +148,15 @@ def plain(value: object) -> Any:
 
 def write_json(path: Path, obj: object) -> None:
     """Writes a JSON file so that a reader finds the old one or the new one, never half of it; NaN becomes null."""
+    replace_text(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader finds the old one or the new one, never half of it, and the disk holds it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump(plain(obj), file, indent=2, allow_nan=False, ensure_ascii=False)
-            file.write("\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -160,6 +215,4 @@ def keep_rounds(path: Path, last_round: int) -> None:
             continue
         if row.get("round", 0) <= last_round:
             kept.append(line)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    replace_text(path, "".join(f"{line}\n" for line in kept))

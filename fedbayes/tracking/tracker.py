@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO, final
@@ -32,6 +34,13 @@ class Destination(Protocol):
         Returns:
             Where to find the run there, in one line, or None.
         """
+
+
+class _LogFile(logging.FileHandler):
+    """A log whose trouble, such as a full disk, ends the run; Python's own prints it and goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, ARG002  (logging's name)
+        raise  # it is called while the error is handled
 
 
 @final
@@ -77,7 +86,7 @@ class Tracker:
             if self._resumed_after is not None:
                 keep_rounds(self._run_dir / name, self._resumed_after)
             self._files[name] = (self._run_dir / name).open("a", encoding="utf-8")
-        self._handler = logging.FileHandler(self._run_dir / LOG, encoding="utf-8")
+        self._handler = _LogFile(self._run_dir / LOG, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
         for name in _LOGGERS:
             logging.getLogger(name).addHandler(self._handler)
@@ -98,14 +107,22 @@ class Tracker:
         if error is not None:
             # Ctrl-C has no text of its own.
             text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"broken off by {type(error).__name__}"
-            self._record(logging.ERROR, f"{text}: {error}".rstrip(": "), error)
+            with suppress(OSError):  # a full disk may be why it breaks off
+                self._record(logging.ERROR, f"{text}: {error}".rstrip(": "), error)
         self._finish(None)
         logging.getLogger("fedbayes").setLevel(self._level)
         for name in _LOGGERS:
             logging.getLogger(name).removeHandler(self._handler)
-        self._handler.close()
+        with suppress(OSError):
+            self._handler.close()
         for file in self._files.values():
-            file.close()
+            with suppress(OSError):
+                file.close()
+
+    def settle(self) -> None:
+        """Has the disk hold every row so far; a checkpoint that counts on them follows."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Writes a row of `metrics.jsonl` and shows it.

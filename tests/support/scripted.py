@@ -4,11 +4,15 @@ import numpy as np
 from journal import Journal
 
 from fedbayes import build
+from fedbayes.assessment import Assessment
 from fedbayes.configuration import compose
+from fedbayes.faults import Faults
+from fedbayes.guard import Guard
 from fedbayes.messages import ClientUpdate
 from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
 from fedbayes.simulation.in_process import InProcessGrid
+from fedbayes.training import Training
 
 SETTINGS = {
     "rounds": 2,
@@ -27,6 +31,10 @@ SETTINGS = {
     "adapt_steps": (0,),
     "passes": 1,
     "personal": False,
+    "retries": 0,
+    "faults": None,
+    "max_norm": 1e8,
+    "checkpoint_every": 1,
 }
 
 
@@ -76,12 +84,25 @@ class Scripted:
 
 def round_loop(**settings):
     chosen = {**SETTINGS, **settings}
-    drawn = ("clients", "participation", "seed", "evaluate_share", "new_clients")
-    return RoundLoop(sampling=Sampling(**{name: chosen.pop(name) for name in drawn}), **chosen)
+
+    def same(*names):
+        return {name: chosen[name] for name in names}
+
+    sampling = Sampling(**same("clients", "participation", "seed", "evaluate_share", "new_clients"))
+    faults = Faults(seed=chosen["seed"], **(chosen["faults"] or {}))
+    training = Training(sampling=sampling, faults=faults, **same("min_replies", "retries", "timeout", "passes"))
+    assessment = Assessment(
+        sampling=sampling,
+        every=chosen["evaluate_every"],
+        **same("best_by", "temperature", "held_out", "adapt_steps", "timeout"),
+    )
+    guard = Guard(chosen["max_norm"])
+    rest = same("rounds", "patience", "personal", "checkpoint_every")
+    return RoundLoop(training=training, assessment=assessment, guard=guard, **rest)
 
 
-def play(client, grid=None, strategy=None, **settings):
+def play(client, grid=None, strategy=None, keep=None, stored=None, **settings):
     loop, journal = round_loop(**settings), Journal()
     grid = grid or InProcessGrid(client, loop.sampling.clients)
     strategy = strategy or build.strategy(compose(), loop)
-    return loop.run(grid, strategy, client.initial(), journal), journal, grid
+    return loop.run(grid, strategy, client.initial(), journal, keep, stored), journal, grid

@@ -32,21 +32,21 @@ def make_tracker(run_dir, **options):
 
 
 def test_claim_makes_a_directory_with_its_parents(tmp_path):
-    run_dir = claim(tmp_path / "runs" / "today" / "one")
+    run_dir = claim(tmp_path / "runs" / "today" / "one", "seed: 0\n")
     assert run_dir.is_dir()
     assert read_rows(run_dir / "metrics.jsonl") == []
 
 
 def test_claim_takes_a_directory_that_holds_something_else(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    assert claim(tmp_path) == tmp_path
+    assert claim(tmp_path, "seed: 0\n") == tmp_path
 
 
 @pytest.mark.parametrize("mark", ["config.yaml", "metrics.jsonl", "summary.json"])
 def test_claim_refuses_a_used_directory_and_says_what_to_do(tmp_path, mark):
     (tmp_path / mark).write_text("")
     with pytest.raises(RunError, match=rf"{mark}.*choose another run_dir or remove"):
-        claim(tmp_path)
+        claim(tmp_path, "seed: 0\n")
     assert [path.name for path in tmp_path.iterdir()] == [mark]
 
 
@@ -54,7 +54,7 @@ def test_claim_refuses_a_place_that_cannot_be_a_directory(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(RunError, match="choose another"):
-            claim(place)
+            claim(place, "seed: 0\n")
 
 
 def test_of_many_that_claim_at_once_one_wins(tmp_path):
@@ -63,7 +63,7 @@ def test_of_many_that_claim_at_once_one_wins(tmp_path):
     def ask():
         barrier.wait()
         with contextlib.suppress(RunError):
-            won.append(claim(tmp_path / "run"))
+            won.append(claim(tmp_path / "run", "seed: 0\n"))
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:

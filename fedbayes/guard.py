@@ -1,0 +1,136 @@
+"""Which answers may be used: the rules that a reply must keep before any strategy sees it."""
+
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from flwr.app import Message
+
+from fedbayes.errors import require_number
+from fedbayes.messages import Arrays, ClientUpdate, non_finite, read_update
+
+log = logging.getLogger("fedbayes")
+
+LATE, FAILED, INVALID = "late", "failed", "invalid"
+
+Form = tuple[tuple[str, tuple[int, ...], str], ...]
+"""Names, shapes and types of arrays."""
+
+
+@final
+@dataclass(frozen=True)
+class Refusal:
+    """Why a client's answer is not used.
+
+    Attributes:
+        kind: `late` without an answer, `failed` for one that says so, `invalid` for one that cannot be used.
+        reason: a short sentence.
+    """
+
+    kind: str
+    reason: str
+
+
+@final
+class Guard:
+    """Reads replies and refuses those that would cost a result.
+
+    Args:
+        max_norm: largest Euclidean norm of all floating-point numbers of a reply together; what is larger comes from a
+            client that has diverged or lies, and would decide an average alone.
+
+    Raises:
+        ConfigError: if it is not positive.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        self._max_norm = require_number("simulation.max_norm", max_norm, 0, open_low=True)
+
+    def read(self, partition: int, reply: Message | None) -> ClientUpdate | Refusal:
+        """The update in a reply, or why it may not be used."""
+        if reply is None:
+            return Refusal(LATE, "no answer in time")
+        if reply.has_error():
+            log.info("client %d: %s", partition, reply.error.reason)
+            return Refusal(FAILED, first_line(reply))
+        try:
+            update = read_update(partition, reply.content)
+        except ValueError as error:
+            return Refusal(INVALID, str(error))
+        odd = [name for name, value in update.metrics.items() if not math.isfinite(value)]
+        if odd:
+            return Refusal(INVALID, f"metric {odd[0]} is {update.metrics[odd[0]]}")
+        norm = _norm(update.arrays)
+        if not math.isfinite(norm) and (bad := non_finite(update.arrays)) is not None:
+            return Refusal(INVALID, f"{bad} is not finite")
+        if norm > self._max_norm:
+            return Refusal(INVALID, f"its norm is {norm:.3g}, above simulation.max_norm={self._max_norm:g}")
+        return update
+
+
+def misshapen(updates: Sequence[ClientUpdate], like: Callable[[], Arrays]) -> dict[int, Refusal]:
+    """Refusals of trained updates whose arrays have other names, shapes or types than those of most.
+
+    Args:
+        updates: answers to the same question.
+        like: gives what the server has; of forms that are equally frequent, the one that has more of it counts.
+
+    Returns:
+        By partition.
+    """
+    forms = {update.partition: _form(update.arrays) for update in updates}
+    count = Counter(forms.values())
+    if len(count) <= 1:
+        return {}
+    known = set(_form(like()))
+    usual = max(count, key=lambda form: (count[form], len(known & set(form))))
+    return {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
+
+
+def unreadable(updates: Sequence[ClientUpdate]) -> dict[int, Refusal]:
+    """Refusals of evaluations that lack what most have, or whose arrays do not have a row for each image."""
+    forms = {u.partition: _form({name: array[:0] for name, array in u.arrays.items() if array.ndim}) for u in updates}
+    count = Counter(forms.values())
+    usual = max(count, key=lambda form: count[form], default=())
+    found = {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
+    for update in updates:
+        for name, array in update.arrays.items():
+            if update.partition not in found and (array.ndim == 0 or len(array) != update.num_examples):
+                what = f"{name} has shape {array.shape} for {update.num_examples} images"
+                found[update.partition] = Refusal(INVALID, what)
+    return found
+
+
+def first_line(reply: Message) -> str:
+    """Why a client did not answer, shortly."""
+    if not reply.error.reason:
+        return "error without a reason"
+    line = reply.error.reason.splitlines()[0]
+    flowers = re.match(r"<class '(?:\w+\.)*(\w+)'>:<['\"](.*)", line)  # how Flower tells of a lost worker
+    return line if flowers is None else f"{flowers[1]}: {flowers[2]}".rstrip(">'\"")
+
+
+def _form(arrays: Mapping[str, np.ndarray]) -> Form:
+    return tuple((name, array.shape, str(array.dtype)) for name, array in arrays.items())
+
+
+def _difference(form: Form, usual: Form) -> Refusal:
+    """What one has and the others have not."""
+    here, there = sorted(set(form) - set(usual)), sorted(set(usual) - set(form))
+    if not here and not there:
+        return Refusal(INVALID, "its arrays come in another order than most clients'")
+    mine = ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in here[:2]) or "nothing"
+    theirs = ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in there[:2]) or "nothing"
+    return Refusal(INVALID, f"it has {mine} where most clients have {theirs}")
+
+
+def _norm(arrays: Mapping[str, np.ndarray]) -> float:
+    """Euclidean, of all floating-point numbers together; summed in float64, which overflows for absurd ones only."""
+    flat = (array.astype(np.float64).ravel() for array in arrays.values() if array.dtype.kind == "f")
+    with np.errstate(over="ignore"):
+        return math.sqrt(sum(float(one @ one) for one in flat))

@@ -1,0 +1,66 @@
+"""What a strategy remembers from round to round, taken out of it and put back.
+
+Ours say it by `state()` and `restore(state)`. Flower's do not: what their server optimisers remember lies in attributes
+that are arrays, lists of arrays or mappings of arrays, and their wrappers hold another strategy under `strategy`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
+
+from fedbayes.messages import Arrays
+
+INNER = "strategy"
+"""Where a wrapper holds what it wraps."""
+
+
+def state_of(strategy: Strategy) -> Arrays:
+    """Everything that the strategy remembers beside its parameters, by name."""
+    if hasattr(strategy, "state"):
+        return dict(strategy.state())
+    found: Arrays = {}
+    for name, value in vars(strategy).items():
+        if name == INNER and isinstance(value, Strategy):
+            found |= {f"{name}/{key}": array for key, array in state_of(value).items()}
+        elif isinstance(value, np.ndarray):
+            found[name] = value
+        elif isinstance(value, float):  # such as a clipping norm that adapts
+            found[f"{name}:number"] = np.asarray(value)
+        elif isinstance(value, Mapping) and _arrays(value.values()):
+            found |= {f"{name}/{key}": array for key, array in value.items()}
+        elif isinstance(value, list) and _arrays(value):
+            found |= {f"{name}[{place:06d}]": array for place, array in enumerate(value)}
+    return found
+
+
+def restore(strategy: Strategy, state: Arrays) -> None:
+    """Put back what `state_of` gave for a strategy of the same kind."""
+    if hasattr(strategy, "restore"):
+        strategy.restore(state)
+        return
+    inner: Arrays = {}
+    values: dict[str, Any] = {}
+    for name, array in sorted(state.items()):
+        attribute, slash, key = name.partition("/")
+        if slash and attribute == INNER:
+            inner[key] = array
+        elif slash:
+            values.setdefault(attribute, {})[key] = array
+        elif name.endswith(":number"):
+            values[name.removesuffix(":number")] = float(array)
+        elif name.endswith("]"):
+            values.setdefault(name.partition("[")[0], []).append(array)  # in order: states are sorted by name
+        else:
+            values[name] = array
+    for attribute, value in values.items():
+        setattr(strategy, attribute, value)
+    if isinstance(wrapped := getattr(strategy, INNER, None), Strategy):
+        restore(wrapped, inner)
+
+
+def _arrays(values: Any) -> bool:
+    """Whether these are arrays, and at least one."""
+    found = list(values)
+    return bool(found) and all(isinstance(one, np.ndarray) for one in found)

@@ -1,0 +1,197 @@
+"""A round's training: messages out, usable answers in, the strategy's aggregate; tried again if too few come.
+
+From the strategy's messages over simulated faults, clients and guard to the strategy's aggregate and the log.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, final
+
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp.strategy import Strategy
+
+from fedbayes.errors import ConfigError, RunError, require_number, require_whole
+from fedbayes.faults import Fault, Faults
+from fedbayes.federation import Federation, Replies
+from fedbayes.guard import FAILED, INVALID, LATE, Refusal, misshapen
+from fedbayes.inference.diagnostics import mixing_ratio
+from fedbayes.messages import ClientUpdate, address, from_record, payload_bytes
+from fedbayes.progress import Progress
+from fedbayes.sampling import Sampling
+
+
+class RoundLog(Protocol):
+    """Where the loop tells what happens."""
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """One row for a round and phase."""
+        ...
+
+    def log_clients(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """One row per client."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A sentence for the reader."""
+        ...
+
+
+@final
+class Training:
+    """Trains the clients of a round.
+
+    Args:
+        sampling: which clients.
+        min_replies: usable replies without which a round is void.
+        retries: further attempts at a void round, with the same clients.
+        faults: to simulate.
+        timeout: seconds that clients have; None: as long as they need. A process that works on is ended.
+        passes: over a client's training images in a round, for the count of images.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampling: Sampling,
+        min_replies: int,
+        retries: int,
+        faults: Faults,
+        timeout: float | None,
+        passes: int,
+    ) -> None:
+        self.sampling, self.faults, self.passes = sampling, faults, passes
+        self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
+        self.retries = require_whole("simulation.retries", retries, 0)
+        self.timeout = None if timeout is None else require_number("simulation.timeout", timeout, 0, open_low=True)
+        if sampling.per_round < self.min_replies:
+            raise ConfigError(
+                f"simulation.min_replies={self.min_replies} can never be reached: a round samples {sampling.per_round} "
+                f"of {sampling.clients} clients; lower it or raise participation."
+            )
+
+    def round(
+        self, federation: Federation, strategy: Strategy, progress: Progress, server_round: int, log: RoundLog
+    ) -> None:
+        """Train, and take the answers into `progress`.
+
+        Raises:
+            RunError: if too few answers can be used, in every attempt; the strategy and its parameters are untouched.
+        """
+        chosen = self.sampling.train(server_round)
+        refused: Counter[str] = Counter()
+        seconds, up, down, attempt = 0.0, 0, 0, 0
+        while True:
+            sent, faults = self._messages(federation, strategy, progress, server_round, attempt)
+            started = time.perf_counter()
+            replies = self._answers(federation, progress, sent, faults)
+            seconds += time.perf_counter() - started
+            down += payload_bytes(message.content for message in sent)
+            up += payload_bytes(reply.content for reply in replies.messages)
+            refused.update(refusal.kind for refusal in replies.dropped.values())
+            for partition, refusal in replies.dropped.items():
+                log.note(f"round {server_round}: reply of client {partition} not used: {refusal.reason}")
+            if len(replies.updates) >= self.min_replies:
+                break
+            attempt += 1
+            void = f"{len(replies.updates)} usable replies, {self.min_replies} needed"
+            if attempt > self.retries:
+                raise RunError(
+                    f"round {server_round} is void after {attempt} attempts: {void}; run.log names each client's "
+                    "reason. Raise simulation.retries, lower simulation.min_replies, or mend the clients."
+                )
+            log.note(f"round {server_round} is void: {void}; attempt {attempt + 1} of {self.retries + 1}")
+        started = time.perf_counter()
+        arrays, _ = strategy.aggregate_train(server_round, replies.messages)
+        progress.arrays = progress.arrays if arrays is None else arrays
+        progress.accepted |= {update.partition: server_round for update in replies.updates}
+        progress.seconds["aggregate"] += time.perf_counter() - started
+        progress.seconds["train"] += seconds
+        progress.bytes_down += down
+        progress.bytes_up += up
+        images = sum(update.num_examples for update in replies.updates) * self.passes
+        progress.images += images
+        progress.train = mean_metrics(replies.updates)
+        log.log(
+            {
+                "round": server_round,
+                "phase": "train",
+                **progress.train,
+                "images": images,
+                "images_per_second": images / seconds if seconds > 0 else None,
+                "seconds": seconds,
+                "bytes_up": up,
+                "bytes_down": down,
+                "clients": len(chosen),
+                "replies": len(replies.updates),
+                "dropped": len(chosen) - len(replies.updates),
+                **{f"dropped_{kind}": refused[kind] for kind in (LATE, FAILED, INVALID)},
+                "attempts": attempt + 1,
+                **({"virtual_seconds": self._virtual(faults)} if self.faults.any else {}),
+            }
+        )
+        log.log_clients(
+            [
+                {
+                    "round": server_round,
+                    "phase": "train",
+                    "partition": update.partition,
+                    "images": update.num_examples,
+                    **update.metrics,
+                }
+                for update in replies.updates
+            ]
+        )
+
+    def _messages(
+        self, federation: Federation, strategy: Strategy, progress: Progress, server_round: int, attempt: int
+    ) -> tuple[list[Message], dict[int, Fault]]:
+        """What is sent to those that can be reached, and what happens to each client."""
+        view = federation.view(self.sampling.train(server_round))
+        sent, faults = [], {}
+        for message in strategy.configure_train(server_round, progress.arrays, ConfigRecord(), view):
+            partition = federation.partition_of(message)
+            fault = faults[partition] = self.faults.of(server_round, attempt, partition)
+            if fault.kind != "drop":
+                accepted = progress.accepted.get(partition, 0)
+                sent.append(address(message, accepted, "train", fault=fault.kind, seconds=self.timeout))
+        return sent, faults
+
+    def _answers(
+        self, federation: Federation, progress: Progress, sent: Sequence[Message], faults: Mapping[int, Fault]
+    ) -> Replies:
+        """The usable answers; those of unreachable and of slow clients are missing as if nobody had simulated it."""
+        replies = federation.ask(sent)
+        absent = {one: Refusal(LATE, "no answer in time (simulated)") for one in faults if self._late(faults[one])}
+        replies = replies.without(absent)
+        return replies.without(misshapen(replies.updates, lambda: from_record(progress.arrays)))
+
+    def _late(self, fault: Fault) -> bool:
+        return fault.kind == "drop" or (self.faults.deadline is not None and fault.delay > self.faults.deadline)
+
+    def _virtual(self, faults: Mapping[int, Fault]) -> float:
+        """Virtual seconds that the server waited for the slowest."""
+        waits = [fault.delay for fault in faults.values() if not self._late(fault)]
+        late = any(self._late(fault) for fault in faults.values())
+        return max([*waits, self.faults.deadline or 0.0 if late else 0.0])
+
+
+def mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:
+    """Each metric averaged over the images of those that report it.
+
+    Returns:
+        With a mixing, also `mixing_ratio_received` of the generators that clients were sent and `mixing_ratio_sent` of
+        those that they sent back: before aggregation.
+    """
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(name for update in updates for name in update.metrics):
+        pairs = [(update.metrics[name], update.num_examples) for update in updates if name in update.metrics]
+        means[name] = sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
+    for when in ("received", "sent"):
+        if f"mixing_variance_{when}" in means:
+            mixing, conditional = (means.pop(f"{kind}_variance_{when}") for kind in ("mixing", "conditional"))
+            means[f"mixing_ratio_{when}"] = mixing_ratio(mixing, conditional)
+    return means

@@ -1,0 +1,124 @@
+"""Answers that would cost a result are refused, named and counted, and only those."""
+
+import numpy as np
+import pytest
+from flwr.app import Message, MessageType
+from scripted import Scripted, play
+
+from fedbayes.errors import ConfigError
+from fedbayes.guard import Guard, Refusal, misshapen, unreadable
+from fedbayes.messages import ClientUpdate, from_record, write_reply
+from fedbayes.simulation.flower_private import claim_identity
+
+
+def reply(arrays, count=3, **metrics):
+    claim_identity(1)
+    content = write_reply(ClientUpdate(0, arrays, count, metrics))
+    return Message(content, 7, MessageType.TRAIN)
+
+
+def read(arrays, count=3, **metrics):
+    return Guard(1e8).read(0, reply(arrays, count, **metrics))
+
+
+GOOD = {"w": np.ones(4, np.float32), "n": np.array([3])}
+
+
+def test_a_good_answer_is_read():
+    update = read(GOOD, loss=1.5)
+    assert update.num_examples == 3
+    assert update.metrics == {"loss": 1.5}
+    assert update.arrays["n"].dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("arrays", "count", "metrics", "reason"),
+    [
+        ({"w": np.array([1, np.nan])}, 3, {}, "w is not finite"),
+        ({"a": np.ones(2), "w": np.array([1, np.inf], np.float32)}, 3, {}, "w is not finite"),
+        (GOOD, 3, {"loss": float("nan")}, "metric loss is nan"),
+        (GOOD, 3, {"loss": float("inf")}, "metric loss is inf"),
+        (GOOD, 0, {}, "num-examples is 0"),
+        (GOOD, -2, {}, "num-examples is -2"),
+        ({"w": np.full(4, 6e7, np.float32)}, 3, {}, "its norm is 1.2e+08, above simulation.max_norm=1e+08"),
+        ({"w": np.full(4, 1e30, np.float32)}, 3, {}, "its norm is 2e+30"),
+        ({"w": np.full(4, 1e200)}, 3, {}, "its norm is inf"),
+    ],
+)
+def test_what_cannot_be_used_is_said(arrays, count, metrics, reason):
+    refusal = read(arrays, count, **metrics)
+    assert isinstance(refusal, Refusal)
+    assert refusal.kind == "invalid"
+    assert reason in refusal.reason
+
+
+def test_the_norm_is_of_all_numbers_together_and_the_limit_is_allowed():
+    arrays = {"a": np.full(1, 3.0), "b": np.full(1, 4.0, np.float32)}
+    assert isinstance(Guard(5.0).read(0, reply(arrays)), ClientUpdate)
+    assert isinstance(Guard(4.99).read(0, reply(arrays)), Refusal)
+    with pytest.raises(ConfigError, match=r"simulation\.max_norm=0"):
+        Guard(0)
+
+
+def updates(*arrays):
+    return [ClientUpdate(partition, one, 2, {}) for partition, one in enumerate(arrays)]
+
+
+def test_arrays_of_another_form_than_most_are_refused():
+    odd = [
+        {"w": np.ones(3, np.float32), "n": np.array([3])},
+        {"w": np.ones(4), "n": np.array([3])},
+        {"v": np.ones(4, np.float32), "n": np.array([3])},
+        {"w": np.ones(4, np.float32)},
+        {},
+        dict(reversed(GOOD.items())),
+    ]
+    for one in odd:
+        refused = misshapen(updates(GOOD, one, GOOD), lambda: GOOD)
+        assert list(refused) == [1], one
+    assert misshapen(updates(GOOD, GOOD), dict) == {}
+    assert "it has w (3,) float32 where most clients have w (4,) float32" in str(
+        misshapen(updates(GOOD, odd[0], GOOD), dict)[1]
+    )
+
+
+def test_of_two_forms_that_are_as_frequent_the_servers_own_counts():
+    other = {"w": np.ones(9, np.float32)}
+    assert list(misshapen(updates(other, GOOD), lambda: GOOD)) == [0]
+    assert list(misshapen(updates(other, GOOD), lambda: other)) == [1]
+
+
+def test_evaluations_need_a_row_for_each_image():
+    good = {"probabilities": np.ones((2, 5)), "labels": np.ones(2)}
+    assert unreadable(updates(good, good)) == {}
+    short = {**good, "labels": np.ones(1)}
+    assert "labels has shape (1,) for 2 images" in unreadable(updates(good, short))[1].reason
+    classes = {**good, "probabilities": np.ones((2, 4))}
+    assert list(unreadable(updates(good, classes, good))) == [1]
+    assert list(unreadable(updates(good, {"labels": np.ones(2)}, good))) == [1]
+
+
+class Odd(Scripted):
+    """Clients of which one answers in another shape, and one absurdly."""
+
+    def train(self, requests):
+        answers = super().train(requests)
+        for answer in answers:
+            if answer.partition == 1:
+                answer.arrays["w"] = np.ones((2, 2))
+            if answer.partition == 2:
+                answer.arrays["w"] = np.full(1, 1e12)
+        return answers
+
+
+def test_the_round_goes_on_with_the_rest():
+    progress, journal, _ = play(Odd(), clients=4, rounds=1)
+    # (10 * 1 + 40 * 4) / 50
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([170 / 50])
+    assert [note.partition(" of client ")[2] for note in journal.notes] == [
+        "1 not used: it has w (2, 2) float64 where most clients have w (1,) float64",
+        "2 not used: its norm is 1e+12, above simulation.max_norm=1e+08",
+    ]
+    row = journal.rows[0]
+    assert (row["replies"], row["dropped"]) == (2, 2)
+    assert (row["dropped_late"], row["dropped_failed"], row["dropped_invalid"]) == (0, 0, 2)
