@@ -84,6 +84,7 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
             "format": FORMAT,
             "round": checkpoint.server_round,
             "history": checkpoint.history,
+            "order": {name: list(arrays) for name, arrays in files.items()},  # safetensors sorts, strategies may not
             "sha256": {file.name: _digest(file.read_bytes()) for file in sorted(temporary.iterdir())},
         }
         (temporary / STATE).write_text(json.dumps({**state, "checksum": _checksum(state)}), encoding="utf-8")
@@ -162,7 +163,8 @@ def _read(folder: Path) -> Checkpoint:
         for name, digest in state["sha256"].items():
             if _digest((folder / name).read_bytes()) != digest:
                 raise ValueError(f"{name} was changed")
-            arrays[name.removesuffix(".safetensors")] = load_file(folder / name)
+            loaded, key = load_file(folder / name), name.removesuffix(".safetensors")
+            arrays[key] = {one: loaded[one] for one in state["order"][key]}
         personal: dict[int, Arrays] = {}
         for name, array in arrays["personal"].items():
             partition, _, parameter = name.partition(SEPARATOR)

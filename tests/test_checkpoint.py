@@ -1,11 +1,14 @@
-"""What is saved comes back bit for bit; a damaged file is named."""
+"""What is saved comes back bit for bit; a damaged file is named, and the checkpoint before takes its place."""
 
+import errno
 import json
+import random
 
 import numpy as np
 import pytest
 
-from fedbayes.checkpoint import FOLDER, Checkpoint, latest, save
+from fedbayes import checkpoint
+from fedbayes.checkpoint import FOLDER, Checkpoint, latest, newest, save
 from fedbayes.errors import RunError
 
 SERVER = {
@@ -35,6 +38,80 @@ def test_a_checkpoint_comes_back_with_what_clients_keep(tmp_path):
     assert sorted(back.personal) == [2, 11]
     for partition, arrays in PERSONAL.items():
         same(back.personal[partition], arrays)
+
+
+def test_everything_else_comes_back_too(tmp_path):
+    history = {"best": 0.1 + 0.2, "worst": -float("inf"), "names": ["ä"], "none": None}
+    save(tmp_path, Checkpoint(3, SERVER, PERSONAL, {"m/w": np.ones(3)}, {"best/labels": np.arange(4)}, history))
+    back, damage = newest(tmp_path)
+    assert damage == []
+    assert back.history == history
+    same(back.strategy, {"m/w": np.ones(3)})
+    same(back.evaluations, {"best/labels": np.arange(4)})
+
+
+def test_arrays_keep_their_order(tmp_path):
+    names = ["z", "a", "m"]
+    save(tmp_path, Checkpoint(1, {name: np.ones(1, np.float32 if name == "a" else None) for name in names}, {}))
+    assert list(latest(tmp_path).server) == names
+
+
+def test_the_last_two_are_kept(tmp_path):
+    for server_round in range(1, 13):
+        save(tmp_path, Checkpoint(server_round, SERVER, {}))
+    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["round-00011", "round-00012"]
+
+
+def test_any_changed_byte_is_seen_and_the_one_before_takes_its_place(tmp_path):
+    save(tmp_path, Checkpoint(1, SERVER, PERSONAL, history={"images": 1}))
+    folder = save(tmp_path, Checkpoint(2, SERVER, PERSONAL, {"m": np.ones(2)}, {"p": np.ones(2)}, {"images": 2}))
+    rng = random.Random(0)
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for place in rng.sample(range(len(whole)), 25):
+            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+            found, damage = newest(tmp_path)
+            assert found.server_round == 1 if damage else found.history == {"images": 2}, (file.name, place)
+            # A change of blanks, or of one way to write a number into another, is none.
+            assert damage or file.name == "state.json", (file.name, place)
+        file.write_bytes(whole)
+    assert newest(tmp_path)[0].server_round == 2
+
+
+def test_without_a_whole_one_there_is_none_and_each_is_named(tmp_path):
+    for server_round in (1, 2):
+        (save(tmp_path, Checkpoint(server_round, SERVER, {})) / "server.safetensors").unlink()
+    found, damage = newest(tmp_path)
+    assert found is None
+    assert ["round-00002" in damage[0], "round-00001" in damage[1]] == [True, True]
+
+
+def test_a_disk_that_fills_up_leaves_the_ones_before(tmp_path, monkeypatch):
+    save(tmp_path, Checkpoint(1, SERVER, {}))
+
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_force", full)
+    with pytest.raises(RunError, match=r"round 2 cannot be written .*No space left.*fedbayes resume="):
+        save(tmp_path, Checkpoint(2, SERVER, {}))
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["round-00001"]
+    assert latest(tmp_path).server_round == 1
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path):
+    left = tmp_path / FOLDER / ".round-00007.4711"
+    left.mkdir(parents=True)
+    save(tmp_path, Checkpoint(8, SERVER, {}))
+    assert not left.exists()
+
+
+def test_another_format_is_refused_with_a_remedy(tmp_path):
+    path = save(tmp_path, Checkpoint(3, SERVER, {})) / "state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "format": 1}))
+    with pytest.raises(RunError, match=r"is of format 1, this is 2; use the fedbayes that wrote it"):
+        latest(tmp_path)
 
 
 def test_a_method_that_shares_nothing_and_one_that_keeps_nothing(tmp_path):
@@ -85,9 +162,6 @@ def test_a_state_of_another_form_is_refused(tmp_path, state):
 
 
 def test_personal_names_without_a_partition_are_refused(tmp_path):
-    from safetensors.numpy import save_file
-
-    folder = save(tmp_path, Checkpoint(3, SERVER, PERSONAL))
-    save_file({"head.weight": np.zeros(1)}, folder / "personal.safetensors")
+    save(tmp_path, Checkpoint(3, SERVER, {"head": {"weight": np.zeros(1)}}))
     with pytest.raises(RunError, match="cannot be read"):
         latest(tmp_path)
