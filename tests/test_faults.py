@@ -39,7 +39,8 @@ def test_faults_are_keyed_by_seed_round_attempt_and_partition():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"drop": -0.1}, {"nan": 1.5}, {"drop": 0.6, "error": 0.5}, {"straggle": 2}, {"delay": 0}, {"deadline": -1}]
+    "wrong",
+    [{"drop": -0.1}, {"nan": 1.5}, {"drop": 0.6, "error": 0.5}, {"straggle": 2}, {"delay": 0}, {"deadline": -1}],
 )
 def test_shares_and_times_out_of_range_are_refused(wrong):
     with pytest.raises(ConfigError, match=r"faults\."):

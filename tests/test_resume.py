@@ -9,6 +9,7 @@ import time
 
 import pytest
 import yaml
+from breaking import broken
 
 from fedbayes import checkpoint, simulate
 from fedbayes.configuration import CONF
@@ -18,25 +19,6 @@ from fedbayes.run import resume
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 SMALL = ["experiment=smoke", "rounds=3", "simulation.threads=1"]
 CLOCK = {"seconds", "images_per_second", "peak_memory_mb"}
-
-
-class Break(BaseException):
-    """Ends a run as a kill would: nobody catches it."""
-
-
-def broken(overrides, monkeypatch, after):
-    """Run until the checkpoint of a round is there, and end."""
-    save = checkpoint.save
-
-    def save_and_break(run_dir, found):
-        save(run_dir, found)
-        if found.server_round == after:
-            raise Break
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoint, "save", save_and_break)
-        with pytest.raises(Break):
-            simulate(overrides)
 
 
 def result(run_dir):
@@ -187,7 +169,9 @@ def _work(overrides, run_dir):
 def killed_at_random(overrides, tmp_path, kills, seed):
     """Kill at random moments until so many kills have hit, over as many runs as that takes; compare every result."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fedbayes.run", "fedbayes.build", "fedbayes.tracking.plots", "timm", "sklearn.datasets"])
+    context.set_forkserver_preload(
+        ["fedbayes.run", "fedbayes.build", "fedbayes.tracking.plots", "timm", "sklearn.datasets"]
+    )
     whole = tmp_path / "whole"
     for folder in (tmp_path / "warm", whole):  # the first also waits for imports
         started = time.monotonic()

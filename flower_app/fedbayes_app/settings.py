@@ -31,6 +31,11 @@ def configuration(overrides: str) -> DictConfig:
         raise ConfigError(
             f"simulation={cfg.names.simulation} does not run in a Flower App; leave it out, or run fedbayes."
         )
+    if cfg.resume is not None:
+        raise ConfigError(
+            f"resume={cfg.resume} does not work in a Flower App, whose clients forget what they kept when a run ends; "
+            "run it again, or resume a run of the command fedbayes."
+        )
     return cfg
 
 

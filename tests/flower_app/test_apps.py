@@ -143,6 +143,8 @@ def test_other_engines_and_open_quotes_are_refused():
         configuration("simulation=in_process")
     with pytest.raises(ConfigError, match="close the quotation"):
         configuration("data.root='my photos")
+    with pytest.raises(ConfigError, match="does not work in a Flower App, whose clients forget"):
+        configuration("resume=runs/one")
 
 
 def test_the_engine_needs_a_grid():

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from breaking import broken
 from journal import Journal
 from remote import RemoteFactory
 from scripted import Scripted, round_loop
@@ -18,6 +19,7 @@ from fedbayes import build, simulate
 from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.messages import from_record
+from fedbayes.run import resume
 from fedbayes.simulation.ray import Ray
 
 UNEQUAL = {"seconds", "images_per_second"}
@@ -106,6 +108,30 @@ def test_late_clients_are_left_out_and_the_run_goes_on(address, tmp_path):
     _, journal = played(address, RemoteFactory(tmp_path, hangs={(1, 0)}), timeout=4, rounds=3)
     assert journal.notes[0] == "round 1: reply of client 0 not used: no answer in time"
     assert [row["replies"] for row in journal.rows if row["phase"] == "train"][-1] == 4
+
+
+def test_a_client_that_never_comes_back_is_ended_and_its_worker_replaced(address, tmp_path):
+    started = time.monotonic()
+    progress, journal = played(address, RemoteFactory(tmp_path, freezes={(2, 0)}), timeout=3, rounds=9)
+    assert time.monotonic() - started < 120, "Flower joins what its workers have begun, for ever if need be"
+    replies = {row["round"]: row["replies"] for row in journal.rows if row["phase"] == "train"}
+    assert replies[2] < 4
+    assert replies[9] == 4
+    assert any(note == "round 2: reply of client 0 not used: no answer in time" for note in journal.notes)
+    assert len(list(tmp_path.glob("made-*"))) > 2
+    assert progress.accepted[0] == 9
+
+
+def test_a_run_that_broke_off_goes_on_in_other_workers(address, tmp_path, monkeypatch):
+    common = ["experiment=smoke", "method=fedper", "clients=4", "rounds=3", "simulation.threads=1"]
+    ray = [*common, "simulation=ray", f"simulation.address={address}"]
+    simulate([*ray, f"run_dir={tmp_path}/whole"])
+    broken([*ray, f"run_dir={tmp_path}/parts"], monkeypatch, 2)
+    resume(tmp_path / "parts")
+    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+    for which in ("final", "best", "per_client"):
+        one, other = (json.loads((tmp_path / name / "summary.json").read_text())[which] for name in ("whole", "parts"))
+        assert one == other, which
 
 
 @pytest.mark.parametrize("error", [RunError("the server is tired"), KeyError("lost")])

@@ -10,13 +10,13 @@ from scripted import Scripted
 class RemoteFactory:
     """Makes a scripted client once per process.
 
-    `dies`, `kills`, `hangs` and `raises` hold (round, partition). A client that dies takes its process with it once,
-    one that kills does so each time.
+    `dies`, `kills`, `hangs`, `freezes` and `raises` hold (round, partition). A client that dies takes its process with
+    it once, one that kills does so each time. One that hangs is late, one that freezes never comes back.
     """
 
-    def __init__(self, folder, dies=(), kills=(), hangs=(), raises=()):
+    def __init__(self, folder, dies=(), kills=(), hangs=(), freezes=(), raises=()):
         self.folder, self.dies, self.kills = str(folder), set(dies), set(kills)
-        self.hangs, self.raises = set(hangs), set(raises)
+        self.hangs, self.freezes, self.raises = set(hangs), set(freezes), set(raises)
 
     def __call__(self):
         if self.folder not in _made:
@@ -49,6 +49,8 @@ class _Remote(Scripted):
             os._exit(1)
         if where in self.script.hangs:
             time.sleep(6)
+        if where in self.script.freezes:
+            time.sleep(3600)
         if where in self.script.raises:
             raise ZeroDivisionError("rotten image")
         return super().train(requests)
