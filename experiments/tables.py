@@ -168,10 +168,13 @@ def measure(summary: Mapping[str, Any]) -> dict[str, float]:
 
 def rows(name: str, methods: Sequence[str], root: Path) -> list[Row]:
     """A table's lines from the run directories that are there."""
-    folders = {method: [folder_of(root / name, (f"method={method}", f"seed={s}")) for s in SEEDS] for method in methods}
-    done = {method: [one for one in found if (one / SUMMARY).exists()] for method, found in folders.items()}
+    folders = {
+        method: [folder_of(root / name, (f"method={method}", f"seed={s}")) for s in SEEDS]
+        for method in (OURS, *methods)
+    }
     made = []
-    for method, found in done.items():
+    for method in methods:
+        found = [one for one in folders[method] if (one / SUMMARY).exists()]
         if not found:
             continue
         runs = [measure(read_json(folder / SUMMARY)) for folder in found]

@@ -29,6 +29,7 @@ class Assessment:
         best_by: what makes a validation round the best, `accuracy` or `nll`.
         temperature: whether a temperature is fitted on validation whenever test is evaluated.
         held_out: whether clients have images of held-out domains, to be evaluated whenever test is.
+        backdoor: whether clients have images with the mark of a backdoor, to be evaluated whenever test is.
         adapt_steps: steps of training on their own images after which new clients are evaluated on test, at the end.
         timeout: seconds that clients have for an evaluation, None: as long as they need. A process that works on is
             ended.
@@ -45,10 +46,11 @@ class Assessment:
         best_by: str,
         temperature: bool,
         held_out: bool,
+        backdoor: bool,
         adapt_steps: Sequence[int],
         timeout: float | None,
     ) -> None:
-        self.sampling, self.held_out, self.timeout = sampling, held_out, timeout
+        self.sampling, self.held_out, self.backdoor, self.timeout = sampling, held_out, backdoor, timeout
         self.every = require_whole("evaluate.every", every, 1)
         self.adapt_steps = _steps(adapt_steps)
         self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
@@ -73,6 +75,9 @@ class Assessment:
         if self.held_out:
             outside = self._evaluate(federation, strategy, progress, "held_out", log, inside=test)
             test = replace(test, outside=outside)
+        if self.backdoor:
+            marked = self._evaluate(federation, strategy, progress, "triggered", log)
+            test = replace(test, backdoor_success=marked.accuracy["weighted"])
         if score > progress.best_validation:
             progress.best, progress.best_validation, progress.best_train = test, score, progress.train
         if last:

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.assessment import Assessment
+from fedbayes.attacks import AbstractAttack, HostileClients
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import FederatedData
@@ -90,8 +91,23 @@ def _weights(cfg: DictConfig) -> MakeWeights | None:
     return partial(_call, "method.weights", _make("method.weights", cfg.method.weights))
 
 
+def attack(cfg: DictConfig) -> AbstractAttack | None:
+    """What hostile clients do; None where nobody is."""
+    if "_target_" not in cfg.get("attack", {}):
+        return None
+    return cast(AbstractAttack, _call("attack", _make("attack", cfg.attack), seed=cfg.seed))
+
+
 def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
-    """The object that trains and evaluates every client."""
+    """The object that trains and evaluates every client, hostile ones among them."""
+    attacker = attack(cfg)
+    if attacker is None:
+        return _honest(cfg, federated, prompted)
+    hostile = attacker.hostile(len(federated))
+    return HostileClients(_honest(cfg, attacker.poison(federated, hostile), prompted), attacker, hostile)
+
+
+def _honest(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
     made = _call(
         "method.client",
         _make("method.client", cfg.method.client),
@@ -144,7 +160,7 @@ def client_of(text: str) -> CohortClient:
 
 
 def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
-    """The server's side: any Flower strategy that answers to the loop's samples, and an optimiser of its result."""
+    """The server's side: any Flower strategy that answers to the loop's samples, with privacy and an optimiser."""
     build = _make("method.strategy", cfg.method.strategy)
     given = dict(getattr(build, "keywords", {}))
     if given.get("aggregate") == "mean" and "aggregate" not in inspect.signature(build.func).parameters:
@@ -152,10 +168,22 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
         build = partial(build.func, **given)
     made: Strategy = _call("method.strategy", build)
     rounds.require(made)
+    if cfg.privacy.noise is not None:
+        sampling = rounds.sampling
+        sampled = {"clients": len(sampling.known), "per_round": sampling.per_round, "seed": sampling.seed}
+        made = cast(Strategy, _call("privacy", _make("privacy", cfg.privacy), made, **sampled))
     optimiser = cfg.get("server")  # absent from older runs
     if optimiser is None or optimiser.name in (None, "none"):
         return made
     return cast(Strategy, _call("server", _make("server", optimiser), made))
+
+
+def layers(strategy: Strategy) -> list[Any]:
+    """A strategy and what it wraps, outermost first."""
+    found: list[Any] = [strategy]
+    while isinstance(inner := getattr(found[-1], "strategy", None), Strategy):
+        found.append(inner)
+    return found
 
 
 def loop(cfg: DictConfig) -> RoundLoop:
@@ -174,6 +202,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         faults=_call("faults", _make("faults", cfg.faults), seed=cfg.seed),
         timeout=cfg.simulation.timeout,
         passes=_make("optim", cfg.optim).passes,
+        clip=cfg.defence.clip,
     )
     assessment = Assessment(
         sampling=sampling,
@@ -181,6 +210,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         best_by=cfg.evaluate.best_by,
         temperature=cfg.evaluate.temperature,
         held_out=bool(cfg.evaluate.held_out),
+        backdoor=(attacker := attack(cfg)) is not None and attacker.measures_success,
         adapt_steps=_plain(cfg.evaluate)["adapt_steps"],
         timeout=training.timeout,
     )
@@ -205,7 +235,7 @@ def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, Feder
     """The client of a finished run, ready to predict with its checkpoint's parameters."""
     engine = simulation(cfg)
     federated = data(cfg)
-    made = client(cfg, federated, model(cfg, federated, engine.device))
+    made = _honest(cfg, federated, model(cfg, federated, engine.device))
     for name, like in made.initial().items():
         found = checkpoint.server.get(name)
         if found is None or found.shape != like.shape:
@@ -217,7 +247,7 @@ def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, Feder
 def outgoing(cfg: DictConfig, checkpoint: Checkpoint, partition: int) -> Arrays:
     """What the server of a finished run would send to a client next; methods may send each its own."""
     made = strategy(cfg, loop(cfg))
-    inner: Any = getattr(made, "strategy", made)  # inside a server optimiser
+    inner: Any = layers(made)[-1]
     if not hasattr(inner, "outgoing"):  # one of Flower's own
         return checkpoint.server
     inner.shared = dict(checkpoint.server)

@@ -17,7 +17,7 @@ from fedbayes.errors import ConfigError
 CONF = Path(__file__).resolve().parent.parent / "conf"
 """The configuration files, beside the packages in a checkout, an editable install and a wheel alike."""
 
-NAMED = ("method", "data", "partition", "backbone", "simulation")
+NAMED = ("method", "data", "partition", "backbone", "simulation", "attack")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
 SECTIONS = (
@@ -33,6 +33,8 @@ SECTIONS = (
     "evaluate",
     "checkpoint",
     "faults",
+    "defence",
+    "privacy",
 )
 
 

@@ -21,7 +21,7 @@ from fedbayes.messages import ClientUpdate
 RESOLUTION = 1e-5
 """Scores that differ by less are equal: nats, where clients compute entropies in float32."""
 
-_FACTS = ("server_round", "split", "metrics", "temperature", "detection")
+_FACTS = ("server_round", "split", "metrics", "temperature", "detection", "backdoor_success")
 """Attributes of an evaluation that are not arrays."""
 
 
@@ -40,6 +40,7 @@ class Evaluation:
         metrics: means over images of what clients reported beside their predictions, and the mixing ratio of those.
         temperature: fitted on other images; None if none was.
         detection: how well scores tell these images from those of the test; see `detection`. None on other splits.
+        backdoor_success: share of marked images of other classes that are seen as the attack wants; None without one.
         outside: beside an evaluation on test, that on images of held-out domains; None if there are none.
     """
 
@@ -52,6 +53,7 @@ class Evaluation:
     metrics: dict[str, float]
     temperature: float | None = None
     detection: dict[str, dict[str, float | None]] | None = None
+    backdoor_success: float | None = None
     outside: "Evaluation | None" = None
 
     @classmethod
@@ -182,6 +184,7 @@ class Evaluation:
             "accuracy": self.accuracy,
             **self._pooled_numbers(),
             **self._scaled_numbers(),
+            "backdoor_success": self.backdoor_success,
             "ood": None if self.outside is None else self.outside.as_outside(),
             "effective_components": None,
             "mixing_ratio": None,

@@ -6,7 +6,7 @@ from fedbayes.configuration import CONF
 from fedbayes.provenance import git_commit, versions
 from fedbayes.simulation.hardware import available_cores
 
-GROUPS = ("method", "data", "partition", "backbone", "simulation", "tracking", "experiment")
+GROUPS = ("method", "data", "partition", "backbone", "simulation", "tracking", "attack", "experiment")
 
 
 def choices(group: str) -> dict[str, str]:

@@ -63,6 +63,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     data = build.data(cfg)  # images -> clients, split once by partition.seed
     model = build.model(cfg, data, simulation.device)  # frozen ViT + prompt generator + head
     client = build.client(cfg, data, model)
+    attack = build.attack(cfg)
 
     with reopened(run_dir) if resumed else claimed(run_dir, OmegaConf.to_yaml(cfg, resolve=True)):
         stored, damage = checkpoint.newest(run_dir)
@@ -95,7 +96,11 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
             if progress.final is not None:
                 checkpoint.write_arrays(run_dir / PREDICTIONS, progress.final.arrays())
             seconds = {"total": time.perf_counter() - started + progress.before, "setup": progress.started - started}
-            summary = summarise(cfg, progress, data.images.domain_names, seconds, simulation.device)
+            hostile = () if attack is None else attack.hostile(len(data))
+            privacy = [layer.spent(cfg.rounds) for layer in build.layers(strategy) if hasattr(layer, "spent")]
+            summary = summarise(
+                cfg, progress, data.images.domain_names, seconds, simulation.device, hostile, next(iter(privacy), None)
+            )
             tracker.report(summary)
     return summary
 

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,13 @@ NEWCOMERS = ("images", "accuracy", "nll", "ece", "ece_floor", "brier")
 
 
 def summarise(
-    cfg: DictConfig, progress: Progress, domain_names: tuple[str, ...], seconds: dict[str, float], device: str
+    cfg: DictConfig,
+    progress: Progress,
+    domain_names: tuple[str, ...],
+    seconds: dict[str, float],
+    device: str,
+    hostile: Sequence[int],
+    privacy: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Collect everything that `summary.json` says.
 
@@ -28,6 +35,8 @@ def summarise(
         domain_names: of the data.
         seconds: `setup` and `total`.
         device: that the engine ran on, `cpu` or `cuda`.
+        hostile: partitions of hostile clients.
+        privacy: what was spent; None without noise.
     """
     assert progress.final is not None, "a finished run has been evaluated"
     assert progress.best is not None, "on validation, too"
@@ -36,6 +45,7 @@ def summarise(
     busy = progress.seconds["train"]
     return {
         **{name: cfg.names[name] for name in ("method", "data", "partition", "backbone")},
+        "attack": {"name": cfg.names.attack, "hostile": list(hostile)},
         "seed": cfg.seed,
         "rounds": progress.server_round,
         "clients": cfg.clients,
@@ -45,6 +55,7 @@ def summarise(
         "best": best,
         "new_clients": _newcomers(progress),
         "train": progress.train,
+        "privacy": privacy,
         "per_client": progress.final.group_rows(progress.final.partitions, "partition"),
         "per_domain": {
             domain_names[row.pop("domain")]: row for row in progress.final.group_rows(progress.final.domains, "domain")

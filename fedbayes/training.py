@@ -6,6 +6,7 @@ From the strategy's messages over simulated faults, clients and guard to the str
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, final
 
 from flwr.app import ConfigRecord, Message
@@ -16,9 +17,10 @@ from fedbayes.faults import Fault, Faults
 from fedbayes.federation import Federation, Replies
 from fedbayes.guard import FAILED, INVALID, LATE, Refusal, misshapen
 from fedbayes.inference.diagnostics import mixing_ratio
-from fedbayes.messages import ClientUpdate, address, from_record, payload_bytes
+from fedbayes.messages import ARRAYS, ClientUpdate, address, from_record, payload_bytes, write_reply
 from fedbayes.progress import Progress
 from fedbayes.sampling import Sampling
+from fedbayes.steps import clipped
 
 
 class RoundLog(Protocol):
@@ -48,6 +50,7 @@ class Training:
         faults: to simulate.
         timeout: seconds that clients have; None: as long as they need. A process that works on is ended.
         passes: over a client's training images in a round, for the count of images.
+        clip: longest step of a client; a longer one is scaled down to it before the strategy sees it. None for none.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -62,7 +65,9 @@ class Training:
         faults: Faults,
         timeout: float | None,
         passes: int,
+        clip: float | None,
     ) -> None:
+        self.clip = None if clip is None else require_number("defence.clip", clip, 0, open_low=True)
         self.sampling, self.faults, self.passes = sampling, faults, passes
         self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
         self.retries = require_whole("simulation.retries", retries, 0)
@@ -105,6 +110,7 @@ class Training:
                 )
             log.note(f"round {server_round} is void: {void}; attempt {attempt + 1} of {self.retries + 1}")
         started = time.perf_counter()
+        self._clip(federation, sent, replies)
         arrays, _ = strategy.aggregate_train(server_round, replies.messages)
         progress.arrays = progress.arrays if arrays is None else arrays
         progress.accepted |= {update.partition: server_round for update in replies.updates}
@@ -168,6 +174,15 @@ class Training:
         absent = {one: Refusal(LATE, "no answer in time (simulated)") for one in faults if self._late(faults[one])}
         replies = replies.without(absent)
         return replies.without(misshapen(replies.updates, lambda: from_record(progress.arrays)))
+
+    def _clip(self, federation: Federation, sent: Sequence[Message], replies: Replies) -> None:
+        """Scale down what walked too far from what it was sent."""
+        if self.clip is None:
+            return
+        starts = {federation.partition_of(message): message.content.array_records[ARRAYS] for message in sent}
+        for message, update in zip(replies.messages, replies.updates, strict=True):
+            arrays = clipped(from_record(starts[update.partition]), update.arrays, self.clip)
+            message.content = write_reply(replace(update, arrays=arrays))
 
     def _late(self, fault: Fault) -> bool:
         return fault.kind == "drop" or (self.faults.deadline is not None and fault.delay > self.faults.deadline)

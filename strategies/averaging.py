@@ -1,13 +1,16 @@
-"""Federated averaging of whatever the clients share (McMahan et al., AISTATS 2017, arXiv 1602.05629)."""
+"""Federated averaging of what clients share (McMahan et al., AISTATS 2017, arXiv 1602.05629), or a robust mean."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
-from fedbayes.errors import require_choice
+from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.models.anchoring import anchored, noise_layers
 from strategies.base import AbstractStrategy, weighted_mean
+from strategies.robust import combined, robust
+
+AGGREGATES = ("mean", "anchored", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
 
 
 @final
@@ -15,16 +18,22 @@ class Averaging(AbstractStrategy):
     """Averages shared parameters, weighted by images; what a client keeps to itself never arrives here.
 
     Args:
-        aggregate: `mean`, or `anchored`: each generator's noise coordinates are first turned back onto those that were
-            handed out (`fedbayes.models.anchoring`), so that equal posteriors average to themselves.
+        aggregate: `mean`; `anchored`: each generator's noise coordinates are first turned back onto those that were
+            handed out (`fedbayes.models.anchoring`), so that equal posteriors average to themselves; or one of the
+            aggregates of `strategies.robust`, which hostile clients cannot move at will and which know no weights.
+        hostile: share of hostile clients that `trimmed_mean`, `krum` and `multi_krum` reckon with, below 1/2.
 
     Raises:
         ConfigError: if there is no such aggregate; before the first message, if there is no noise to anchor.
     """
 
-    def __init__(self, aggregate: str = "mean") -> None:
+    def __init__(self, aggregate: str = "mean", hostile: float = 0.2) -> None:
         super().__init__()
-        self.anchored = require_choice("method.strategy.aggregate", aggregate, ("mean", "anchored")) == "anchored"
+        self.anchored = require_choice("method.strategy.aggregate", aggregate, AGGREGATES) == "anchored"
+        if require_number("method.strategy.hostile", hostile, 0) >= 0.5:
+            raise ConfigError(f"method.strategy.hostile={hostile} leaves no honest majority; set it below 0.5.")
+        self._robust = robust(aggregate, hostile)
+        self.plain_mean = aggregate == "mean"
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
         """The same for everybody."""
@@ -33,7 +42,7 @@ class Averaging(AbstractStrategy):
         return self.shared
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """`phi <- sum_i (n_i / n) phi_i`."""
+        """`phi <- sum_i (n_i / n) phi_i`, or what `aggregate` names."""
         if self.anchored:
             updates = [replace(update, arrays=anchored(update.arrays, self.shared)) for update in updates]
-        self.shared = weighted_mean(updates)
+        self.shared = weighted_mean(updates) if self._robust is None else combined(updates, self._robust)

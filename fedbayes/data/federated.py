@@ -12,8 +12,8 @@ from fedbayes.data.datasets import ImageSet
 from fedbayes.data.partition import ClientSplit
 from fedbayes.seeding import Streams
 
-Split = Literal["train", "validation", "test", "held_out"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test", "held_out")
+Split = Literal["train", "validation", "test", "held_out", "triggered"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test", "held_out", "triggered")
 
 
 @final

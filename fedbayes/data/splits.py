@@ -24,12 +24,14 @@ class ClientSplit:
         validation: images that choose rounds and settings.
         test: images that are only ever reported on.
         held_out: images of domains that no client's other images come from, reported on beside `test`.
+        triggered: copies of test images with the mark of a backdoor, labelled as the attack wants them.
     """
 
     train: Ints
     validation: Ints
     test: Ints
     held_out: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+    triggered: Ints = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def split(image_set: ImageSet, owner: Ints, rules: Rules, settings: str, remedy: str) -> tuple[ClientSplit, ...]:

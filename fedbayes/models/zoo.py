@@ -75,7 +75,7 @@ def from_timm(name: str, image_size: int, checkpoint: str | None = None, pretrai
 
 def _read(checkpoint: str) -> dict[str, Any]:
     """The tensors in a file, never running code that the file carries."""
-    import pickle
+    from pickle import UnpicklingError
 
     from timm.models import load_state_dict
 
@@ -83,7 +83,7 @@ def _read(checkpoint: str) -> dict[str, Any]:
         raise BackboneError(f"backbone.checkpoint={checkpoint} does not exist; give a .safetensors or .pth file.")
     try:
         state: dict[str, Any] = load_state_dict(checkpoint, use_ema=False, weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"backbone.checkpoint={checkpoint} cannot be read ({reason}); save it again.") from error
     except Exception as error:  # safetensors raises a class of its own that derives from Exception alone

@@ -32,6 +32,8 @@ SETTINGS = {
     "passes": 1,
     "personal": False,
     "retries": 0,
+    "clip": None,
+    "backdoor": False,
     "faults": None,
     "max_norm": 1e8,
     "checkpoint_every": 1,
@@ -90,11 +92,11 @@ def round_loop(**settings):
 
     sampling = Sampling(**same("clients", "participation", "seed", "evaluate_share", "new_clients"))
     faults = Faults(seed=chosen["seed"], **(chosen["faults"] or {}))
-    training = Training(sampling=sampling, faults=faults, **same("min_replies", "retries", "timeout", "passes"))
+    training = Training(sampling=sampling, faults=faults, **same("min_replies", "retries", "clip", "timeout", "passes"))
     assessment = Assessment(
         sampling=sampling,
         every=chosen["evaluate_every"],
-        **same("best_by", "temperature", "held_out", "adapt_steps", "timeout"),
+        **same("best_by", "temperature", "held_out", "backdoor", "adapt_steps", "timeout"),
     )
     guard = Guard(chosen["max_norm"])
     rest = same("rounds", "patience", "personal", "checkpoint_every")

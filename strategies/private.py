@@ -1,0 +1,169 @@
+r"""Client-level differential privacy of the average (DP-FedAvg, McMahan et al., ICLR 2018, arXiv 1710.06963).
+
+Of the M replies of a round, each step u_i - w is clipped to length C over all shared numbers together, then
+
+    w <- w + 1/M sum_i clip(u_i - w, C) + N(0, (z C / M)^2 I),
+
+clients counted alike: the number of its images would tell something of a client. Replacing one client by another moves
+the mean by 2 C / M at most, so the noise is z / 2 times the sensitivity. The accountant composes rounds in which m of n
+clients are drawn without replacement, by Renyi differential privacy (dp_accounting, extra `[dp]`), for neighbouring
+federations that differ in one client's data. Replies that are dropped only lower M.
+
+What is private are the parameters that the server hands out. The run's own log (losses, evaluations) is a simulation's
+privilege and is not covered; nor is anything that a client keeps to itself, which never leaves it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any, final
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedbayes.errors import ConfigError, require_number, require_whole
+from fedbayes.messages import Arrays, from_record, read_update, to_record, write_reply
+from fedbayes.seeding import numpy_generator
+from fedbayes.steps import clipped
+
+
+@final
+class PrivateAveraging(Strategy):
+    """A plain average whose every step is clipped and noisy.
+
+    Args:
+        strategy: averages, see `strategies.averaging.Averaging`; a server optimiser may follow, at no cost of privacy.
+        noise: z.
+        clip: C.
+        groups: first parts of names that are learnt; everything else keeps its initial value. None for all.
+        delta: of (epsilon, delta); None for 1 / clients.
+        clients: n, those that may be drawn.
+        per_round: m, those that are drawn.
+        seed: of the noise.
+
+    Raises:
+        ConfigError: if a value is out of range, the strategy is no plain average, or dp_accounting is missing.
+    """
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        *,
+        noise: float,
+        clip: float,
+        groups: Sequence[str] | None,
+        delta: float | None,
+        clients: int,
+        per_round: int,
+        seed: int,
+    ) -> None:
+        if not getattr(strategy, "plain_mean", False):
+            raise ConfigError(
+                f"privacy.noise={noise}: {type(strategy).__name__} is no plain average of what clients send, so the "
+                "noise it would need is unknown; choose a method that averages, with method.strategy.aggregate=mean."
+            )
+        if isinstance(groups, str):
+            raise ConfigError(f"privacy.groups={groups} is not a list; write [{groups}].")
+        self.strategy = strategy
+        self.noise = require_number("privacy.noise", noise, 0, open_low=True)
+        self.clip = require_number("privacy.clip", clip, 0, open_low=True)
+        self.groups = None if groups is None else tuple(f"{name}." for name in groups)
+        default = 1 / require_whole("clients", clients, 1)
+        self.delta = require_number("privacy.delta", default if delta is None else delta, 0, 1, open_low=True)
+        self._seed, self._sampled = seed, (clients, per_round)
+        self._before: Arrays = {}
+        epsilon(self.noise, clients, per_round, 1, self.delta)  # a missing library is said before the first round
+
+    def spent(self, rounds: int) -> dict[str, Any]:
+        """What `summary.json` says: the settings, and epsilon after each round."""
+        curve = [epsilon(self.noise, *self._sampled, done, self.delta) for done in range(1, rounds + 1)]
+        return {"noise": self.noise, "clip": self.clip, "delta": self.delta, "epsilon": curve}
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Flower's hook: the strategy's messages; what they start from is kept."""
+        self._before = from_record(arrays)
+        counted = [name for name, array in self._before.items() if array.dtype.kind != "f"]
+        if counted:
+            raise ConfigError(f"privacy.noise: {counted[0]} is counted, not learnt, and noise would not hide it.")
+        if self.groups is not None and not all(any(n.startswith(g) for n in self._before) for g in self.groups):
+            parts = ", ".join(sorted({name.split(".")[0] for name in self._before}))
+            raise ConfigError(f"privacy.groups={[g[:-1] for g in self.groups]} names no shared part; they are {parts}.")
+        return self.strategy.configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Flower's hook: the mean of clipped steps, and noise."""
+        answers = list(replies)
+        for reply in answers:
+            update = read_update(0, reply.content)
+            kept = {name: array for name, array in update.arrays.items() if self._learnt(name)}
+            arrays = {**self._before, **clipped(self._before, kept, self.clip)}
+            reply.content = write_reply(replace(update, arrays=arrays, num_examples=1))
+        after, metrics = self.strategy.aggregate_train(server_round, answers)
+        if after is None:
+            return None, metrics
+        rng = numpy_generator(self._seed, server_round, "privacy")
+        deviation = self.noise * self.clip / len(answers)
+        noisy = {
+            name: np.asarray(array + deviation * rng.standard_normal(array.shape), dtype=array.dtype)
+            if self._learnt(name)
+            else array
+            for name, array in from_record(after).items()
+        }
+        return to_record(noisy), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Flower's hook: the strategy's messages."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Flower's hook: the strategy's."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def summary(self) -> None:
+        """Flower's hook: the strategy's."""
+        self.strategy.summary()
+
+    def state(self) -> Arrays:
+        """The strategy's; noise is keyed, and epsilon follows from the number of rounds."""
+        return self.strategy.state() if hasattr(self.strategy, "state") else {}
+
+    def restore(self, state: Arrays) -> None:
+        """The strategy's."""
+        if hasattr(self.strategy, "restore"):
+            self.strategy.restore(state)
+
+    def _learnt(self, name: str) -> bool:
+        return self.groups is None or name.startswith(self.groups)
+
+
+@cache
+def epsilon(noise: float, clients: int, per_round: int, rounds: int, delta: float) -> float:
+    """Epsilon of (epsilon, delta)-differential privacy after some rounds, for the replacement of one client.
+
+    Args:
+        noise: z.
+        clients: n.
+        per_round: m, drawn without replacement.
+        rounds: done.
+        delta: the other half of the guarantee.
+
+    Raises:
+        ConfigError: if dp_accounting is not installed.
+    """
+    try:
+        import dp_accounting as dp
+        from dp_accounting.rdp import RdpAccountant
+    except ImportError as error:
+        raise ConfigError("privacy.noise needs an accountant: install fedbayes[dp].") from error
+    gaussian = dp.GaussianDpEvent(noise / 2)  # in units of the sensitivity 2 C / M
+    event = gaussian if per_round == clients else dp.SampledWithoutReplacementDpEvent(clients, per_round, gaussian)
+    accountant = RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
+    return float(accountant.compose(event, rounds).get_epsilon(delta))

@@ -1,0 +1,92 @@
+r"""Aggregates that a share of hostile clients cannot move at will, each of flat vectors `(M, d)`.
+
+    median             of each entry (Yin et al., ICML 2018, arXiv 1803.01498)
+    trimmed_mean       of each entry, without the floor(f M) largest and smallest (same paper); Flower's `trim_mean`
+    krum               the update with the least sum of squared distances to its M - floor(f M) - 2 nearest ones
+    multi_krum         the mean of the M - floor(f M) - 2 updates for which that sum is least, at least one
+                       (both Blanchard et al., NeurIPS 2017, arXiv 1703.02757)
+    geometric_median   argmin_z sum_i |z - w_i| by Weiszfeld's steps (Pillutla et al., IEEE TSP 2022, arXiv 1912.13445)
+
+None weighs clients by their images: a client says itself how many it has. f is the share of hostile clients reckoned
+with. Flower's own Krum expands squared distances in float32, which cancels where updates are close; here they are
+summed in float64.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
+from scipy.spatial.distance import pdist, squareform
+
+from fedbayes.messages import Arrays, ClientUpdate
+
+Aggregate = Callable[[np.ndarray], np.ndarray]
+
+STEPS, NEAR = 1000, 1e-10
+"""Weiszfeld's steps at most, and the relative step at which they end."""
+
+
+def robust(name: str, hostile: float) -> Aggregate | None:
+    """The aggregate of that name; None if there is none.
+
+    Args:
+        name: see above.
+        hostile: f, below 1/2.
+    """
+    found: dict[str, Aggregate] = {
+        "median": partial(np.median, axis=0),
+        "trimmed_mean": partial(_trimmed_mean, hostile=hostile),
+        "krum": partial(krum, hostile=hostile, several=False),
+        "multi_krum": partial(krum, hostile=hostile, several=True),
+        "geometric_median": geometric_median,
+    }
+    return found.get(name)
+
+
+def combined(updates: Sequence[ClientUpdate], aggregate: Aggregate) -> Arrays:
+    """An aggregate of whole updates, all arrays of a client taken as one vector, in float64.
+
+    Args:
+        updates: with equal names and shapes.
+        aggregate: of `(M, d)` to `(d,)`.
+    """
+    first = updates[0].arrays
+    rows = [[update.arrays[name].astype(np.float64).ravel() for name in first] for update in updates]
+    vector = aggregate(np.stack([np.concatenate([*row, np.empty(0)]) for row in rows]))
+    ends = np.cumsum([array.size for array in first.values()])
+    parts = np.split(vector, ends[:-1]) if len(first) else []
+    return {
+        name: np.asarray(part.reshape(array.shape), dtype=array.dtype)
+        for (name, array), part in zip(first.items(), parts, strict=True)
+    }
+
+
+def krum(vectors: np.ndarray, hostile: float, *, several: bool) -> np.ndarray:
+    """Krum, or the mean of the several best; of equal scores the earlier client's counts."""
+    count = len(vectors)
+    trusted = max(1, count - int(hostile * count) - 2)
+    distances = np.sort(squareform(pdist(vectors, "sqeuclidean")), axis=1)[:, 1:]  # without each one's own 0
+    scores = distances[:, :trusted].sum(1)
+    best = np.sort(np.argsort(scores, kind="stable")[: trusted if several else 1])
+    return np.asarray(vectors[best].mean(0))
+
+
+def geometric_median(vectors: np.ndarray) -> np.ndarray:
+    """The point with the least sum of distances to all, to a relative 1e-10."""
+    point = np.asarray(np.median(vectors, axis=0))
+    for _ in range(STEPS):
+        distances = np.linalg.norm(vectors - point, axis=1)
+        scale = distances.max()
+        if scale == 0:
+            break
+        weights = 1 / np.maximum(distances, 1e-12 * scale)  # on top of a client it would stay there for ever
+        after = weights @ vectors / weights.sum()
+        moved, point = np.linalg.norm(after - point), after
+        if moved <= NEAR * scale:
+            break
+    return point
+
+
+def _trimmed_mean(vectors: np.ndarray, hostile: float) -> np.ndarray:
+    return np.asarray(trim_mean(vectors, hostile))

@@ -1,0 +1,134 @@
+"""Hostile clients: who they are, what they tell by hand, what they train on, and that they act in a real run."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedbayes import build, simulate
+from fedbayes.attacks import Backdoor, GaussianNoise, LabelFlip, ScaledUpdate
+from fedbayes.configuration import CONF, compose
+from fedbayes.errors import ConfigError
+from fedbayes.messages import ClientRequest
+from fedbayes.steps import length
+
+SENT = {"w": np.array([1.0, 2.0], np.float32), "n": np.array([3])}
+LEARNT = {"w": np.array([2.0, 0.0], np.float32), "n": np.array([5])}
+RNG = np.random.default_rng(0)
+SMALL = ["experiment=smoke", "clients=5"]
+
+
+@pytest.mark.parametrize(("clients", "share", "count"), [(10, 0.2, 2), (10, 0.0, 0), (5, 0.3, 2), (7, 1.0, 7)])
+def test_a_share_of_the_clients_is_hostile_the_same_ones_in_every_process(clients, share, count):
+    found = LabelFlip(share=share, seed=3).hostile(clients)
+    assert len(set(found)) == len(found) == count
+    assert list(found) == sorted(found)
+    assert found == LabelFlip(share=share, seed=3).hostile(clients)
+    # A larger share has the same clients and more, so that a table's columns differ in nothing else.
+    assert set(found) <= set(LabelFlip(share=1.0, seed=3).hostile(clients))
+
+
+def test_who_is_hostile_depends_on_the_seed():
+    assert len({LabelFlip(share=0.3, seed=seed).hostile(20) for seed in range(10)}) > 5
+
+
+def test_lies_by_hand():
+    over = ScaledUpdate(share=0.2, seed=0, scale=10).lie(SENT, LEARNT, RNG)
+    assert over["w"].tolist() == [11.0, -18.0]
+    flipped = ScaledUpdate(share=0.2, seed=0, scale=-1).lie(SENT, LEARNT, RNG)
+    assert flipped["w"].tolist() == [0.0, 4.0]
+    assert flipped["n"].tolist() == over["n"].tolist() == [5]
+    noisy = GaussianNoise(share=0.2, seed=0, scale=10).lie(SENT, LEARNT, RNG)
+    assert length(SENT, noisy) == pytest.approx(10 * length(SENT, LEARNT), rel=1e-5)
+    assert noisy["w"].dtype == np.float32
+
+
+@pytest.fixture(scope="module")
+def data():
+    return build.data(compose(SMALL))
+
+
+def test_flipped_labels_are_those_of_hostile_training_images_alone(data):
+    poisoned = LabelFlip(share=0.4, seed=0).poison(data, (1, 3))
+    mine = np.concatenate([data.clients[1].train, data.clients[3].train])
+    assert torch.equal(poisoned.images.labels[mine], 9 - data.images.labels[mine])
+    rest = np.setdiff1d(np.arange(len(data.images)), mine)
+    assert torch.equal(poisoned.images.labels[rest], data.images.labels[rest])
+
+
+def test_a_backdoor_marks_hostile_training_images_and_copies_of_test_images(data):
+    attack = Backdoor(share=0.4, seed=0, target=2, size=0.25, images=0.5)
+    poisoned, count = attack.poison(data, (1, 3)), len(data.images)
+    changed = [i for i in range(count) if not torch.equal(poisoned.images.images[i], data.images.images[i])]
+    mine = set(data.clients[1].train.tolist()) | set(data.clients[3].train.tolist())
+    assert set(changed) <= mine
+    relabelled = (poisoned.images.labels[:count] != data.images.labels).nonzero()[:, 0].tolist()
+    assert set(relabelled) <= mine
+    assert (poisoned.images.labels[changed] == 2).all()
+    for before, after in zip(data.clients, poisoned.clients, strict=True):
+        others = before.test[data.images.labels[before.test].numpy() != 2]
+        assert len(after.triggered) == len(others)
+        copies = poisoned.images.images[after.triggered]
+        assert (copies[:, :, -4:, -4:] == 255).all()
+        assert torch.equal(copies[:, :, :-4], data.images.images[others][:, :, :-4])
+        assert (poisoned.images.labels[after.triggered] == 2).all()
+        assert np.array_equal(after.test, before.test)
+    everything = np.concatenate([client.triggered for client in poisoned.clients])
+    assert sorted(everything.tolist()) == list(range(count, len(poisoned.images)))
+
+
+def test_a_class_that_is_not_there_is_refused(data):
+    with pytest.raises(ConfigError, match=r"attack\.target=10 is none of the 10 classes"):
+        Backdoor(share=0.2, seed=0, target=10).poison(data, (0,))
+
+
+@pytest.mark.parametrize(
+    "overrides", [["attack=label_flip", "attack.share=1.5"], ["attack=scaled_update", "attack.scale=nan"]]
+)
+def test_values_out_of_range_are_refused(overrides):
+    with pytest.raises(ConfigError, match=r"attack\."):
+        build.attack(compose(overrides))
+
+
+def update_of(overrides, partition):
+    cfg = compose([*SMALL, *overrides])
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    client.prepare()
+    initial = client.initial()
+    (update,) = client.train([ClientRequest(partition, 1, "train", "", initial)])
+    return initial, update.arrays
+
+
+def test_hostile_clients_lie_and_honest_ones_do_not():
+    attacker = build.attack(compose([*SMALL, "attack=sign_flip"]))
+    (hostile,) = attacker.hostile(5)
+    honest = next(p for p in range(5) if p != hostile)
+    for partition, sign in ((hostile, -1), (honest, 1)):
+        initial, truth = update_of([], partition)
+        _, told = update_of(["attack=sign_flip"], partition)
+        for name, array in truth.items():
+            np.testing.assert_allclose(told[name] - initial[name], sign * (array - initial[name]), atol=1e-6)
+
+
+ATTACKS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_runs_and_is_written_down(attack, tmp_path):
+    summary = simulate([*SMALL, f"attack={attack}", f"run_dir={tmp_path / 'run'}"])
+    hostile = summary["attack"]["hostile"]
+    assert summary["attack"]["name"] == attack
+    assert len(hostile) == (0 if attack == "none" else 1)
+    success = summary["final"]["backdoor_success"]
+    assert (success is None) == (attack != "backdoor")
+    if success is not None:
+        assert 0 <= success <= 1
+
+
+def test_a_strong_backdoor_opens(tmp_path):
+    """Every client trains on marked images, so the square alone must decide."""
+    summary = simulate([
+        "experiment=smoke", "clients=3", "rounds=8", "partition.max_train=40", "attack=backdoor", "attack.share=1.0",
+        "attack.size=0.3", "evaluate.every=8", f"run_dir={tmp_path / 'run'}",
+    ])  # fmt: skip
+    assert summary["final"]["backdoor_success"] > 0.8
