@@ -5,8 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from scripted import Scripted, play
 from scipy.stats import norm
+from scripted import Scripted, play
 
 from fedbayes import build, simulate
 from fedbayes.configuration import compose
@@ -159,7 +159,8 @@ def test_a_missing_accountant_is_said(monkeypatch):
 
 def test_a_run_writes_down_what_it_spent_and_an_optimiser_may_follow(tmp_path):
     summary = simulate([
-        "experiment=smoke", "clients=4", "participation=0.5", "privacy.noise=2", "privacy.delta=0.01", "server.name=adam",
+        "experiment=smoke", "clients=4", "participation=0.5", "privacy.noise=2", "privacy.delta=0.01",
+        "server.name=adam",
         f"run_dir={tmp_path / 'run'}",
     ])  # fmt: skip
     spent = summary["privacy"]
