@@ -60,7 +60,7 @@ class AbstractClient(ABC):
     ) -> None:
         self.data, self.model, self.seed = data, model, seed
         self.inputs = InputSource(data, model, augment, cache_mb)
-        if isinstance(personal, str):
+        if isinstance(personal, str) or not isinstance(personal, Sequence):
             raise ConfigError(f"method.client.personal={personal} is not a list; write [{personal}].")
         self.personal = tuple(f"{name}." for name in personal)
         names = list(model.initial)

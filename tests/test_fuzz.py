@@ -1,0 +1,180 @@
+"""Any value for any key: a run that ends with the values it was given, or one error that a user can mend.
+
+Nothing else: no other exception, no warning that numpy or torch would only print, no silent change.
+"""
+
+import contextlib
+import io
+import json
+import math
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from fedbayes import simulate
+from fedbayes.configuration import CONF, compose
+from fedbayes.errors import FedbayesError
+
+BASE = ("experiment=smoke", "simulation.threads=1")
+ASIDE = ("run_dir", "resume", "method.name", "names", "simulation.engine", "tracking", "simulation.threads", "seed")
+"""Not a value of the experiment, or checked elsewhere."""
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "fedavg_full")
+OTHERS = {
+    "partition": ["domain_mixture", "iid", "label_dirichlet", "one_domain", "domain_and_label", "label_shards"],
+    "attack": ["none", "label_flip", "sign_flip", "backdoor", "gaussian_noise", "scaled_update"],
+    "server.name": ["none", "momentum", "adam", "yogi"],
+    "generator.kind": ["fixed", "deterministic", "gaussian", "low_rank", "semi_implicit"],
+}
+WORDS = [
+    "",
+    "x",
+    "none",
+    "null",
+    "auto",
+    "full",
+    "accuracy",
+    "nll",
+    "mean",
+    "median",
+    "head",
+    "generator",
+    "ä",
+    "1e",
+    "-",
+]
+RUBBISH = st.one_of(
+    st.none(), st.booleans(), st.sampled_from(WORDS), st.sampled_from([[], [0], ["x"], ["head"], [None], [[1]], {}]),
+    st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -1e30, 1e-30, -1, 0, 10**12]),
+)  # fmt: skip
+HUGE = 40
+"""Sizes above it are a user's wish for much memory and time, which nobody should refuse."""
+
+
+def leaves(node, prefix=""):
+    """Full names of all single values, with these."""
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    found = {}
+    for name, value in node.items():
+        if not str(name).startswith("_"):
+            found |= leaves(value, f"{prefix}{name}.")
+    return found
+
+
+def keys_of(choices):
+    config = OmegaConf.to_container(compose([*BASE, *choices]), resolve=True)
+    return {key: value for key, value in leaves(config).items() if not key.startswith(ASIDE)}
+
+
+KEYS = {method: keys_of([f"method={method}"]) for method in METHODS}
+
+
+def mild(value):
+    """Values that may well work."""
+    if isinstance(value, bool):
+        return st.booleans()
+    if isinstance(value, int):
+        return st.integers(max(0, value - 1), value + 3)
+    if isinstance(value, float):
+        return st.one_of(st.sampled_from([value, value / 2, value * 1.5]), st.floats(0, 1))
+    if value is None:
+        return st.sampled_from([None, 1, 0.5])
+    return st.just(value)
+
+
+@st.composite
+def configurations(draw):
+    method = draw(st.sampled_from(METHODS))
+    chosen = {}
+    for name, options in OTHERS.items():
+        if draw(st.integers(0, 3)) == 0:
+            chosen[name] = draw(st.sampled_from(options))
+    values = {}
+    for _ in range(draw(st.integers(1, 4))):
+        key = draw(st.sampled_from(sorted(KEYS[method])))
+        if key not in chosen:
+            values[key] = draw(mild(KEYS[method][key]) if draw(st.integers(0, 5)) else RUBBISH)
+    return method, chosen, {key: small(key, value) for key, value in values.items()}
+
+
+def small(key, value):
+    """Absurd sizes only where they are refused before they cost anything."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value > HUGE
+    return HUGE if number and isinstance(KEYS["pfedbayespt"].get(key, 1), int) else value
+
+
+def written(value):
+    """As on the command line."""
+    if isinstance(value, str):
+        return "'" + value.replace("'", "\\'") + "'"
+    if isinstance(value, list):
+        return "[" + ",".join(map(written, value)) + "]"
+    if isinstance(value, dict):
+        return "{}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
+
+
+def run_one(method, chosen, values):
+    """The outcome of one configuration: `ran`, or the class of a user's error."""
+    overrides = [*BASE, f"method={method}", *(f"{name}={value}" for name, value in chosen.items())]
+    overrides += [f"{key}={written(value)}" for key, value in values.items()]
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        run_dir = Path(folder) / "run"
+        try:
+            summary = simulate([*overrides, f"run_dir={run_dir}"])
+        except FedbayesError as error:
+            said = str(error)
+            assert said, overrides
+            assert "\n" not in said, (overrides, said)
+            return type(error).__name__
+        config = leaves(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")))
+        for key, value in values.items():
+            if value != {} and not (isinstance(value, float) and math.isnan(value)):
+                assert config[key] == value, (key, value, config[key])
+
+        def refuse(word):
+            raise AssertionError(f"{word} in summary.json")
+
+        text = (run_dir / "summary.json").read_text()
+        json.loads(text, parse_constant=refuse)
+        final = summary["final"]
+        assert 0 <= final["accuracy"]["mean"] <= 1
+        assert final["nll"] >= 0
+    return "ran"
+
+
+def fuzz(examples, seed):
+    outcomes = []
+
+    @settings(
+        max_examples=examples, deadline=None, database=None, derandomize=seed is None, report_multiple_bugs=True,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(configurations())
+    def every(configuration):
+        outcome = run_one(*configuration)
+        outcomes.append(outcome)
+        event(outcome)
+
+    every()
+    return outcomes
+
+
+def test_any_value_for_any_key():
+    outcomes = fuzz(40, None)
+    assert outcomes.count("ran") >= 0.3 * len(outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_thousand_configurations():
+    outcomes = fuzz(1000, 0)
+    print({one: outcomes.count(one) for one in sorted(set(outcomes))})
+    assert len(outcomes) >= 1000
+    assert outcomes.count("ran") >= 0.3 * len(outcomes)
