@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from processes import COMPILED
 
 from fedbayes import load, simulate, stored_configuration
 from fedbayes.errors import RunError
@@ -140,7 +141,9 @@ def test_a_sweep_that_could_call_anything_is_refused(tmp_path, own):
 
 def fedbayes(*words, cwd):
     command = [sys.executable, "-m", "fedbayes.run", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **COMPILED, "OMP_NUM_THREADS": "1"}
+    )
 
 
 def test_a_sweep_goes_on_finished_jobs_are_skipped_and_a_hostile_one_calls_nothing(tmp_path):

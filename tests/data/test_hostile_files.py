@@ -1,4 +1,4 @@
-"""Files that no photographer made: each is read as what it is or named with its reason; none hangs, none passes unseen."""
+"""Files that no photographer made: each is read as what it is or named with its reason; none hangs or passes unseen."""
 
 import io
 import os

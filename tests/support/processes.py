@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -26,14 +27,19 @@ QUIET = {
 }
 
 
+COMPILED = {
+    "PYTHONDONTWRITEBYTECODE": "",
+    "PYTHONPYCACHEPREFIX": str(Path(tempfile.gettempdir()) / f"fedbayes-bytecode-{os.getuid()}"),
+}
+"""Bytecode that all commands of all tests share: each imports torch and timm, maybe from an environment without any."""
+
+
 class Marked:
     """Starts commands in a folder; `left` lists the processes, theirs and their children's, that still run."""
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder, self.mark = folder, uuid.uuid4().hex
-        # Compiled once for all of them: each imports torch and timm, maybe from an environment without bytecode.
-        compiled = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
-        self.environment = {**os.environ, **QUIET, **compiled, MARK: self.mark, **environment}
+        self.environment = {**os.environ, **QUIET, **COMPILED, MARK: self.mark, **environment}
 
     def start(self, *command: object, log: str) -> subprocess.Popen:
         with (self.folder / log).open("wb") as file:
