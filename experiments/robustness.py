@@ -1,0 +1,112 @@
+"""Hostile clients against defences, and accuracy against epsilon.
+
+    python experiments/robustness.py attacks --jobs 2      # every attack, every defence, 0 to 30 % hostile clients
+    python experiments/robustness.py privacy --jobs 2      # the accuracy-epsilon curve
+
+The default federation, seed 0, one thread each; a run that has its summary is not run again. Nothing is chosen here:
+`clip` is the median length of an honest step (15, constant over rounds), the robust means reckon with the share of
+hostile clients that there is, and steps are clipped to 2 for privacy.
+"""
+
+import argparse
+from pathlib import Path
+
+from sweep import Job, folder_of, run_all
+
+from fedbayes.tracking.run_dir import SUMMARY, read_json
+
+ATTACKS = {
+    "sign_flip": ("attack=sign_flip", "attack.scale=-5"),
+    "scaled_update": ("attack=scaled_update",),
+    "gaussian_noise": ("attack=gaussian_noise",),
+    "label_flip": ("attack=label_flip",),
+    "backdoor": ("attack=backdoor", "attack.scale=5"),
+}
+DEFENCES = {
+    "mean": (),
+    "clip": ("defence.clip=15",),
+    **{
+        name: (f"method.strategy.aggregate={name}",)
+        for name in ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
+    },
+}
+SHARES = (0.1, 0.2, 0.3)
+NOISES = (None, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+FEDERATION = (
+    *("partition=resampled", "partition.images=20", "clients=500"),
+    *("evaluate.every=15", "evaluate.participation=0.4"),
+)
+PRIVATE = ("pfedbayespt", "fedvpt", "fedavg_head")
+
+Runs = dict[tuple[str, ...], Job]
+
+
+def attacks(root: Path) -> Runs:
+    """The runs of the table, by attack, share and defence."""
+    found: Runs = {}
+    for defence, how in DEFENCES.items():
+        reckoned = "krum" in defence or defence == "trimmed_mean"
+        for share in (0.0, *SHARES):
+            more = (*how, f"method.strategy.hostile={share}") if reckoned else how
+            for attack, what in ATTACKS.items() if share else (("none", ()),):
+                key = (attack, f"{share:g}", defence)
+                hostile = (*what, f"attack.share={share}") if share else ()
+                found[key] = (folder_of(root, key), ("seed=0", "evaluate.every=15", *more, *hostile))
+    return found
+
+
+def show_attacks(runs: Runs) -> None:
+    """Accuracy in per cent, and for the backdoor how often it works."""
+    print("| attack | hostile | " + " | ".join(DEFENCES) + " |")
+    print("|---|---|" + "---|" * len(DEFENCES))
+    for attack, share in dict.fromkeys(key[:2] for key in runs):
+        cells = []
+        for defence in DEFENCES:
+            summary = read_json(runs[attack, share, defence][0] / SUMMARY)
+            if not summary:
+                cells.append("–")
+                continue
+            success = summary["final"]["backdoor_success"]
+            text = f"{100 * summary['final']['accuracy']['mean']:.1f}"
+            cells.append(text if success is None else f"{text} ({100 * success:.0f})")
+        print(f"| {attack} | {100 * float(share):.0f} % | " + " | ".join(cells) + " |")
+
+
+def privacy(root: Path) -> Runs:
+    """The runs of the curve, by method and noise."""
+    found: Runs = {}
+    for method in PRIVATE:
+        for noise in NOISES:
+            key = (f"method={method}", f"noise={noise}")
+            more = () if noise is None else (f"privacy.noise={noise}", "privacy.clip=2", "privacy.delta=0.001")
+            found[key] = (folder_of(root, key), (key[0], "seed=0", *FEDERATION, *more))
+    return found
+
+
+def show_privacy(runs: Runs) -> None:
+    """Accuracy and NLL at the epsilon of the last round."""
+    print("| noise z | epsilon | " + " | ".join(PRIVATE) + " |")
+    print("|---|---|" + "---|" * len(PRIVATE))
+    for noise in NOISES:
+        found = [read_json(runs[f"method={method}", f"noise={noise}"][0] / SUMMARY) for method in PRIVATE]
+        spent = next((one["privacy"]["epsilon"][-1] for one in found if one and one["privacy"]), None)
+        cells = [f"{one['final']['accuracy']['mean']:.3f} / {one['final']['nll']:.3f}" if one else "–" for one in found]
+        what = "no clipping, no noise" if noise is None else f"{noise:g}"
+        print(f"| {what} | {'–' if spent is None else f'{spent:.1f}'} | " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    """Run what is missing, then show."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("attacks", "privacy"))
+    parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
+    parser.add_argument("--root", type=Path, default=Path("runs/robustness"))
+    args = parser.parse_args()
+    make, show = {"attacks": (attacks, show_attacks), "privacy": (privacy, show_privacy)}[args.what]
+    runs = make(args.root / args.what)
+    run_all(list(runs.values()), args.jobs)
+    show(runs)
+
+
+if __name__ == "__main__":
+    main()
