@@ -27,7 +27,16 @@ HERE = Path(__file__).parent
 OURS = "pfedbayespt"
 SEEDS = (0, 1, 2)
 FIRST = (
-    *("pfedbayespt", "gaussian_prompts", "deterministic_prompts", "fedvpt", "fedvpt_deep", "fedper", "pfedpg"),
+    *(
+        "pfedbayespt",
+        "pfedbayespt_personal",
+        "gaussian_prompts",
+        "deterministic_prompts",
+        "fedvpt",
+        "fedvpt_deep",
+        "fedper",
+        "pfedpg",
+    ),
     *("fedavg_head", "local_vpt", "fedncm", "fedcof"),
 )
 SECOND = (

@@ -45,13 +45,18 @@ FULL, CODE = ("generator.code_dim=full", "inference.beta=1e-5"), ("generator.cod
 PROMPT = (0.003, 0.01, 0.03)
 DIGITS_HEAD, PHOTOS_HEAD = (0.003, 0.01), (0.001, 0.003)
 HEAD_ALONE = [(f"optim.head_lr={h}",) for h in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)]
-POSTERIOR = ("pfedbayespt", "gaussian_prompts")
+POSTERIOR = ("pfedbayespt", "pfedbayespt_personal", "gaussian_prompts")
+PERSONAL = ("pfedbayespt_personal",)
+"""Their heads want the smaller rate."""
 NO_PROMPTS = ("fedavg_head", "local_head")
 NOTHING = ("fedncm", "fedcof")
 """Nothing to choose."""
 WHOLE = ("fedavg_full",)
 """All weights of the ViT want smaller rates than prompts."""
 WEIGHTS = (0.0001, 0.0003, 0.001)
+
+MATCHED = {("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002))}
+"""Further trials of the strongest rival, as many as a second variant of pFedBayesPT had there."""
 
 PROTOCOLS = {
     "mixture": "digits_mixture",
@@ -62,14 +67,16 @@ PROTOCOLS = {
 
 
 def candidates(method: str, section: str) -> list[tuple[str, ...]]:
-    """Six configurations of a method; none for one that has nothing to choose."""
+    """Six configurations of a method, more where they are matched; none for one that has nothing to choose."""
     head = PHOTOS_HEAD if section.startswith("photos") else DIGITS_HEAD
     if method in NOTHING:
         return []
     if method in NO_PROMPTS:
         return HEAD_ALONE
     if method in POSTERIOR:
-        return posteriors(head[0] if section.startswith("photos") else head[1])
+        return posteriors(head[0] if section.startswith("photos") or method in PERSONAL else head[1])
+    if (section, method) in MATCHED:
+        return [*pairs(PROMPT, head), *MATCHED[section, method]]
     return pairs(WEIGHTS if method in WHOLE else PROMPT, head)
 
 

@@ -25,6 +25,7 @@ def train(client, *partitions, arrays=None, server_round=1):
         ("fedvpt", {"generator", "head"}, set()),
         ("fedprox", {"generator", "head"}, set()),
         ("centralised", {"generator", "head"}, set()),
+        ("pfedbayespt_personal", {"generator"}, {"head"}),
         ("fedper", {"generator"}, {"head"}),
         ("fedrep", {"generator"}, {"head"}),
         ("fedbabu", {"generator"}, {"head"}),
