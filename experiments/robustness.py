@@ -30,7 +30,7 @@ DEFENCES = {
         for name in ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
     },
 }
-SHARES = (0.1, 0.2, 0.3)
+SHARES = (0.0, 0.2, 0.1, 0.3)  # in the order in which they are run
 NOISES = (None, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 FEDERATION = (
     *("partition=resampled", "partition.images=20", "clients=500"),
@@ -44,9 +44,9 @@ Runs = dict[tuple[str, ...], Job]
 def attacks(root: Path) -> Runs:
     """The runs of the table, by attack, share and defence."""
     found: Runs = {}
-    for defence, how in DEFENCES.items():
-        reckoned = "krum" in defence or defence == "trimmed_mean"
-        for share in (0.0, *SHARES):
+    for share in SHARES:
+        for defence, how in DEFENCES.items():
+            reckoned = "krum" in defence or defence == "trimmed_mean"
             more = (*how, f"method.strategy.hostile={share}") if reckoned else how
             for attack, what in ATTACKS.items() if share else (("none", ()),):
                 key = (attack, f"{share:g}", defence)
@@ -59,7 +59,8 @@ def show_attacks(runs: Runs) -> None:
     """Accuracy in per cent, and for the backdoor how often it works."""
     print("| attack | hostile | " + " | ".join(DEFENCES) + " |")
     print("|---|---|" + "---|" * len(DEFENCES))
-    for attack, share in dict.fromkeys(key[:2] for key in runs):
+    order = ["none", *ATTACKS]
+    for attack, share in sorted({key[:2] for key in runs}, key=lambda one: (order.index(one[0]), one[1])):
         cells = []
         for defence in DEFENCES:
             summary = read_json(runs[attack, share, defence][0] / SUMMARY)
