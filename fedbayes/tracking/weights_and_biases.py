@@ -77,7 +77,8 @@ class WeightsAndBiases:
     """Sends rows, pictures and the report to Weights & Biases, or to files that `wandb sync` sends later.
 
     Args:
-        run_dir: the run's directory; W&B's own files go to `wandb/` inside it.
+        run_dir: the run's directory; W&B's own files go to `wandb/` inside it. A resumed run goes on as the W&B run
+            that is there.
         config: the resolved configuration.
         project: the W&B project.
         group: a name that runs of one sweep share, or None.
@@ -100,6 +101,7 @@ class WeightsAndBiases:
         from wandb.errors import CommError, UsageError
 
         chosen = choose_mode(mode, os.environ, Path.home())
+        before = _id_of(run_dir)
 
         def begin(chosen: str) -> "wandb.Run":
             return wandb.init(
@@ -108,6 +110,8 @@ class WeightsAndBiases:
                 name=run_dir.name,
                 dir=str(run_dir),
                 config=plain(config),
+                id=before,
+                resume=None if before is None or chosen == "offline" else "allow",  # offline, the id alone joins them
                 mode=chosen,  # type: ignore[arg-type]  # one of W&B's words, see choose_mode
                 reinit="create_new",  # several runs of one process stay apart
                 settings=wandb.Settings(init_timeout=_SECONDS_TO_CONNECT, console="off", silent=True),
@@ -194,3 +198,9 @@ class WeightsAndBiases:
         if isinstance(step, int):
             self._step = max(self._step, step)
         self._run.log(dict(values), step=self._step)
+
+
+def _id_of(run_dir: Path) -> str | None:
+    """The id of the W&B run that an earlier process began in this directory, if any; its folder's name ends with it."""
+    folders = sorted(run_dir.glob("wandb/*run-*-*"))
+    return folders[0].name.rpartition("-")[2] if folders else None

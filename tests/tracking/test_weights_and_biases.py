@@ -93,6 +93,19 @@ def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
     assert "W&B: offline; `wandb sync" in shown.getvalue()
 
 
+def test_a_resumed_run_goes_on_as_the_same_run(no_key, tmp_path):
+    for last in (2, 4):
+        destination = WeightsAndBiases(tmp_path, {}, mode="offline")
+        for server_round in (last - 1, last):
+            destination.log({"round": server_round, "phase": "train", "loss": 1.0 / server_round})
+        destination.finish(tmp_path, None)
+    files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    found = [record for file in files for record in records(file)]
+    assert len({record.run.run_id for record in found if record.HasField("run")}) == 1
+    steps = [items(record.history.item)["_step"] for record in found if record.HasField("history")]
+    assert steps == [1, 2, 3, 4]
+
+
 def test_a_run_that_breaks_off_is_marked_as_failed(no_key, tmp_path):
     destination = WeightsAndBiases(tmp_path, {}, mode="offline")
     with (
