@@ -26,6 +26,14 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without plots: they take most of a small run's time, and not everything is about them."""
+    from fedbayes.tracking import plots
+
+    monkeypatch.setattr(plots, "draw", lambda run_dir: [])
+
+
 @pytest.fixture(scope="session")
 def random_vit() -> Callable[..., Any]:
     """Makes a small float64 timm ViT with every parameter random, so that nothing passes for being zero or one."""

@@ -11,6 +11,8 @@ from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest
 from fedbayes.steps import length
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SENT = {"w": np.array([1.0, 2.0], np.float32), "n": np.array([3])}
 LEARNT = {"w": np.array([2.0, 0.0], np.float32), "n": np.array([5])}
 RNG = np.random.default_rng(0)

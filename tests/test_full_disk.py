@@ -14,6 +14,8 @@ from fedbayes import checkpoint, simulate
 from fedbayes.errors import RunError
 from fedbayes.run import resume
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SMALL = ["experiment=smoke", "simulation.threads=1"]
 CODE = """
 import os, sys

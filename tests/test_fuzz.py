@@ -19,6 +19,8 @@ from fedbayes import simulate
 from fedbayes.configuration import CONF, compose
 from fedbayes.errors import FedbayesError
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 BASE = ("experiment=smoke", "simulation.threads=1")
 ASIDE = ("run_dir", "resume", "method.name", "names", "simulation.engine", "tracking", "simulation.threads", "seed")
 """Not a value of the experiment, or checked elsewhere."""

@@ -16,6 +16,8 @@ from fedbayes.configuration import CONF
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.run import resume
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 SMALL = ["experiment=smoke", "rounds=3", "simulation.threads=1"]
 CLOCK = {"seconds", "images_per_second", "peak_memory_mb"}

@@ -14,6 +14,8 @@ from fedbayes.configuration import compose
 from fedbayes.messages import ClientRequest, from_record
 from fedbayes.simulation.in_process import InProcessGrid
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 LORA, FULL = "method=fedlora", "method=fedavg_full"
 FFA = [LORA, "method.weights.freeze_a=true"]
 VARIANTS = [[LORA], FFA, [LORA, "method.weights.start_layer=2"], [FULL]]

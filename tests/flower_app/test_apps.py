@@ -14,6 +14,8 @@ from fedbayes.run import run, simulate
 from fedbayes.simulation.served import Served
 from fedbayes.tracking.run_dir import read_rows
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 DOMAINS = ["ink", "sand", "snow"]
 OWN = (
     "experiment=smoke clients=3 data=imagefolder data.root=null data.image_size=16 partition=own method=fedvpt "

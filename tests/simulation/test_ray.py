@@ -22,6 +22,8 @@ from fedbayes.messages import from_record
 from fedbayes.run import resume
 from fedbayes.simulation.ray import Ray
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 UNEQUAL = {"seconds", "images_per_second"}
 SAME = [
     ["method=pfedbayespt"],

@@ -15,6 +15,8 @@ from fedbayes.messages import ClientUpdate, from_record
 from strategies.averaging import Averaging
 from strategies.private import PrivateAveraging, epsilon
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def private(noise=1.0, clip=1.0, groups=None, clients=4, per_round=4, seed=0, **more):
     settings = {"delta": None, **more}
