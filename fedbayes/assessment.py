@@ -8,7 +8,7 @@ from typing import final
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedbayes.errors import ConfigError, RunError, require_choice, require_whole
+from fedbayes.errors import ConfigError, StoppedError, require_choice, require_whole
 from fedbayes.evaluation import Evaluation, detection
 from fedbayes.federation import Federation
 from fedbayes.guard import unreadable
@@ -33,6 +33,7 @@ class Assessment:
         adapt_steps: steps of training on their own images after which new clients are evaluated on test, at the end.
         timeout: seconds that clients have for an evaluation, None: as long as they need. A process that works on is
             ended.
+        shares_personal: whether clients that were never trained are handed the mean of what trained ones keep.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -49,7 +50,9 @@ class Assessment:
         backdoor: bool,
         adapt_steps: Sequence[int],
         timeout: float | None,
+        shares_personal: bool = True,
     ) -> None:
+        self.shares_personal = shares_personal
         self.sampling, self.held_out, self.backdoor, self.timeout = sampling, held_out, backdoor, timeout
         self.every = require_whole("evaluate.every", every, 1)
         self.adapt_steps = _steps(adapt_steps)
@@ -64,7 +67,7 @@ class Assessment:
         """Evaluate on validation; on test only if that was better than before, or the run is at its end.
 
         Raises:
-            RunError: if no client could be evaluated.
+            StoppedError: if no client could be evaluated.
         """
         validation = self._evaluate(federation, strategy, progress, "validation", log)
         score = validation.accuracy["mean"] if self.best_by == "accuracy" else -validation.nll
@@ -113,7 +116,7 @@ class Assessment:
         asked = federation.view(self.sampling.evaluated if adapt is None else self.sampling.newcomers)
         phase = split if adapt is None else f"new_clients_{adapt}"
         # Clients that were never trained take the mean of what trained ones keep to themselves.
-        strangers = len(progress.accepted) < len(federation.partitions)
+        strangers = self.shares_personal and len(progress.accepted) < len(federation.partitions)
         extra = mean_arrays([progress.personal[one] for one in sorted(progress.personal)]) if strangers else None
         messages = []
         for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), asked):
@@ -125,7 +128,9 @@ class Assessment:
         for partition, refusal in replies.dropped.items():
             log.note(f"round {progress.server_round}: {phase} of client {partition} not used: {refusal.reason}")
         if not replies.updates:
-            raise RunError(f"no client could be evaluated on {phase} in round {progress.server_round}; see run.log.")
+            raise StoppedError(
+                f"no client could be evaluated on {phase} in round {progress.server_round}; see run.log."
+            )
         evaluation = replace(Evaluation.of(progress.server_round, phase, replies.updates), temperature=temperature)
         before, after = progress.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
         if before and after is not None and adapt is None:

@@ -32,7 +32,7 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
     """What hostile clients do.
 
     Args:
-        share: of the clients that are hostile, rounded to whole clients.
+        share: of the clients that are hostile, rounded up to whole clients.
         seed: draws who they are, and their noise.
 
     Raises:
@@ -49,7 +49,7 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
     def hostile(self, clients: int) -> tuple[int, ...]:
         """The partitions of hostile clients, ascending; depends on the seed alone."""
         order = numpy_generator(self.seed, "hostile clients").permutation(clients)
-        return tuple(sorted(order[: round(self.share * clients)].tolist()))
+        return tuple(sorted(order[: math.ceil(self.share * clients - 1e-9)].tolist()))
 
     def poison(self, data: FederatedData, hostile: Sequence[int]) -> FederatedData:  # noqa: ARG002  (a hook)
         """The data with what hostile clients train on, and the images that tell success."""

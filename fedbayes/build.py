@@ -213,6 +213,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         backdoor=(attacker := attack(cfg)) is not None and attacker.measures_success,
         adapt_steps=_plain(cfg.evaluate)["adapt_steps"],
         timeout=training.timeout,
+        shares_personal=cfg.privacy.noise is None,  # it would leave the clients without noise
     )
     return RoundLoop(
         rounds=cfg.rounds,

@@ -31,6 +31,10 @@ STATE = "state.json"
 FORMAT = 2
 
 
+class DamagedError(RunError):
+    """A checkpoint that is not as it was written."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -100,19 +104,39 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
             f"the checkpoint of round {checkpoint.server_round} cannot be written to {parent} ({error.strerror}); make "
             f"room or access there, then go on with `fedbayes resume={run_dir}`."
         ) from error
-    for old in _folders(run_dir)[:-KEPT]:
+    there = _folders(run_dir)
+    later = [one for one in there if _number(one) > checkpoint.server_round]  # damaged, or the run would not be here
+    for old in (*later, *[one for one in there if one not in later][:-KEPT]):
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
 def newest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with each newer one; None if there is no whole one."""
+    """The newest checkpoint that a run can go on from, and why it cannot from each newer one.
+
+    Returns:
+        None for the checkpoint if all are damaged: the run starts again.
+
+    Raises:
+        RunError: if one is of another version or cannot be opened, or clients kept to themselves what all of them lack.
+    """
     damage: list[str] = []
+    incomplete = False
     for folder in reversed(_folders(run_dir)):
         try:
-            return _read(folder), damage
-        except RunError as error:
+            found = _read(folder)
+        except DamagedError as error:
             damage.append(str(error))
+            continue
+        if found.history.get("complete", True):
+            return found, damage
+        incomplete = True
+        damage.append(f"{folder} lacks what clients keep to themselves")
+    if incomplete:
+        raise RunError(
+            f"{run_dir} cannot go on: its clients keep what is personal to themselves, so no checkpoint has it; run it "
+            "again, with share-personal=true on every SuperNode if they may hand it out."
+        )
     return None, damage
 
 
@@ -142,14 +166,21 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _folders(run_dir: Path) -> Sequence[Path]:
     """All finished checkpoints, oldest first."""
-    return sorted((run_dir / FOLDER).glob("round-*"))
+    return sorted((run_dir / FOLDER).glob("round-*"), key=_number)
+
+
+def _number(folder: Path) -> int:
+    """The round in a folder's name; -1 for somebody else's."""
+    digits = folder.name.removeprefix("round-")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _read(folder: Path) -> Checkpoint:
     """A checkpoint, if nothing in it was changed.
 
     Raises:
-        RunError: if it is damaged, or of another version.
+        DamagedError: if it is damaged.
+        RunError: if it is of another version, or may not be read.
     """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -177,8 +208,10 @@ def _read(folder: Path) -> Checkpoint:
             evaluations=arrays["evaluations"],
             history=dict(state["history"]),
         )
+    except (PermissionError, InterruptedError) as error:
+        raise RunError(f"{folder} may not be read ({error.strerror}); allow it.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise RunError(f"{folder} cannot be read ({error}); run the experiment again.") from error
+        raise DamagedError(f"{folder} cannot be read ({error}); run the experiment again.") from error
 
 
 def _digest(content: bytes) -> str:

@@ -32,6 +32,10 @@ class RunError(FedbayesError):
     """A run that cannot start, cannot go on, or cannot be read back."""
 
 
+class StoppedError(RunError):
+    """A run that broke off in the middle and can go on."""
+
+
 def require_whole(name: str, value: object, minimum: int) -> int:
     """Return `value` if it is a whole number of at least `minimum`.
 

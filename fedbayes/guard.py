@@ -73,37 +73,72 @@ class Guard:
         return update
 
 
-def misshapen(updates: Sequence[ClientUpdate], like: Callable[[], Arrays]) -> dict[int, Refusal]:
-    """Refusals of trained updates whose arrays have other names, shapes or types than those of most.
+def misshapen(
+    updates: Sequence[ClientUpdate], known: Sequence[Sequence[object]], like: Callable[[], Arrays]
+) -> dict[int, Refusal]:
+    """Refusals of trained updates whose arrays have other names, shapes or types than they should.
 
     Args:
         updates: answers to the same question.
-        like: gives what the server has; of forms that are equally frequent, the one that has more of it counts.
+        known: the form of an earlier round's, see `form_of`; without one the form that is most frequent counts.
+        like: gives what the server has. An array of that name must have its shape and type, and of forms that are
+            equally frequent, the one that has more of it counts.
 
     Returns:
         By partition.
     """
     forms = {update.partition: _form(update.arrays) for update in updates}
-    count = Counter(forms.values())
-    if len(count) <= 1:
-        return {}
-    known = set(_form(like()))
-    usual = max(count, key=lambda form: (count[form], len(known & set(form))))
+    usual: Form = tuple((str(name), tuple(shape), str(dtype)) for name, shape, dtype in known)  # type: ignore[arg-type]
+    if not known:
+        servers = {name: (shape, dtype) for name, shape, dtype in _form(like())}
+        possible = [
+            form
+            for form in forms.values()
+            if all(servers.get(name, (shape, dtype)) == (shape, dtype) for name, shape, dtype in form)
+        ]
+        count = Counter(possible)
+        shared = {form: sum(name in servers for name, _, _ in form) for form in count}
+        usual = max(count, key=lambda form: (count[form], shared[form]), default=tuple(_form(like())))
     return {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
 
 
+def form_of(updates: Sequence[ClientUpdate]) -> list[list[object]]:
+    """Names, shapes and types of the arrays of answers, in JSON's types; empty for no answers."""
+    return [[name, list(shape), dtype] for name, shape, dtype in _form(updates[0].arrays)] if updates else []
+
+
 def unreadable(updates: Sequence[ClientUpdate]) -> dict[int, Refusal]:
-    """Refusals of evaluations that lack what most have, or whose arrays do not have a row for each image."""
+    """Refusals of evaluations that lack what most have, or whose numbers cannot be predictions of its images."""
     forms = {u.partition: _form({name: array[:0] for name, array in u.arrays.items() if array.ndim}) for u in updates}
-    count = Counter(forms.values())
-    usual = max(count, key=lambda form: count[form], default=())
+    said = {update.partition: tuple(sorted(update.metrics)) for update in updates}
+    usual = max(forms.values(), key=Counter(forms.values()).__getitem__, default=())
+    metrics = max(said.values(), key=Counter(said.values()).__getitem__, default=())
     found = {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
     for update in updates:
-        for name, array in update.arrays.items():
-            if update.partition not in found and (array.ndim == 0 or len(array) != update.num_examples):
-                what = f"{name} has shape {array.shape} for {update.num_examples} images"
-                found[update.partition] = Refusal(INVALID, what)
+        if update.partition in found:
+            continue
+        what = _contradiction(update)
+        if what is None and said[update.partition] != metrics:
+            odd = sorted(set(said[update.partition]) ^ set(metrics))
+            what = f"its metrics differ from most clients' in {', '.join(odd)}"
+        if what is not None:
+            found[update.partition] = Refusal(INVALID, what)
     return found
+
+
+def _contradiction(update: ClientUpdate) -> str | None:
+    """What is wrong with an evaluation by itself."""
+    for name, array in update.arrays.items():
+        if array.ndim == 0 or len(array) != update.num_examples:
+            return f"{name} has shape {array.shape} for {update.num_examples} images"
+    probabilities, labels = update.arrays.get("probabilities"), update.arrays.get("labels")
+    if probabilities is None or labels is None or probabilities.ndim != 2:
+        return "it has no probabilities and labels"
+    if probabilities.min() < 0 or probabilities.max() > 1 + 1e-3:
+        return f"its probabilities go from {probabilities.min()} to {probabilities.max()}"
+    if not 0 <= labels.min() <= labels.max() < probabilities.shape[1]:
+        return f"its labels go from {labels.min()} to {labels.max()} for {probabilities.shape[1]} classes"
+    return None
 
 
 def first_line(reply: Message) -> str:

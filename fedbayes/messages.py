@@ -25,6 +25,8 @@ ROUND, ACCEPTED, SPLIT, WEIGHT = "server-round", "accepted-round", "split", "num
 ADAPT, FAULT, SECONDS = "adapt-steps", "fault", "seconds"
 PARTITION = "partition-id"
 PERSONAL = "personal-round-"
+NUMPY = "numpy.ndarray"
+MOST_EXAMPLES = 2**31 - 1
 
 
 @final
@@ -86,7 +88,7 @@ def from_record(record: ArrayRecord) -> Arrays:
 def _encoded(value: np.ndarray) -> Array:
     """An array for the wire, byte for byte Flower's own `Array(value)`, with headers made once for each shape."""
     data = _header(value.dtype, value.shape) + value.tobytes()
-    return Array(str(value.dtype), value.shape, "numpy.ndarray", data)
+    return Array(str(value.dtype), value.shape, NUMPY, data)
 
 
 @lru_cache(maxsize=1024)
@@ -268,10 +270,29 @@ def read_update(partition: int, content: RecordDict) -> ClientUpdate:
         raise ValueError(f"reply holds {sorted(content)}, expected {ARRAYS} and {METRICS}")
     metrics = dict(said)
     weight = metrics.pop(WEIGHT, None)
-    if not isinstance(weight, int | float) or not np.isfinite(weight) or weight <= 0:
-        raise ValueError(f"{WEIGHT} is {weight}, expected a positive number")
+    if not isinstance(weight, int) or not 1 <= weight <= MOST_EXAMPLES:
+        raise ValueError(f"{WEIGHT} is {weight}, expected a whole number from 1 to {MOST_EXAMPLES}")
     numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-    return ClientUpdate(partition, from_record(record), int(weight), numbers)
+    return ClientUpdate(partition, _checked(record), weight, numbers)
+
+
+def _checked(record: ArrayRecord) -> Arrays:
+    """The arrays in somebody else's record.
+
+    Raises:
+        ValueError: if one is none of numbers, or not what the record says of it.
+    """
+    try:
+        arrays = from_record(record)
+    except (TypeError, ValueError, EOFError, OverflowError, SyntaxError, KeyError, MemoryError) as error:
+        raise ValueError(f"an array cannot be read ({type(error).__name__}: {error})") from error
+    for name, array in arrays.items():
+        said = record[name]
+        if said.stype != NUMPY:
+            raise ValueError(f"{name} is a {said.stype}, expected a {NUMPY}")
+        if array.dtype.kind not in "fiub" or array.shape != tuple(said.shape) or str(array.dtype) != said.dtype:
+            raise ValueError(f"{name} is {array.dtype} {array.shape} and was said to be {said.dtype} {said.shape}")
+    return arrays
 
 
 def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:

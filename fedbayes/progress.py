@@ -13,7 +13,7 @@ from fedbayes.inference.diagnostics import COLLAPSED, SATURATED, has_collapsed
 from fedbayes.messages import Arrays, from_record, to_record
 
 _NEWCOMERS = "newcomers-"  # leads the names of evaluations of new clients in a checkpoint
-_PLAIN = ("best_validation", "best_train", "train", "bytes_up", "bytes_down", "seconds", "images")
+_PLAIN = ("best_validation", "best_train", "train", "bytes_up", "bytes_down", "seconds", "images", "form")
 """What a checkpoint keeps as it is."""
 
 
@@ -36,6 +36,7 @@ class Progress:
         bytes_down: of all training requests.
         seconds: by phase.
         images: trained on, with repetition.
+        form: names, shapes and types of the arrays that clients answer with, as of the first round; empty before it.
         started: when the clients were there and the first round of this process began, by `time.perf_counter`.
         before: seconds of rounds in earlier processes.
         personal: what each trained client keeps to itself, by partition, as far as it was asked for.
@@ -55,6 +56,7 @@ class Progress:
     bytes_down: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: {"train": 0.0, "evaluate": 0.0, "aggregate": 0.0})
     images: int = 0
+    form: list[list[object]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
     before: float = 0.0
     personal: dict[int, Arrays] = field(default_factory=dict)

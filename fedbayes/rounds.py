@@ -13,7 +13,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedbayes.assessment import Assessment
 from fedbayes.checkpoint import Checkpoint
-from fedbayes.errors import ConfigError, RunError, require_number, require_whole
+from fedbayes.errors import ConfigError, StoppedError, require_number, require_whole
 from fedbayes.federation import Federation
 from fedbayes.guard import Guard
 from fedbayes.messages import Arrays, to_record
@@ -124,7 +124,7 @@ class RoundLoop:
             last = server_round == self.rounds
             try:
                 self.training.round(federation, strategy, progress, server_round, log)
-            except RunError:
+            except StoppedError:
                 if kept < progress.server_round:
                     self._keep(strategy, progress, log, keep)
                 raise
@@ -152,7 +152,7 @@ class RoundLoop:
         if keep is None:
             return
         if self.personal and not progress.complete:
-            missing = sorted(progress.accepted.keys() - progress.held.keys())
+            missing = sorted(one for one, done in progress.accepted.items() if progress.held.get(one) != done)
             log.note(
                 f"round {progress.server_round}: clients {missing} keep what is personal to themselves, so nothing can "
                 "go on from this checkpoint"

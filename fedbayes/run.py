@@ -66,13 +66,8 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     attack = build.attack(cfg)
 
     with reopened(run_dir) if resumed else claimed(run_dir, OmegaConf.to_yaml(cfg, resolve=True)):
-        stored, damage = checkpoint.newest(run_dir)
+        stored, damage = checkpoint.newest(run_dir) if resumed else (None, [])
         history = {} if stored is None else stored.history
-        if not history.get("complete", True):
-            raise RunError(
-                f"{run_dir} cannot go on: its clients keep what is personal to themselves, so no checkpoint has it; "
-                "run it again, with share-personal=true on every SuperNode if they may hand it out."
-            )
         if len(data.images):  # deployed clients know their own, and nobody else's
             write_json(run_dir / PARTITION, describe(data.clients, data.images, cfg.names.partition))
         title = f"{cfg.names.method} on {cfg.names.data}, seed {cfg.seed}"
@@ -117,12 +112,17 @@ def resume(run_dir: Path) -> dict[str, Any]:
     Raises:
         FedbayesError: if there is no run, another process is at work on it, or it cannot go on.
     """
-    from fedbayes.tracking.run_dir import SUMMARY, read_json
+    from fedbayes.tracking.plots import draw
+    from fedbayes.tracking.report import write_html
+    from fedbayes.tracking.run_dir import REPORT, SUMMARY, read_json
 
     cfg = stored_configuration(run_dir)
     summary = read_json(run_dir / SUMMARY)
     if not summary:
         return run(cfg, run_dir, resumed=True)
+    if not (run_dir / REPORT).exists():  # it was ended between its summary and its pictures
+        draw(run_dir)
+        write_html(run_dir)
     accuracy = summary["final"]["accuracy"]["mean"]
     print(f"{run_dir} has finished: {summary['rounds']} rounds, accuracy {accuracy:.3f}", flush=True)
     return summary

@@ -1,17 +1,18 @@
-"""Configurations read back from a run or sweep directory, whoever wrote them: plain values, and only trusted targets.
+"""Configurations read back from a run or sweep directory, whoever wrote them: plain values, and only known targets.
 
-Hydra calls whatever a `_target_` names, so a directory from somebody else could make it call anything. What is read
-back may name classes and functions of fedbayes, of Flower's strategies, and of the modules that the user lists in the
-environment variable FEDBAYES_TRUST (`my_methods,their_methods`), for methods outside of the repository.
+Hydra calls whatever a `_target_` names, with arguments from the same file. So what is read back may name what the files
+in `conf/` name, Flower's strategies, and whatever lies in the modules that the user lists in the environment variable
+FEDBAYES_TRUST (`my_methods,their_methods`), for methods outside of the repository. To lie in a package of ours is not
+enough: many a function there reads or writes a file that its argument names.
 """
 
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -22,10 +23,12 @@ from fedbayes.errors import RunError
 FILE = "config.yaml"
 SWEEP = "multirun.yaml"
 """What Hydra writes into the folder of a sweep."""
-TRUSTED = ("fedbayes", "strategies", "clients", "flwr.serverapp.strategy")
+STRATEGIES = "flwr.serverapp.strategy"
 TRUST = "FEDBAYES_TRUST"
 HYDRA = re.compile(r"(?!.*_target_)hydra([/.](launcher|sweeper)(\.\w+)*|\.mode|\.sweep\.subdir)=")
 """What of Hydra's own settings a sweep may bring along: how its jobs are started, but nothing that is called."""
+CHOICE = re.compile(r"[\w,()*'\"-]+")
+"""A choice in a group: names of files in `conf/`, and no way out of it."""
 _ABSENT = object()
 
 
@@ -50,7 +53,7 @@ def read(directory: Path) -> DictConfig:
 
 
 def require_trusted(cfg: DictConfig, where: str) -> None:
-    """Refuse targets outside of fedbayes, Flower's strategies and the modules in FEDBAYES_TRUST.
+    """Refuse targets that neither `conf/` nor the user knows.
 
     Args:
         cfg: the configuration.
@@ -59,42 +62,53 @@ def require_trusted(cfg: DictConfig, where: str) -> None:
     Raises:
         RunError: naming the first such target.
     """
-    trusted = (*TRUSTED, *filter(None, os.environ.get(TRUST, "").replace(",", " ").split()))
-    for target in _targets(OmegaConf.to_container(cfg)):
-        if not isinstance(target, str) or not _within(target, trusted):
+    trusted = tuple(filter(None, os.environ.get(TRUST, "").replace(",", " ").split()))
+    for target in _targets(OmegaConf.to_container(cfg, resolve=True)):
+        if not isinstance(target, str) or not (
+            target in _shipped() or _is_strategy(target) or _within(target, trusted)
+        ):
             raise RunError(
-                f"{where} names {target}, which is not a part of {', '.join(trusted)}; if you trust it, list its "
-                f"module in the environment variable {TRUST}."
+                f"{where} names {target}, which is no target of fedbayes's configuration nor a strategy of Flower's; "
+                f"if you trust it, list its module in the environment variable {TRUST}."
             )
-        # A trusted module's own imports are reached through its name, too: fedbayes.run.os.system.
-        module = getattr(_found(target, where), "__module__", None)
-        if not isinstance(module, str) or not _within(module, trusted):
-            raise RunError(f"{where} names {target}, which {module or 'nobody'} defines; name it where it is defined.")
 
 
 def sweep_again(words: Sequence[str]) -> list[str]:
     """The command's words, with `resume=SWEEP_DIR` replaced by the sweep that it names.
 
     Raises:
-        RunError: if the sweep's file cannot be read, or asks for more than a sweep needs.
+        RunError: if the sweep's file cannot be read, or asks for more than values and choices.
     """
     found = [Path(word.partition("=")[2].strip("'\"")) for word in words if word.startswith("resume=")]
     if not found or not (found[0] / SWEEP).is_file():
         return list(words)
     if len(words) > 1:
+        if "-m" in words or "--multirun" in words:  # somebody writes the whole sweep down again
+            return list(words)
         raise RunError(f"resume={found[0]} names a sweep, which goes on as it began; leave out the other words.")
     folder = found[0].absolute()
-    said = OmegaConf.select(_load(folder / SWEEP), "hydra.overrides") or {}
-    task, own = list(said.get("task") or ()), list(said.get("hydra") or ())
-    refused = [one for one in own if not HYDRA.match(one) and not one.startswith("hydra.sweep.dir=")]
-    if refused and not os.environ.get(TRUST):
-        raise RunError(
-            f"{folder / SWEEP} sets {refused[0]}, which may call anything; if you trust it, set the environment "
-            f"variable {TRUST} to the modules that its methods are in."
-        )
+    plain: Any = OmegaConf.to_container(_load(folder / SWEEP))  # references stay text
+    said = (plain.get("hydra") or {}).get("overrides") or {}
+    task, own = [str(one) for one in said.get("task") or ()], [str(one) for one in said.get("hydra") or ()]
     own = [one for one in own if not one.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    refused = [one for one in task if not _is_value(one)] + [one for one in own if not HYDRA.match(one) or "${" in one]
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return ["-m", *map(str, task), *own, f"hydra.sweep.dir='{quoted}'", f"resume='{quoted}'"]
+    again = [f"hydra.sweep.dir='{quoted}'", f"resume='{quoted}'"]
+    if refused:
+        raise RunError(
+            f"{folder / SWEEP} sets {refused[0]}, which may call anything; if you trust it, type the sweep again: "
+            f"fedbayes -m ... {' '.join(again)}."
+        )
+    return ["-m", *task, *own, *again]
+
+
+def _is_value(word: str) -> bool:
+    """Whether a word of a sweep sets a value or makes a choice, and nothing of Hydra's own."""
+    key, equals, value = word.partition("=")
+    key = key.lstrip("+~").partition("@")[0]
+    if not equals or not re.match(r"\w", key) or key.partition("/")[0].partition(".")[0] == "hydra" or "${" in word:
+        return False
+    return CHOICE.fullmatch(value) is not None if "/" in key or (CONF / key).is_dir() else True
 
 
 def _load(path: Path) -> DictConfig:
@@ -105,14 +119,26 @@ def _load(path: Path) -> DictConfig:
     """
     try:
         cfg = OmegaConf.load(path)
-        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{path} cannot be read ({str(error).splitlines()[0]}); it is no configuration.") from error
     if not isinstance(cfg, DictConfig):
         raise RunError(f"{path} holds no mapping; it is no configuration.")
-    if path.name == FILE and "${" in text:
+    if path.name == FILE and any("${" in text for text in _texts(OmegaConf.to_container(cfg))):
         raise RunError(f"{path} holds a reference ($...), which no run writes; replace it by its value.")
     return cfg
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Every text in nested values, names included."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for name, value in node.items():
+            yield from _texts(name)
+            yield from _texts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _texts(value)
 
 
 def _expected(cfg: DictConfig) -> list[str]:
@@ -135,11 +161,22 @@ def _targets(node: Any) -> Iterator[object]:
             yield from _targets(value)
 
 
-def _found(target: str, where: str) -> Any:
-    try:
-        return get_object(target)
-    except Exception as error:  # whatever a module's import may raise
-        raise RunError(f"{where} names {target}, which cannot be loaded ({error}).") from error
+@cache
+def _shipped() -> frozenset[object]:
+    """All targets that the files in `conf/` name."""
+    files = [OmegaConf.to_container(OmegaConf.load(path)) for path in CONF.rglob("*.yaml")]
+    return frozenset(target for file in files for target in _targets(file))
+
+
+def _is_strategy(target: str) -> bool:
+    """Whether it names one of Flower's strategies."""
+    module, _, name = target.rpartition(".")
+    if module != STRATEGIES:
+        return False
+    from flwr.serverapp import strategy
+
+    found = getattr(strategy, name, None)
+    return isinstance(found, type) and issubclass(found, strategy.Strategy)
 
 
 def _within(name: str, modules: Sequence[str]) -> bool:

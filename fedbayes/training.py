@@ -12,10 +12,10 @@ from typing import Any, Protocol, final
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
 
-from fedbayes.errors import ConfigError, RunError, require_number, require_whole
+from fedbayes.errors import ConfigError, StoppedError, require_number, require_whole
 from fedbayes.faults import Fault, Faults
 from fedbayes.federation import Federation, Replies
-from fedbayes.guard import FAILED, INVALID, LATE, Refusal, misshapen
+from fedbayes.guard import FAILED, INVALID, LATE, Refusal, form_of, misshapen
 from fedbayes.inference.diagnostics import mixing_ratio
 from fedbayes.messages import ARRAYS, ClientUpdate, address, from_record, payload_bytes, write_reply
 from fedbayes.progress import Progress
@@ -50,7 +50,8 @@ class Training:
         faults: to simulate.
         timeout: seconds that clients have; None: as long as they need. A process that works on is ended.
         passes: over a client's training images in a round, for the count of images.
-        clip: longest step of a client; a longer one is scaled down to it before the strategy sees it. None for none.
+        clip: longest step of a client; a longer one is scaled down to it before the strategy sees it, and clients count
+            alike. None for none.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -84,7 +85,7 @@ class Training:
         """Train, and take the answers into `progress`.
 
         Raises:
-            RunError: if too few answers can be used, in every attempt; the strategy and its parameters are untouched.
+            StoppedError: if too few answers can be used, in every attempt; strategy and parameters are untouched.
         """
         chosen = self.sampling.train(server_round)
         refused: Counter[str] = Counter()
@@ -104,7 +105,7 @@ class Training:
             attempt += 1
             void = f"{len(replies.updates)} usable replies, {self.min_replies} needed"
             if attempt > self.retries:
-                raise RunError(
+                raise StoppedError(
                     f"round {server_round} is void after {attempt} attempts: {void}; run.log names each client's "
                     "reason. Raise simulation.retries, lower simulation.min_replies, or mend the clients."
                 )
@@ -123,9 +124,9 @@ class Training:
         progress.train = mean_metrics(replies.updates)
         log.log(
             {
+                **progress.train,
                 "round": server_round,
                 "phase": "train",
-                **progress.train,
                 "images": images,
                 "images_per_second": images / seconds if seconds > 0 else None,
                 "seconds": seconds,
@@ -142,11 +143,11 @@ class Training:
         log.log_clients(
             [
                 {
+                    **update.metrics,
                     "round": server_round,
                     "phase": "train",
                     "partition": update.partition,
                     "images": update.num_examples,
-                    **update.metrics,
                 }
                 for update in replies.updates
             ]
@@ -173,7 +174,9 @@ class Training:
         replies = federation.ask(sent)
         absent = {one: Refusal(LATE, "no answer in time (simulated)") for one in faults if self._late(faults[one])}
         replies = replies.without(absent)
-        return replies.without(misshapen(replies.updates, lambda: from_record(progress.arrays)))
+        replies = replies.without(misshapen(replies.updates, progress.form, lambda: from_record(progress.arrays)))
+        progress.form = progress.form or form_of(replies.updates)
+        return replies
 
     def _clip(self, federation: Federation, sent: Sequence[Message], replies: Replies) -> None:
         """Scale down what walked too far from what it was sent."""
@@ -182,7 +185,8 @@ class Training:
         starts = {federation.partition_of(message): message.content.array_records[ARRAYS] for message in sent}
         for message, update in zip(replies.messages, replies.updates, strict=True):
             arrays = clipped(from_record(starts[update.partition]), update.arrays, self.clip)
-            message.content = write_reply(replace(update, arrays=arrays))
+            # Alike: how many images a client has, it says itself.
+            message.content = write_reply(replace(update, arrays=arrays, num_examples=1))
 
     def _late(self, fault: Fault) -> bool:
         return fault.kind == "drop" or (self.faults.deadline is not None and fault.delay > self.faults.deadline)
@@ -206,7 +210,7 @@ def mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:
         pairs = [(update.metrics[name], update.num_examples) for update in updates if name in update.metrics]
         means[name] = sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
     for when in ("received", "sent"):
-        if f"mixing_variance_{when}" in means:
+        if {f"mixing_variance_{when}", f"conditional_variance_{when}"} <= means.keys():
             mixing, conditional = (means.pop(f"{kind}_variance_{when}") for kind in ("mixing", "conditional"))
             means[f"mixing_ratio_{when}"] = mixing_ratio(mixing, conditional)
     return means

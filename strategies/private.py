@@ -1,13 +1,14 @@
 r"""Client-level differential privacy of the average (DP-FedAvg, McMahan et al., ICLR 2018, arXiv 1710.06963).
 
-Of the M replies of a round, each step u_i - w is clipped to length C over all shared numbers together, then
+Of m clients a round draws, each step u_i - w is clipped to length C over all shared numbers together, then
 
-    w <- w + 1/M sum_i clip(u_i - w, C) + N(0, (z C / M)^2 I),
+    w <- w + 1/m sum_i clip(u_i - w, C) + N(0, (z C / m)^2 I),
 
-clients counted alike: the number of its images would tell something of a client. Replacing one client by another moves
-the mean by 2 C / M at most, so the noise is z / 2 times the sensitivity. The accountant composes rounds in which m of n
+clients counted alike: the number of its images would tell something of a client. A reply that is dropped counts as no
+step; m stays, since whether a reply can be used may depend on the client's data. Replacing one client by another moves
+the sum by 2 C / m at most, so the noise is z / 2 times the sensitivity. The accountant composes rounds in which m of n
 clients are drawn without replacement, by Renyi differential privacy (dp_accounting, extra `[dp]`), for neighbouring
-federations that differ in one client's data. Replies that are dropped only lower M.
+federations that differ in one client's data. A round that is void releases nothing; that it was void is not covered.
 
 What is private are the parameters that the server hands out. The run's own log (losses, evaluations) is a simulation's
 privilege and is not covered; nor is anything that a client keeps to itself, which never leaves it.
@@ -26,7 +27,8 @@ from flwr.serverapp.strategy import Strategy
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.messages import Arrays, from_record, read_update, to_record, write_reply
 from fedbayes.seeding import numpy_generator
-from fedbayes.steps import clipped
+from fedbayes.steps import clipped, moved
+from fedbayes.strategy_state import restore, state_of
 
 
 @final
@@ -108,13 +110,12 @@ class PrivateAveraging(Strategy):
         if after is None:
             return None, metrics
         rng = numpy_generator(self._seed, server_round, "privacy")
-        deviation = self.noise * self.clip / len(answers)
-        noisy = {
-            name: np.asarray(array + deviation * rng.standard_normal(array.shape), dtype=array.dtype)
-            if self._learnt(name)
-            else array
-            for name, array in from_record(after).items()
-        }
+        drawn = self._sampled[1]
+        noisy = moved(self._before, from_record(after), len(answers) / drawn)
+        for name, array in noisy.items():
+            if self._learnt(name):
+                noise = self.noise * self.clip / drawn * rng.standard_normal(array.shape)
+                noisy[name] = np.asarray(array + noise, dtype=array.dtype)
         return to_record(noisy), metrics
 
     def configure_evaluate(
@@ -133,12 +134,11 @@ class PrivateAveraging(Strategy):
 
     def state(self) -> Arrays:
         """The strategy's; noise is keyed, and epsilon follows from the number of rounds."""
-        return self.strategy.state() if hasattr(self.strategy, "state") else {}
+        return state_of(self.strategy)
 
     def restore(self, state: Arrays) -> None:
         """The strategy's."""
-        if hasattr(self.strategy, "restore"):
-            self.strategy.restore(state)
+        restore(self.strategy, state)
 
     def _learnt(self, name: str) -> bool:
         return self.groups is None or name.startswith(self.groups)

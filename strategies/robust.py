@@ -1,17 +1,18 @@
 r"""Aggregates that a share of hostile clients cannot move at will, each of flat vectors `(M, d)`.
 
     median             of each entry (Yin et al., ICML 2018, arXiv 1803.01498)
-    trimmed_mean       of each entry, without the floor(f M) largest and smallest (same paper); Flower's `trim_mean`
-    krum               the update with the least sum of squared distances to its M - floor(f M) - 2 nearest ones
-    multi_krum         the mean of the M - floor(f M) - 2 updates for which that sum is least, at least one
+    trimmed_mean       of each entry, without the ceil(f M) largest and smallest (same paper); Flower's `trim_mean`
+    krum               the update with the least sum of squared distances to its M - ceil(f M) - 2 nearest ones
+    multi_krum         the mean of the M - ceil(f M) - 2 updates for which that sum is least, at least one
                        (both Blanchard et al., NeurIPS 2017, arXiv 1703.02757)
     geometric_median   argmin_z sum_i |z - w_i| by Weiszfeld's steps (Pillutla et al., IEEE TSP 2022, arXiv 1912.13445)
 
 None weighs clients by their images: a client says itself how many it has. f is the share of hostile clients reckoned
-with. Flower's own Krum expands squared distances in float32, which cancels where updates are close; here they are
-summed in float64.
+with; Krum's proof needs M > 2 ceil(f M) + 2. Flower's own Krum expands squared distances in float32, which cancels
+where updates are close; here they are summed in float64.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -65,7 +66,7 @@ def combined(updates: Sequence[ClientUpdate], aggregate: Aggregate) -> Arrays:
 def krum(vectors: np.ndarray, hostile: float, *, several: bool) -> np.ndarray:
     """Krum, or the mean of the several best; of equal scores the earlier client's counts."""
     count = len(vectors)
-    trusted = max(1, count - int(hostile * count) - 2)
+    trusted = max(1, count - reckoned(hostile, count) - 2)
     distances = np.sort(squareform(pdist(vectors, "sqeuclidean")), axis=1)[:, 1:]  # without each one's own 0
     scores = distances[:, :trusted].sum(1)
     best = np.sort(np.argsort(scores, kind="stable")[: trusted if several else 1])
@@ -73,20 +74,34 @@ def krum(vectors: np.ndarray, hostile: float, *, several: bool) -> np.ndarray:
 
 
 def geometric_median(vectors: np.ndarray) -> np.ndarray:
-    """The point with the least sum of distances to all, to a relative 1e-10."""
+    """The point with the least sum of distances to all, to a relative 1e-10.
+
+    Weiszfeld's step divides by distances; where the point lies on a client it is that of Vardi and Zhang (PNAS 2000).
+    """
     point = np.asarray(np.median(vectors, axis=0))
     for _ in range(STEPS):
         distances = np.linalg.norm(vectors - point, axis=1)
         scale = distances.max()
-        if scale == 0:
+        away = distances > 1e-12 * scale
+        if scale == 0 or not away.any():
             break
-        weights = 1 / np.maximum(distances, 1e-12 * scale)  # on top of a client it would stay there for ever
-        after = weights @ vectors / weights.sum()
+        weights = 1 / distances[away]
+        after = weights @ vectors[away] / weights.sum()
+        pull = np.linalg.norm(weights @ (vectors[away] - point))
+        held = min(1.0, (~away).sum() / pull) if pull > 0 else 1.0  # by the clients that it lies on
+        after = (1 - held) * after + held * point
         moved, point = np.linalg.norm(after - point), after
         if moved <= NEAR * scale:
             break
     return point
 
 
+def reckoned(hostile: float, count: int) -> int:
+    """How many of the clients a share of hostile ones is, rounded up."""
+    return math.ceil(hostile * count - 1e-9)
+
+
 def _trimmed_mean(vectors: np.ndarray, hostile: float) -> np.ndarray:
-    return np.asarray(trim_mean(vectors, hostile))
+    count = len(vectors)
+    cut = min(reckoned(hostile, count), (count - 1) // 2)
+    return np.asarray(trim_mean(vectors, (cut + 1e-6) / count))  # it takes the whole part of its product with count

@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import Strategy
 
 from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.messages import Arrays, from_record, to_record
+from fedbayes.strategy_state import restore, state_of
 
 RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}
 """Learning rates that `lr: null` stands for."""
@@ -107,15 +108,13 @@ class ServerOptimiser(Strategy):
 
     def state(self) -> Arrays:
         """The moments, float64, and the strategy's own state."""
-        inner = self.strategy.state() if hasattr(self.strategy, "state") else {}
-        kept = {INNER: inner, FIRST: self._first, SECOND: self._second}
+        kept = {INNER: state_of(self.strategy), FIRST: self._first, SECOND: self._second}
         return {prefix + name: array for prefix, arrays in kept.items() for name, array in arrays.items()}
 
     def restore(self, state: Arrays) -> None:
         """Take back what `state` gave in an earlier process."""
         self._first, self._second = _under(FIRST, state), _under(SECOND, state)
-        if hasattr(self.strategy, "restore"):
-            self.strategy.restore(_under(INNER, state))
+        restore(self.strategy, _under(INNER, state))
 
     def _moved(self, name: str, after: np.ndarray) -> np.ndarray:
         """One array after the step, in its own precision."""

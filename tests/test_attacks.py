@@ -19,7 +19,9 @@ RNG = np.random.default_rng(0)
 SMALL = ["experiment=smoke", "clients=5"]
 
 
-@pytest.mark.parametrize(("clients", "share", "count"), [(10, 0.2, 2), (10, 0.0, 0), (5, 0.3, 2), (7, 1.0, 7)])
+@pytest.mark.parametrize(
+    ("clients", "share", "count"), [(10, 0.2, 2), (10, 0.0, 0), (5, 0.3, 2), (10, 0.3, 3), (7, 0.05, 1), (7, 1.0, 7)]
+)
 def test_a_share_of_the_clients_is_hostile_the_same_ones_in_every_process(clients, share, count):
     found = LabelFlip(share=share, seed=3).hostile(clients)
     assert len(set(found)) == len(found) == count

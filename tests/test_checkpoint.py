@@ -86,6 +86,30 @@ def test_without_a_whole_one_there_is_none_and_each_is_named(tmp_path):
     assert ["round-00002" in damage[0], "round-00001" in damage[1]] == [True, True]
 
 
+def test_a_damaged_later_one_does_not_cost_the_new_one(tmp_path):
+    for server_round in (4, 5):
+        (save(tmp_path, Checkpoint(server_round, SERVER, {})) / "state.json").write_text("{")
+    save(tmp_path, Checkpoint(1, SERVER, {}))
+    assert newest(tmp_path)[0].server_round == 1
+
+
+def test_the_newest_is_told_by_its_number(tmp_path):
+    for server_round in (99_999, 100_000):
+        save(tmp_path, Checkpoint(server_round, SERVER, {}))
+    assert newest(tmp_path)[0].server_round == 100_000
+
+
+def test_an_incomplete_one_is_passed_over_for_a_complete_one(tmp_path):
+    save(tmp_path, Checkpoint(1, SERVER, {}, history={"complete": True}))
+    save(tmp_path, Checkpoint(2, SERVER, {}, history={"complete": False}))
+    found, said = newest(tmp_path)
+    assert found.server_round == 1
+    assert "lacks what clients keep to themselves" in said[0]
+    save(tmp_path, Checkpoint(3, SERVER, {}, history={"complete": False}))
+    with pytest.raises(RunError, match="share-personal=true"):
+        newest(tmp_path)
+
+
 def test_a_disk_that_fills_up_leaves_the_ones_before(tmp_path, monkeypatch):
     save(tmp_path, Checkpoint(1, SERVER, {}))
 
@@ -110,8 +134,9 @@ def test_another_format_is_refused_with_a_remedy(tmp_path):
     path = save(tmp_path, Checkpoint(3, SERVER, {})) / "state.json"
     state = json.loads(path.read_text())
     path.write_text(json.dumps({**state, "format": 1}))
-    with pytest.raises(RunError, match=r"is of format 1, this is 2; use the fedbayes that wrote it"):
-        latest(tmp_path)
+    for ask in (latest, newest):  # and not passed over: the run would start again
+        with pytest.raises(RunError, match=r"is of format 1, this is 2; use the fedbayes that wrote it"):
+            ask(tmp_path)
 
 
 def test_a_method_that_shares_nothing_and_one_that_keeps_nothing(tmp_path):

@@ -1,12 +1,15 @@
 """Answers that would cost a result are refused, named and counted, and only those."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from flwr.app import Message, MessageType
+from flwr.app import Array, Message, MessageType, MetricRecord
 from scripted import Scripted, play
 
 from fedbayes.errors import ConfigError
-from fedbayes.guard import Guard, Refusal, misshapen, unreadable
+from fedbayes.guard import Guard, Refusal, form_of, misshapen, unreadable
 from fedbayes.messages import ClientUpdate, from_record, write_reply
 from fedbayes.simulation.flower_private import claim_identity
 
@@ -64,6 +67,25 @@ def updates(*arrays):
     return [ClientUpdate(partition, one, 2, {}) for partition, one in enumerate(arrays)]
 
 
+def test_arrays_that_are_not_what_they_are_said_to_be_are_refused():
+    for change in ({"dtype": "foo"}, {"stype": "pickle"}, {"data": b""}, {"shape": (9,)}, {"dtype": "int64"}):
+        message = reply(GOOD)
+        array = message.content["arrays"]["w"]
+        said = {"dtype": array.dtype, "shape": array.shape, "stype": array.stype, "data": array.data, **change}
+        message.content["arrays"]["w"] = Array(said["dtype"], said["shape"], said["stype"], said["data"])
+        refusal = Guard(1e8).read(0, message)
+        assert isinstance(refusal, Refusal), change
+        assert refusal.kind == "invalid"
+    assert isinstance(read({"w": np.array([1 + 1j])}), Refusal)
+
+
+@pytest.mark.parametrize("count", [0.5, 3.0, 2**31, 10**12, 1.7e308])
+def test_a_count_that_is_no_whole_number_of_images_is_refused(count):
+    message = reply(GOOD)
+    message.content["metrics"] = MetricRecord({"num-examples": count})
+    assert isinstance(Guard(1e8).read(0, message), Refusal)
+
+
 def test_arrays_of_another_form_than_most_are_refused():
     odd = [
         {"w": np.ones(3, np.float32), "n": np.array([3])},
@@ -74,28 +96,42 @@ def test_arrays_of_another_form_than_most_are_refused():
         dict(reversed(GOOD.items())),
     ]
     for one in odd:
-        refused = misshapen(updates(GOOD, one, GOOD), lambda: GOOD)
+        refused = misshapen(updates(GOOD, one, GOOD), (), lambda: GOOD)
         assert list(refused) == [1], one
-    assert misshapen(updates(GOOD, GOOD), dict) == {}
+        # Alone, too, it is not what the server has, unless nothing of it is: then the form of the first round tells.
+        assert list(misshapen(updates(one), form_of(updates(GOOD)), dict)) == [0]
+    assert misshapen(updates(GOOD, GOOD), (), dict) == {}
+    assert misshapen(updates(GOOD), json.loads(json.dumps(form_of(updates(GOOD)))), dict) == {}
     assert "it has w (3,) float32 where most clients have w (4,) float32" in str(
-        misshapen(updates(GOOD, odd[0], GOOD), dict)[1]
+        misshapen(updates(GOOD, odd[0], GOOD), (), dict)[1]
     )
 
 
-def test_of_two_forms_that_are_as_frequent_the_servers_own_counts():
+def test_what_the_server_has_of_that_name_must_fit_even_if_all_agree():
     other = {"w": np.ones(9, np.float32)}
-    assert list(misshapen(updates(other, GOOD), lambda: GOOD)) == [0]
-    assert list(misshapen(updates(other, GOOD), lambda: other)) == [1]
+    assert list(misshapen(updates(other, other), (), lambda: GOOD)) == [0, 1]
+    sums = {"sums": np.ones(9)}
+    assert misshapen(updates(sums, sums), (), lambda: GOOD) == {}
+
+
+def test_of_two_forms_that_are_as_frequent_the_servers_own_counts():
+    other = {"v": np.ones(9, np.float32)}
+    assert list(misshapen(updates(other, GOOD), (), lambda: GOOD)) == [0]
+    assert list(misshapen(updates(other, GOOD), (), lambda: other)) == [1]
 
 
 def test_evaluations_need_a_row_for_each_image():
-    good = {"probabilities": np.ones((2, 5)), "labels": np.ones(2)}
+    good = {"probabilities": np.ones((2, 5)), "labels": np.ones(2, np.int64)}
     assert unreadable(updates(good, good)) == {}
-    short = {**good, "labels": np.ones(1)}
+    short = {**good, "labels": np.ones(1, np.int64)}
     assert "labels has shape (1,) for 2 images" in unreadable(updates(good, short))[1].reason
     classes = {**good, "probabilities": np.ones((2, 4))}
     assert list(unreadable(updates(good, classes, good))) == [1]
-    assert list(unreadable(updates(good, {"labels": np.ones(2)}, good))) == [1]
+    assert list(unreadable(updates(good, {"labels": np.ones(2, np.int64)}, good))) == [1]
+    for bad in ({"labels": np.array([0, 5])}, {"labels": np.array([-1, 0])}, {"probabilities": np.full((2, 5), -1.0)}):
+        assert list(unreadable(updates(good, {**good, **bad}, good))) == [1]
+    lacking = [replace(one, metrics={"x": 1.0} if one.partition else {}) for one in updates(good, good, good)]
+    assert "its metrics differ from most clients' in x" in unreadable(lacking)[0].reason
 
 
 class Odd(Scripted):
@@ -122,3 +158,26 @@ def test_the_round_goes_on_with_the_rest():
     row = journal.rows[0]
     assert (row["replies"], row["dropped"]) == (2, 2)
     assert (row["dropped_late"], row["dropped_failed"], row["dropped_invalid"]) == (0, 0, 2)
+
+
+class Liars(Scripted):
+    """One client claims a million million images, and metrics with names of the log's own."""
+
+    def train(self, requests):
+        return [
+            replace(one, num_examples=10**12)
+            if one.partition == 1
+            else replace(one, metrics={"round": 99, "loss": 1.0})
+            for one in super().train(requests)
+        ]
+
+
+def test_a_client_cannot_outweigh_the_others_or_write_the_log():
+    progress, journal, _ = play(Liars(), clients=3, rounds=1)
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
+    assert [row["round"] for row in journal.rows] == [1] * len(journal.rows)
+
+
+def test_where_steps_are_clipped_clients_count_alike():
+    progress, _, _ = play(Scripted(), clients=3, rounds=1, clip=1.5)
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(1 + 1.5 + 1.5) / 3])

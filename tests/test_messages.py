@@ -97,7 +97,7 @@ def test_a_client_that_keeps_nothing_has_no_state():
 @pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
 def test_a_reply_without_a_positive_weight_is_refused(weight):
     reply = RecordDict({"arrays": to_record({}), "metrics": MetricRecord({"num-examples": weight})})
-    with pytest.raises(ValueError, match="expected a positive number"):
+    with pytest.raises(ValueError, match="expected a whole number from 1"):
         read_update(0, reply)
 
 

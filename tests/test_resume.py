@@ -64,6 +64,8 @@ def test_every_method_goes_on_exactly(method, tmp_path, monkeypatch):
         ["server.name=yogi", "method=pep_fedpt"],
         ["method.strategy._target_=flwr.serverapp.strategy.FedAvgM", "+method.strategy.server_momentum=0.9"],
         ["method.strategy._target_=flwr.serverapp.strategy.FedAdam"],
+        ["server.name=momentum", "method.strategy._target_=flwr.serverapp.strategy.FedAdam"],
+        ["privacy.noise=0.1", "server.name=adam"],
         ["method=fedper", "clients=6", "participation=0.34"],
         ["method=ditto", "evaluate.new_clients=1", "evaluate.adapt_steps=[0,1]", "evaluate.every=2"],
         ["evaluate.temperature=true", "evaluate.held_out=[noise]"],
@@ -118,6 +120,31 @@ def test_without_any_whole_checkpoint_it_starts_again_from_round_0(tmp_path, mon
     resume(parts)
     assert result(parts) == result(whole)
     assert "resumed after round 0" in (parts / "run.log").read_text()
+
+
+def test_a_first_round_that_stays_void_leaves_a_directory_to_go_on_with(tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
+    with pytest.raises(RunError, match="round 1 is void after 3 attempts"):
+        simulate([*SMALL, "faults.drop=1.0", f"run_dir={run_dir}"])
+    assert "no answer in time (simulated)" in (run_dir / "run.log").read_text()
+    monkeypatch.setattr("fedbayes.faults.Faults.any", False)
+    resume(run_dir)
+    assert (run_dir / "summary.json").exists()
+
+
+def test_a_checkpoint_that_lies_in_a_new_runs_directory_is_not_its_own(tmp_path):
+    simulate([*SMALL, "seed=5", f"run_dir={tmp_path / 'other'}"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "other" / "checkpoint").rename(tmp_path / "run" / "checkpoint")
+    with pytest.raises(RunError, match=r"already holds a run \(checkpoint\)"):
+        simulate([*SMALL, f"run_dir={tmp_path / 'run'}"])
+
+
+def test_a_run_that_was_ended_before_its_report_gets_one(tmp_path):
+    simulate([*SMALL, f"run_dir={tmp_path / 'run'}"])
+    (tmp_path / "run" / "report.html").unlink()
+    resume(tmp_path / "run")
+    assert (tmp_path / "run" / "report.html").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
@@ -194,9 +221,14 @@ def killed_at_random(overrides, tmp_path, kills, seed):
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
                 hits += 1
-                phases.add("before the first" if not list(run_dir.glob("checkpoint/round-*")) else "after")
+                stored = sorted(path.name for path in run_dir.glob("checkpoint/round-*"))
+                during = list(run_dir.glob("checkpoint/.round-*"))
+                phases.add("during one" if during else "after" if stored else "before the first")
+                begun = (run_dir / "config.yaml").exists()
+                expected = f"resumed after round {int(stored[-1][6:]) if stored else 0}:" if begun else ""
             else:
                 assert process.exitcode == 0
+                assert expected in (run_dir / "run.log").read_text()
         # A summary is written before pictures and report: a kill in between leaves the result.
         assert result(run_dir) == result(whole)
     return phases

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fedbayes.errors import FedbayesError, RunError
+from fedbayes.errors import FedbayesError, RunError, StoppedError
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -23,7 +23,9 @@ REPORT = "report.html"
 PLOTS = "plots"
 PREDICTIONS = "predictions.safetensors"
 
-_MARKS = (CONFIG, METRICS, SUMMARY)  # any of these: the directory holds a run
+CHECKPOINTS = "checkpoint"
+
+_MARKS = (CONFIG, METRICS, SUMMARY, CHECKPOINTS)  # any of these: the directory holds a run
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # file systems without hard links
 
@@ -70,16 +72,18 @@ def claimed(run_dir: Path, config: str) -> Iterator[Path]:
         RunError: see `claim` and `reopened`.
     """
     claim(run_dir, config)
-    try:
-        with reopened(run_dir):
+    with reopened(run_dir):
+        try:
             yield run_dir
-    except FedbayesError:
-        if (run_dir / METRICS).stat().st_size == 0:
-            for name in (METRICS, CLIENTS, CONFIG, PARTITION, LOG):
-                (run_dir / name).unlink(missing_ok=True)
-            with suppress(OSError):  # something else lies in it
-                run_dir.rmdir()
-        raise
+        except StoppedError:
+            raise
+        except FedbayesError:
+            if (run_dir / METRICS).stat().st_size == 0:
+                for name in (METRICS, CLIENTS, CONFIG, PARTITION, LOG):
+                    (run_dir / name).unlink(missing_ok=True)
+                with suppress(OSError):  # something else lies in it
+                    run_dir.rmdir()
+            raise
 
 
 @contextmanager
@@ -113,7 +117,10 @@ def _create(path: Path, text: str) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         try:
             os.link(temporary, path)  # the one step that two processes cannot both do
         except OSError as error:
@@ -213,6 +220,6 @@ def keep_rounds(path: Path, last_round: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if row.get("round", 0) <= last_round:
+        if isinstance(row, dict) and row.get("round", 0) <= last_round:
             kept.append(line)
     replace_text(path, "".join(f"{line}\n" for line in kept))

@@ -71,6 +71,30 @@ def test_the_noise_added_has_the_stated_deviation_and_is_seeded(noise, clip):
     assert abs(np.corrcoef(noisy[0]["a.w"], noisy[0]["b.w"])[0, 1]) < 0.04
 
 
+class Absent(Steps):
+    """The last client's answer cannot be used."""
+
+    def train(self, requests):
+        answers = super().train(requests)
+        for one in answers:
+            if one.partition == 3:
+                one.arrays["a.w"][:] = np.nan
+        return answers
+
+
+def test_a_reply_that_is_dropped_is_no_step_and_changes_no_noise():
+    """Whether it is dropped may depend on its data: a smaller divisor, and noise of another size, would tell."""
+    size = 20_000
+    found = {}
+    for noise in (1.0, 1e-12):
+        progress, journal, _ = play(Absent(size), strategy=private(noise, math.sqrt(2 * size)), clients=4, rounds=1)
+        assert [row["replies"] for row in journal.rows if row["phase"] == "train"] == [3]
+        found[noise] = from_record(progress.arrays)["a.w"]
+    assert found[1e-12][0] == pytest.approx(3 / 4)  # three steps clipped to 1 in every number, of four clients
+    deviation = math.sqrt(2 * size) / 4
+    assert (found[1.0] - found[1e-12]).std() == pytest.approx(deviation, rel=0.03)
+
+
 def test_rounds_draw_anew():
     size = 5_000
     one, two = after(private(clip=1e-9, noise=1e9), size), after(private(clip=1e-9, noise=1e9), size, rounds=2)

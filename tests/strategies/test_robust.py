@@ -24,7 +24,8 @@ def test_median_and_trimmed_mean_by_hand():
     rows = np.array([[1.0], [2.0], [3.0], [4.0], [100.0]])
     assert robust("median", 0.2)(rows) == pytest.approx([3.0])
     assert robust("trimmed_mean", 0.2)(rows) == pytest.approx([3.0])  # (2 + 3 + 4) / 3
-    assert robust("trimmed_mean", 0.19)(rows) == pytest.approx([22.0])  # floor(.19 * 5) = 0: the mean
+    assert robust("trimmed_mean", 0.21)(rows) == pytest.approx([3.0])  # ceil(.21 * 5) = 2: the median
+    assert robust("trimmed_mean", 0.0)(rows) == pytest.approx([22.0])
     assert robust("mean", 0.2) is None
 
 
@@ -43,7 +44,7 @@ def test_krum_equals_flowers_where_that_is_exact(several):
         RecordDict({"a": ArrayRecord([row]), "m": MetricRecord({"num-examples": 1, "i": i})})
         for i, row in enumerate(rows)
     ]
-    hostile = 2  # floor(.2 * 11)
+    hostile = 3  # ceil(.2 * 11)
     picked = select_multikrum(contents, hostile, 11 - hostile - 2 if several else 1)
     expected = rows[[content["m"]["i"] for content in picked]].mean(0)
     np.testing.assert_allclose(krum(rows, 0.2, several=several), expected, rtol=1e-12)
@@ -61,6 +62,13 @@ def test_the_geometric_median_is_where_an_optimiser_finds_it(seed):
     found = geometric_median(rows)
     best = minimize(lambda z: np.linalg.norm(rows - z, axis=1).sum(), rows.mean(0), tol=1e-12)
     np.testing.assert_allclose(found, best.x, atol=1e-5)
+
+
+def test_the_geometric_median_leaves_a_client_that_is_not_the_best_place():
+    rows = np.array([[0.0, 0], [1, 10], [2, 10], [-10, -1], [-10, -1]])  # its start, the median, is the first client
+    found = geometric_median(rows)
+    best = minimize(lambda z: np.linalg.norm(rows - z, axis=1).sum(), [-1.0, 1.0], tol=1e-12)
+    np.testing.assert_allclose(found, best.x, atol=1e-4)
 
 
 def test_the_geometric_median_of_one_dimension_is_the_median_and_may_lie_on_a_client():
