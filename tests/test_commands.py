@@ -6,18 +6,9 @@ Whatever can run on the bundled data is run here, made small. Of the others the 
 import re
 
 import pytest
-from pages import PAGES, ROOT, Shell, commands, words
+from pages import PAGES, ROOT, SMALL, Shell, commands, words
 
 from fedbayes.configuration import CONF, compose
-
-SMALL = [
-    "data.image_size=16",
-    "partition.validation=0.02",
-    "partition.test=0.02",
-    "rounds=1",
-    "inference.predict_samples=2",
-    "simulation.threads=1",
-]
 
 PAGE_TESTS = {"docs/extend/", "docs/tutorial.md"}
 """Pages whose commands belong together; tests/docs/test_docs.py runs them in their order."""
@@ -78,8 +69,7 @@ HERE = [one for one in shown() if marked(one, ELSEWHERE) is None and marked(one,
 def test_it_runs(command, monkeypatch, tmp_path):
     shell = Shell(monkeypatch, tmp_path)
     asked = words(command)
-    capped = any(one.startswith(("partition.max_train", "partition=resampled")) for one in asked)
-    shell.run(command, [*SMALL, *([] if capped else ["partition.max_train=8"])])
+    shell.run(command, SMALL)
     if asked[0] == "fedbayes":
         assert len(list(tmp_path.rglob("summary.json"))) == 1
 

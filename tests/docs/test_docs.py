@@ -8,10 +8,14 @@ import subprocess
 import sys
 import tomllib
 
+import matplotlib.pyplot
 import pytest
 import yaml
-from pages import PAGES, ROOT, Shell, blocks, commands, files
+from pages import PAGES, ROOT, SMALL, Shell, blocks, commands, files, words
 from processes import COMPILED, QUIET
+
+from fedbayes import load
+from fedbayes.errors import RunError
 
 EXTEND = ROOT / "docs" / "extend"
 
@@ -42,7 +46,7 @@ def summary(run_dir):
     return json.loads((run_dir / "summary.json").read_text())
 
 
-def test_a_method_outside_of_the_repository(shell, capsys):
+def test_a_method_outside_of_the_repository(shell, capsys, monkeypatch):
     folder = shell("method_outside.md")
     assert summary(folder / "runs/gated")["method"] == "gated"
     jobs = sorted(
@@ -52,16 +56,25 @@ def test_a_method_outside_of_the_repository(shell, capsys):
     out = capsys.readouterr().out
     assert re.search(r"\['\d', '\d', '\d'\] \[0\.", out), "predict.py printed three labels"
     assert "has finished" in out, "resume could read the run"
-
-
-def test_without_trust_the_method_is_not_read_back(shell, monkeypatch):
-    folder = shell("method_outside.md")
     monkeypatch.delenv("FEDBAYES_TRUST")
-    from fedbayes import load
-    from fedbayes.errors import RunError
-
     with pytest.raises(RunError, match=r"gated\.GatedPrompts"):
         load(folder / "runs/gated")
+
+
+def test_the_tutorial_ends_with_a_figure(monkeypatch, tmp_path, capsys):
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    for name, body in files(text).items():
+        (tmp_path / name).write_text(body)
+    shell = Shell(monkeypatch, tmp_path)
+    with matplotlib.rc_context():
+        matplotlib.use("Agg")
+        for command in commands(text):
+            if words(command)[0] not in ("make", "source"):  # the set-up, which .ci/run does
+                shell.run(command, SMALL)
+        matplotlib.pyplot.close("all")
+    assert (tmp_path / "figure.png").stat().st_size > 5_000
+    assert summary(tmp_path / "runs/first")["clients"] == 10
+    assert "fedavg_head" in capsys.readouterr().out
 
 
 def test_a_data_set(shell):
@@ -140,3 +153,22 @@ def test_every_page_is_in_the_navigation_and_names_modules_that_exist():
 def test_the_extra_for_the_site_names_what_it_is_built_with():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {re.match(r"[a-z-]+", one)[0] for one in extras["docs"]} == {"mkdocs-material", "mkdocstrings"}
+
+
+def test_the_citation_is_of_this_software_and_the_paper_a_reference():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (cited["version"], cited["license"], cited["type"]) == (project["version"], project["license"], "software")
+    (paper,) = cited["references"]
+    assert paper["url"].endswith("/2508.19621")
+    assert {one.get("family-names") for one in paper["authors"]}.isdisjoint(one["name"] for one in cited["authors"])
+
+
+def test_the_model_card_is_of_the_shipped_file():
+    card = (ROOT / "docs" / "model_card.md").read_text()
+    (asset,) = (ROOT / "fedbayes" / "assets").glob("*.safetensors")
+    assert asset.name in card
+    assert f"{asset.stat().st_size / 1e6:.2f} MB" in card
+    source = (ROOT / "experiments" / "README.md").read_text()
+    for row in re.findall(r"^\| (?:frozen|raw|random) .*\|$", card, re.MULTILINE):
+        assert row in source

@@ -10,6 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+SMALL = [
+    "data.image_size=16",
+    "partition.validation=0.02",
+    "partition.test=0.02",
+    "partition.max_train=8",
+    "rounds=1",
+    "inference.predict_samples=2",
+    "simulation.threads=1",
+]
+"""Makes a run on the bundled data one of a second or two."""
 
 
 @dataclass(frozen=True)
