@@ -59,7 +59,7 @@ def marked(command, table):
 def shown():
     """Every command once, but for the pages that are run as a whole."""
     pages = [page for page in PAGES if not str(page.relative_to(ROOT)).startswith(tuple(PAGE_TESTS))]
-    return list(dict.fromkeys(command for page in pages for command in commands(page.read_text())))
+    return list({plain(command): command for page in pages for command in commands(page.read_text())}.values())
 
 
 HERE = [one for one in shown() if marked(one, ELSEWHERE) is None and marked(one, NEEDS) is None]
