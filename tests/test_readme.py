@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pyro
 import torch
+from PIL import Image
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -27,3 +29,16 @@ def test_the_guide_in_the_readme_finds_its_posterior():
         assert abs(found.prod(-1).median().item() - 1.0) < 0.3, "p1 p2 = y"
     finally:
         pyro.clear_param_store()
+
+
+def test_the_code_from_python_simulates_and_predicts(monkeypatch, tmp_path):
+    (block,) = (code for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "simulate" in code)
+    asked = '["method=pfedbayespt", "rounds=5"]'
+    assert block.count(asked) == 1
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(name)
+    scope = {}
+    exec(block.replace(asked, '["method=pfedbayespt", "experiment=smoke"]'), scope)
+    assert len(scope["said"].labels) == 2
+    np.testing.assert_allclose(scope["said"].probabilities.sum(1), 1, atol=1e-5)

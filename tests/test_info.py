@@ -1,0 +1,74 @@
+"""`fedbayes-info` says what there is in one sentence each, and shows the files behind it."""
+
+import sys
+
+import pytest
+
+from fedbayes.configuration import CONF
+from fedbayes.info import GROUPS, choices, main, said
+
+
+@pytest.fixture
+def info(monkeypatch, capsys):
+    def run(*asked):
+        monkeypatch.setattr(sys, "argv", ["fedbayes-info", *asked])
+        main()
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("# @package _global_\n# One\n# two. Three.\nkey: 1\n# later", "One two."),
+        ("# After Ye et al. (2025).\nkey: 1", "After Ye et al. (2025)."),
+        ("key: 1", ""),
+    ],
+)
+def test_the_first_sentence_even_over_two_lines(text, sentence):
+    assert said(text) == sentence
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_choice_says_what_it_is_in_a_whole_sentence(group):
+    for name, text in choices(group).items():
+        assert text.endswith("."), f"{group}={name}: {text}"
+
+
+def test_a_choice_shows_its_file_and_values_show_the_comments(info):
+    assert (CONF / "method" / "fedvpt.yaml").read_text().strip() in info("method=fedvpt").out
+    assert "# K, fresh mixing draws" in info("values").out
+    both = info("data", "attack").out
+    assert "  sign_flip " in both
+    assert "  mnist " in both
+    assert "method=" not in both
+
+
+def test_without_words_there_are_versions_and_all_groups(info):
+    out = info().out
+    assert out.startswith("versions")
+    for group in GROUPS:
+        assert f"\n{group}=\n" in out
+
+
+@pytest.mark.parametrize(("asked", "remedy"), [("methd", "is no group; give method"), ("data=mnst", "choose one of")])
+def test_what_does_not_exist_is_said_with_what_does(info, capsys, asked, remedy):
+    with pytest.raises(SystemExit) as end:
+        info(asked)
+    assert end.value.code == 2
+    assert remedy in capsys.readouterr().err
+
+
+def test_the_help_of_the_command_lists_every_group_and_says_where_to_read_on(monkeypatch, capsys):
+    from fedbayes.run import main as fedbayes
+
+    monkeypatch.setattr(sys, "argv", ["fedbayes", "--help"])
+    with pytest.raises(SystemExit) as end:
+        fedbayes()
+    assert not end.value.code
+    out = capsys.readouterr().out
+    for group in GROUPS:
+        assert f"\n{group}: {', '.join(choices(group))}\n" in out
+    for remedy in ("fedbayes-info values", "hydra.searchpath", "resume=", "Exit status"):
+        assert remedy in out
