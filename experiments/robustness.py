@@ -47,7 +47,7 @@ def attacks(root: Path) -> Runs:
     for share in SHARES:
         for defence, how in DEFENCES.items():
             reckoned = "krum" in defence or defence == "trimmed_mean"
-            more = (*how, f"method.strategy.hostile={share}") if reckoned else how
+            more = (*how, f"+method.strategy.hostile={share}") if reckoned else how
             for attack, what in ATTACKS.items() if share else (("none", ()),):
                 key = (attack, f"{share:g}", defence)
                 hostile = (*what, f"attack.share={share}") if share else ()
