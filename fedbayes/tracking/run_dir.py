@@ -22,6 +22,7 @@ LOG = "run.log"
 REPORT = "report.html"
 PLOTS = "plots"
 PREDICTIONS = "predictions.safetensors"
+GALLERY = "gallery.json"
 
 _MARKS = (CONFIG, METRICS, SUMMARY)  # any of these: the directory holds a run
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
