@@ -49,6 +49,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     """
     from fedbayes import build, checkpoint
     from fedbayes.data.partition import describe
+    from fedbayes.gallery import write_gallery
     from fedbayes.provenance import differences, provenance
     from fedbayes.summary import summarise
     from fedbayes.tracking.run_dir import PARTITION, PREDICTIONS, claimed, reopened, write_json
@@ -96,6 +97,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
             summary = summarise(
                 cfg, progress, data.images.domain_names, seconds, simulation.device, hostile, next(iter(privacy), None)
             )
+            write_gallery(run_dir, cfg, data, model)
             tracker.report(summary)
     return summary
 

@@ -1,276 +1,44 @@
-"""A run's results as tables: on the terminal, as a page that stands alone, and side by side with other runs."""
+"""The command `fedbayes-report`: finished runs drawn again, and side by side."""
 
 import argparse
-import base64
-import html
-import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from fedbayes.errors import FedbayesError
-from fedbayes.tracking.progress import duration
-from fedbayes.tracking.run_dir import CONFIG, PLOTS, REPORT, SUMMARY, read_json
+from fedbayes.errors import FedbayesError, RunError
+from fedbayes.tracking.run_dir import SUMMARY
+from fedbayes.tracking.run_page import write_html
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+__all__ = ["main", "write_html"]
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #d5d5d5; --soft: #666; }
-@media (prefers-color-scheme: dark) { :root { --line: #444; --soft: #aaa; } }
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-table { border-collapse: collapse; } th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; } th, td { text-align: right; font-variant-numeric: tabular-nums; }
-th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; background: white; border-radius: 4px; margin: .5rem 0; }
-pre { overflow-x: auto; font-size: .85rem; } .soft { color: var(--soft); }
-"""
-_PICTURES = {
-    "learning_curve": "Learning over rounds",
-    "clients": "Clients and domains",
-    "reliability": "Reliability",
-    "partition": "Partition",
-}
-
-
-def number(value: object, digits: int = 3) -> str:
-    """A number with so many decimals; a dash where there is none."""
-    return f"{value:,.{digits}f}" if isinstance(value, int | float) else "–"
-
-
-def size(value: object) -> str:
-    """Bytes in the unit that leaves one to three digits before the point."""
-    if not isinstance(value, int | float):
-        return "–"
-    units = ("B", "kB", "MB", "GB", "TB")
-    power = min(int(math.log10(value) // 3), len(units) - 1) if value >= 1 else 0
-    return f"{value / 1000**power:,.{1 if power else 0}f} {units[power]}"
-
-
-def expected_ece(reliability: Mapping[str, Any]) -> float | None:
-    """The ECE that a perfectly calibrated model shows on as many images: see `Reliability.ece_floor`.
-
-    Args:
-        reliability: `confidence` and `count` per bin; an empty bin's confidence is null.
-
-    Returns:
-        The expected error, or None where there is no image.
-    """
-    import torch
-
-    from fedbayes.inference.calibration import Reliability
-
-    bins = zip(reliability.get("count") or [], reliability.get("confidence") or [], strict=False)
-    filled = [(int(count), float(confidence)) for count, confidence in bins if count and confidence is not None]
-    if not filled:
-        return None
-    count, confidence = torch.tensor(filled, dtype=torch.float64).unbind(1)
-    return Reliability(confidence, torch.full_like(confidence, torch.nan), count.long()).ece_floor
-
-
-def title(summary: Mapping[str, Any]) -> str:
-    """What ran, in one line."""
-    parts = [str(summary[name]) for name in ("method", "data", "partition", "backbone") if summary.get(name)]
-    parts += [f"{name} {summary[name]}" for name in ("seed", "rounds", "clients") if summary.get(name) is not None]
-    return " · ".join(parts) or "run"
-
-
-def _result_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of the table of results: the last round, and the best by validation where it is another."""
-    states = [(f"round {_round(summary, 'final')}", summary.get("final") or {})]
-    if summary.get("best") and _round(summary, "best") != _round(summary, "final"):
-        states.append((f"best by validation: {_round(summary, 'best')}", summary["best"]))
-    table: dict[str, list[str]] = {}
-    for _, state in states:
-        accuracy = state.get("accuracy") or {}
-        cells = {
-            "accuracy, mean over clients ± sd": f"{number(accuracy.get('mean'))} ± {number(accuracy.get('std'))}",
-            "accuracy, worst decile": number(accuracy.get("worst_decile")),
-            "accuracy, weighted by images": number(accuracy.get("weighted")),
-            "NLL, pooled (nats)": number(state.get("nll")),
-            "ECE, pooled": number(state.get("ece")),
-            # So few images show an ECE even where confidence is exactly right.
-            "- ECE if perfectly calibrated": number(expected_ece(state.get("reliability") or {})),
-            "adaptive ECE, bins of equal size": number(state.get("adaptive_ece")),
-            "- that if perfectly calibrated": number(state.get("adaptive_ece_floor")),
-            "temperature, fitted on validation": number(state.get("temperature"), 2),
-            "- NLL at it (nats)": number(state.get("nll_temperature")),
-            "- ECE at it": number(state.get("ece_temperature")),
-            "Brier score": number(state.get("brier")),
-            "AURC, error over coverage": number(state.get("aurc")),
-            "entropy (nats)": number(state.get("entropy")),
-            "- expected entropy of a draw": number(state.get("expected_entropy")),
-            "- prompt uncertainty": number(state.get("prompt_uncertainty")),
-            "effective components": number(state.get("effective_components"), 2),
-            "mixing ratio": number(state.get("mixing_ratio")),
-            **_outside_cells(state.get("ood") or {}),
-        }
-        for label, cell in cells.items():
-            table.setdefault(label, []).append(cell)
-    rows = [[label, *cells] for label, cells in table.items() if any(cell.strip("–± ") for cell in cells)]
-    return ["test images", *(name for name, _ in states)], rows
-
-
-def _outside_cells(ood: Mapping[str, Any]) -> dict[str, str]:
-    """The rows about held-out domains; none without."""
-    if not ood:
-        return {}
-    cells = {
-        f"held out: {', '.join(map(str, ood.get('domains') or []))}": f"{number(ood.get('images'), 0)} images",
-        "- accuracy": number(ood.get("accuracy")),
-        "- NLL (nats)": number(ood.get("nll")),
-    }
-    scores = {"prompt_uncertainty": "prompt uncertainty", "entropy": "entropy", "confidence": "1 - confidence"}
-    for score, name in scores.items():
-        values = [number((ood.get(measure) or {}).get(score)) for measure in ("auroc", "fpr95")]
-        cells[f"- AUROC, FPR95 by {name}"] = ", ".join(values) if values != ["–", "–"] else "–"
-    return cells
-
-
-def _round(summary: Mapping[str, Any], state: str) -> object:
-    found = (summary.get(state) or {}).get("round")
-    return "–" if found is None else found
-
-
-def _domain_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    domains = summary.get("per_domain") or {}
-    return [
-        [str(name), number(row.get("images"), 0), number(row.get("accuracy")), number(row.get("nll"))]
-        for name, row in domains.items()
-    ]
-
-
-def _cost_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    """What the run took."""
-    sent, seconds = summary.get("bytes") or {}, summary.get("seconds") or {}
-    parts = [f"{name} {seconds[name]:.1f}" for name in ("setup", "train", "evaluate", "aggregate") if seconds.get(name)]
-    rows = []
-    if sent:
-        rows.append(["sent", f"{size(sent.get('up'))} up, {size(sent.get('down'))} down"])
-    if seconds.get("total") is not None:
-        rows.append(["time", duration(seconds["total"]) + (f" (seconds: {', '.join(parts)})" if parts else "")])
-    if summary.get("images_per_second") is not None:
-        rows.append(["speed", f"{number(summary['images_per_second'], 0)} images/s"])
-    if summary.get("peak_memory_mb") is not None:
-        rows.append(["peak memory", f"{number(summary['peak_memory_mb'], 0)} MB"])
-    return rows
-
-
-def final_table(summary: Mapping[str, Any]) -> "RenderableType":
-    """The results of a run for the terminal.
-
-    Args:
-        summary: the object of `summary.json`; what is missing or null shows as a dash.
-
-    Returns:
-        Something that rich can print.
-    """
-    from rich import box
-    from rich.console import Group
-    from rich.markup import escape
-    from rich.table import Table
-    from rich.text import Text
-
-    def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-        made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for index, name in enumerate(head):
-            made.add_column(escape(name), justify="left" if index == 0 else "right")
-        for row in rows:
-            made.add_row(*(escape(cell) for cell in row))
-        return made
-
-    parts = [table(*_result_rows(summary))]
-    if domains := _domain_rows(summary):
-        parts.append(table(["domain", "images", "accuracy", "NLL"], domains))
-    costs = Table(box=None, show_header=False, pad_edge=False)
-    for row in _cost_rows(summary):
-        costs.add_row(*row)
-    return Group(Text(title(summary), style="bold"), *parts, costs)
-
-
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(tag: str, cells: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>" + line("th", head) + "".join(line("td", row) for row in rows) + "</table>"
-
-
-def write_html(run_dir: Path) -> Path:
-    """Writes a run's page: tables and pictures in one file that needs nothing else.
-
-    Args:
-        run_dir: a run's directory with its summary; the pictures in `plots/` are embedded as they are.
-
-    Returns:
-        The path of `report.html`.
-
-    Raises:
-        RunError: if the summary is broken.
-    """
-    summary = read_json(run_dir / SUMMARY)
-    parts = [f"<h1>{html.escape(title(summary))}</h1>", f"<p class=soft>{html.escape(run_dir.name)}</p>"]
-    parts += ["<h2>Results on the test images</h2>", _html_table(*_result_rows(summary))]
-    for name, heading in _PICTURES.items():
-        picture = run_dir / PLOTS / f"{name}.png"
-        if picture.exists():
-            data = base64.b64encode(picture.read_bytes()).decode()
-            parts.append(f'<h2>{heading}</h2><img alt="{heading}" src="data:image/png;base64,{data}">')
-    if domains := _domain_rows(summary):
-        parts += ["<h2>Domains</h2>", _html_table(["domain", "images", "accuracy", "NLL (nats)"], domains)]
-    clients = [
-        [
-            str(row.get("partition", "–")),
-            number(row.get("images"), 0),
-            number(row.get("accuracy")),
-            *(number(row.get(name)) for name in ("nll", "ece", "ece_floor")),
-        ]
-        for row in summary.get("per_client") or []
-    ]
-    if clients:
-        table = _html_table(["client", "images", "accuracy", "NLL (nats)", "ECE", "ECE if calibrated"], clients)
-        parts.append(f"<h2>Clients</h2><details><summary>{len(clients)} clients</summary>{table}</details>")
-    made = {**(summary.get("versions") or {}), **{name: summary.get(name) for name in ("git", "threads", "device")}}
-    versions = [[str(name), str(value)] for name, value in made.items() if value is not None]
-    parts += ["<h2>Costs</h2>", _html_table(["", ""], _cost_rows(summary))]
-    parts += ["<h2>Made with</h2>", _html_table(["", ""], versions)]
-    if (run_dir / CONFIG).exists():
-        text = html.escape((run_dir / CONFIG).read_text(encoding="utf-8"))
-        parts.append(f"<h2>Configuration</h2><details><summary>{CONFIG}</summary><pre>{text}</pre></details>")
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{html.escape(title(summary))}"
-    page = f"<!doctype html><html lang=en><head>{head}</title><style>{_STYLE}</style></head>\n<body>\n"
-    path = run_dir / REPORT
-    path.write_text(page + "\n".join(parts) + "\n</body></html>\n", encoding="utf-8")
-    return path
+COMPARISON = "comparison.html"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `fedbayes-report`: draws finished runs again and compares them.
+    """Draws finished runs again and compares them.
 
     Args:
         argv: the command's arguments; those of the process by default.
 
     Returns:
-        0, or 2 where a folder holds no run or a run's files are broken.
+        0, or 2 where a folder holds no run, a run's files are broken or a page cannot be written.
     """
     from rich.console import Console
 
     from fedbayes.tracking.comparison import as_markdown, as_table, compare, find_runs
     from fedbayes.tracking.plots import draw
 
-    parser = argparse.ArgumentParser(prog="fedbayes-report", description="Tables and pictures of finished runs.")
-    parser.add_argument("folders", metavar="RUN_OR_SWEEP_DIR", nargs="+", type=Path, help="runs, or folders of runs")
-    parser.add_argument("--markdown", action="store_true", help="print the comparison as a Markdown table")
-    parser.add_argument("--best", action="store_true", help="compare the rounds best by validation, not the last ones")
-    parser.add_argument("--table-only", action="store_true", help="leave the runs' pictures and pages as they are")
-    wanted = parser.parse_args(argv)
+    wanted = _parser().parse_args(argv)
+    state = "best" if wanted.best else "final"
     try:
         runs = find_runs(wanted.folders)
         for run_dir in [] if wanted.table_only else runs:
             draw(run_dir)
             print(write_html(run_dir), file=sys.stderr)
-        table = compare(runs, "best" if wanted.best else "final")
+        table = compare(runs, state)
+        page = wanted.out or (_place(wanted.folders) if len(runs) > 1 and not wanted.table_only else None)
+        if page is not None:
+            _compare(runs, state, page)
     except FedbayesError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
@@ -279,6 +47,55 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         Console().print(as_table(table))
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedbayes-report",
+        description="Tables and pictures of finished runs: report.html in each run's folder, and for several runs a "
+        "page that compares them, with its table as .md, .csv and .tex files of the same name beside it.",
+    )
+    parser.add_argument("folders", metavar="RUN_OR_SWEEP_DIR", nargs="+", type=Path, help="runs, or folders of runs")
+    parser.add_argument(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        help=f"where the comparison goes; default: {COMPARISON} in the folder of runs if there is one, else here",
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the comparison as a Markdown table")
+    parser.add_argument("--best", action="store_true", help="compare the rounds best by validation, not the last ones")
+    parser.add_argument(
+        "--table-only", action="store_true", help="leave the runs' pictures and pages as they are; with --out, only it"
+    )
+    return parser
+
+
+def _place(folders: Sequence[Path]) -> Path:
+    """Where a comparison goes that was given no place."""
+    alone = len(folders) == 1 and not (folders[0] / SUMMARY).exists()
+    return folders[0] / COMPARISON if alone else Path(COMPARISON)
+
+
+def _compare(runs: Sequence[Path], state: str, page: Path) -> None:
+    """Writes the comparison's page and tables.
+
+    Raises:
+        RunError: if they cannot be written, or the page would have the name of one of its tables.
+    """
+    from fedbayes.tracking.comparison import compare
+    from fedbayes.tracking.comparison_page import write_comparison
+    from fedbayes.tracking.exports import write_tables
+    from fedbayes.tracking.measures import MEASURES
+
+    if page.suffix not in (".html", ".htm"):
+        raise RunError(f"--out={page} is no name of a page; give one that ends in .html.")
+    table = compare(runs, state, MEASURES)
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        for path in (write_comparison(table, page), *write_tables(table, page)):
+            print(path, file=sys.stderr)
+    except OSError as error:
+        raise RunError(f"{page} cannot be written ({error.strerror}); choose another place with --out.") from error
 
 
 if __name__ == "__main__":

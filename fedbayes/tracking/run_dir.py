@@ -22,6 +22,7 @@ LOG = "run.log"
 REPORT = "report.html"
 PLOTS = "plots"
 PREDICTIONS = "predictions.safetensors"
+GALLERY = "gallery.json"
 
 CHECKPOINTS = "checkpoint"
 

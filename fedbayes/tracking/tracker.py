@@ -162,7 +162,8 @@ class Tracker:
             summary: the object of `summary.json`.
         """
         from fedbayes.tracking.plots import draw
-        from fedbayes.tracking.report import final_table, write_html
+        from fedbayes.tracking.result_tables import final_table
+        from fedbayes.tracking.run_page import write_html
 
         kept = plain(summary)
         self._progress.stop()

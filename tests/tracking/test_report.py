@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from fedbayes.tracking.comparison import as_markdown, compare, find_runs
-from fedbayes.tracking.report import expected_ece, final_table, main, size, write_html
+from fedbayes.tracking.report import main, write_html
+from fedbayes.tracking.result_tables import expected_ece, final_table, size
 from fedbayes.tracking.run_dir import write_json
 
 SUMMARY = {

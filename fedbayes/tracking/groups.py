@@ -1,0 +1,163 @@
+"""Finished runs, gathered: those that differ in nothing but their seeds are one group."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from fedbayes.errors import RunError
+from fedbayes.tracking.run_dir import CONFIG, METRICS, SUMMARY, read_json
+
+NAMES = ("method", "data", "partition", "backbone")
+# Where a run lies, and how it is shown and saved, does not make it another experiment.
+_ASIDE = ("run_dir", "resume", "tracking", "checkpoint", "hydra")
+
+_Key = tuple[Any, ...]
+_Settings = dict[_Key, dict[str, str]]
+
+
+@final
+@dataclass(frozen=True)
+class Group:
+    """Runs that are equal up to seeds.
+
+    Attributes:
+        names: method, data, partition and backbone.
+        settings: in which it differs from other groups of the same names, as in `num_extra=10`.
+        runs: directories and summaries of its runs.
+    """
+
+    names: tuple[str, ...]
+    settings: tuple[str, ...]
+    runs: tuple[tuple[Path, dict[str, Any]], ...]
+
+    def values(self, *path: str) -> list[float]:
+        """The number at a place of each summary, as in `values("final", "nll")`; runs without it are passed over."""
+        found = [look_up(summary, path) for _, summary in self.runs]
+        return [value for value in found if value is not None]
+
+
+@final
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds and its standard error; None for one seed alone."""
+
+    mean: float
+    error: float | None
+    count: int
+
+    def text(self, digits: int = 3) -> str:
+        """As in `0.800 ± 0.058`."""
+        mean = f"{self.mean:,.{digits}f}"
+        return mean if self.error is None else f"{mean} ± {self.error:,.{digits}f}"
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and standard error of the mean; None where there is no number."""
+    if not values:
+        return None
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), error, len(values))
+
+
+def look_up(node: object, path: Sequence[str]) -> float | None:
+    """The number at a place inside objects of objects; None where there is none."""
+    for name in path:
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node if isinstance(node, int | float) and not isinstance(node, bool) else None
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The finished runs in and below some folders, each once.
+
+    Args:
+        folders: run directories, or folders that hold some at any depth.
+
+    Raises:
+        RunError: if a folder is missing or holds no finished run.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunError(f"{folder} is not a folder; name a run directory, or a folder that holds some.")
+        runs = sorted(path.parent for path in folder.rglob(SUMMARY))
+        if not runs:
+            begun = sum(1 for _ in folder.rglob(METRICS))
+            state = f"{begun} unfinished" if begun else f"no {SUMMARY} in or below it"
+            raise RunError(f"{folder} holds no finished run ({state}); name a folder of finished runs.")
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
+    """Gathers runs that are equal up to seeds.
+
+    Args:
+        runs: directories of finished runs.
+
+    Returns:
+        The groups, and how many runs are left out because a later one has the same seeds and settings.
+
+    Raises:
+        RunError: if a file of a run is broken.
+    """
+    found: dict[_Key, dict[_Key, tuple[Path, dict[str, Any]]]] = {}
+    settings: _Settings = {}
+    repeated = 0
+    for run in sorted(runs, key=lambda run: (run / SUMMARY).stat().st_mtime):
+        summary = read_json(run / SUMMARY)
+        flat = dict(_flatten(_config(run)))
+        names = tuple(str(summary.get(name) or "–") for name in NAMES)
+        fixed = {key: value for key, value in flat.items() if not _is_seed(key)}
+        seeds = (str(summary.get("seed")), *(f"{key}={value}" for key, value in sorted(flat.items()) if _is_seed(key)))
+        key = (names, tuple(sorted(fixed.items())))
+        settings[key] = fixed
+        members = found.setdefault(key, {})
+        repeated += seeds in members  # the same run again would make the standard error look smaller than it is
+        members[seeds] = (run, summary)
+    groups = [
+        Group(key[0], tuple(_differences(key, settings)), tuple(run for _, run in sorted(members.items())))
+        for key, members in found.items()
+    ]
+    return groups, repeated
+
+
+def _differences(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
+    """The settings in which a group differs from others of the same method, data, partition and backbone."""
+    rivals = [fixed for other, fixed in settings.items() if other[0] == key[0]]
+    own = settings[key]
+    names = sorted({name for fixed in rivals for name in fixed})
+    names = [name for name in names if any(fixed.get(name) != own.get(name) for fixed in rivals)]
+    ends = [name.split(".")[-1] for name in names]
+    short = [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]
+    return [f"{label}={own.get(name, '–')}" for label, name in zip(short, names, strict=True)]
+
+
+def _is_seed(key: str) -> bool:
+    return key.split(".")[-1] == "seed"
+
+
+def _config(run: Path) -> Mapping[str, Any]:
+    """A run's configuration; empty where it was not kept."""
+    import yaml
+
+    path = run / CONFIG
+    if not path.exists():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{path} cannot be read ({error}); mend or remove it.") from error
+    return {name: value for name, value in (found or {}).items() if name not in _ASIDE}
+
+
+def _flatten(node: object, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by their dotted names, as texts."""
+    if isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, str(node)

@@ -1,0 +1,121 @@
+"""A page that stands alone: one HTML file with its style inside it, and tables and sections that all pages share.
+
+Whatever comes from a run is escaped here or by whoever makes the piece of HTML; pieces are never escaped twice.
+"""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def document(title: str, lead: str, sections: Sequence[tuple[str, str, str]], script: str = "") -> str:
+    """The whole page.
+
+    Args:
+        title: plain text.
+        lead: HTML below the title.
+        sections: an identifier, a plain heading and HTML of each; those without HTML are left out.
+        script: name of a file of this folder to run in it.
+    """
+    sections = [section for section in sections if section[2]]
+    links = "".join(f'<li><a href="#{mark}">{html.escape(heading)}</a></li>' for mark, heading, _ in sections)
+    body = "\n".join(
+        f'<section aria-labelledby="{mark}"><h2 id="{mark}">{html.escape(heading)}</h2>\n{text}</section>'
+        for mark, heading, text in sections
+    )
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    code = f"<script>{(_HERE / script).read_text(encoding='utf-8')}</script>\n" if script else ""
+    return (
+        "<!doctype html>\n<html lang=en><head><meta charset=utf-8>"
+        "<meta name=viewport content='width=device-width, initial-scale=1'>"
+        "<meta name=color-scheme content='light dark'>"
+        f"<link rel=icon href='data:,'><title>{html.escape(title)}</title>\n<style>{style}</style></head>\n<body>\n"
+        "<a class=skip href='#main'>Skip to the results</a>\n"
+        f"<header><h1>{html.escape(title)}</h1>{lead}</header>\n"
+        f"<nav aria-label=Contents><ul>{links}</ul></nav>\n<main id=main tabindex=-1>\n{body}\n</main>\n"
+        "<footer><p class=soft>Made by fedbayes from the files of the runs alone.</p></footer>\n"
+        f"{code}</body></html>\n"
+    )
+
+
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]], *, hide_caption: bool = False) -> str:
+    """A table of plain texts whose first column names the rows."""
+    top = "".join(f'<th scope="col">{html.escape(cell) or "<span class=hidden>name</span>"}</th>' for cell in head)
+    lines = "".join(
+        f'<tr><th scope="row">{html.escape(row[0])}</th>'
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
+        + "</tr>"
+        for row in rows
+    )
+    hidden = ' class="hidden"' if hide_caption else ""
+    return scroll(
+        caption,
+        f"<table><caption{hidden}>{html.escape(caption)}</caption>"
+        f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>",
+    )
+
+
+def heat_table(
+    caption: str,
+    head: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[tuple[str, float | None]]]],
+) -> str:
+    """A table whose cells are shaded.
+
+    Args:
+        caption: plain text.
+        head: names of the columns, that of the rows first.
+        rows: a name, and for each cell its text and how strongly it is shaded, 0 to 1; None for an empty one.
+    """
+    top = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in head)
+    lines = []
+    for name, cells in rows:
+        shown = "".join(
+            "<td class=none>–</td>" if shade is None else f'<td style="--heat:{shade:.3f}">{html.escape(text)}</td>'
+            for text, shade in cells
+        )
+        lines.append(f'<tr><th scope="row">{html.escape(name)}</th>{shown}</tr>')
+    return scroll(
+        caption,
+        f"<table class=heat><caption>{html.escape(caption)}</caption><thead><tr>{top}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table>",
+    )
+
+
+def scroll(name: str, inner: str) -> str:
+    """Something wide, in a box that scrolls by itself and can be reached with the keyboard."""
+    return f'<div class=scroll role=group tabindex=0 aria-label="{html.escape(name)}">{inner}</div>'
+
+
+def folded(summary: str, inner: str, *, opened: bool = False) -> str:
+    """Something long behind a line that opens it."""
+    return f"<details{' open' if opened else ''}><summary>{html.escape(summary)}</summary>{inner}</details>"
+
+
+def charts(*figures: str) -> str:
+    """Figures side by side where there is room."""
+    shown = "".join(figures)
+    return f"<div class=charts>{shown}</div>" if shown else ""
+
+
+def legend(names: Sequence[tuple[str, str]]) -> str:
+    """Names beside their swatches."""
+    items = "".join(f"<li>{mark}{html.escape(name)}</li>" for mark, name in names)
+    return f"<ul class=legend>{items}</ul>" if names else ""
+
+
+def picture(data: bytes | str, alt: str, css: str = "") -> str:
+    """A PNG inside the page, given as bytes or already in base 64."""
+    text = base64.b64encode(data).decode() if isinstance(data, bytes) else html.escape(data)
+    return f'<img class="{css}" alt="{html.escape(alt)}" src="data:image/png;base64,{text}">'
+
+
+def write(path: Path, text: str) -> Path:
+    """Write a page whole or not at all, and return its path."""
+    from fedbayes.tracking.run_dir import replace_text
+
+    replace_text(path, text)
+    return path

@@ -1,0 +1,104 @@
+"""A run's predictions of its test images, image by image, read back from `predictions.safetensors`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from fedbayes.errors import RunError
+from fedbayes.tracking.run_dir import PREDICTIONS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the last round's parameters said of N test images, clients in the order of their partitions.
+
+    Attributes:
+        probabilities: `(N, classes)`.
+        labels: `(N,)`.
+        domains: `(N,)`.
+        partitions: `(N,)`.
+        expected_entropy: of a single draw of prompts, nats, `(N,)`; older runs kept none.
+    """
+
+    probabilities: "np.ndarray"
+    labels: "np.ndarray"
+    domains: "np.ndarray"
+    partitions: "np.ndarray"
+    expected_entropy: "np.ndarray | None" = None
+
+    @property
+    def predicted(self) -> "np.ndarray":
+        """The most probable class of each image."""
+        predicted: np.ndarray = self.probabilities.argmax(1)
+        return predicted
+
+    @property
+    def confidence(self) -> "np.ndarray":
+        """The largest probability of each image."""
+        highest: np.ndarray = self.probabilities.max(1)
+        return highest
+
+    @property
+    def right(self) -> "np.ndarray":
+        """Whether each image was classified right."""
+        right: np.ndarray = self.predicted == self.labels
+        return right
+
+    @property
+    def prompt_uncertainty(self) -> "np.ndarray | None":
+        """Mutual information between prompts and label, nats, `(N,)`; None where it was not kept."""
+        if self.expected_entropy is None:
+            return None
+        import numpy as np
+
+        p = self.probabilities.astype(np.float64)
+        entropy = -(p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(1)
+        return np.asarray(np.maximum(entropy - self.expected_entropy, 0.0))
+
+    def cells(self) -> dict[tuple[int, int], tuple[float, int]]:
+        """Accuracy and images of each client in each domain that it has test images of."""
+        found = {}
+        for client, domain in sorted({*zip(self.partitions.tolist(), self.domains.tolist(), strict=True)}):
+            mine = (self.partitions == client) & (self.domains == domain)
+            found[client, domain] = (float(self.right[mine].mean()), int(mine.sum()))
+        return found
+
+    def risk_coverage(self) -> "tuple[np.ndarray, np.ndarray]":
+        """Shares of the images, most confident first, and the error rate in each; ties count as in any order."""
+        import numpy as np
+
+        levels, place, count = np.unique(self.confidence, return_inverse=True, return_counts=True)
+        wrong = 1 - np.bincount(place, weights=self.right, minlength=len(levels)) / count
+        each = np.repeat(wrong, count)[::-1]
+        covered = np.arange(1, len(each) + 1)
+        return covered / len(each), np.cumsum(each) / covered
+
+
+def read_predictions(run_dir: Path) -> Predictions | None:
+    """The predictions of a run; None where it kept none.
+
+    Raises:
+        RunError: if the file is damaged or lacks something.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = run_dir / PREDICTIONS
+    if not path.exists():
+        return None
+    try:
+        found = load_file(path)
+        made = Predictions(
+            probabilities=found["probabilities"],
+            labels=found["labels"],
+            domains=found["domains"],
+            partitions=found["partitions"],
+            expected_entropy=found.get("expected_entropy"),
+        )
+    except (OSError, SafetensorError, KeyError) as error:
+        raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
+    return made if len(made.labels) else None

@@ -1,0 +1,157 @@
+"""Tables of one run: who did how well on what, who holds what, and what stood in the run's way."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedbayes.tracking import page
+from fedbayes.tracking.curves import Rows
+from fedbayes.tracking.predictions import Predictions
+from fedbayes.tracking.result_tables import number, size
+
+_OPEN = 25
+"""Clients up to which a table of them stands open."""
+_MOST_COLUMNS = 30
+
+
+def accuracy_map(found: Predictions | None, partition: Mapping[str, Any]) -> str:
+    """Accuracy of each client in each domain, as a shaded table."""
+    if found is None:
+        return ""
+    cells = found.cells()
+    domains = sorted({domain for _, domain in cells})
+    clients = sorted({client for client, _ in cells})
+    names = [str(name) for name in partition.get("domains") or []]
+    label = [names[domain] if domain < len(names) else str(domain) for domain in domains]
+    rows = []
+    for client in clients:
+        shown: list[tuple[str, float | None]] = []
+        for domain in domains:
+            accuracy, images = cells.get((client, domain), (0.0, 0))
+            shown.append((f"{accuracy:.2f} ({images})", accuracy) if images else ("–", None))
+        rows.append((f"client {client}", shown))
+    caption = "Test accuracy of each client in each domain, and its number of test images there; darker is higher"
+    return _maybe_folded(page.heat_table(caption, ["client", *label], rows), len(clients))
+
+
+def holdings(partition: Mapping[str, Any]) -> str:
+    """Images of each client by domain and by label, as shaded tables."""
+    clients = sorted(partition.get("clients") or [], key=lambda client: client.get("partition", 0))
+    parts = []
+    for what, key, names in (
+        ("domain", "domains", [str(name) for name in partition.get("domains") or []]),
+        ("label", "labels", [str(name) for name in partition.get("classes") or []]),
+    ):
+        counts = [_counts(client.get(key), names) for client in clients]
+        most = max((count for row in counts for count in row), default=0)
+        if not most:
+            continue
+        if len(names) > _MOST_COLUMNS:
+            parts.append(f"<p>{len(names)} {what}s are too many for a table; see partition.json.</p>")
+            continue
+        rows = [
+            (f"client {client.get('partition', '–')}", [(f"{c:,}", c / most if c else 0.0) for c in row])
+            for client, row in zip(clients, counts, strict=True)
+        ]
+        caption = f"Images of each client by {what}, all splits together; darker is more"
+        parts.append(_maybe_folded(page.heat_table(caption, ["client", *names], rows), len(clients)))
+    if not parts:
+        return ""
+    splits = [
+        [f"client {c.get('partition', '–')}", *(number(c.get(s), 0) for s in ("train", "validation", "test"))]
+        for c in clients
+    ]
+    table = page.table("Images of each client by split", ["client", "train", "validation", "test"], splits)
+    return "".join(parts) + page.folded("Images by split", table)
+
+
+def circumstances(summary: Mapping[str, Any], rows: Rows) -> str:
+    """Attack, privacy, faults and clients that never trained, as far as there were any."""
+    parts = []
+    attack = summary.get("attack") or {}
+    if attack.get("hostile"):
+        facts = [
+            ["attack", str(attack.get("name"))],
+            ["hostile clients", ", ".join(map(str, attack["hostile"]))],
+        ]
+        success = (summary.get("final") or {}).get("backdoor_success")
+        if success is not None:
+            facts.append(["marked images seen as the attack wants", number(success)])
+        parts.append(page.table("Hostile clients", ["what", "how much"], facts))
+    privacy = summary.get("privacy") or {}
+    if privacy:
+        spent = privacy.get("epsilon")
+        last = spent[-1] if isinstance(spent, Sequence) and spent else spent
+        facts = [[f"epsilon after the last round, delta {privacy.get('delta')}", number(last)]]
+        facts += [[name, number(privacy.get(name))] for name in ("noise", "clip")]
+        parts.append(page.table("Client-level differential privacy", ["what", "how much"], facts))
+    parts += [_faults(rows), _newcomers(summary.get("new_clients") or {})]
+    return "".join(parts)
+
+
+def _faults(rows: Rows) -> str:
+    """Clients whose replies were not used; nothing where all were."""
+    train = [row for row in rows if row.get("phase") == "train"]
+    kinds = {
+        "dropped_late": "too late",
+        "dropped_failed": "failed or unreachable",
+        "dropped_invalid": "refused as invalid",
+    }
+    totals = {label: sum(row.get(name) or 0 for row in train) for name, label in kinds.items()}
+    if not any(totals.values()):
+        return ""
+    asked = sum(row.get("clients") or 0 for row in train)
+    used = sum(row.get("replies") or 0 for row in train)
+    facts = [["clients asked, all rounds", number(asked, 0)], ["replies used", number(used, 0)]]
+    facts += [[f"replies {label}", number(total, 0)] for label, total in totals.items() if total]
+    return page.table("Replies that were not used", ["what", "how much"], facts)
+
+
+def _newcomers(found: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            f"{steps} steps",
+            number(row.get("images"), 0),
+            number((row.get("accuracy") or {}).get("mean")),
+            *(number(row.get(name)) for name in ("nll", "ece", "brier")),
+        ]
+        for steps, row in found.items()
+    ]
+    head = ["adapted by", "test images", "accuracy", "NLL (nats)", "ECE", "Brier"]
+    return page.table("Clients that never trained", head, rows) if rows else ""
+
+
+def clients(summary: Mapping[str, Any]) -> str:
+    """The numbers of each client."""
+    rows = [
+        [
+            str(row.get("partition", "–")),
+            number(row.get("images"), 0),
+            *(number(row.get(name)) for name in ("accuracy", "nll", "ece", "ece_floor")),
+        ]
+        for row in summary.get("per_client") or []
+    ]
+    head = ["client", "images", "accuracy", "NLL (nats)", "ECE", "ECE if calibrated"]
+    return page.folded(f"{len(rows)} clients", page.table("Each client on its test images", head, rows)) if rows else ""
+
+
+def sent(rows: Rows) -> str:
+    """Bytes up and down, in total and in a round."""
+    ways = {way: [row[f"bytes_{way}"] for row in rows if row.get(f"bytes_{way}") is not None] for way in ("up", "down")}
+    found = [[way, size(sum(values)), size(sum(values) / len(values))] for way, values in ways.items() if values]
+    return (
+        page.table("Bytes of all clients together", ["way", "all rounds", "a round, on average"], found)
+        if found
+        else ""
+    )
+
+
+def _maybe_folded(inner: str, clients: int) -> str:
+    return inner if clients <= _OPEN else page.folded(f"A table of {clients} clients", inner)
+
+
+def _counts(found: object, names: Sequence[str]) -> list[int]:
+    """Images per name, from a list in the order of the names or from a mapping."""
+    if isinstance(found, Mapping):
+        return [int(found.get(name) or 0) for name in names]
+    counts = [int(count or 0) for count in found] if isinstance(found, Sequence) else []
+    return (counts + [0] * len(names))[: len(names)]
