@@ -28,10 +28,12 @@ def _seeded() -> None:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without plots: they take most of a small run's time, and not everything is about them."""
+    """Runs without plots and gallery: they take most of a small run's time, and not everything is about them."""
+    from fedbayes import gallery
     from fedbayes.tracking import plots
 
     monkeypatch.setattr(plots, "draw", lambda run_dir: [])
+    monkeypatch.setattr(gallery, "write_gallery", lambda *_: None)
 
 
 @pytest.fixture(scope="session")
