@@ -62,14 +62,14 @@ class Guard:
             update = read_update(partition, reply.content)
         except ValueError as error:
             return Refusal(INVALID, str(error))
-        odd = [name for name, value in update.metrics.items() if not math.isfinite(value)]
-        if odd:
-            return Refusal(INVALID, f"metric {odd[0]} is {update.metrics[odd[0]]}")
         norm = _norm(update.arrays)
         if not math.isfinite(norm) and (bad := non_finite(update.arrays)) is not None:
             return Refusal(INVALID, f"{bad} is not finite")
         if norm > self._max_norm:
             return Refusal(INVALID, f"its norm is {norm:.3g}, above simulation.max_norm={self._max_norm:g}")
+        odd = [name for name, value in update.metrics.items() if not math.isfinite(value)]
+        if odd:
+            return Refusal(INVALID, f"metric {odd[0]} is {update.metrics[odd[0]]}")
         return update
 
 
