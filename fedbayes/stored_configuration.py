@@ -24,7 +24,7 @@ SWEEP = "multirun.yaml"
 """What Hydra writes into the folder of a sweep."""
 TRUSTED = ("fedbayes", "strategies", "clients", "flwr.serverapp.strategy")
 TRUST = "FEDBAYES_TRUST"
-HYDRA = re.compile(r"(?!.*_target_)hydra([/.](launcher|sweeper)(\.\w+)*|\.mode|\.sweep\.subdir)=")
+HYDRA = re.compile(r"(?!.*_target_)hydra([/.](launcher|sweeper)([/.]\w+)*|\.mode|\.sweep\.subdir)=")
 """What of Hydra's own settings a sweep may bring along: how its jobs are started, but nothing that is called."""
 _ABSENT = object()
 
