@@ -20,6 +20,9 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 NAMED = ("method", "data", "partition", "backbone", "simulation", "attack")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
+SWEEPS = (("hydra/launcher", "joblib"), ("hydra/sweeper", "optuna"))
+"""Choices that Hydra has from the extra `[sweeps]`."""
+
 SECTIONS = (
     *NAMED,
     "tracking",
@@ -105,6 +108,8 @@ def in_one_line(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        if (group, name) in SWEEPS:
+            return ConfigError(f"{group}={name} is not installed; install fedbayes[sweeps].")
         return ConfigError(f"{group}={name} does not exist; choose one of {', '.join(error.options)}.")
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{error.full_key} has no default; add {error.full_key}=VALUE.")

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fedbayes import sweep
 from fedbayes.configuration import CONF, compose, in_one_line, named, require_alone, resolved
-from fedbayes.errors import FedbayesError, RunError
+from fedbayes.errors import ConfigError, FedbayesError, RunError
 from fedbayes.stored_configuration import read as stored_configuration
 from fedbayes.stored_configuration import require_trusted, sweep_again
 
@@ -137,14 +137,30 @@ def simulate(overrides: Sequence[str] = ()) -> dict[str, Any]:
         overrides: as on the command line, e.g. `["method=fedvpt", "rounds=3"]`, or `["resume=RUN_DIR"]`.
 
     Returns:
-        The object of `summary.json`, with the run directory under `run_dir`.
+        The object of `summary.json`, with the run directory under `run_dir`; `fedbayes.frame` makes a table of it. With
+        `dry_run=true`, what `dry_run` returns.
     """
     cfg = compose(overrides)
     if cfg.resume is not None:
         require_alone(overrides)
         return {**resume(Path(cfg.resume)), "run_dir": str(cfg.resume)}
+    if cfg.dry_run:
+        return dry_run(cfg)
     run_dir = run_dir_of(cfg)
     return {**run(cfg, run_dir), "run_dir": str(run_dir)}
+
+
+def dry_run(cfg: DictConfig) -> dict[str, Any]:
+    """Print what a run would cost, without a run directory; see `fedbayes.estimate`.
+
+    Returns:
+        The fields of `fedbayes.estimate.Estimate`, and `minutes`.
+    """
+    from fedbayes.estimate import estimate
+
+    found = estimate(cfg)
+    print("\n".join(found.lines()), flush=True)
+    return {**asdict(found), "minutes": found.minutes}
 
 
 def main() -> None:
@@ -173,15 +189,19 @@ def main() -> None:
     def start(cfg: DictConfig) -> float | None:
         hydra_cfg = HydraConfig.get()
         named(cfg, hydra_cfg.runtime.choices)
+        if hydra_cfg.mode == RunMode.MULTIRUN and cfg.dry_run:
+            raise ConfigError("dry_run=true estimates one run; leave out -m, and choose one value of each.")
         if hydra_cfg.mode == RunMode.MULTIRUN:
             run_dir = run_dir_of(cfg, Path(hydra_cfg.runtime.output_dir))
             return sweep.job(cfg, hydra_cfg, run_dir, partial(_job, cfg, hydra_cfg, run_dir))
         try:
-            if cfg.resume is None:
-                run(cfg, run_dir_of(cfg))
-            else:
+            if cfg.resume is not None:
                 require_alone(hydra_cfg.overrides.task)
                 resume(Path(cfg.resume))
+            elif cfg.dry_run:
+                dry_run(cfg)
+            else:
+                run(cfg, run_dir_of(cfg))
         except FedbayesError as error:
             fail(error)
         return None
@@ -203,8 +223,8 @@ def main() -> None:
     finally:
         os.environ["HYDRA_FULL_ERROR"] = full_error
     if lines := sweep.failures():
-        again = f"`fedbayes resume={sweep.Watch.folder}` runs them again"
-        print(f"{len(lines)} failed; {again}:", *lines, sep="\n  ", file=sys.stderr, flush=True)
+        again = f"; `fedbayes resume={sweep.Watch.folder}` runs them again" if sweep.Watch.again else ""
+        print(f"{len(lines)} failed{again}:", *lines, sep="\n  ", file=sys.stderr, flush=True)
     if failed or lines:
         sys.exit(2)
 

@@ -119,7 +119,7 @@ def _expected(cfg: DictConfig) -> list[str]:
     """Keys that a configuration of this version has, as far as they do not depend on its method and data."""
     own, engine = CONF / "config.yaml", CONF / "simulation" / f"{OmegaConf.select(cfg, 'names.simulation')}.yaml"
     fresh = {**OmegaConf.load(own), "simulation": OmegaConf.load(engine) if engine.is_file() else {}}
-    keys = [name for name in fresh if name not in ("defaults", "hydra")]
+    keys = [name for name in fresh if name not in ("defaults", "hydra", "dry_run")]
     return keys + [f"{name}.{key}" for name in keys if isinstance(fresh[name], DictConfig) for key in fresh[name]]
 
 

@@ -32,6 +32,8 @@ class Watch(Callback):
 
     folder: Path | None = None
     """Of the sweep that this process started last."""
+    again: bool = True
+    """Whether it can be run again as it was; a search draws other values once a failed job has a result."""
     before: int = 0
     """Rows of its record from earlier sweeps into the same folder."""
 
@@ -39,6 +41,7 @@ class Watch(Callback):
         """Called before the first job, in the process of the command."""
         del config_name  # Hydra passes it by name
         Watch.folder = Path(config.hydra.sweep.dir)
+        Watch.again = str(config.hydra.runtime.choices["hydra/sweeper"]) == "basic"
         Watch.before = len(_lines(Watch.folder))
 
 

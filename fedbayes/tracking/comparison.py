@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _NAMES = ("method", "data", "partition", "backbone")
 _NUMBERS = ("seeds", "accuracy", "NLL (nats)", "ECE")
 # Where a run lies, and how it is shown and saved, does not make it another experiment.
-_ASIDE = ("run_dir", "resume", "tracking", "checkpoint", "hydra")
+_ASIDE = ("run_dir", "resume", "dry_run", "tracking", "checkpoint", "hydra")
 
 
 @final
