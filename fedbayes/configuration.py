@@ -20,7 +20,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 NAMED = ("method", "data", "partition", "backbone", "simulation", "attack")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
-SWEEPS = (("hydra/launcher", "joblib"), ("hydra/sweeper", "optuna"))
+SWEEPS = ("hydra/launcher/joblib", "hydra/sweeper/optuna")
 """Choices that Hydra has from the extra `[sweeps]`."""
 
 SECTIONS = (
@@ -106,10 +106,13 @@ def in_one_line(error: Exception, overrides: Sequence[str]) -> ConfigError:
         error: from Hydra or OmegaConf.
         overrides: those that led to it.
     """
+    absent = [
+        one for one in SWEEPS if isinstance(error, MissingConfigException) and one in (error.missing_cfg_file or "")
+    ]
+    if absent:
+        return ConfigError(f"{absent[0]} is not installed; install fedbayes[sweeps].")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        if (group, name) in SWEEPS:
-            return ConfigError(f"{group}={name} is not installed; install fedbayes[sweeps].")
         return ConfigError(f"{group}={name} does not exist; choose one of {', '.join(error.options)}.")
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{error.full_key} has no default; add {error.full_key}=VALUE.")

@@ -22,6 +22,8 @@ from fedbayes.errors import RunError
 FILE = "config.yaml"
 SWEEP = "multirun.yaml"
 """What Hydra writes into the folder of a sweep."""
+SEARCH = "optimization_results.yaml"
+"""What Optuna's sweeper writes into the folder of a search."""
 TRUSTED = ("fedbayes", "strategies", "clients", "flwr.serverapp.strategy")
 TRUST = "FEDBAYES_TRUST"
 HYDRA = re.compile(r"(?!.*_target_)hydra([/.](launcher|sweeper)([/.]\w+)*|\.mode|\.sweep\.subdir)=")
@@ -79,6 +81,11 @@ def sweep_again(words: Sequence[str]) -> list[str]:
         RunError: if the sweep's file cannot be read, or asks for more than a sweep needs.
     """
     found = [Path(word.partition("=")[2].strip("'\"")) for word in words if word.startswith("resume=")]
+    if found and (found[0] / SEARCH).is_file():
+        raise RunError(
+            f"resume={found[0]} names a search, whose next values depend on all results before; start it again, with "
+            "hydra.sweeper.storage and hydra.sweeper.study_name if it shall go on from what it knows."
+        )
     if not found or not (found[0] / SWEEP).is_file():
         return list(words)
     if len(words) > 1:

@@ -5,12 +5,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
+import yaml
 from processes import COMPILED
 
 from fedbayes import sweep
-from fedbayes.errors import RunError
+from fedbayes.configuration import compose
+from fedbayes.errors import ConfigError, RunError
+from fedbayes.stored_configuration import sweep_again
 
 SMALL = ["experiment=smoke", "method=fedavg_head", "rounds=1"]
 
@@ -135,3 +139,44 @@ def test_what_a_search_maximises_is_validation_and_never_test(tmp_path):
     assert sweep.score(tmp_path, "accuracy") == 0.4
     assert sweep.score(tmp_path, "nll") == -0.5
     assert sweep.score(tmp_path / "none", "nll") is None
+
+
+@pytest.mark.parametrize("choice", ["hydra/launcher=joblib", "hydra/sweeper=search"])
+def test_without_the_extra_the_remedy_is_named(choice):
+    if find_spec("hydra_plugins") is not None:
+        pytest.skip("the extra [sweeps] is installed")
+    with pytest.raises(ConfigError, match=r"is not installed; install fedbayes\[sweeps\]\."):
+        compose([choice])
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_are_recorded_like_others(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs fedbayes[sweeps]")
+    folder = tmp_path / "sweep"
+    words = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "clients=5000,2,3,6000", f"hydra.sweep.dir={folder}"]
+    done = fedbayes("-m", *SMALL, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert [one["status"] for one in table(folder)] == ["failed", "finished", "finished", "failed"]
+    count, *named = done.stderr.splitlines()[-3:]
+    assert count.startswith("2 failed; ")
+    assert [line.split(" (")[0] for line in named] == ["  job 0", "  job 3"]
+    assert all("PartitionError: clients=" in line for line in named)
+
+
+@pytest.mark.slow
+def test_a_search_maximises_validation_and_goes_on_after_a_failure(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="needs fedbayes[sweeps]")
+    folder = tmp_path / "search"
+    words = ["hydra/sweeper=search", "hydra.sweeper.n_trials=4", f"hydra.sweep.dir={folder}"]
+    space = ["optim.head_lr=tag(log,interval(0.001,0.3))", "clients=choice(2,5000)"]
+    done = fedbayes("-m", *SMALL, *words, *space, cwd=tmp_path)
+    assert done.returncode == 2
+    rows = table(folder)
+    assert len(rows) == 4
+    assert {one["status"] for one in rows} == {"failed", "finished"}
+    assert "resume=" not in done.stderr
+    best = yaml.safe_load((folder / "optimization_results.yaml").read_text())
+    scores = [sweep.score(folder / one["folder"], "accuracy") for one in rows if one["status"] == "finished"]
+    assert best["best_value"] == max(scores)
+    with pytest.raises(RunError, match="names a search"):
+        sweep_again([f"resume={folder}"])
