@@ -1,4 +1,4 @@
-"""Federated Bayesian prompt tuning: simulate, load, predict.
+"""Federated Bayesian prompt tuning: simulate, load, predict, and frame, a table of runs.
 
 `import fedbayes` is quick; what needs torch or Flower is loaded at its first use.
 """
@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedbayes.results import load
     from fedbayes.run import simulate
+    from fedbayes.tables import frame
 
-__all__ = ["load", "simulate"]
+__all__ = ["frame", "load", "simulate"]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the two functions where they are used."""
+    """Load the functions where they are used."""
     if name == "simulate":
         from fedbayes.run import simulate
 
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from fedbayes.results import load
 
         return load
+    if name == "frame":
+        from fedbayes.tables import frame
+
+        return frame
     raise AttributeError(f"module 'fedbayes' has no attribute '{name}'")

@@ -28,6 +28,7 @@ from fedbayes.messages import Arrays
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.tuned import MakeWeights
+from fedbayes.neighbours import require_own
 from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
 from fedbayes.simulation.client import CohortClient
@@ -267,6 +268,7 @@ def _plain(node: DictConfig) -> dict[str, Any]:
 
 def _make(place: str, node: DictConfig, **extra: Any) -> Any:
     """Instantiate a node; a user's mistake comes out as such and not as Hydra's wrapping of it."""
+    require_own()
     try:
         return instantiate(node, _convert_="all", **extra)
     except InstantiationException as error:

@@ -20,6 +20,9 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 NAMED = ("method", "data", "partition", "backbone", "simulation", "attack")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
+SWEEPS = ("hydra/launcher/joblib", "hydra/sweeper/optuna")
+"""Choices that Hydra has from the extra `[sweeps]`."""
+
 SECTIONS = (
     *NAMED,
     "tracking",
@@ -103,6 +106,11 @@ def in_one_line(error: Exception, overrides: Sequence[str]) -> ConfigError:
         error: from Hydra or OmegaConf.
         overrides: those that led to it.
     """
+    absent = [
+        one for one in SWEEPS if isinstance(error, MissingConfigException) and one in (error.missing_cfg_file or "")
+    ]
+    if absent:
+        return ConfigError(f"{absent[0]} is not installed; install fedbayes[sweeps].")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return ConfigError(f"{group}={name} does not exist; choose one of {', '.join(error.options)}.")

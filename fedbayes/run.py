@@ -13,8 +13,9 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from omegaconf import DictConfig, OmegaConf
 
+from fedbayes import sweep
 from fedbayes.configuration import CONF, compose, in_one_line, named, require_alone, resolved
-from fedbayes.errors import FedbayesError, RunError
+from fedbayes.errors import ConfigError, FedbayesError, RunError
 from fedbayes.stored_configuration import read as stored_configuration
 from fedbayes.stored_configuration import require_trusted, sweep_again
 
@@ -137,20 +139,37 @@ def simulate(overrides: Sequence[str] = ()) -> dict[str, Any]:
         overrides: as on the command line, e.g. `["method=fedvpt", "rounds=3"]`, or `["resume=RUN_DIR"]`.
 
     Returns:
-        The object of `summary.json`, with the run directory under `run_dir`.
+        The object of `summary.json`, with the run directory under `run_dir`; `fedbayes.frame` makes a table of it. With
+        `dry_run=true`, what `dry_run` returns.
     """
     cfg = compose(overrides)
     if cfg.resume is not None:
         require_alone(overrides)
         return {**resume(Path(cfg.resume)), "run_dir": str(cfg.resume)}
+    if cfg.dry_run:
+        return dry_run(cfg)
     run_dir = run_dir_of(cfg)
     return {**run(cfg, run_dir), "run_dir": str(run_dir)}
+
+
+def dry_run(cfg: DictConfig) -> dict[str, Any]:
+    """Print what a run would cost, without a run directory; see `fedbayes.estimate`.
+
+    Returns:
+        The fields of `fedbayes.estimate.Estimate`, and `minutes`.
+    """
+    from fedbayes.estimate import estimate
+
+    found = estimate(cfg)
+    print("\n".join(found.lines()), flush=True)
+    return {**asdict(found), "minutes": found.minutes}
 
 
 def main() -> None:
     """Entry point of the command; exits with 2 and one line if the user asked for something that cannot work.
 
-    In a sweep the other jobs still run; each failed one is named when it fails, and all of them again at the end.
+    In a sweep the other jobs still run; each failed one is named when it fails, and all of them again at the end with
+    their errors, as in the sweep's own folder; see `fedbayes.sweep`.
     Ctrl-C and SIGTERM end it with 130; what the run has written until then stays.
     """
     import hydra
@@ -164,35 +183,30 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print over several lines
     failed: list[str] = []
 
-    def fail(error: Exception, job: str = "") -> None:
-        kind = "" if isinstance(error, FedbayesError) else "a fault of fedbayes, please report it: "
-        failed.append(job)
-        print(f"{job and f'{job}: '}{kind}{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    def fail(error: Exception) -> None:
+        failed.append(sweep.one_line(error))
+        print(failed[-1], file=sys.stderr, flush=True)
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def start(cfg: DictConfig) -> None:
+    def start(cfg: DictConfig) -> float | None:
         hydra_cfg = HydraConfig.get()
         named(cfg, hydra_cfg.runtime.choices)
-        if hydra_cfg.mode == RunMode.RUN:
-            try:
-                if cfg.resume is None:
-                    run(cfg, run_dir_of(cfg))
-                else:
-                    require_alone(hydra_cfg.overrides.task)
-                    resume(Path(cfg.resume))
-            except FedbayesError as error:
-                fail(error)
-            return
-        folder = Path(hydra_cfg.runtime.output_dir)
+        if hydra_cfg.mode == RunMode.MULTIRUN and cfg.dry_run:
+            raise ConfigError("dry_run=true estimates one run; leave out -m, and choose one value of each.")
+        if hydra_cfg.mode == RunMode.MULTIRUN:
+            run_dir = run_dir_of(cfg, Path(hydra_cfg.runtime.output_dir))
+            return sweep.job(cfg, hydra_cfg, run_dir, partial(_job, cfg, hydra_cfg, run_dir))
         try:
-            _job(cfg, run_dir_of(cfg, folder))
-        except Exception as error:
-            if not isinstance(error, FedbayesError):
-                traceback.print_exc()
-            fail(error, f"job {hydra_cfg.job.num} ({hydra_cfg.job.override_dirname})")
-            with suppress(OSError):  # Hydra has made it, maybe for nothing
-                folder.rmdir()
-            raise  # Hydra still runs the other jobs, and tells us at the end even from another process
+            if cfg.resume is not None:
+                require_alone(hydra_cfg.overrides.task)
+                resume(Path(cfg.resume))
+            elif cfg.dry_run:
+                dry_run(cfg)
+            else:
+                run(cfg, run_dir_of(cfg))
+        except FedbayesError as error:
+            fail(error)
+        return None
 
     try:
         sys.argv[1:] = sweep_again(sys.argv[1:])
@@ -210,27 +224,35 @@ def main() -> None:
         fail(in_one_line(error, sys.argv[1:]))
     finally:
         os.environ["HYDRA_FULL_ERROR"] = full_error
-    if len(failed) > 1 or any(failed):
-        print(f"{len(failed)} failed: {'; '.join(failed)}", file=sys.stderr, flush=True)
-    if failed:
+    if lines := sweep.failures():
+        again = f"; `fedbayes resume={sweep.Watch.folder}` runs them again" if sweep.Watch.again else ""
+        print(f"{len(lines)} failed{again}:", *lines, sep="\n  ", file=sys.stderr, flush=True)
+    if failed or lines:
         sys.exit(2)
 
 
-def _job(cfg: DictConfig, run_dir: Path) -> None:
+def _job(cfg: DictConfig, hydra_cfg: Any, run_dir: Path) -> dict[str, Any]:
     """A job of a sweep: a new run, or in a sweep that goes on whatever its directory needs."""
     from fedbayes.tracking.run_dir import CONFIG
 
-    if cfg.resume is None:
-        run(cfg, run_dir)
-        return
-    require_trusted(cfg, f"the sweep in {cfg.resume}")
-    cfg.resume = None
-    if (run_dir / CONFIG).is_file():
+    try:
+        if cfg.resume is None:
+            return run(cfg, run_dir)
+        require_trusted(cfg, f"the sweep in {cfg.resume}")
+        cfg.resume = None
+        if not (run_dir / CONFIG).is_file():
+            return run(cfg, run_dir)
         if resolved(stored_configuration(run_dir)) != resolved(cfg):
             raise RunError(f"{run_dir} holds a run of another configuration; move it away, or run the sweep elsewhere.")
-        resume(run_dir)
-    else:
-        run(cfg, run_dir)
+        return resume(run_dir)
+    except Exception as error:
+        if not isinstance(error, FedbayesError):
+            traceback.print_exc()
+        name = sweep.named({"job": hydra_cfg.job.num, "overrides": hydra_cfg.overrides.task})
+        print(f"{name}: {sweep.one_line(error)}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # Hydra has made it, maybe for nothing
+            Path(hydra_cfg.runtime.output_dir).rmdir()
+        raise
 
 
 def run_dir_of(cfg: DictConfig, sweep: Path | None = None) -> Path:

@@ -24,8 +24,10 @@ FILE = "config.yaml"
 SWEEP = "multirun.yaml"
 """What Hydra writes into the folder of a sweep."""
 STRATEGIES = "flwr.serverapp.strategy"
+SEARCH = "optimization_results.yaml"
+"""What Optuna's sweeper writes into the folder of a search."""
 TRUST = "FEDBAYES_TRUST"
-HYDRA = re.compile(r"(?!.*_target_)hydra([/.](launcher|sweeper)(\.\w+)*|\.mode|\.sweep\.subdir)=")
+HYDRA = re.compile(r"(?!.*_target_)hydra([/.](launcher|sweeper)([/.]\w+)*|\.mode|\.sweep\.subdir)=")
 """What of Hydra's own settings a sweep may bring along: how its jobs are started, but nothing that is called."""
 CHOICE = re.compile(r"[\w,()*'\"-]+")
 """A choice in a group: names of files in `conf/`, and no way out of it."""
@@ -80,6 +82,11 @@ def sweep_again(words: Sequence[str]) -> list[str]:
         RunError: if the sweep's file cannot be read, or asks for more than values and choices.
     """
     found = [Path(word.partition("=")[2].strip("'\"")) for word in words if word.startswith("resume=")]
+    if found and (found[0] / SEARCH).is_file():
+        raise RunError(
+            f"resume={found[0]} names a search, whose next values depend on all results before; start it again, with "
+            "hydra.sweeper.storage and hydra.sweeper.study_name if it shall go on from what it knows."
+        )
     if not found or not (found[0] / SWEEP).is_file():
         return list(words)
     if len(words) > 1:
@@ -145,7 +152,7 @@ def _expected(cfg: DictConfig) -> list[str]:
     """Keys that a configuration of this version has, as far as they do not depend on its method and data."""
     own, engine = CONF / "config.yaml", CONF / "simulation" / f"{OmegaConf.select(cfg, 'names.simulation')}.yaml"
     fresh = {**OmegaConf.load(own), "simulation": OmegaConf.load(engine) if engine.is_file() else {}}
-    keys = [name for name in fresh if name not in ("defaults", "hydra")]
+    keys = [name for name in fresh if name not in ("defaults", "hydra", "dry_run")]
     return keys + [f"{name}.{key}" for name in keys if isinstance(fresh[name], DictConfig) for key in fresh[name]]
 
 

@@ -208,9 +208,9 @@ def test_the_real_command_sweeps_and_one_failing_job_stops_no_other(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    first, *_, last = done.stderr.splitlines()
-    assert first.startswith("job 0 (clients=5000")
-    assert "PartitionError: clients=5000" in first
-    assert last.startswith("1 failed: job 0 (clients=5000")
+    first, *_, count, last = done.stderr.splitlines()
+    for line in (first, last.strip()):
+        assert line.startswith("job 0 (experiment=smoke,rounds=1,clients=5000,method=fedavg_head): PartitionError: ")
+    assert count.startswith("1 failed; `fedbayes resume=")
     assert {path.parent.name for path in tmp_path.rglob("summary.json")} == {"1-fedavg_head-s0", "2-fedavg_head-s0"}
     assert not (tmp_path / "sweep" / "0-fedavg_head-s0").exists()

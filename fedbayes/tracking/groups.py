@@ -12,7 +12,7 @@ from fedbayes.tracking.run_dir import CONFIG, METRICS, SUMMARY, read_json
 
 NAMES = ("method", "data", "partition", "backbone")
 # Where a run lies, and how it is shown and saved, does not make it another experiment.
-_ASIDE = ("run_dir", "resume", "tracking", "checkpoint", "hydra")
+_ASIDE = ("run_dir", "resume", "dry_run", "tracking", "checkpoint", "hydra")
 
 _Key = tuple[Any, ...]
 _Settings = dict[_Key, dict[str, str]]

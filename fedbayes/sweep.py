@@ -1,0 +1,195 @@
+"""What a sweep's folder says of its jobs: `sweep.jsonl` as they begin and end, `summary.csv` and `.md` after each.
+
+Jobs may run in processes of their own, side by side; the folder is where they and the command that started them meet.
+"""
+
+import csv
+import fcntl
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, final
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from fedbayes.errors import FedbayesError
+from fedbayes.tracking.run_dir import METRICS, plain, read_rows, replace_text
+
+RECORD = "sweep.jsonl"
+TABLE = "summary.csv"
+PAGE = "summary.md"
+RUNNING, FINISHED, FAILED = "running", "finished", "failed"
+_NUMBERS = ("accuracy", "nll", "ece", "seconds")
+
+
+@final
+class Watch(Callback):
+    """Hydra tells the command here where its sweep goes; `conf/config.yaml` names this class."""
+
+    folder: Path | None = None
+    """Of the sweep that this process started last."""
+    again: bool = True
+    """Whether it can be run again as it was; a search draws other values once a failed job has a result."""
+    before: int = 0
+    """Rows of its record from earlier sweeps into the same folder."""
+
+    def on_multirun_start(self, config: DictConfig, config_name: str | None = None) -> None:  # type: ignore[override]
+        """Called before the first job, in the process of the command."""
+        del config_name  # Hydra passes it by name
+        Watch.folder = Path(config.hydra.sweep.dir)
+        Watch.again = str(config.hydra.runtime.choices["hydra/sweeper"]) == "basic"
+        Watch.before = len(_lines(Watch.folder))
+
+
+def job(cfg: DictConfig, hydra: Any, run_dir: Path, work: Callable[[], Mapping[str, Any]]) -> float | None:
+    """One job, with a row of the record when it begins and another when it ends, whatever its end.
+
+    Args:
+        cfg: of the job.
+        hydra: Hydra's own configuration of the job.
+        run_dir: where its files go.
+        work: runs it; returns the object of its `summary.json`.
+
+    Returns:
+        The best score on validation, larger is better, for sweepers that search; None if the job failed, which the
+        record then says. Nothing is raised for it, so that a sweeper goes on with its next batch.
+
+    Raises:
+        OSError: if the record cannot be written.
+    """
+    folder = Path(hydra.sweep.dir)
+    started = time.time()
+    row: dict[str, Any] = {
+        "job": hydra.job.num,
+        "method": cfg.names.method,
+        "seed": cfg.seed,
+        "overrides": [one for one in hydra.overrides.task if not one.startswith("resume=")],
+        "folder": str(_within(folder, run_dir)),
+        "status": RUNNING,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+    record(folder, row)
+    try:
+        summary = work()
+    except Exception as error:
+        record(folder, {**row, "status": FAILED, "error": one_line(error), "seconds": time.time() - started})
+        return None
+    last = summary["final"]
+    found = {"accuracy": last["accuracy"]["mean"], "nll": last["nll"], "ece": last["ece"]}
+    record(folder, {**row, "status": FINISHED, **found, "seconds": summary["seconds"]["total"]})
+    return score(run_dir, cfg.evaluate.best_by)
+
+
+def score(run_dir: Path, best_by: str) -> float | None:
+    """The best on validation of all rounds: accuracy, or minus the NLL in nats; larger is better."""
+    rows = [row for row in read_rows(run_dir / METRICS) if row.get("phase") == "validation"]
+    values = [row[best_by] for row in rows if row.get(best_by) is not None]
+    return max((-value if best_by == "nll" else value for value in values), default=None)
+
+
+def record(folder: Path, row: Mapping[str, Any]) -> None:
+    """Add a row to the record and write the summaries anew; processes do so one after the other."""
+    with _alone(folder):
+        with (folder / RECORD).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+        head, rows = table(read(folder))
+        replace_text(folder / TABLE, as_csv(head, rows))
+        replace_text(folder / PAGE, as_page(folder.name, head, rows))
+
+
+def read(folder: Path, start: int = 0) -> list[dict[str, Any]]:
+    """The newest row of each job, in the order of their numbers.
+
+    Args:
+        folder: of the sweep.
+        start: rows to pass over.
+    """
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in _lines(folder)[start:]:
+        newest[(row["job"], *row["overrides"])] = row
+    return sorted(newest.values(), key=lambda row: int(row["job"]))
+
+
+def failures() -> list[str]:
+    """The jobs of this process's sweep that did not finish, a line each: number, overrides and error."""
+    if Watch.folder is None:
+        return []
+    return [
+        f"{named(row)}: {row.get('error', 'broke off')}"
+        for row in read(Watch.folder, Watch.before)
+        if row["status"] != FINISHED
+    ]
+
+
+def named(row: Mapping[str, Any]) -> str:
+    """A job's number and overrides."""
+    return f"job {row['job']} ({','.join(row['overrides'])})"
+
+
+def one_line(error: Exception) -> str:
+    """Kind and text of an error, and whose fault it is."""
+    kind = "" if isinstance(error, FedbayesError) else "a fault of fedbayes, please report it: "
+    return " ".join(f"{kind}{type(error).__name__}: {error}".split())
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Names of the columns, and a line per job: what varies between jobs has a column of its own."""
+    given = [dict(one.partition("=")[::2] for one in row["overrides"]) for row in rows]
+    keys = list(dict.fromkeys(key for one in given for key in one))
+    varied = [key for key in keys if key not in ("method", "seed") and len({one.get(key) for one in given}) > 1]
+    head = ["job", "method", "seed", *varied, *_NUMBERS, "status", "error", "folder"]
+    return head, [[{**one, **row}.get(name) for name in head] for one, row in zip(given, rows, strict=True)]
+
+
+def as_csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The table with all digits."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()
+
+
+def as_page(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The table for reading."""
+
+    def line(cells: Sequence[Any]) -> str:
+        return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+    where = head.index("status")
+    states = [row[where] for row in rows]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in (FINISHED, FAILED, RUNNING) if state in states)
+    marks = ["---:" if name in ("job", "seed", *_NUMBERS) else "---" for name in head]
+    notes = "Test images after the last round: accuracy is the mean over clients, NLL in nats, time in seconds."
+    return "\n".join([f"# {title}", "", f"{counts}.", "", line(head), line(marks), *map(line, rows), "", notes, ""])
+
+
+def _within(folder: Path, path: Path) -> Path:
+    """The path as seen from the folder if it lies in it, so that both may be moved together."""
+    inside, outside = path.absolute(), folder.absolute()
+    return inside.relative_to(outside) if inside.is_relative_to(outside) else inside
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|")
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    """Every row of the record; a half-written one is passed over."""
+    found = []
+    with suppress(FileNotFoundError):
+        for line in (folder / RECORD).read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps a sweep's record to this process for the block."""
+    with (folder / RECORD).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,62 @@
+"""Runs as one pandas table: `fedbayes.frame(RUN_OR_SWEEP_DIR)`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedbayes.errors import require_choice
+from fedbayes.tracking.comparison import find_runs
+from fedbayes.tracking.run_dir import CLIENTS, METRICS, SUMMARY, read_json, read_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAMES = ("method", "data", "partition", "backbone", "seed")
+"""Columns that say which run a row is of, after `run`, its directory."""
+ROWS = ("summary", "rounds", "clients")
+
+
+def frame(folders: str | Path | Sequence[str | Path], rows: str = "summary") -> "pd.DataFrame":
+    """The finished runs in and below some folders as a table.
+
+    Args:
+        folders: a run directory, a sweep directory or a folder that holds some at any depth, or a list of such.
+        rows: `summary` for a row per run, whose columns are the numbers of `summary.json` by dotted names such as
+            `final.accuracy.mean`; `rounds` for the rows of `metrics.jsonl`; `clients` for those of `clients.jsonl`.
+
+    Returns:
+        Columns `run`, `method`, `data`, `partition`, `backbone` and `seed`, then those of the rows; what a row lacks is
+        NaN. Of `rows="clients"`, the column `client` is the client's number, which its file calls `partition`.
+
+    Raises:
+        ConfigError: if there are no such rows.
+        RunError: if a folder is missing or holds no finished run.
+    """
+    import pandas as pd
+
+    require_choice("rows", rows, ROWS)
+    several = [folders] if isinstance(folders, str | Path) else folders
+    made = []
+    for run in find_runs([Path(folder) for folder in several]):
+        summary = read_json(run / SUMMARY)
+        named = {"run": str(run), **{name: summary.get(name) for name in NAMES}}
+        made += [{**named, **row} for row in _rows(run, rows, summary)]
+    return pd.DataFrame(made)
+
+
+def _rows(run: Path, rows: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if rows == "summary":
+        return [{name: value for name, value in _flat(summary) if name not in NAMES}]
+    if rows == "rounds":
+        return read_rows(run / METRICS)
+    found = read_rows(run / CLIENTS, key=("round", "phase", "partition"))
+    return [{"client": row.pop("partition"), **row} for row in found]
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Single values by their dotted names; lists, such as the clients' results, are left to `rows="clients"`."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            yield f"{prefix}{name}", value
