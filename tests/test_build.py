@@ -36,6 +36,7 @@ def test_names_of_choices_are_written_down():
         "partition": "iid",
         "backbone": "letters",
         "simulation": "in_process",
+        "attack": "none",
     }
     assert "hydra" not in cfg
 
@@ -104,7 +105,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(change, said):
         (["promts.length=3"], r"promts.length is no key of the configuration; did you mean prompts.length\."),
         (["data=imagefolder", "data.rooot=/x"], r"did you mean data.root\."),
         (["data.colour=3"], r"data.colour is no key of the configuration; data has image_size\."),
-        (["colour=3"], "there are augment, backbone, .*tracking"),
+        (["colour=3"], "there are attack, augment, backbone, .*tracking"),
         (["rounds"], "rounds cannot be understood as KEY=VALUE"),
         (["rounds=[1"], r"rounds=\[1 cannot be understood as KEY=VALUE"),
     ],
