@@ -7,6 +7,7 @@ from scripted import Scripted
 
 from fedbayes.errors import ConfigError
 from fedbayes.federation import Federation
+from fedbayes.guard import Guard
 from fedbayes.messages import ask_personal
 from fedbayes.simulation.app import client_app
 from fedbayes.simulation.client import QUERY_PERSONAL
@@ -52,7 +53,7 @@ def test_a_node_that_keeps_what_is_personal_answers_with_an_error():
     client = Scripted(keeps=True)
     nodes = [{"partition-id": 0}, {"partition-id": 1, "data-root": "x"}]
     grid = AppGrid(client_app(lambda _: client), nodes, {})
-    federation = Federation(grid, 2)
+    federation = Federation(grid, 2, Guard(1e8))
     assert federation.personal({0: 0, 1: 0}) == {}
     said = {
         one.metadata.src_node_id: one.error.reason if one.has_error() else ""
