@@ -54,7 +54,7 @@ def test_a_node_that_keeps_what_is_personal_answers_with_an_error():
     nodes = [{"partition-id": 0}, {"partition-id": 1, "data-root": "x"}]
     grid = AppGrid(client_app(lambda _: client), nodes, {})
     federation = Federation(grid, 2, Guard(1e8))
-    assert federation.personal({0: 0, 1: 0}) == {}
+    assert federation.personal({0: 0, 1: 0}) == {0: {}}, "one has kept nothing yet, the other does not answer"
     said = {
         one.metadata.src_node_id: one.error.reason if one.has_error() else ""
         for one in grid.send_and_receive(
@@ -70,4 +70,4 @@ def test_a_users_mistake_reaches_the_server_as_one_line():
 
     grid = AppGrid(client_app(refuse), [{"partition-id": 0}], {})
     with pytest.raises(Exception, match=r"^a client cannot start: ConfigError: colour=blue is unknown; choose red\.$"):
-        Federation(grid, 1)
+        Federation(grid, 1, Guard(1e8))
