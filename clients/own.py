@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedbayes.messages import Arrays
+from fedbayes.named_arrays import under
 
 OWN = "own."
 """Leads the names of what is the client's own, among what it keeps."""
@@ -12,8 +13,7 @@ OWN = "own."
 
 def own(state: Mapping[str, np.ndarray]) -> Arrays:
     """What a client uses: its own parameters, and the global ones where it has none of its own."""
-    mine = {name.removeprefix(OWN): value for name, value in state.items() if name.startswith(OWN)}
-    return {**without_own(state), **mine}
+    return {**without_own(state), **under(OWN, state)}
 
 
 def without_own(state: Mapping[str, np.ndarray]) -> Arrays:

@@ -36,6 +36,7 @@ from fedbayes.inference.mean_field import PRIOR, RHO, divergence, rho_of, std_of
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
+from fedbayes.named_arrays import under
 from fedbayes.seeding import Streams
 
 
@@ -267,8 +268,7 @@ class _Scores(nn.Module):
 
 def prior(state: Mapping[str, np.ndarray]) -> Arrays:
     """The Gaussian that a posterior is held to: the one sent for that, or w."""
-    sent = {name.removeprefix(PRIOR): value for name, value in state.items() if name.startswith(PRIOR)}
-    return {**without_own(state), **sent}
+    return {**without_own(state), **under(PRIOR, state)}
 
 
 def _row(stacked: Mapping[str, Tensor], client: int) -> Arrays:

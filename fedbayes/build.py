@@ -50,10 +50,10 @@ def data(cfg: DictConfig) -> FederatedData:
             "simulation=flower."
         )
     asked = _plain(cfg.evaluate)
-    inside, images = hold_out(images, asked.get("held_out", []))  # absent from older runs, as what follows
+    inside, images = hold_out(images, asked["held_out"])
     splits = _call("partition", _make("partition", cfg.partition), inside, clients)
     splits = deal_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
-    images = corrupt_test(images, splits, asked.get("corruption"), asked.get("severity", 1))
+    images = corrupt_test(images, splits, asked["corruption"], asked["severity"])
     return FederatedData(images, splits)
 
 
@@ -61,14 +61,14 @@ def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT
     """The frozen ViT with its generator and head, on the device."""
     require_whole("seed", cfg.seed, 0)
     backbone = _make("backbone", cfg.backbone, image_size=federated.images.images.shape[-1])
-    backbone.cast(cfg.simulation.get("precision", "float32"))  # absent from older runs
+    backbone.cast(cfg.simulation.precision)
     build = partial(
         PromptedViT,
         backbone,
         federated.num_classes,
         generator=_prompts(cfg),
         seed=cfg.seed,
-        head_std=cfg.get("head", {}).get("init_std", 0.0),  # absent from older runs
+        head_std=cfg.head.init_std,
         clients=len(federated),
         weights=_weights(cfg),
     )
@@ -173,10 +173,9 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
         sampling = rounds.sampling
         sampled = {"clients": len(sampling.known), "per_round": sampling.per_round, "seed": sampling.seed}
         made = cast(Strategy, _call("privacy", _make("privacy", cfg.privacy), made, **sampled))
-    optimiser = cfg.get("server")  # absent from older runs
-    if optimiser is None or optimiser.name in (None, "none"):
+    if cfg.server.name in (None, "none"):
         return made
-    return cast(Strategy, _call("server", _make("server", optimiser), made))
+    return cast(Strategy, _call("server", _make("server", cfg.server), made))
 
 
 def layers(strategy: Strategy) -> list[Any]:

@@ -22,10 +22,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fedbayes.errors import RunError
-from fedbayes.messages import Arrays
+from fedbayes.messages import Arrays, mean_arrays
+from fedbayes.named_arrays import by_name, by_partition
 
 FOLDER = "checkpoint"
-SEPARATOR = "/"  # between partition and parameter in the names of personal arrays
 KEPT = 2  # checkpoints; the older one stands in for a newest one that was damaged
 STATE = "state.json"
 FORMAT = 2
@@ -56,6 +56,12 @@ class Checkpoint:
     evaluations: Arrays = field(default_factory=dict)
     history: dict[str, Any] = field(default_factory=dict)
 
+    def personal_of(self, partition: int | None) -> Arrays:
+        """What a client keeps to itself; the mean over clients for one that never trained, and for None."""
+        if partition in self.personal:
+            return self.personal[partition]
+        return mean_arrays(list(self.personal.values()))
+
 
 def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint, drop all but the newest two, and return its folder.
@@ -66,14 +72,9 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     parent = run_dir / FOLDER
     folder = parent / f"round-{checkpoint.server_round:05d}"
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    personal = {
-        f"{partition}{SEPARATOR}{name}": array
-        for partition, arrays in sorted(checkpoint.personal.items())
-        for name, array in arrays.items()
-    }
     files = {
         "server": checkpoint.server,
-        "personal": personal,
+        "personal": by_name(dict(sorted(checkpoint.personal.items()))),
         "strategy": checkpoint.strategy,
         "evaluations": checkpoint.evaluations,
     }
@@ -196,14 +197,10 @@ def _read(folder: Path) -> Checkpoint:
                 raise ValueError(f"{name} was changed")
             loaded, key = load_file(folder / name), name.removesuffix(".safetensors")
             arrays[key] = {one: loaded[one] for one in state["order"][key]}
-        personal: dict[int, Arrays] = {}
-        for name, array in arrays["personal"].items():
-            partition, _, parameter = name.partition(SEPARATOR)
-            personal.setdefault(int(partition), {})[parameter] = array
         return Checkpoint(
             server_round=int(state["round"]),
             server=arrays["server"],
-            personal=personal,
+            personal=by_partition(arrays["personal"]),
             strategy=arrays["strategy"],
             evaluations=arrays["evaluations"],
             history=dict(state["history"]),

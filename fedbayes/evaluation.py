@@ -17,6 +17,7 @@ from fedbayes.inference.detection import aurc, auroc, fpr95
 from fedbayes.inference.diagnostics import mixing_ratio
 from fedbayes.inference.predictive import Predictive, brier, negative_log_likelihood, pool
 from fedbayes.messages import ClientUpdate
+from fedbayes.named_arrays import under
 
 RESOLUTION = 1e-5
 """Scores that differ by less are equal: nats, where clients compute entropies in float32."""
@@ -149,14 +150,13 @@ class Evaluation:
     def restored(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> "Evaluation":
         """What `stored` gave."""
         said = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        lead, outside = "outside/", facts.get("outside")
-        theirs = {name.removeprefix(lead): array for name, array in arrays.items() if name.startswith(lead)}
+        outside = facts.get("outside")
         return cls(
             pooled=Predictive(said["probabilities"], said["expected_entropy"]),
             labels=said["labels"],
             domains=said["domains"],
             partitions=said["partitions"],
-            outside=None if outside is None else cls.restored(theirs, outside),
+            outside=None if outside is None else cls.restored(under("outside/", arrays), outside),
             **{name: facts[name] for name in _FACTS},
         )
 

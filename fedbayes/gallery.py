@@ -21,7 +21,7 @@ from torch import Tensor
 from fedbayes import build, checkpoint, stored_configuration
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import DataError, FedbayesError
-from fedbayes.messages import Arrays, mean_arrays
+from fedbayes.messages import Arrays
 from fedbayes.models.attention import prompt_attention
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.prompt_codes import codes_of_client
@@ -152,8 +152,7 @@ def _attention(
 
 def _parameters(cfg: DictConfig, stored: checkpoint.Checkpoint, partition: int) -> Arrays:
     """What a client predicts with after the last round."""
-    personal = stored.personal.get(partition) or mean_arrays(list(stored.personal.values()))
-    return {**build.outgoing(cfg, stored, partition), **personal}
+    return {**build.outgoing(cfg, stored, partition), **stored.personal_of(partition)}
 
 
 def _most_mixed(found: Predictions) -> int:

@@ -13,6 +13,7 @@ from flwr.app import Message
 
 from fedbayes.errors import require_number
 from fedbayes.messages import Arrays, ClientUpdate, non_finite, read_update
+from fedbayes.steps import norm
 
 log = logging.getLogger("fedbayes")
 
@@ -62,11 +63,11 @@ class Guard:
             update = read_update(partition, reply.content)
         except ValueError as error:
             return Refusal(INVALID, str(error))
-        norm = _norm(update.arrays)
-        if not math.isfinite(norm) and (bad := non_finite(update.arrays)) is not None:
+        length = norm(update.arrays.values())
+        if not math.isfinite(length) and (bad := non_finite(update.arrays)) is not None:
             return Refusal(INVALID, f"{bad} is not finite")
-        if norm > self._max_norm:
-            return Refusal(INVALID, f"its norm is {norm:.3g}, above simulation.max_norm={self._max_norm:g}")
+        if length > self._max_norm:
+            return Refusal(INVALID, f"its norm is {length:.3g}, above simulation.max_norm={self._max_norm:g}")
         odd = [name for name, value in update.metrics.items() if not math.isfinite(value)]
         if odd:
             return Refusal(INVALID, f"metric {odd[0]} is {update.metrics[odd[0]]}")
@@ -162,10 +163,3 @@ def _difference(form: Form, usual: Form) -> Refusal:
     mine = ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in here[:2]) or "nothing"
     theirs = ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in there[:2]) or "nothing"
     return Refusal(INVALID, f"it has {mine} where most clients have {theirs}")
-
-
-def _norm(arrays: Mapping[str, np.ndarray]) -> float:
-    """Euclidean, of all floating-point numbers together; summed in float64, which overflows for absurd ones only."""
-    flat = (array.astype(np.float64).ravel() for array in arrays.values() if array.dtype.kind == "f")
-    with np.errstate(over="ignore"):
-        return math.sqrt(sum(float(one @ one) for one in flat))

@@ -11,6 +11,7 @@ from fedbayes.checkpoint import Checkpoint
 from fedbayes.evaluation import Evaluation
 from fedbayes.inference.diagnostics import COLLAPSED, SATURATED, has_collapsed
 from fedbayes.messages import Arrays, from_record, to_record
+from fedbayes.named_arrays import under
 
 _NEWCOMERS = "newcomers-"  # leads the names of evaluations of new clients in a checkpoint
 _PLAIN = ("best_validation", "best_train", "train", "bytes_up", "bytes_down", "seconds", "images", "form")
@@ -108,14 +109,10 @@ class Progress:
     def restored(cls, stored: Checkpoint) -> "Progress":
         """What a checkpoint kept; the clock starts now."""
         history = stored.history
-        evaluations: dict[str, Evaluation] = {}
-        for name, facts in history["evaluations"].items():
-            mine = {
-                key.removeprefix(f"{name}/"): array
-                for key, array in stored.evaluations.items()
-                if key.startswith(f"{name}/")
-            }
-            evaluations[name] = Evaluation.restored(mine, facts)
+        evaluations = {
+            name: Evaluation.restored(under(f"{name}/", stored.evaluations), facts)
+            for name, facts in history["evaluations"].items()
+        }
         accepted = {int(partition): int(done) for partition, done in history["accepted"].items()}
         return cls(
             to_record(stored.server),

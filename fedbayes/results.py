@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from fedbayes import build, checkpoint, stored_configuration
 from fedbayes.data.pixels import Images, to_square
 from fedbayes.errors import RunError
-from fedbayes.messages import Arrays, mean_arrays
+from fedbayes.messages import Arrays
 from fedbayes.seeding import Streams
 from fedbayes.tracking.run_dir import SUMMARY, read_json
 
@@ -98,9 +98,7 @@ class Run:
     def _personal(self, stored: checkpoint.Checkpoint, partition: int | None) -> Arrays:
         if partition is not None and not 0 <= partition < self.config.clients:
             raise RunError(f"partition={partition} is none of the run's {self.config.clients} clients.")
-        if partition in stored.personal:
-            return stored.personal[partition]
-        return mean_arrays(list(stored.personal.values()))
+        return stored.personal_of(partition)
 
 
 def load(run_dir: str | Path) -> Run:

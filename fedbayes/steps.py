@@ -5,6 +5,7 @@ sent, or in another shape, starts from 0.
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -17,10 +18,16 @@ def base(sent: Arrays, name: str, like: np.ndarray) -> np.ndarray:
     return np.zeros(like.shape) if found is None or found.shape != like.shape else found.astype(np.float64)
 
 
+def norm(arrays: Iterable[np.ndarray]) -> float:
+    """Euclidean, of all floating-point numbers together; summed in float64, which overflows for absurd ones only."""
+    flat = (array.astype(np.float64).ravel() for array in arrays if array.dtype.kind == "f")
+    with np.errstate(over="ignore"):
+        return math.sqrt(sum(float(one @ one) for one in flat))
+
+
 def length(sent: Arrays, learnt: Arrays) -> float:
-    """`|u - w|`, Euclidean, of all floating-point numbers together; summed in float64."""
-    steps = [array - base(sent, name, array) for name, array in learnt.items() if array.dtype.kind == "f"]
-    return math.sqrt(sum(float(np.vdot(step, step)) for step in steps))
+    """`|u - w|`, of all floating-point numbers together."""
+    return norm(array - base(sent, name, array) for name, array in learnt.items() if array.dtype.kind == "f")
 
 
 def moved(sent: Arrays, learnt: Arrays, scale: float) -> Arrays:

@@ -9,7 +9,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -17,7 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from fedbayes.errors import FedbayesError
-from fedbayes.tracking.run_dir import METRICS, plain, read_rows, replace_text
+from fedbayes.tracking.run_dir import METRICS, json_lines, plain, read_rows, replace_text
 
 RECORD = "sweep.jsonl"
 TABLE = "summary.csv"
@@ -178,13 +178,8 @@ def _cell(value: Any) -> str:
 
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
-    """Every row of the record; a half-written one is passed over."""
-    found = []
-    with suppress(FileNotFoundError):
-        for line in (folder / RECORD).read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(ValueError):
-                found.append(json.loads(line))
-    return found
+    """Every row of the record."""
+    return [row for _, row in json_lines(folder / RECORD)]
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """Runs as one pandas table: `fedbayes.frame(RUN_OR_SWEEP_DIR)`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbayes.errors import require_choice
-from fedbayes.tracking.comparison import find_runs
+from fedbayes.tracking.groups import find_runs, flatten
 from fedbayes.tracking.run_dir import CLIENTS, METRICS, SUMMARY, read_json, read_rows
 
 if TYPE_CHECKING:
@@ -46,17 +46,9 @@ def frame(folders: str | Path | Sequence[str | Path], rows: str = "summary") -> 
 
 def _rows(run: Path, rows: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     if rows == "summary":
-        return [{name: value for name, value in _flat(summary) if name not in NAMES}]
+        # Lists, such as the clients' results, are left to `rows="clients"`.
+        return [{n: value for n, value in flatten(summary) if n not in NAMES and not isinstance(value, list)}]
     if rows == "rounds":
         return read_rows(run / METRICS)
     found = read_rows(run / CLIENTS, key=("round", "phase", "partition"))
     return [{"client": row.pop("partition"), **row} for row in found]
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Single values by their dotted names; lists, such as the clients' results, are left to `rows="clients"`."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif not isinstance(value, list):
-            yield f"{prefix}{name}", value

@@ -91,7 +91,7 @@ class Training:
         refused: Counter[str] = Counter()
         seconds, up, down, attempt = 0.0, 0, 0, 0
         while True:
-            sent, faults = self._messages(federation, strategy, progress, server_round, attempt)
+            sent, faults = self._messages(federation, strategy, progress, chosen, server_round, attempt)
             started = time.perf_counter()
             replies = self._answers(federation, progress, sent, faults)
             seconds += time.perf_counter() - started
@@ -154,12 +154,17 @@ class Training:
         )
 
     def _messages(
-        self, federation: Federation, strategy: Strategy, progress: Progress, server_round: int, attempt: int
+        self,
+        federation: Federation,
+        strategy: Strategy,
+        progress: Progress,
+        chosen: Sequence[int],
+        server_round: int,
+        attempt: int,
     ) -> tuple[list[Message], dict[int, Fault]]:
         """What is sent to those that can be reached, and what happens to each client."""
-        view = federation.view(self.sampling.train(server_round))
         sent, faults = [], {}
-        for message in strategy.configure_train(server_round, progress.arrays, ConfigRecord(), view):
+        for message in strategy.configure_train(server_round, progress.arrays, ConfigRecord(), federation.view(chosen)):
             partition = federation.partition_of(message)
             fault = faults[partition] = self.faults.of(server_round, attempt, partition)
             if fault.kind != "drop":

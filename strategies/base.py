@@ -1,7 +1,7 @@
 """The server's side: what every strategy has, so that a method only says how it combines replies."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -85,20 +85,6 @@ class AbstractStrategy(FedAvg, ABC):
             _, record = records.setdefault(id(sent), (sent, arrays if sent is self.shared else to_record(sent)))
             messages.append(Message(RecordDict({ARRAYS: record, CONFIG: config}), node, kind))
         return messages
-
-
-def by_name(seen: Mapping[int, Arrays]) -> Arrays:
-    """Arrays of each partition under one flat name, `PARTITION/NAME`, as a strategy's state has them."""
-    return {f"{partition}/{name}": array for partition, arrays in seen.items() for name, array in arrays.items()}
-
-
-def by_partition(state: Arrays) -> dict[int, Arrays]:
-    """What `by_name` flattened."""
-    seen: dict[int, Arrays] = {}
-    for key, array in state.items():
-        partition, _, name = key.partition("/")
-        seen.setdefault(int(partition), {})[name] = array
-    return seen
 
 
 def weighted_mean(updates: Sequence[ClientUpdate]) -> Arrays:

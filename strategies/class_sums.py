@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedbayes.messages import Arrays, ClientUpdate
-from strategies.base import AbstractStrategy, by_name, by_partition
+from fedbayes.named_arrays import by_name, by_partition
+from strategies.base import AbstractStrategy
 
 
 class AbstractClassSums(AbstractStrategy):

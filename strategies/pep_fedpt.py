@@ -7,7 +7,8 @@ from typing import final
 import numpy as np
 
 from fedbayes.messages import Arrays, ClientUpdate
-from strategies.base import AbstractStrategy, by_name, by_partition, weighted_mean
+from fedbayes.named_arrays import by_name, by_partition
+from strategies.base import AbstractStrategy, weighted_mean
 from strategies.class_sums import class_means
 
 PROTOTYPES = "generator.prototypes"

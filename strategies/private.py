@@ -25,14 +25,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.messages import Arrays, from_record, read_update, to_record, write_reply
+from fedbayes.messages import from_record, read_update, to_record, write_reply
 from fedbayes.seeding import numpy_generator
 from fedbayes.steps import clipped, moved
-from fedbayes.strategy_state import restore, state_of
+from strategies.wrapping import AbstractWrapper
 
 
 @final
-class PrivateAveraging(Strategy):
+class PrivateAveraging(AbstractWrapper):
     """A plain average whose every step is clipped and noisy.
 
     Args:
@@ -68,14 +68,13 @@ class PrivateAveraging(Strategy):
             )
         if isinstance(groups, str):
             raise ConfigError(f"privacy.groups={groups} is not a list; write [{groups}].")
-        self.strategy = strategy
+        super().__init__(strategy)
         self.noise = require_number("privacy.noise", noise, 0, open_low=True)
         self.clip = require_number("privacy.clip", clip, 0, open_low=True)
         self.groups = None if groups is None else tuple(f"{name}." for name in groups)
         default = 1 / require_whole("clients", clients, 1)
         self.delta = require_number("privacy.delta", default if delta is None else delta, 0, 1, open_low=True)
         self._seed, self._sampled = seed, (clients, per_round)
-        self._before: Arrays = {}
         epsilon(self.noise, clients, per_round, 1, self.delta)  # a missing library is said before the first round
 
     def spent(self, rounds: int) -> dict[str, Any]:
@@ -86,15 +85,19 @@ class PrivateAveraging(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Flower's hook: the strategy's messages; what they start from is kept."""
-        self._before = from_record(arrays)
-        counted = [name for name, array in self._before.items() if array.dtype.kind != "f"]
+        """Flower's hook: the strategy's messages, if noise can hide all that is averaged.
+
+        Raises:
+            ConfigError: if something is counted, or a group is not there.
+        """
+        messages = super().configure_train(server_round, arrays, config, grid)
+        counted = [name for name, array in self.before.items() if array.dtype.kind != "f"]
         if counted:
             raise ConfigError(f"privacy.noise: {counted[0]} is counted, not learnt, and noise would not hide it.")
-        if self.groups is not None and not all(any(n.startswith(g) for n in self._before) for g in self.groups):
-            parts = ", ".join(sorted({name.split(".")[0] for name in self._before}))
+        if self.groups is not None and not all(any(n.startswith(g) for n in self.before) for g in self.groups):
+            parts = ", ".join(sorted({name.split(".")[0] for name in self.before}))
             raise ConfigError(f"privacy.groups={[g[:-1] for g in self.groups]} names no shared part; they are {parts}.")
-        return self.strategy.configure_train(server_round, arrays, config, grid)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -104,41 +107,19 @@ class PrivateAveraging(Strategy):
         for reply in answers:
             update = read_update(0, reply.content)
             kept = {name: array for name, array in update.arrays.items() if self._learnt(name)}
-            arrays = {**self._before, **clipped(self._before, kept, self.clip)}
+            arrays = {**self.before, **clipped(self.before, kept, self.clip)}
             reply.content = write_reply(replace(update, arrays=arrays, num_examples=1))
         after, metrics = self.strategy.aggregate_train(server_round, answers)
         if after is None:
             return None, metrics
         rng = numpy_generator(self._seed, server_round, "privacy")
         drawn = self._sampled[1]
-        noisy = moved(self._before, from_record(after), len(answers) / drawn)
+        noisy = moved(self.before, from_record(after), len(answers) / drawn)
         for name, array in noisy.items():
             if self._learnt(name):
                 noise = self.noise * self.clip / drawn * rng.standard_normal(array.shape)
                 noisy[name] = np.asarray(array + noise, dtype=array.dtype)
         return to_record(noisy), metrics
-
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Flower's hook: the strategy's messages."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Flower's hook: the strategy's."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Flower's hook: the strategy's."""
-        self.strategy.summary()
-
-    def state(self) -> Arrays:
-        """The strategy's; noise is keyed, and epsilon follows from the number of rounds."""
-        return state_of(self.strategy)
-
-    def restore(self, state: Arrays) -> None:
-        """The strategy's."""
-        restore(self.strategy, state)
 
     def _learnt(self, name: str) -> bool:
         return self.groups is None or name.startswith(self.groups)

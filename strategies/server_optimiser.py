@@ -16,13 +16,13 @@ from collections.abc import Iterable
 from typing import final
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.messages import Arrays, from_record, to_record
-from fedbayes.strategy_state import restore, state_of
+from fedbayes.named_arrays import under
+from strategies.wrapping import AbstractWrapper
 
 RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}
 """Learning rates that `lr: null` stands for."""
@@ -30,7 +30,7 @@ FIRST, SECOND, INNER = "first/", "second/", "inner/"  # lead the names of m, of 
 
 
 @final
-class ServerOptimiser(Strategy):
+class ServerOptimiser(AbstractWrapper):
     """A strategy whose aggregate becomes a step of an optimiser; it wraps any, also Flower's own.
 
     Floating-point arrays that a round had before and after, in one shape, are optimised, unless the strategy says
@@ -60,7 +60,7 @@ class ServerOptimiser(Strategy):
         beta2: float = 0.99,
         tau: float = 1e-3,
     ) -> None:
-        self.strategy = strategy
+        super().__init__(strategy)
         self.name = require_choice("server.name", name, tuple(RATES))
         if getattr(strategy, "closed_form", False):
             raise ConfigError(
@@ -72,16 +72,8 @@ class ServerOptimiser(Strategy):
         self.beta1 = require_number("server.beta1", beta1, 0, 1)
         self.beta2 = require_number("server.beta2", beta2, 0, 1)
         self.tau = require_number("server.tau", tau, 0, open_low=True)
-        self._before: Arrays = {}
         self._first: Arrays = {}  # m
         self._second: Arrays = {}  # v
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Flower's hook: the strategy's messages; what they start from is kept."""
-        self._before = from_record(arrays)
-        return self.strategy.configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -92,33 +84,19 @@ class ServerOptimiser(Strategy):
             return None, metrics
         return to_record({name: self._moved(name, array) for name, array in from_record(after).items()}), metrics
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Flower's hook: the strategy's messages."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Flower's hook: the strategy's."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
-
-    def summary(self) -> None:
-        """Flower's hook: the strategy's."""
-        self.strategy.summary()
-
     def state(self) -> Arrays:
         """The moments, float64, and the strategy's own state."""
-        kept = {INNER: state_of(self.strategy), FIRST: self._first, SECOND: self._second}
+        kept = {INNER: super().state(), FIRST: self._first, SECOND: self._second}
         return {prefix + name: array for prefix, arrays in kept.items() for name, array in arrays.items()}
 
     def restore(self, state: Arrays) -> None:
         """Take back what `state` gave in an earlier process."""
-        self._first, self._second = _under(FIRST, state), _under(SECOND, state)
-        restore(self.strategy, _under(INNER, state))
+        self._first, self._second = under(FIRST, state), under(SECOND, state)
+        super().restore(under(INNER, state))
 
     def _moved(self, name: str, after: np.ndarray) -> np.ndarray:
         """One array after the step, in its own precision."""
-        before = None if name in getattr(self.strategy, "counted", ()) else self._before.get(name)
+        before = None if name in getattr(self.strategy, "counted", ()) else self.before.get(name)
         if before is None or before.shape != after.shape or after.dtype.kind != "f":
             return after
         gradient = before.astype(np.float64) - after
@@ -138,8 +116,3 @@ class ServerOptimiser(Strategy):
         else:
             found = v - (1 - self.beta2) * square * np.sign(v - square)
         return found
-
-
-def _under(prefix: str, state: Arrays) -> Arrays:
-    """The entries whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): array for name, array in state.items() if name.startswith(prefix)}

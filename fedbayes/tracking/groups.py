@@ -109,7 +109,7 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
     repeated = 0
     for run in sorted(runs, key=lambda run: (run / SUMMARY).stat().st_mtime):
         summary = read_json(run / SUMMARY)
-        flat = dict(_flatten(_config(run)))
+        flat = {name: str(value) for name, value in flatten(_config(run))}
         names = tuple(str(summary.get(name) or "–") for name in NAMES)
         fixed = {key: value for key, value in flat.items() if not _is_seed(key)}
         seeds = (str(summary.get("seed")), *(f"{key}={value}" for key, value in sorted(flat.items()) if _is_seed(key)))
@@ -154,10 +154,10 @@ def _config(run: Path) -> Mapping[str, Any]:
     return {name: value for name, value in (found or {}).items() if name not in _ASIDE}
 
 
-def _flatten(node: object, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings by their dotted names, as texts."""
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, str(node)
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Single values of nested mappings by their dotted names; lists are single values."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -116,12 +116,7 @@ def _create(path: Path, text: str) -> None:
     Raises:
         FileExistsError: if it is there.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+    with _beside(path, text) as temporary:
         try:
             os.link(temporary, path)  # the one step that two processes cannot both do
         except OSError as error:
@@ -129,6 +124,18 @@ def _create(path: Path, text: str) -> None:
                 raise
             with path.open("x", encoding="utf-8") as file:
                 file.write(text)
+
+
+@contextmanager
+def _beside(path: Path, text: str) -> Iterator[Path]:
+    """A file of that text beside a place, on the disk for sure; it is removed unless the block moves it there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -161,15 +168,8 @@ def write_json(path: Path, obj: object) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file so that a reader finds the old one or the new one, never half of it, and the disk holds it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+    with _beside(path, text) as temporary:
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -199,28 +199,24 @@ def read_rows(path: Path, key: Sequence[str] = ("round", "phase")) -> list[dict[
     Returns:
         The rows in the order of the file. A line that a broken run left half-written is passed over.
     """
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                rows[tuple(str(row.get(name)) for name in key)] = row
-    return list(rows.values())
+    return list({tuple(str(row.get(name)) for name in key): row for _, row in json_lines(path)}.values())
 
 
 def keep_rounds(path: Path, last_round: int) -> None:
     """Drops the rows of later rounds and a half-written line, so that a resumed run continues its files cleanly."""
+    if path.exists():
+        kept = [line for line, row in json_lines(path) if row.get("round", 0) <= last_round]
+        replace_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each line of a JSONL file that is an object, and that object; half-written lines are passed over."""
     if not path.exists():
         return
-    kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and row.get("round", 0) <= last_round:
-            kept.append(line)
-    replace_text(path, "".join(f"{line}\n" for line in kept))
+        if isinstance(row, dict):
+            yield line, row
