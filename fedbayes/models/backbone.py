@@ -17,8 +17,8 @@ from fedbayes.errors import BackboneError, require_choice
 from fedbayes.models.blocks import FoldedBlock, class_row, fold, is_plain, run_folded, with_prompts
 
 PRECISIONS = ("float32", "bf16")
-PIECE = 180_000
-"""Numbers in the tokens of the images that go through the blocks at once on a CPU; see `fedbayes.models.blocks`."""
+PIECE = 720_000
+"""Bytes in the tokens of the images that go through the blocks at once on a CPU; see `fedbayes.models.blocks`."""
 
 
 @final
@@ -160,17 +160,17 @@ class FrozenViT(nn.Module):
         length = 0 if prompts is None else prompts.shape[2]
         size = len(tokens)
         if tokens.device.type == "cpu":
-            size = max(1, PIECE // ((tokens.shape[1] + length) * self.dim))
+            size = max(1, PIECE // ((tokens.shape[1] + length) * self.dim * tokens.element_size()))
         parts = tokens.split(size)
         return parts, [None] * len(parts) if prompts is None else prompts.split(size)
 
     def _folded(self, tokens: Tensor) -> Sequence[FoldedBlock | None]:
         """The weights of each block whose passes are written out for this device and type; None for timm's own."""
-        if tokens.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        if tokens.device.type != "cpu" or (torch.is_autocast_enabled("cpu") and not self._bf16):
             return [None] * self.depth
         state = [(p.data_ptr(), p._version, p.dtype) for p in self._block_parameters]
         if state != self._fold_state:
-            plain = [fold(block) if is_plain(block) else None for block in self.vit.blocks[:-1]]
+            plain = [fold(block, self.tokens_dtype) if is_plain(block) else None for block in self.vit.blocks[:-1]]
             self._folds, self._fold_state = [*plain, None], state
         return self._folds
 

@@ -77,8 +77,8 @@ def _timms_gelu() -> type:
 
 
 @torch.no_grad()
-def fold(block: Any) -> FoldedBlock:
-    """A plain block's weights with its constants folded in; see the module docstring."""
+def fold(block: Any, dtype: torch.dtype) -> FoldedBlock:
+    """A plain block's weights with its constants folded in, then rounded to `dtype`; see the module docstring."""
     attention, mlp = block.attn, block.mlp
     qkv, qkv_bias = _after_norm(attention.qkv, block.norm1)
     width = attention.num_heads * attention.head_dim
@@ -86,23 +86,23 @@ def fold(block: Any) -> FoldedBlock:
     proj, proj_bias = _before_scale(attention.proj, block.ls1, qkv_bias[2 * width :])
     fc1, fc1_bias = _after_norm(mlp.fc1, block.norm2)
     fc2, fc2_bias = _before_scale(mlp.fc2, block.ls2, None)
-    return FoldedBlock(
-        heads=attention.num_heads,
-        eps=(block.norm1.eps, block.norm2.eps),
-        qkv=qkv.mT,
-        query_bias=qkv_bias[:width] * attention.scale,
-        proj=proj.mT,
-        proj_bias=proj_bias,
-        fc1=fc1.mT,
-        fc1_bias=fc1_bias,
-        fc2=fc2.mT,
-        fc2_bias=fc2_bias,
-    )
+    folded = {
+        "qkv": qkv.mT,
+        "query_bias": qkv_bias[:width] * attention.scale,
+        "proj": proj.mT,
+        "proj_bias": proj_bias,
+        "fc1": fc1.mT,
+        "fc1_bias": fc1_bias,
+        "fc2": fc2.mT,
+        "fc2_bias": fc2_bias,
+    }
+    rounded = {name: weight.to(dtype) for name, weight in folded.items()}
+    return FoldedBlock(heads=attention.num_heads, eps=(block.norm1.eps, block.norm2.eps), **rounded)
 
 
 def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """Weight `(out, in)` and bias of `linear(norm(x))` in terms of the norm without its affine map."""
-    weight, bias = linear.weight.clone(), linear.weight.new_zeros(linear.out_features)
+    weight, bias = _to_fold(linear)
     if linear.bias is not None:
         bias += linear.bias
     if norm.bias is not None:
@@ -112,9 +112,15 @@ def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
+def _to_fold(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """A copy of the weight, in float32 if it is coarser, and a bias of zeros."""
+    weight = linear.weight.to(torch.promote_types(linear.weight.dtype, torch.float32), copy=True)
+    return weight, weight.new_zeros(linear.out_features)
+
+
 def _before_scale(linear: nn.Linear, scale: Any, shift: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weight `(out, in)` and bias of `scale(linear(x + shift))`."""
-    weight, bias = linear.weight.clone(), linear.weight.new_zeros(linear.out_features)
+    weight, bias = _to_fold(linear)
     if linear.bias is not None:
         bias += linear.bias
     if shift is not None:

@@ -41,7 +41,7 @@ def block(random_vit):
 @pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
 def test_values_and_gradients_are_those_of_timms_block(block, options, replaced, learns):
     whole = block(**options)
-    folded = fold(whole)
+    folded = fold(whole, torch.float64)
     tokens, prompts = leaf(2, 9, 24), leaf(2, 3, 24)
     tokens.requires_grad_(learns != "prompts")
     prompts.requires_grad_(learns != "tokens")
@@ -56,14 +56,14 @@ def test_values_and_gradients_are_those_of_timms_block(block, options, replaced,
 @pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
 def test_without_prompts_too(block, options):
     whole, tokens = block(**options), leaf(2, 9, 24)
-    outputs = run_folded(tokens, None, 0, fold(whole)), whole(tokens)
+    outputs = run_folded(tokens, None, 0, fold(whole, torch.float64)), whole(tokens)
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(out.square().sum(), tokens)[0] for out in outputs]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
 
 
 def test_gradients_are_those_of_finite_differences(block):
-    folded = fold(block(init_values=0.5))
+    folded = fold(block(init_values=0.5), torch.float64)
     assert torch.autograd.gradcheck(lambda x, p: run_folded(x, p, 1, folded), (leaf(1, 4, 24), leaf(1, 2, 24)))
 
 
@@ -91,12 +91,12 @@ def test_a_gate_is_no_part_of_a_plain_block(block):
 def test_folding_leaves_the_block_as_it_was(block):
     whole = block(init_values=0.5)
     before = {name: value.clone() for name, value in whole.state_dict().items()}
-    fold(whole)
+    fold(whole, torch.float64)
     assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
 
 
 def test_the_gradient_it_is_given_and_its_inputs_stay_as_they_were(block):
-    folded = fold(block())
+    folded = fold(block(), torch.float64)
     tokens, prompts = leaf(2, 9, 24), leaf(2, 3, 24)
     kept = tokens.detach().clone(), prompts.detach().clone()
     out = run_folded(tokens, prompts, 0, folded)
@@ -113,7 +113,7 @@ def test_the_gradient_it_is_given_and_its_inputs_stay_as_they_were(block):
 
 @pytest.mark.parametrize("learns", [False, True])
 def test_a_nan_stays_in_its_image(block, learns):
-    folded = fold(block())
+    folded = fold(block(), torch.float64)
     tokens, prompts = leaf(3, 9, 24), leaf(3, 3, 24)
     tokens.requires_grad_(learns)
     outputs = []
