@@ -43,6 +43,8 @@ SECOND = (
     *("fedprox", "local_head", "fedrep", "fedbabu", "ditto", "sgpt", "pep_fedpt", "pfpt", "fedapt", "pfedbayes"),
     *("fedlora", "fedavg_full", "centralised"),
 )
+BF16 = ("simulation.precision=bf16",)
+"""Photographs: the frozen backbone in half precision, 2.5 times as fast where the processor multiplies it."""
 WAVES = {"first": FIRST, "second": SECOND, "all": (*FIRST, *SECOND)}
 
 
@@ -89,29 +91,29 @@ TABLES: dict[str, Table] = {
     ),
     "office_mixture": Table(
         "Office-Caltech10, every client a mixture of four domains (alpha 0.3), ViT-tiny at 112 px",
-        ("experiment=office_mixture",),
+        ("experiment=office_mixture", *BF16),
         "photos",
         data="office_caltech10",
         backbone=True,
     ),
     "office_fedbn_truncated": Table(
         "Office-Caltech10, one domain a client, equal sizes (FedBN-10 truncated), ViT-tiny at 112 px",
-        ("experiment=office_fedbn_truncated",),
+        ("experiment=office_fedbn_truncated", *BF16),
         "photos",
         data="office_caltech10",
         backbone=True,
     ),
     "cifar10_dirichlet": Table(
         "CIFAR-10 (5,085 training images), ten clients, label Dirichlet 0.1, ViT-tiny at 112 px",
-        ("experiment=cifar10_dirichlet", "data=imagefolder"),
-        "photos_label_skew",
+        ("experiment=cifar10_dirichlet", "data=imagefolder", *BF16),
+        "photos",
         data="cifar10",
         backbone=True,
     ),
     "cifar10_disjoint": Table(
         "CIFAR-10 (5,085 training images), ten clients with disjoint classes, ViT-tiny at 112 px",
-        ("experiment=cifar10_disjoint", "data=imagefolder"),
-        "photos_label_skew",
+        ("experiment=cifar10_disjoint", "data=imagefolder", *BF16),
+        "photos",
         data="cifar10",
         backbone=True,
     ),

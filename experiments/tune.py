@@ -62,19 +62,18 @@ PROTOCOLS = {
     "mixture": "digits_mixture",
     "label_skew": "digits_label_skew",
     "photos": "office_mixture",
-    "photos_label_skew": "cifar10_dirichlet",
 }
 
 
 def candidates(method: str, section: str) -> list[tuple[str, ...]]:
     """Six configurations of a method, more where they are matched; none for one that has nothing to choose."""
-    head = PHOTOS_HEAD if section.startswith("photos") else DIGITS_HEAD
+    head = PHOTOS_HEAD if section == "photos" else DIGITS_HEAD
     if method in NOTHING:
         return []
     if method in NO_PROMPTS:
         return HEAD_ALONE
     if method in POSTERIOR:
-        return posteriors(head[0] if section.startswith("photos") or method in PERSONAL else head[1])
+        return posteriors(head[0] if section == "photos" or method in PERSONAL else head[1])
     if (section, method) in MATCHED:
         return [*pairs(PROMPT, head), *MATCHED[section, method]]
     return pairs(WEIGHTS if method in WHOLE else PROMPT, head)
