@@ -67,7 +67,7 @@ def rows(folder):
     return [{name: value for name, value in json.loads(line).items() if name not in UNEQUAL} for line in lines]
 
 
-@pytest.mark.parametrize("overrides", SAME, ids=["personal heads, partial participation", "all clients", "personal heads"])
+@pytest.mark.parametrize("overrides", SAME, ids=["half, personal heads", "all clients", "personal heads"])
 def test_workers_and_cohorts_of_one_give_the_same_bits(address, tmp_path, overrides):
     common = ["experiment=smoke", "clients=4", "simulation.threads=1", *overrides]
     simulate([*common, "simulation.cohort=1", f"run_dir={tmp_path}/here"])
