@@ -19,6 +19,9 @@ ELSEWHERE = {
     "fedbayes": "tests/test_run.py",
     "fedbayes --help": "tests/test_info.py",
     "fedbayes -m method=glob(*) seed=0,1,2": "tests/test_catalogue.py",
+    "fedbayes -m method=fedvpt,pfedbayespt seed=0,1,2 hydra/launcher=joblib": "tests/test_sweep.py",
+    "fedbayes -m hydra/sweeper=search": "tests/test_sweep.py",
+    "fedbayes dry_run=true clients=100": "tests/test_estimate.py",
     "fedbayes tracking=wandb": "tests/tracking/test_weights_and_biases.py",
     "fedbayes simulation=ray": "tests/simulation/test_ray.py",
     "fedbayes simulation=ray simulation.address=10.0.0.1:6379 simulation.num_gpus=0.25": "tests/simulation/test_ray.py",
@@ -76,11 +79,13 @@ def test_it_runs(command, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("command", [one for one in shown() if one.startswith("fedbayes ")], ids=plain)
 def test_its_keys_and_choices_exist(command):
-    asked = [one for one in words(command)[1:] if not one.startswith("-") and not one.startswith("resume=")]
+    asked = [one for one in words(command)[1:] if not one.startswith(("-", "resume=", "hydra/", "hydra."))]
     for one in asked:
         key, _, value = one.partition("=")
         if value.startswith("glob("):
             asked[asked.index(one)] = f"{key}=fedvpt"
+        elif value.startswith("tag("):  # a search, tag(log,interval(LOW,HIGH))
+            asked[asked.index(one)] = f"{key}={value.split('(')[2].split(',')[0]}"
         elif "," in value and not value.startswith("["):
             asked[asked.index(one)] = f"{key}={value.split(',')[0]}"
     compose(asked)
