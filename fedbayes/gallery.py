@@ -39,6 +39,8 @@ SIDE = 96
 def write_gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: PromptedViT) -> Path:
     """Write a run's `gallery.json`; where there can be none, it says why, for hours of training matter more.
 
+    With `evaluate.gallery=false` it has no image, only the codes of one client's images.
+
     Args:
         run_dir: of the run, with checkpoint and predictions.
         cfg: its configuration.
@@ -69,7 +71,7 @@ def _gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: Prompte
         raise DataError("the images are elsewhere, or none was predicted; a gallery needs both in one place.")
     ids = _image_ids(found, data)
     stored = checkpoint.latest(run_dir)
-    rows = _rows(found)
+    rows = _rows(found) if cfg.evaluate.gallery else {}
     attention = _attention(
         cfg, stored, data, model, ids, found.partitions, sorted({i for r in rows.values() for i in r})
     )
@@ -92,6 +94,7 @@ def _gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: Prompte
     partition = _most_mixed(found)
     model.stack([_parameters(cfg, stored, partition)])
     return {
+        "missing": None if cfg.evaluate.gallery else "Images are left out: evaluate.gallery=false.",
         "images": {name: [entry(row) for row in chosen] for name, chosen in rows.items()},
         "attention_note": "The second picture of each: bright where the prompts attend, a mean over heads, prompts and "
         "the blocks that see them; each picture from its least to its most.",

@@ -74,6 +74,16 @@ def test_a_gallery_made_again_is_the_same(run_dir, parts):
     assert "Most certain mistakes" in (run_dir / "report.html").read_text()
 
 
+def test_no_image_leaves_where_that_is_asked(run_dir, tmp_path):
+    simulate(["experiment=smoke", "evaluate.gallery=false", f"run_dir={tmp_path / 'run'}"])
+    found = gallery(tmp_path / "run")
+    assert found["images"] == {}
+    assert found["codes"] == gallery(run_dir)["codes"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Most certain mistakes" not in page
+    assert "Images are left out: evaluate.gallery=false." in page
+
+
 def test_prompts_that_are_the_same_for_all_images_have_no_codes(tmp_path):
     simulate(["experiment=smoke", "method=fedvpt", "rounds=1", f"run_dir={tmp_path / 'run'}"])
     found = gallery(tmp_path / "run")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlparse
 
 from fedbayes.errors import ConfigError, RunError
-from fedbayes.tracking.run_dir import PLOTS, REPORT, plain
+from fedbayes.tracking.run_dir import CHECKPOINTS, CONFIG, PLOTS, REPORT, plain
 
 if TYPE_CHECKING:
     import wandb
@@ -160,7 +160,7 @@ class WeightsAndBiases:
                 self._log(spread, found[0].get("round"))
 
     def finish(self, run_dir: Path, summary: Mapping[str, Any] | None) -> str:
-        """Sends tables, pictures, summary and report, and ends the W&B run, as failed where there is no summary.
+        """Sends tables, pictures, summary, report and newest checkpoint, and ends the W&B run; as failed without a summary.
 
         Returns:
             Where the W&B run is found, in one line.
@@ -187,9 +187,16 @@ class WeightsAndBiases:
             self._log(last, None)
         self._run.summary.update(plain(summary))
         if (run_dir / REPORT).exists():
-            artifact = wandb.Artifact(f"report-{self._run.id}", type="report")
-            artifact.add_file(str(run_dir / REPORT))
-            self._run.log_artifact(artifact)
+            report = wandb.Artifact(f"report-{self._run.id}", type="report")
+            report.add_file(str(run_dir / REPORT))
+            self._run.log_artifact(report)
+        stored = sorted((run_dir / CHECKPOINTS).glob("round-*"))
+        if stored:
+            model = wandb.Artifact(f"checkpoint-{self._run.id}", type="model", metadata={"round": summary.get("rounds")})
+            model.add_dir(str(stored[-1]))
+            if (run_dir / CONFIG).exists():
+                model.add_file(str(run_dir / CONFIG))
+            self._run.log_artifact(model)
         self._run.finish()
         return where
 

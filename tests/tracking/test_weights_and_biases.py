@@ -3,9 +3,12 @@ import json
 import struct
 from functools import partial
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from fedbayes import checkpoint
+from fedbayes.checkpoint import Checkpoint
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.tracking.tracker import Tracker
 from fedbayes.tracking.weights_and_biases import WeightsAndBiases, choose_mode
@@ -53,6 +56,8 @@ def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
     destination = partial(WeightsAndBiases, project="fedbayes", group=None, mode="auto")(run_dir, config)
     shown = io.StringIO()
     console = Console(file=shown, width=200)
+    for done in (1, 2):
+        checkpoint.save(run_dir, Checkpoint(done, {"w": np.full(3, done, np.float32)}, {}))
     with Tracker(run_dir, 2, "a run", config, destinations=[destination], console=console) as tracker:
         for r in (1, 2):
             tracker.log({"round": r, "phase": "train", "loss": 2.0 / r, "kl": float("nan")})
@@ -88,7 +93,11 @@ def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
         if record.HasField("summary"):
             summary.update(items(record.summary.update))
     assert any(name.startswith("method") for name in summary)
-    assert any(record.HasField("artifact") or record.request.HasField("log_artifact") for record in found)
+    sent = [record.artifact if record.HasField("artifact") else record.request.log_artifact.artifact for record in found]
+    files = {one.type: {entry.path for entry in one.manifest.contents} for one in sent if one.type}
+    assert files["report"] == {"report.html"}
+    assert files["model"] == {path.name for path in (run_dir / "checkpoint/round-00002").iterdir()}
+    assert {"server.safetensors", "state.json"} <= files["model"]
     assert [record.exit.exit_code for record in found if record.HasField("exit")] == [0]
     assert "W&B: offline; `wandb sync" in shown.getvalue()
 
