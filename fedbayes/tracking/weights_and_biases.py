@@ -160,7 +160,7 @@ class WeightsAndBiases:
                 self._log(spread, found[0].get("round"))
 
     def finish(self, run_dir: Path, summary: Mapping[str, Any] | None) -> str:
-        """Sends tables, pictures, summary, report and newest checkpoint, and ends the W&B run; as failed without a summary.
+        """Sends tables, pictures, summary, report and newest checkpoint, and ends the W&B run, without a summary as failed.
 
         Returns:
             Where the W&B run is found, in one line.
@@ -192,7 +192,9 @@ class WeightsAndBiases:
             self._run.log_artifact(report)
         stored = sorted((run_dir / CHECKPOINTS).glob("round-*"))
         if stored:
-            model = wandb.Artifact(f"checkpoint-{self._run.id}", type="model", metadata={"round": summary.get("rounds")})
+            model = wandb.Artifact(
+                f"checkpoint-{self._run.id}", type="model", metadata={"round": summary.get("rounds")}
+            )
             model.add_dir(str(stored[-1]))
             if (run_dir / CONFIG).exists():
                 model.add_file(str(run_dir / CONFIG))

@@ -93,7 +93,9 @@ def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
         if record.HasField("summary"):
             summary.update(items(record.summary.update))
     assert any(name.startswith("method") for name in summary)
-    sent = [record.artifact if record.HasField("artifact") else record.request.log_artifact.artifact for record in found]
+    sent = [
+        record.artifact if record.HasField("artifact") else record.request.log_artifact.artifact for record in found
+    ]
     files = {one.type: {entry.path for entry in one.manifest.contents} for one in sent if one.type}
     assert files["report"] == {"report.html"}
     assert files["model"] == {path.name for path in (run_dir / "checkpoint/round-00002").iterdir()}
