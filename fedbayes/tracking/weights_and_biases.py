@@ -160,7 +160,7 @@ class WeightsAndBiases:
                 self._log(spread, found[0].get("round"))
 
     def finish(self, run_dir: Path, summary: Mapping[str, Any] | None) -> str:
-        """Sends tables, pictures, summary, report and newest checkpoint, and ends the W&B run, without a summary as failed.
+        """Sends tables, pictures, summary, report and newest checkpoint; ends the W&B run, without a summary as failed.
 
         Returns:
             Where the W&B run is found, in one line.
