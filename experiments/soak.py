@@ -4,13 +4,16 @@
 
 30 % of a round's clients cannot be reached, 5 % raise, 2 % answer with NaN. Counts must be those that were drawn,
 memory must not grow, and the result must be that of the run without the faulty answers: in cohorts of one
-(`--cohort 1`) to the last bit, in larger ones up to rounding, which many rounds amplify.
+(`--cohort 1`) to the last bit; in larger ones, whose company differs, up to rounding, which many rounds amplify: there
+the paired interval over clients and images must hold zero.
 """
 
 import argparse
 import json
 import os
 from pathlib import Path
+
+from paired import paired_difference
 
 FAULTS = {"drop": 0.3, "error": 0.05, "nan": 0.02}
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -73,10 +76,16 @@ def main() -> None:
     assert all(row["attempts"] == 1 for row in faulty["trains"])
     after20, last = faulty["memory"][19], faulty["memory"][-1]
     print(f"memory after round 20: {after20:.0f} MB, at the end: {last:.0f} MB ({100 * (last / after20 - 1):+.1f} %)")
+    assert last < 1.05 * after20
     for name, one in (("faulty", faulty), ("absent", absent)):
         final = one["summary"]["final"]
         seconds = one["summary"]["seconds"]["total"]
         print(f"{name}: accuracy {final['accuracy']['mean']:.4f}, NLL {final['nll']:.4f}, {seconds:.0f} s")
+    for key in ("accuracy", "nll"):
+        gap = paired_difference([(args.folder / "faulty", args.folder / "absent")], key)
+        print(f"{key}, faulty minus absent: {gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]")
+        assert gap.low <= 0 <= gap.high
+        assert args.cohort > 1 or gap.mean == 0
 
 
 if __name__ == "__main__":
