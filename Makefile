@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean clean-all moved
+.PHONY: help setup demo test lint docs clean clean-all moved
 
 # What a user's shell may carry in must not decide where packages land or which ones are imported.
 unexport VIRTUAL_ENV CONDA_PREFIX PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV UV_SYSTEM_PYTHON
@@ -43,8 +43,13 @@ lint: setup  ## ruff, mypy and the import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: setup  ## the documentation's pages in site/, built strictly; fetches the extra [docs]
+	if [ -x $(BIN)/uv ]; then $(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[docs]'; \
+	else $(BIN)/python -m pip install --quiet -e '.[docs]'; fi
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict  # the name of a notice about mkdocs' successor, no fault
+
 clean:  ## remove caches and build products; keeps .venv and runs
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find fedbayes strategies clients flower_app tests experiments -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 clean-all: clean  ## remove .venv as well
