@@ -1,7 +1,7 @@
 """Hostile clients against defences, and accuracy against epsilon.
 
     python experiments/robustness.py attacks --jobs 2      # every attack, every defence, 0 to 30 % hostile clients
-    python experiments/robustness.py privacy --jobs 2      # the accuracy-epsilon curve
+    python experiments/robustness.py privacy --jobs 2      # the accuracy-epsilon curve, and figures/privacy.png
 
 The default federation, seed 0, one thread each; a run that has its summary is not run again. Nothing is chosen here:
 `clip` is the median length of an honest step (15, constant over rounds), the robust means reckon with the share of
@@ -36,6 +36,7 @@ FEDERATION = (
     *("partition=resampled", "partition.images=20", "clients=500"),
     *("evaluate.every=15", "evaluate.participation=0.4"),
 )
+FIGURE = Path(__file__).parent / "figures" / "privacy.png"
 PRIVATE = ("pfedbayespt", "fedvpt", "fedavg_head")
 
 Runs = dict[tuple[str, ...], Job]
@@ -94,6 +95,29 @@ def show_privacy(runs: Runs) -> None:
         cells = [f"{one['final']['accuracy']['mean']:.3f} / {one['final']['nll']:.3f}" if one else "–" for one in found]
         what = "no clipping, no noise" if noise is None else f"{noise:g}"
         print(f"| {what} | {'–' if spent is None else f'{spent:.1f}'} | " + " | ".join(cells) + " |")
+    draw_privacy(runs)
+
+
+def draw_privacy(runs: Runs) -> None:
+    """Accuracy over epsilon, a line per method; a dotted one for the method without privacy."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
+    for color, marker, method in zip(("C0", "C1", "C2"), "osD", PRIVATE, strict=True):
+        found = {noise: read_json(runs[f"method={method}", f"noise={noise}"][0] / SUMMARY) for noise in NOISES}
+        points = [
+            (one["privacy"]["epsilon"][-1], one["final"]["accuracy"]["mean"])
+            for one in found.values()
+            if one and one["privacy"]
+        ]
+        axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=method)
+        if found[None]:
+            axes.axhline(found[None]["final"]["accuracy"]["mean"], color=color, linestyle=":", linewidth=1)
+    axes.set(xscale="log", xlabel="epsilon at delta = 0.001, 15 rounds", ylabel="test accuracy, mean over clients")
+    axes.legend(title="dotted: neither clipped nor noisy", loc="lower right")
+    FIGURE.parent.mkdir(exist_ok=True)
+    figure.savefig(FIGURE, dpi=120)
+    plt.close(figure)
 
 
 def main() -> None:
