@@ -196,7 +196,10 @@ def _work(overrides, run_dir):
 
 
 def killed_at_random(overrides, tmp_path, kills, seed):
-    """Kill at random moments until so many kills have hit, over as many runs as that takes; compare every result."""
+    """Kill until so many kills have hit, over as many runs as that takes; compare every result.
+
+    Moments are random, but that of every fourth is when a checkpoint is being written.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["fedbayes.run", "fedbayes.build", "fedbayes.tracking.plots", "timm", "sklearn.datasets"]
@@ -216,7 +219,11 @@ def killed_at_random(overrides, tmp_path, kills, seed):
         while not (run_dir / "summary.json").exists():
             process = context.Process(target=_work, args=(overrides, run_dir))
             process.start()
-            process.join(rng.uniform(0, typical) if hits < kills else None)
+            if hits < kills and hits % 4 == 3:  # wait for a checkpoint that is being written
+                while process.exitcode is None and not list(run_dir.glob("checkpoint/.round-*")):
+                    pass
+            else:
+                process.join(rng.uniform(0, typical) if hits < kills else None)
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
@@ -244,7 +251,7 @@ def test_killed_at_random_moments(tmp_path):
 def test_killed_at_twenty_random_moments(method, tmp_path):
     overrides = [*SMALL, f"method={method}", "rounds=8", "server.name=adam"]
     phases = killed_at_random(overrides, tmp_path, kills=20, seed=1)
-    assert phases == {"before the first", "after"}
+    assert phases == {"before the first", "during one", "after"}
 
 
 def test_config_is_written_resolved_and_without_resume(tmp_path):
