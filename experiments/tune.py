@@ -55,8 +55,23 @@ WHOLE = ("fedavg_full",)
 """All weights of the ViT want smaller rates than prompts."""
 WEIGHTS = (0.0001, 0.0003, 0.001)
 
-MATCHED = {("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002))}
-"""Further trials of the strongest rival, as many as a second variant of pFedBayesPT had there."""
+_CODE = ("generator.code_dim=16", "generator.init_scale=0.5", "inference.beta=1e-3", "optim.prompt_lr=0.03")
+FURTHER = {
+    ("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002)),
+    ("photos", "pfedbayespt"): [
+        (*_CODE, "optim.head_lr=0.001", more)
+        for more in (
+            *("optim.prompt_lr=0.1", "inference.beta=1e-2", "inference.beta=1e-4"),
+            *("generator.init_scale=1.0", "optim.head_lr=0.003", "inference.reverse=gaussian"),
+        )
+    ],
+    ("photos", "fedvpt"): [
+        *pairs((0.1,), (0.001, 0.003)),
+        *pairs((0.003, 0.01, 0.03), (0.0003,)),
+        *pairs((0.001,), (0.001,)),
+    ],
+}
+"""Trials beyond the six: of pFedBayesPT, and as many of the strongest rival; see `protocol.md`."""
 
 PROTOCOLS = {
     "mixture": "digits_mixture",
@@ -66,17 +81,17 @@ PROTOCOLS = {
 
 
 def candidates(method: str, section: str) -> list[tuple[str, ...]]:
-    """Six configurations of a method, more where they are matched; none for one that has nothing to choose."""
+    """Six configurations of a method, those of `FURTHER` besides; none for one that has nothing to choose."""
     head = PHOTOS_HEAD if section == "photos" else DIGITS_HEAD
     if method in NOTHING:
         return []
     if method in NO_PROMPTS:
         return HEAD_ALONE
     if method in POSTERIOR:
-        return posteriors(head[0] if section == "photos" or method in PERSONAL else head[1])
-    if (section, method) in MATCHED:
-        return [*pairs(PROMPT, head), *MATCHED[section, method]]
-    return pairs(WEIGHTS if method in WHOLE else PROMPT, head)
+        first = posteriors(head[0] if section == "photos" or method in PERSONAL else head[1])
+    else:
+        first = pairs(WEIGHTS if method in WHOLE else PROMPT, head)
+    return [*first, *FURTHER.get((section, method), [])]
 
 
 def score(folder: Path) -> tuple[float, float]:

@@ -20,6 +20,16 @@ settings.register_profile("fedbayes", deadline=None, derandomize=True)
 settings.load_profile("fedbayes")
 
 
+STARTS_RAY = ("test_ray", "test_flower_private", "test_flower_app", "test_deployment")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `pytest -n`: a file's tests stay together, those that start Ray in one process, which begins with them."""
+    items.sort(key=lambda item: item.path.stem not in STARTS_RAY)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in STARTS_RAY else str(item.path)))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Tests may draw from torch's global generator; the library may not."""

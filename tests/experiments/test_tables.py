@@ -46,7 +46,7 @@ def test_all_methods_get_six_candidates_which_compose(modules):
     for section in tune.PROTOCOLS:
         for method in tables.WAVES["all"]:
             found = tune.candidates(method, section)
-            more = len(tune.MATCHED.get((section, method), ()))
+            more = len(tune.FURTHER.get((section, method), ()))
             assert len(set(found)) == (0 if method in tune.NOTHING else 6 + more)
             different |= set(found)
     for one in different:
