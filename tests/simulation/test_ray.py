@@ -114,14 +114,14 @@ def test_late_clients_are_left_out_and_the_run_goes_on(address, tmp_path):
 
 def test_a_client_that_never_comes_back_is_ended_and_its_worker_replaced(address, tmp_path):
     started = time.monotonic()
-    progress, journal = played(address, RemoteFactory(tmp_path, freezes={(2, 0)}), timeout=3, rounds=9)
-    assert time.monotonic() - started < 120, "Flower joins what its workers have begun, for ever if need be"
+    progress, journal = played(address, RemoteFactory(tmp_path, freezes={(2, 0)}), timeout=3, rounds=60)
+    assert time.monotonic() - started < 240, "Flower joins what its workers have begun, for ever if need be"
     replies = {row["round"]: row["replies"] for row in journal.rows if row["phase"] == "train"}
     assert replies[2] < 4
-    assert replies[9] == 4
+    assert replies[60] == 4, "rounds wait three seconds each until the new worker is there, then milliseconds"
     assert any(note == "round 2: reply of client 0 not used: no answer in time" for note in journal.notes)
     assert len(list(tmp_path.glob("made-*"))) > 2
-    assert progress.accepted[0] == 9
+    assert progress.accepted[0] == 60
 
 
 def test_a_run_that_broke_off_goes_on_in_other_workers(address, tmp_path, monkeypatch):
