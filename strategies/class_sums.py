@@ -1,5 +1,6 @@
 """What training-free methods have in common: every client's class sums, each counted once."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -8,6 +9,8 @@ import numpy as np
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.named_arrays import by_name, by_partition
 from strategies.base import AbstractStrategy
+
+log = logging.getLogger("fedbayes")
 
 
 class AbstractClassSums(AbstractStrategy):
@@ -44,9 +47,14 @@ class AbstractClassSums(AbstractStrategy):
         self.seen = by_partition(state)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """The classifier of all clients heard so far."""
+        """The classifier of all clients heard so far, but for those whose counts no images can have."""
         for update in updates:
-            self.seen[update.partition] = update.arrays
+            if (update.arrays["counts"] < 0).any():
+                log.warning("client %d is left out: it sent a negative number of images", update.partition)
+            else:
+                self.seen[update.partition] = update.arrays
+        if not self.seen:
+            return
         clients = [self.seen[partition] for partition in sorted(self.seen)]
         weights, bias = self.classifier(clients)
         self.shared = {"weights": weights, "bias": bias, "counts": total(clients, "counts")}

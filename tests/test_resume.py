@@ -214,7 +214,7 @@ def killed_at_random(overrides, tmp_path, kills, seed):
     typical = time.monotonic() - started
     rng, hits, number, phases = random.Random(seed), 0, 0, set()
     while hits < kills:
-        number += 1
+        number, expected = number + 1, ""
         run_dir = tmp_path / f"run{number}"
         while not (run_dir / "summary.json").exists():
             process = context.Process(target=_work, args=(overrides, run_dir))

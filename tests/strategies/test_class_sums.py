@@ -1,5 +1,7 @@
 """What FedNCM's and FedCOF's servers share: each client's sums count once, and survive a restart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.neighbors import NearestCentroid
@@ -73,3 +75,17 @@ def test_one_client_that_lacks_a_class_is_enough(make):
     assert only.shared["counts"][2] == 0
     assert only.shared["counts"].sum() > 0
     assert all(np.isfinite(array).all() for array in only.shared.values())
+
+
+@BOTH
+def test_counts_that_no_images_can_have_are_left_out(make, caplog):
+    strategy, hostile = make(), sums_of(2)
+    hostile = replace(hostile, arrays={name: -array for name, array in hostile.arrays.items()})
+    strategy.aggregate([sums_of(0), hostile, sums_of(4)])
+    assert "client 2 is left out: it sent a negative number of images" in caplog.text
+    expected = after(make, (0, 4)).shared
+    for name, array in expected.items():
+        assert strategy.shared[name].tobytes() == array.tobytes(), name
+    alone = make()
+    alone.aggregate([hostile])
+    assert alone.shared == {}
