@@ -8,7 +8,7 @@ from typing import final
 from flwr.app import ConfigRecord
 from flwr.serverapp.strategy import Strategy
 
-from fedbayes.errors import ConfigError, StoppedError, require_choice, require_whole
+from fedbayes.errors import ConfigError, StoppedError, require_bool, require_choice, require_whole
 from fedbayes.evaluation import Evaluation, detection
 from fedbayes.federation import Federation
 from fedbayes.guard import unreadable
@@ -57,9 +57,7 @@ class Assessment:
         self.every = require_whole("evaluate.every", every, 1)
         self.adapt_steps = _steps(adapt_steps)
         self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
-        if not isinstance(temperature, bool):
-            raise ConfigError(f"evaluate.temperature={temperature} is neither true nor false; choose one of them.")
-        self.temperature = temperature
+        self.temperature = require_bool("evaluate.temperature", temperature)
 
     def after_round(
         self, federation: Federation, strategy: Strategy, progress: Progress, log: RoundLog, *, last: bool

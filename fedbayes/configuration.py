@@ -12,13 +12,23 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from fedbayes.errors import ConfigError
+from fedbayes.errors import ConfigError, require_bool
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 """The configuration files, beside the packages in a checkout, an editable install and a wheel alike."""
 
 NAMED = ("method", "data", "partition", "backbone", "simulation", "attack")
 """Groups whose choice is written down; a configuration alone does not tell."""
+
+SWITCHES = (
+    "dry_run",
+    "evaluate.gallery",
+    "evaluate.temperature",
+    "augment.flip",
+    "data.download",
+    "backbone.pretrained",
+)
+"""Values that are true or false, where a configuration has them."""
 
 SWEEPS = ("hydra/launcher/joblib", "hydra/sweeper/optuna")
 """Choices that Hydra has from the extra `[sweeps]`."""
@@ -64,7 +74,13 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
-    """Write the names of the chosen groups under `names`."""
+    """Write the names of the chosen groups under `names`.
+
+    Raises:
+        ConfigError: if a switch is neither true nor false.
+    """
+    for name in SWITCHES:
+        require_bool(name, OmegaConf.select(cfg, name, default=False))
     with open_dict(cfg):
         cfg.names = {group: choices[group] for group in NAMED}
     return cfg

@@ -67,6 +67,17 @@ def require_number(name: str, value: object, low: float, high: float = math.inf,
     raise ConfigError(f"{name}={value} is out of range; it must be a finite number {span}.")
 
 
+def require_bool(name: str, value: object) -> bool:
+    """Return `value` if it is true or false; `no`, which YAML 1.1 would understand, is a word to Hydra.
+
+    Raises:
+        ConfigError: naming the key and the value.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={value} is neither true nor false; choose one of them.")
+    return value
+
+
 def require_choice(name: str, value: object, choices: Sequence[str]) -> str:
     """Return `value` if it is one of `choices`.
 

@@ -60,12 +60,14 @@ class Run:
         """Predict new images with the parameters after the last round.
 
         Args:
-            images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, or PIL images, or paths of image files; any size.
+            images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, PIL images or paths of image files, of any size; or a
+                single image of these kinds.
             partition: use what this client kept to itself and what the server would send it; None uses what the server
                 has, and the clients' mean of what is theirs, which means little where they share nothing (`local_vpt`).
 
         Returns:
-            Probabilities and uncertainty of each image. Equal calls give equal numbers.
+            Probabilities and uncertainty of each image. Equal calls give equal numbers; an image's draws of prompts
+            depend on its place in the call, so that equal images at two places differ by the error of those draws.
 
         Raises:
             RunError: if the checkpoint is missing or damaged, or there is no such client.

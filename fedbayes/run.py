@@ -190,7 +190,11 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def start(cfg: DictConfig) -> float | None:
         hydra_cfg = HydraConfig.get()
-        named(cfg, hydra_cfg.runtime.choices)
+        try:
+            named(cfg, hydra_cfg.runtime.choices)
+        except FedbayesError as error:
+            fail(error)
+            return None
         if hydra_cfg.mode == RunMode.MULTIRUN and cfg.dry_run:
             raise ConfigError("dry_run=true estimates one run; leave out -m, and choose one value of each.")
         if hydra_cfg.mode == RunMode.MULTIRUN:
@@ -225,10 +229,20 @@ def main() -> None:
     finally:
         os.environ["HYDRA_FULL_ERROR"] = full_error
     if lines := sweep.failures():
-        again = f"; `fedbayes resume={sweep.Watch.folder}` runs them again" if sweep.Watch.again else ""
-        print(f"{len(lines)} failed{again}:", *lines, sep="\n  ", file=sys.stderr, flush=True)
+        print(f"{len(lines)} failed{_how_again()}:", *lines, sep="\n  ", file=sys.stderr, flush=True)
     if failed or lines:
         sys.exit(2)
+
+
+def _how_again() -> str:
+    """What runs this process's failed jobs again, to be put behind their number."""
+    if not sweep.Watch.again:
+        return ""
+    try:
+        sweep_again([f"resume={sweep.Watch.folder}"])
+    except RunError as error:  # it names a folder or code of one's own
+        return f"; to run them again: {error}".removesuffix(".")
+    return f"; `fedbayes resume={sweep.Watch.folder}` runs them again"
 
 
 def _job(cfg: DictConfig, hydra_cfg: Any, run_dir: Path) -> dict[str, Any]:

@@ -84,8 +84,7 @@ def sweep_again(words: Sequence[str]) -> list[str]:
     found = [Path(word.partition("=")[2].strip("'\"")) for word in words if word.startswith("resume=")]
     if found and (found[0] / SEARCH).is_file():
         raise RunError(
-            f"resume={found[0]} names a search, whose next values depend on all results before; start it again, with "
-            "hydra.sweeper.storage and hydra.sweeper.study_name if it shall go on from what it knows."
+            f"resume={found[0]} names a search, whose next values depend on all results before; start it again."
         )
     if not found or not (found[0] / SWEEP).is_file():
         return list(words)

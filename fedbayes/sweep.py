@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, final
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from fedbayes.errors import FedbayesError
-from fedbayes.tracking.run_dir import METRICS, json_lines, plain, read_rows, replace_text
+from fedbayes.errors import ConfigError, FedbayesError
+from fedbayes.tracking.run_dir import METRICS, SWEEP, json_lines, plain, read_rows, replace_text
 
-RECORD = "sweep.jsonl"
 TABLE = "summary.csv"
 PAGE = "summary.md"
 RUNNING, FINISHED, FAILED = "running", "finished", "failed"
@@ -40,6 +39,11 @@ class Watch(Callback):
     def on_multirun_start(self, config: DictConfig, config_name: str | None = None) -> None:  # type: ignore[override]
         """Called before the first job, in the process of the command."""
         del config_name  # Hydra passes it by name
+        if OmegaConf.select(config, "hydra.sweeper.storage") is not None:
+            raise ConfigError(
+                f"hydra.sweeper.storage={config.hydra.sweeper.storage} cannot be used: Hydra's sweeper and Flower want "
+                "different versions of SQLAlchemy, so a search lives in memory; leave it out."
+            )
         Watch.folder = Path(config.hydra.sweep.dir)
         Watch.again = str(config.hydra.runtime.choices["hydra/sweeper"]) == "basic"
         Watch.before = len(_lines(Watch.folder))
@@ -94,7 +98,7 @@ def score(run_dir: Path, best_by: str) -> float | None:
 def record(folder: Path, row: Mapping[str, Any]) -> None:
     """Add a row to the record and write the summaries anew; processes do so one after the other."""
     with _alone(folder):
-        with (folder / RECORD).open("a", encoding="utf-8") as file:
+        with (folder / SWEEP).open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
         head, rows = table(read(folder))
         replace_text(folder / TABLE, as_csv(head, rows))
@@ -179,12 +183,12 @@ def _cell(value: Any) -> str:
 
 def _lines(folder: Path) -> list[dict[str, Any]]:
     """Every row of the record."""
-    return [row for _, row in json_lines(folder / RECORD)]
+    return [row for _, row in json_lines(folder / SWEEP)]
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps a sweep's record to this process for the block."""
-    with (folder / RECORD).open("a") as lock:
+    with (folder / SWEEP).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -78,6 +78,8 @@ def photos(tmp_path_factory):
         ("data.image_size=30", "BackboneError: data.image_size=30 "),
         ("data.image_size=abc", "ConfigError: data.image_size=abc "),
         ("augment.flip=maybe", "ConfigError: augment.flip=maybe "),
+        ("evaluate.gallery=no", "ConfigError: evaluate.gallery=no is neither true nor false; choose one of them."),
+        ("dry_run=off", "ConfigError: dry_run=off is neither true nor false; choose one of them."),
         ("method.client.personal=[foo]", "ConfigError: method.client.personal=['foo']: "),
         ("method.client.personal=head", "ConfigError: method.client.personal=head is not a list; write [head]."),
         ("+method.strategy.foo=1", "ConfigError: method.strategy: Averaging got an unexpected keyword argument 'foo'"),

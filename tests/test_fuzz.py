@@ -135,6 +135,9 @@ def run_one(method, chosen, values):
             assert said, overrides
             assert "\n" not in said, (overrides, said)
             return type(error).__name__
+        if values.get("dry_run") is True:
+            assert not run_dir.exists(), overrides
+            return "estimated"
         config = leaves(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")))
         for key, value in values.items():
             if value != {} and not (isinstance(value, float) and math.isnan(value)):

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -35,6 +36,14 @@ def test_lock_holds_everything_the_project_asks_for():
     names = {canonical(re.match(r"[A-Za-z0-9._-]+", one).group()) for one in asked}
     locked = {canonical(line.split("==")[0]) for line in LOCK.splitlines()}
     assert names - locked == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", sorted(PROJECT["optional-dependencies"]))
+def test_every_extra_can_be_installed_beside_the_rest(extra):
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--extra", extra, str(ROOT / "pyproject.toml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("target", ["help", "setup", "demo", "test", "lint", "clean"])

@@ -47,8 +47,10 @@ def test_equal_images_in_any_form_give_equal_predictions(run, images, tmp_path):
         paths.append(tmp_path / f"{i}.png")
         one.save(paths[-1])
     expected = run.predict(images).probabilities
-    for form in (last, opened, paths, images.numpy()):
+    for form in (last, opened, paths, images.numpy(), list(last), list(images)):
         np.testing.assert_array_equal(run.predict(form).probabilities, expected)
+    for one in (images[0], last[0], opened[0], paths[0], str(paths[0])):
+        np.testing.assert_array_equal(run.predict(one).probabilities, run.predict(images[:1]).probabilities)
 
 
 def test_a_client_predicts_with_what_it_kept_and_strangers_with_the_mean_of_that(run, images):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedbayes.errors import ConfigError, require_number
+from fedbayes.errors import require_bool, require_number
 from fedbayes.seeding import Streams
 
 
@@ -26,9 +26,7 @@ class Augment:
     """
 
     def __init__(self, *, flip: bool, shift: float, scale: float, degrees: float) -> None:
-        if not isinstance(flip, bool):
-            raise ConfigError(f"augment.flip={flip} is neither true nor false; choose one.")
-        self.flip = flip
+        self.flip = require_bool("augment.flip", flip)
         self.shift = require_number("augment.shift", shift, 0, 0.5)
         self.scale = require_number("augment.scale", scale, 0, 0.9)
         self.degrees = require_number("augment.degrees", degrees, 0, 180)

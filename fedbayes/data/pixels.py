@@ -20,7 +20,8 @@ from fedbayes.errors import DataError
 # Named, because Pillow would otherwise also try formats that start other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
-Images = Tensor | np.ndarray | Sequence[Image.Image | str | Path]
+OneImage = Tensor | np.ndarray | Image.Image | str | Path
+Images = OneImage | Sequence[OneImage]
 
 
 def decode(path: str, size: int) -> np.ndarray:
@@ -41,30 +42,40 @@ def to_square(images: Images, size: int) -> Tensor:
     """Images of any of the usual kinds as `(N, 3, size, size)` uint8.
 
     Args:
-        images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, or PIL images, or paths of image files.
+        images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, PIL images or paths of image files; or a single image of
+            these kinds, or a list of them.
         size: side of the result, pixels.
 
     Raises:
         DataError: if the array has another shape or type, or a file cannot be read.
     """
-    if isinstance(images, Tensor):
-        images = images.cpu().numpy()
-    if isinstance(images, np.ndarray):
-        if images.dtype != np.uint8 or images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]):
-            raise DataError(
-                f"images are {images.dtype} {images.shape}; expected uint8 (N, 3, H, W) or (N, H, W, 3), pixels 0..255."
-            )
-        channels_last = images if images.shape[3] == 3 else images.transpose(0, 2, 3, 1)
-        images = [Image.fromarray(np.ascontiguousarray(one)) for one in channels_last]
+    if isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor | np.ndarray) and images.ndim == 3):
+        images = [images]
     rows = []
-    for image in images:
+    for index, given in enumerate(images):
+        image = _from_array(given) if isinstance(given, Tensor | np.ndarray) else given
         try:
             rows.append(square(image, size) if isinstance(image, Image.Image) else decode(str(image), size))
         except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-            raise DataError(f"image {image} cannot be read ({error}); give another.") from error
+            what = image if isinstance(image, str | Path) else f"{index} ({type(image).__name__})"
+            raise DataError(f"image {what} cannot be read ({error}); give another.") from error
     if not rows:
         raise DataError("no images were given; give at least one.")
     return torch.from_numpy(np.stack(rows))
+
+
+def _from_array(given: Tensor | np.ndarray) -> Image.Image:
+    """An image from uint8 pixels `(3, H, W)` or `(H, W, 3)`.
+
+    Raises:
+        DataError: if they have another form or type.
+    """
+    pixels = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 3 not in (pixels.shape[0], pixels.shape[2]):
+        raise DataError(
+            f"images are {pixels.dtype} {pixels.shape}; expected uint8 (3, H, W) or (H, W, 3) each, pixels 0..255."
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels if pixels.shape[2] == 3 else pixels.transpose(1, 2, 0)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

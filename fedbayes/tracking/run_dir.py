@@ -23,6 +23,7 @@ REPORT = "report.html"
 PLOTS = "plots"
 PREDICTIONS = "predictions.safetensors"
 GALLERY = "gallery.json"
+SWEEP = "sweep.jsonl"  # in the folder that holds the runs
 
 CHECKPOINTS = "checkpoint"
 

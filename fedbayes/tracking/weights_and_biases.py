@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlparse
 
 from fedbayes.errors import ConfigError, RunError
-from fedbayes.tracking.run_dir import CHECKPOINTS, CONFIG, PLOTS, REPORT, plain
+from fedbayes.tracking.run_dir import CHECKPOINTS, CONFIG, PLOTS, REPORT, SWEEP, plain
 
 if TYPE_CHECKING:
     import wandb
@@ -81,7 +81,7 @@ class WeightsAndBiases:
             that is there.
         config: the resolved configuration.
         project: the W&B project.
-        group: a name that runs of one sweep share, or None.
+        group: a name that runs of one sweep share; None takes that of the sweep's folder for a job of one.
         mode: "auto", "online", "offline" or "disabled"; see `choose_mode`.
 
     Raises:
@@ -101,6 +101,8 @@ class WeightsAndBiases:
         from wandb.errors import CommError, UsageError
 
         chosen = choose_mode(mode, os.environ, Path.home())
+        if group is None and (run_dir.parent / SWEEP).exists():
+            group = run_dir.parent.name
         before = _id_of(run_dir)
 
         def begin(chosen: str) -> "wandb.Run":

@@ -104,6 +104,19 @@ def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
     assert "W&B: offline; `wandb sync" in shown.getvalue()
 
 
+def test_jobs_of_a_sweep_share_the_name_of_its_folder(no_key, tmp_path):
+    sweep = tmp_path / "1200-sweep"
+    for name in ("0-fedvpt-s0", "1-fedvpt-s1"):
+        (sweep / name).mkdir(parents=True)
+        (sweep / "sweep.jsonl").touch()
+        job = WeightsAndBiases(sweep / name, {}, mode="offline")
+        job.log({"round": 1, "phase": "train", "loss": 1.0})
+        job.finish(sweep / name, None)
+    files = sorted(sweep.glob("*/wandb/offline-run-*/run-*.wandb"))
+    groups = [record.run.run_group for file in files for record in records(file) if record.HasField("run")]
+    assert groups == ["1200-sweep"] * 2
+
+
 def test_a_resumed_run_goes_on_as_the_same_run(no_key, tmp_path):
     for last in (2, 4):
         destination = WeightsAndBiases(tmp_path, {}, mode="offline")
