@@ -79,6 +79,7 @@ class Tracker:
         self._files: dict[str, TextIO] = {}
         self._handler: logging.Handler = logging.NullHandler()
         self._level = logging.NOTSET
+        self._consoles: dict[logging.Handler, int] = {}
 
     def __enter__(self) -> Self:
         """Opens the files and the display."""
@@ -88,6 +89,10 @@ class Tracker:
             self._files[name] = (self._run_dir / name).open("a", encoding="utf-8")
         self._handler = _LogFile(self._run_dir / LOG, encoding="utf-8")
         self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        # What Flower's own strategies tell of each round goes to the file; the terminal has the progress.
+        self._consoles = {handler: handler.level for handler in logging.getLogger("flwr").handlers}
+        for handler, level in self._consoles.items():
+            handler.setLevel(max(level, logging.WARNING))
         for name in _LOGGERS:
             logging.getLogger(name).addHandler(self._handler)
         ours = logging.getLogger("fedbayes")
@@ -113,6 +118,8 @@ class Tracker:
         logging.getLogger("fedbayes").setLevel(self._level)
         for name in _LOGGERS:
             logging.getLogger(name).removeHandler(self._handler)
+        for handler, level in self._consoles.items():
+            handler.setLevel(level)
         with suppress(OSError):
             self._handler.close()
         for file in self._files.values():

@@ -134,9 +134,11 @@ def test_a_resumed_run_drops_rows_of_later_rounds_and_half_lines(tmp_path):
 def test_the_log_takes_both_loggers_and_lets_go_of_them(tmp_path):
     ours, flower = logging.getLogger("fedbayes"), logging.getLogger("flwr")
     before = (ours.level, list(ours.handlers), list(flower.handlers))
+    levels = [handler.level for handler in flower.handlers]
     with make_tracker(tmp_path) as tracker:
         logging.getLogger("fedbayes.rounds").info("round %d begins", 1)
         flower.warning("a reply is late")
+        assert all(handler.level >= logging.WARNING for handler in before[2]), "no line of Flower's in the progress"
         tracker.note("client 3 left out")
     flower.warning("not ours any more")
     text = (tmp_path / "run.log").read_text()
@@ -144,6 +146,7 @@ def test_the_log_takes_both_loggers_and_lets_go_of_them(tmp_path):
         assert part in text
     assert "not ours" not in text
     assert (ours.level, list(ours.handlers), list(flower.handlers)) == before
+    assert [handler.level for handler in flower.handlers] == levels
 
 
 @pytest.mark.parametrize(
