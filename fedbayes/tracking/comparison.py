@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from fedbayes.tracking.groups import NAMES, Group, Spread, find_runs, group
+from fedbayes.tracking.groups import NAMES, Group, Spread, find_runs, group, unfinished
 from fedbayes.tracking.measures import HEADLINE, Measure, best, known
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Comparison:
 
     def best(self) -> list[float | None]:
         """The best mean of each measure; all None where groups differ in more than methods and settings."""
-        same = len({one.names[1:] for one in self.groups}) == 1
+        same = len({one.names[1:] for one in self.groups}) == 1 and not any(one.unlike for one in self.groups)
         return best(self.spreads, self.measures) if same else [None] * len(self.measures)
 
     def name(self, row: int) -> str:
@@ -88,6 +88,9 @@ def compare(runs: Sequence[Path], state: str = "final", measures: Sequence[Measu
     notes = [f"Test images, {what}: mean over seeds ± standard error; accuracy is the mean over clients."]
     if repeated:
         notes.append(f"{repeated} older runs with the same seeds and settings are left out.")
+    if unlike := sorted({name for one in groups for name in one.unlike}):
+        notes.append(f"Rows are not of one experiment, so no best is marked; they differ in {', '.join(unlike)}.")
+    notes += unfinished(runs)
     return Comparison(
         heading=heading,
         head=tuple(head[index] for index in kept),

@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any, final
 
 from fedbayes.errors import RunError
-from fedbayes.tracking.run_dir import CONFIG, METRICS, SUMMARY, read_json
+from fedbayes.tracking.run_dir import CONFIG, METRICS, SUMMARY, SWEEP, json_lines, read_json
 
 NAMES = ("method", "data", "partition", "backbone")
-# Where a run lies, and how it is shown and saved, does not make it another experiment.
+# Where a run lies, how it is shown and saved, and on what it ran, do not make it another experiment.
 _ASIDE = ("run_dir", "resume", "dry_run", "tracking", "checkpoint", "hydra")
+_MACHINE = (
+    *(f"simulation.{one}" for one in ("engine", "threads", "device", "cohort", "cache_mb", "timeout", "patience")),
+    "evaluate.gallery",
+)
+_SHARED = ("rounds", "clients", "participation", "evaluate", "attack", "defence", "faults", "privacy", *NAMES[1:])
+"""Sections that say what the experiment is, rather than the method: to be equal where methods are compared."""
 
 _Key = tuple[Any, ...]
 _Settings = dict[_Key, dict[str, str]]
@@ -25,13 +31,16 @@ class Group:
 
     Attributes:
         names: method, data, partition and backbone.
-        settings: in which it differs from other groups of the same names, as in `num_extra=10`.
+        settings: in which it differs from other groups of the same names, as in `num_extra=10`, and in which its
+            experiment differs from that of any other group, as in `rounds=5`.
         runs: directories and summaries of its runs.
+        unlike: names of those settings that belong to the experiment.
     """
 
     names: tuple[str, ...]
     settings: tuple[str, ...]
     runs: tuple[tuple[Path, dict[str, Any]], ...]
+    unlike: tuple[str, ...] = ()
 
     def values(self, *path: str) -> list[float]:
         """The number at a place of each summary, as in `values("final", "nll")`; runs without it are passed over."""
@@ -111,7 +120,7 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
         summary = read_json(run / SUMMARY)
         flat = {name: str(value) for name, value in flatten(_config(run))}
         names = tuple(str(summary.get(name) or "–") for name in NAMES)
-        fixed = {key: value for key, value in flat.items() if not _is_seed(key)}
+        fixed = {key: value for key, value in flat.items() if not _is_seed(key) and not key.startswith(_MACHINE)}
         seeds = (str(summary.get("seed")), *(f"{key}={value}" for key, value in sorted(flat.items()) if _is_seed(key)))
         key = (names, tuple(sorted(fixed.items())))
         settings[key] = fixed
@@ -119,21 +128,54 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
         repeated += seeds in members  # the same run again would make the standard error look smaller than it is
         members[seeds] = (run, summary)
     groups = [
-        Group(key[0], tuple(_differences(key, settings)), tuple(run for _, run in sorted(members.items())))
+        Group(
+            key[0],
+            tuple(_differences(key, settings)),
+            tuple(run for _, run in sorted(members.items())),
+            tuple(_unlike(key, settings)),
+        )
         for key, members in found.items()
     ]
     return groups, repeated
 
 
+def unfinished(runs: Sequence[Path]) -> list[str]:
+    """The jobs without a result of the sweeps that runs belong to, a line for each such sweep."""
+    lines = []
+    for folder in sorted({run.parent for run in runs if (run.parent / SWEEP).is_file()}):
+        newest = {(row.get("job"), *row.get("overrides", ())): row for _, row in json_lines(folder / SWEEP)}
+        left = [",".join(row.get("overrides", ())) for row in newest.values() if row.get("status") != "finished"]
+        if left:
+            lines.append(f"{len(left)} of {len(newest)} jobs of {folder} have no result: {'; '.join(left)}.")
+    return lines
+
+
 def _differences(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
-    """The settings in which a group differs from others of the same method, data, partition and backbone."""
+    """The settings in which a group differs from others of its names, and its experiment from that of any other."""
     rivals = [fixed for other, fixed in settings.items() if other[0] == key[0]]
+    unlike = _unlike(key, settings)
     own = settings[key]
-    names = sorted({name for fixed in rivals for name in fixed})
-    names = [name for name in names if any(fixed.get(name) != own.get(name) for fixed in rivals)]
+    names = [name for name in _differing(own, rivals) if name not in unlike]
+    names = [name for name in names if not any(name.endswith(f".{other}") for other in names)]  # one repeats the other
     ends = [name.split(".")[-1] for name in names]
     short = [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]
-    return [f"{label}={own.get(name, '–')}" for label, name in zip(short, names, strict=True)]
+    shown = sorted([*zip(short, names, strict=True), *((name, name) for name in unlike)], key=lambda pair: pair[1])
+    return [f"{label}={own.get(name, '–')}" for label, name in shown]
+
+
+def _unlike(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
+    """The settings of the experiment in which a group differs from any other of its data, partition or backbone."""
+    found = []
+    for section in _SHARED:
+        place = NAMES.index(section) if section in NAMES else None
+        rivals = [fixed for other, fixed in settings.items() if place is None or other[0][place] == key[0][place]]
+        found += [name for name in _differing(settings[key], rivals) if name.split(".")[0] == section]
+    return sorted(found)
+
+
+def _differing(own: Mapping[str, str], rivals: Sequence[Mapping[str, str]]) -> list[str]:
+    names = sorted({name for fixed in rivals for name in fixed})
+    return [name for name in names if any(fixed.get(name) != own.get(name) for fixed in rivals)]
 
 
 def _is_seed(key: str) -> bool:

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 
 import numpy as np
@@ -140,6 +141,39 @@ def test_settings_that_differ_are_named_and_seeds_and_places_are_not(tmp_path):
             add_run(tmp_path / f"{extra}-{seed}", config=config, seed=seed)
     table = compare(find_runs([tmp_path]))
     assert [row[1:3] for row in table.rows] == [("num_extra=2", "2"), ("num_extra=10", "2")]
+
+
+def test_rows_of_other_experiments_say_so_and_none_is_the_best(tmp_path):
+    first = {"rounds": 5, "partition": {"alpha": 0.3}, "simulation": {"threads": 1}, "optim": {"lr": 0.1}}
+    second = {"rounds": 2, "partition": {"alpha": 0.1}, "simulation": {"threads": 2}, "optim": {"lr": 0.3}}
+    add_run(tmp_path / "a", 0.9, config=first)
+    add_run(tmp_path / "b", 0.5, config=second, method="fedvpt")
+    table = compare(find_runs([tmp_path]))
+    assert [row[1] for row in table.rows] == ["partition.alpha=0.1, rounds=2", "partition.alpha=0.3, rounds=5"]
+    assert table.notes[1].endswith("so no best is marked; they differ in partition.alpha, rounds.")
+    assert table.best() == [None] * 3
+    add_run(tmp_path / "c", 0.5, config={**first, "optim": {"lr": 0.3}}, method="fedvpt")
+    alike = compare([tmp_path / "a", tmp_path / "c"])
+    assert len(alike.notes) == 1
+    assert alike.best()[0] == 0.9
+
+
+def test_a_value_that_only_repeats_another_is_named_once(tmp_path):
+    for extra in (2, 10):
+        values = {"num_extra": extra}
+        add_run(tmp_path / str(extra), config={"inference": values, "method": {"client": {"inference": values}}})
+    assert [row[1] for row in compare(find_runs([tmp_path])).rows] == ["num_extra=2", "num_extra=10"]
+
+
+def test_jobs_of_a_sweep_without_a_result_are_named(tmp_path):
+    for job, status in enumerate(("finished", "failed", "running", "finished")):
+        row = {"job": job, "overrides": [f"seed={job}"], "status": status}
+        with (tmp_path / "sweep.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if status == "finished":
+            add_run(tmp_path / str(job), seed=job)
+    notes = compare(find_runs([tmp_path])).notes
+    assert notes[1] == f"2 of 4 jobs of {tmp_path} have no result: seed=1; seed=2."
 
 
 def test_the_same_run_twice_counts_once_and_the_later_one(tmp_path):
