@@ -110,6 +110,7 @@ def _scatters(table: Comparison, names: Sequence[str]) -> str:
         other = [_of(group, table.state, key) for group in table.groups]
         note = "Upper left is better. Bars: ± standard error over seeds. Numbers are those of the table."
         far = key == "nll" and all(found is None or found.mean > 0 for found in other)
+        note += " The scale of the NLL is logarithmic." if far else ""
         figures.append(_scatter(title, unit, other, accuracy, names, note, log_x=far))
     return page.charts(*figures)
 

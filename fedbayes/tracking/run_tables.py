@@ -29,7 +29,9 @@ def accuracy_map(found: Predictions | None, partition: Mapping[str, Any]) -> str
             accuracy, images = cells.get((client, domain), (0.0, 0))
             shown.append((f"{accuracy:.2f} ({images})", accuracy) if images else ("–", None))
         rows.append((f"client {client}", shown))
-    caption = "Test accuracy of each client in each domain, and its number of test images there; darker is higher"
+    caption = (
+        "Test accuracy of each client in each domain, and its number of test images there; stronger colour is higher"
+    )
     return _maybe_folded(page.heat_table(caption, ["client", *label], rows), len(clients))
 
 
@@ -52,7 +54,7 @@ def holdings(partition: Mapping[str, Any]) -> str:
             (f"client {client.get('partition', '–')}", [(f"{c:,}", c / most if c else 0.0) for c in row])
             for client, row in zip(clients, counts, strict=True)
         ]
-        caption = f"Images of each client by {what}, all splits together; darker is more"
+        caption = f"Images of each client by {what}, all splits together; stronger colour is more"
         parts.append(_maybe_folded(page.heat_table(caption, ["client", *names], rows), len(clients)))
     if not parts:
         return ""

@@ -41,13 +41,13 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten from low to high, with 2 and 5 times them where there are few."""
+    """Powers of ten from low to high, with 2 and 5 times them where there are few, and even steps where all are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 2, 5)):
         found = [f * 10.0**p for p in powers for f in factors if low * (1 - 1e-9) <= f * 10.0**p <= high * (1 + 1e-9)]
         if len(found) >= 3:
-            break
-    return found
+            return found
+    return ticks(low, high)
 
 
 def padded(values: Sequence[float], least: float = 1e-9, share: float = 0.06) -> tuple[float, float]:
@@ -156,16 +156,17 @@ class Chart:
         bars = ""
         for horizontal, error in zip((True, False), errors, strict=True):
             if error:
-                ends = [(x + sign * error, y) if horizontal else (x, y + sign * error) for sign in (-1, 1)]
-                ends = [(max(one, 1e-12), other) if self._log else (one, other) for one, other in ends]
-                (x1, y1), (x2, y2) = ((self._x(one), self._y(other)) for one, other in ends)
+                low, high = self._x_range if horizontal else self._y_range  # a bar ends where the chart does
+                ends = [min(max((x if horizontal else y) + sign * error, low), high) for sign in (-1, 1)]
+                places = [(end, y) if horizontal else (x, end) for end in ends]
+                (x1, y1), (x2, y2) = ((self._x(one), self._y(other)) for one, other in places)
                 bars += f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
         self._parts.append(
             f'<g class="dot {style_class(series)}"{_group(group)}>{bars}<circle r="{radius}" cx="{at[0]:.1f}" '
             f'cy="{at[1]:.1f}"><title>{html.escape(name)}</title></circle></g>'
         )
         if label:
-            self._labels.append((at[0] + radius + 3, at[1] + 4, series, label, _group(group)))
+            self._labels.append((at[0] + radius + 1, at[1] - radius - 1, series, label, _group(group)))
 
     def bar(self, x: tuple[float, float], y: tuple[float, float], series: int, name: str) -> None:
         """A rectangle from `x[0]` to `x[1]` and from `y[0]` to `y[1]`."""

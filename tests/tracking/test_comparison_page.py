@@ -189,3 +189,4 @@ def test_ticks_are_round_numbers_inside_the_range():
     assert ticks(0.83, 0.91) == [0.84, 0.86, 0.88, 0.9]
     assert log_ticks(50, 20_000) == [100, 1000, 10_000]
     assert log_ticks(30, 600) == [50, 100, 200, 500]
+    assert log_ticks(0.33, 0.41) == [0.34, 0.36, 0.38, 0.4], "fewer than three of 1, 2 and 5"
