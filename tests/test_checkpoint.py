@@ -190,3 +190,9 @@ def test_personal_names_without_a_partition_are_refused(tmp_path):
     save(tmp_path, Checkpoint(3, SERVER, {"head": {"weight": np.zeros(1)}}))
     with pytest.raises(RunError, match="cannot be read"):
         latest(tmp_path)
+
+
+def test_arrays_can_be_read_by_whoever_may_read_the_folders_other_files(tmp_path):
+    (tmp_path / "other").touch()
+    checkpoint.write_arrays(tmp_path / "arrays.safetensors", {"w": np.zeros(3)})
+    assert (tmp_path / "arrays.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
