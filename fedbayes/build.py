@@ -95,6 +95,8 @@ def _weights(cfg: DictConfig) -> MakeWeights | None:
 def attack(cfg: DictConfig) -> AbstractAttack | None:
     """What hostile clients do; None where nobody is."""
     if "_target_" not in cfg.get("attack", {}):
+        if OmegaConf.select(cfg, "attack.share"):
+            raise ConfigError(f"attack.share={cfg.attack.share} has no attack; choose one, as in attack=sign_flip.")
         return None
     return cast(AbstractAttack, _call("attack", _make("attack", cfg.attack), seed=cfg.seed))
 
@@ -170,6 +172,11 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
     made: Strategy = _call("method.strategy", build)
     rounds.require(made)
     if cfg.privacy.noise is not None:
+        if OmegaConf.select(cfg, "method.client.pool"):
+            raise ConfigError(
+                f"privacy.noise={cfg.privacy.noise} hides nobody in method={cfg.names.method}, whose one client "
+                "has the images of all; leave it out."
+            )
         sampling = rounds.sampling
         sampled = {"clients": len(sampling.known), "per_round": sampling.per_round, "seed": sampling.seed}
         made = cast(Strategy, _call("privacy", _make("privacy", cfg.privacy), made, **sampled))

@@ -184,12 +184,12 @@ def _read(folder: Path) -> Checkpoint:
     """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if state.pop("checksum") != _checksum(state):
+            raise ValueError(f"{STATE} was changed")
         if state["format"] != FORMAT:
             raise RunError(
                 f"{folder} is of format {state['format']}, this is {FORMAT}; use the fedbayes that wrote it."
             )
-        if state.pop("checksum") != _checksum(state):
-            raise ValueError(f"{STATE} was changed")
         arrays: dict[str, Arrays] = {}
         for name, digest in state["sha256"].items():
             if _digest((folder / name).read_bytes()) != digest:
@@ -206,7 +206,7 @@ def _read(folder: Path) -> Checkpoint:
         )
     except (PermissionError, InterruptedError) as error:
         raise RunError(f"{folder} may not be read ({error.strerror}); allow it.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise DamagedError(f"{folder} cannot be read ({error}); run the experiment again.") from error
 
 

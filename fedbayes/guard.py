@@ -68,7 +68,8 @@ class Guard:
             return Refusal(INVALID, f"{bad} is not finite")
         if length > self._max_norm:
             return Refusal(INVALID, f"its norm is {length:.3g}, above simulation.max_norm={self._max_norm:g}")
-        odd = [name for name, value in update.metrics.items() if not math.isfinite(value)]
+        # A finite one may still drown all others in a mean.
+        odd = [name for name, value in update.metrics.items() if not abs(value) <= self._max_norm]
         if odd:
             return Refusal(INVALID, f"metric {odd[0]} is {update.metrics[odd[0]]}")
         return update

@@ -27,8 +27,13 @@ STRATEGIES = "flwr.serverapp.strategy"
 SEARCH = "optimization_results.yaml"
 """What Optuna's sweeper writes into the folder of a search."""
 TRUST = "FEDBAYES_TRUST"
-HYDRA = re.compile(r"(?!.*_target_)hydra([/.](launcher|sweeper)([/.]\w+)*|\.mode|\.sweep\.subdir)=")
-"""What of Hydra's own settings a sweep may bring along: how its jobs are started, but nothing that is called."""
+HYDRA = re.compile(
+    r"hydra/launcher=(basic|joblib)|hydra/sweeper=(basic|optuna|search)|hydra\.mode=\w+"
+    r"|hydra\.launcher\.(n_jobs|batch_size|pre_dispatch|verbose|timeout)=[\w*-]+"
+    r"|hydra\.sweeper\.(n_trials|n_jobs|direction|max_failure_rate|max_batch_size|sampler\.seed)=[\w.-]+"
+    r"|hydra\.sweep\.subdir=(?!.*\.\.)[\w.,=-]+"
+)
+"""What of Hydra's own settings a sweep may bring along, word for word: nothing that names a file or is called."""
 CHOICE = re.compile(r"[\w,()*'\"-]+")
 """A choice in a group: names of files in `conf/`, and no way out of it."""
 _ABSENT = object()
@@ -97,7 +102,7 @@ def sweep_again(words: Sequence[str]) -> list[str]:
     said = (plain.get("hydra") or {}).get("overrides") or {}
     task, own = [str(one) for one in said.get("task") or ()], [str(one) for one in said.get("hydra") or ()]
     own = [one for one in own if not one.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    refused = [one for one in task if not _is_value(one)] + [one for one in own if not HYDRA.match(one) or "${" in one]
+    refused = [one for one in task if not _is_value(one)] + [one for one in own if not HYDRA.fullmatch(one)]
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     again = [f"hydra.sweep.dir='{quoted}'", f"resume='{quoted}'"]
     if refused:

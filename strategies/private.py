@@ -40,7 +40,7 @@ class PrivateAveraging(AbstractWrapper):
         noise: z.
         clip: C.
         groups: first parts of names that are learnt; everything else keeps its initial value. None for all.
-        delta: of (epsilon, delta); None for 1 / clients.
+        delta: of (epsilon, delta), below 1 / clients; None for clients^-1.1.
         clients: n, those that may be drawn.
         per_round: m, those that are drawn.
         seed: of the noise.
@@ -72,8 +72,13 @@ class PrivateAveraging(AbstractWrapper):
         self.noise = require_number("privacy.noise", noise, 0, open_low=True)
         self.clip = require_number("privacy.clip", clip, 0, open_low=True)
         self.groups = None if groups is None else tuple(f"{name}." for name in groups)
-        default = 1 / require_whole("clients", clients, 1)
+        default = require_whole("clients", clients, 1) ** -1.1
         self.delta = require_number("privacy.delta", default if delta is None else delta, 0, 1, open_low=True)
+        if self.delta >= 1 / clients:
+            raise ConfigError(
+                f"privacy.delta={self.delta} allows to show one of clients={clients} to everybody; choose less than "
+                f"{1 / clients:.3g}."
+            )
         self._seed, self._sampled = seed, (clients, per_round)
         epsilon(self.noise, clients, per_round, 1, self.delta)  # a missing library is said before the first round
 

@@ -23,6 +23,7 @@ settings.load_profile("fedbayes")
 STARTS_RAY = ("test_ray", "test_flower_private", "test_flower_app", "test_deployment")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `pytest -n`: a file's tests stay together, those that start Ray in one process, which begins with them."""
     items.sort(key=lambda item: item.path.stem not in STARTS_RAY)

@@ -78,6 +78,7 @@ def photos(tmp_path_factory):
         ("data.image_size=30", "BackboneError: data.image_size=30 "),
         ("data.image_size=abc", "ConfigError: data.image_size=abc "),
         ("augment.flip=maybe", "ConfigError: augment.flip=maybe "),
+        ("attack.share=0.5", "ConfigError: attack.share=0.5 has no attack; choose one, as in attack=sign_flip."),
         ("evaluate.gallery=no", "ConfigError: evaluate.gallery=no is neither true nor false; choose one of them."),
         ("dry_run=off", "ConfigError: dry_run=off is neither true nor false; choose one of them."),
         ("method.client.personal=[foo]", "ConfigError: method.client.personal=['foo']: "),

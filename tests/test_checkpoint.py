@@ -133,10 +133,21 @@ def test_what_a_killed_process_left_is_cleared_away(tmp_path):
 def test_another_format_is_refused_with_a_remedy(tmp_path):
     path = save(tmp_path, Checkpoint(3, SERVER, {})) / "state.json"
     state = json.loads(path.read_text())
-    path.write_text(json.dumps({**state, "format": 1}))
+    state = {**{name: value for name, value in state.items() if name != "checksum"}, "format": 1}
+    path.write_text(json.dumps({**state, "checksum": checkpoint._checksum(state)}))
     for ask in (latest, newest):  # and not passed over: the run would start again
         with pytest.raises(RunError, match=r"is of format 1, this is 2; use the fedbayes that wrote it"):
             ask(tmp_path)
+
+
+@pytest.mark.parametrize("text", ['{"format": 3', '{"format": null', "[" * 100_000])
+def test_a_digit_that_changed_is_damage_and_no_other_version(tmp_path, text):
+    save(tmp_path, Checkpoint(2, SERVER, {}))
+    path = save(tmp_path, Checkpoint(3, SERVER, {})) / "state.json"
+    path.write_text(path.read_text().replace('{"format": 2', text, 1))
+    found, damage = newest(tmp_path)
+    assert found.server_round == 2
+    assert len(damage) == 1
 
 
 def test_a_method_that_shares_nothing_and_one_that_keeps_nothing(tmp_path):

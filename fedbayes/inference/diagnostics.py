@@ -7,6 +7,8 @@ With w_k the normalised weights of the mixture's components, the generating one 
     mixing ratio           E_x[Var psi] / (E_x[Var psi] + E_x[scale^2]); near 0 the mixing is a point
 """
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -67,9 +69,9 @@ def mixing_ratio(mixing: float, conditional: float) -> float:
         conditional: mean over images of the second; positive.
 
     Returns:
-        0 to 1; near 0 the mixing has collapsed to a point.
+        0 to 1; near 0 the mixing has collapsed to a point. NaN where the two are no variances.
     """
-    return mixing / (mixing + conditional)
+    return mixing / (mixing + conditional) if mixing + conditional > 0 else math.nan
 
 
 def has_collapsed(ratio: float) -> bool:

@@ -158,6 +158,7 @@ def test_more_noise_fewer_rounds_and_fewer_clients_a_round_cost_less():
         ({"noise": 0}, r"privacy\.noise=0"),
         ({"clip": 0}, r"privacy\.clip=0"),
         ({"delta": 2.0}, r"privacy\.delta=2"),
+        ({"delta": 0.999}, r"privacy\.delta=0\.999 allows to show one of clients="),
         ({"groups": "head"}, r"privacy\.groups=head is not a list"),
     ],
 )
@@ -193,3 +194,9 @@ def test_a_run_writes_down_what_it_spent_and_an_optimiser_may_follow(tmp_path):
     assert (spent["noise"], spent["clip"], spent["delta"]) == (2.0, 1.0, 0.01)
     assert spent["epsilon"] == [epsilon(2.0, 4, 2, done, 0.01) for done in (1, 2)]
     assert simulate(["experiment=smoke", f"run_dir={tmp_path / 'open'}"])["privacy"] is None
+
+
+def test_a_method_that_pools_everybodys_images_hides_nobody():
+    cfg = compose(["method=centralised", "privacy.noise=8", "clients=30"])
+    with pytest.raises(ConfigError, match="hides nobody in method=centralised"):
+        build.strategy(cfg, build.loop(cfg))
