@@ -55,11 +55,11 @@ WHOLE = ("fedavg_full",)
 """All weights of the ViT want smaller rates than prompts."""
 WEIGHTS = (0.0001, 0.0003, 0.001)
 
-_CODE = ("generator.code_dim=16", "generator.init_scale=0.5", "inference.beta=1e-3", "optim.prompt_lr=0.03")
+_BEST = (*CODE, "optim.prompt_lr=0.03", "generator.init_scale=0.5", "optim.head_lr=0.001")
 FURTHER = {
     ("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002)),
     ("photos", "pfedbayespt"): [
-        (*_CODE, "optim.head_lr=0.001", more)
+        (*_BEST, more)
         for more in (
             *("optim.prompt_lr=0.1", "inference.beta=1e-2", "inference.beta=1e-4"),
             *("generator.init_scale=1.0", "optim.head_lr=0.003", "inference.reverse=gaussian"),

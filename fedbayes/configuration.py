@@ -20,15 +20,8 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 NAMED = ("method", "data", "partition", "backbone", "simulation", "attack")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
-SWITCHES = (
-    "dry_run",
-    "evaluate.gallery",
-    "evaluate.temperature",
-    "augment.flip",
-    "data.download",
-    "backbone.pretrained",
-)
-"""Values that are true or false, where a configuration has them."""
+SWITCHES = ("dry_run", "evaluate.gallery", "data.download", "backbone.pretrained")
+"""Values that are true or false, where a configuration has them, and that no constructor of ours checks."""
 
 SWEEPS = ("hydra/launcher/joblib", "hydra/sweeper/optuna")
 """Choices that Hydra has from the extra `[sweeps]`."""
@@ -74,13 +67,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
-    """Write the names of the chosen groups under `names`.
-
-    Raises:
-        ConfigError: if a switch is neither true nor false.
-    """
-    for name in SWITCHES:
-        require_bool(name, OmegaConf.select(cfg, name, default=False))
+    """Write the names of the chosen groups under `names`."""
     with open_dict(cfg):
         cfg.names = {group: choices[group] for group in NAMED}
     return cfg
@@ -101,8 +88,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain values.
 
     Raises:
-        ConfigError: if a value is missing or points to nothing.
+        ConfigError: if a value is missing or points to nothing, or a switch is neither true nor false.
     """
+    for name in SWITCHES:
+        require_bool(name, OmegaConf.select(cfg, name, default=False))
     try:
         found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -160,6 +160,7 @@ def dry_run(cfg: DictConfig) -> dict[str, Any]:
     """
     from fedbayes.estimate import estimate
 
+    resolved(cfg)  # refuses what a run would refuse
     found = estimate(cfg)
     print("\n".join(found.lines()), flush=True)
     return {**asdict(found), "minutes": found.minutes}
@@ -190,11 +191,7 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def start(cfg: DictConfig) -> float | None:
         hydra_cfg = HydraConfig.get()
-        try:
-            named(cfg, hydra_cfg.runtime.choices)
-        except FedbayesError as error:
-            fail(error)
-            return None
+        named(cfg, hydra_cfg.runtime.choices)
         if hydra_cfg.mode == RunMode.MULTIRUN and cfg.dry_run:
             raise ConfigError("dry_run=true estimates one run; leave out -m, and choose one value of each.")
         if hydra_cfg.mode == RunMode.MULTIRUN:

@@ -17,11 +17,11 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.errors import ConfigError, FedbayesError
-from fedbayes.tracking.run_dir import METRICS, SWEEP, json_lines, plain, read_rows, replace_text
+from fedbayes.tracking.run_dir import FINISHED, METRICS, SWEEP, json_lines, plain, read_jobs, read_rows, replace_text
 
 TABLE = "summary.csv"
 PAGE = "summary.md"
-RUNNING, FINISHED, FAILED = "running", "finished", "failed"
+RUNNING, FAILED = "running", "failed"
 _NUMBERS = ("accuracy", "nll", "ece", "seconds")
 
 
@@ -46,7 +46,7 @@ class Watch(Callback):
             )
         Watch.folder = Path(config.hydra.sweep.dir)
         Watch.again = str(config.hydra.runtime.choices["hydra/sweeper"]) == "basic"
-        Watch.before = len(_lines(Watch.folder))
+        Watch.before = sum(1 for _ in json_lines(Watch.folder / SWEEP))
 
 
 def job(cfg: DictConfig, hydra: Any, run_dir: Path, work: Callable[[], Mapping[str, Any]]) -> float | None:
@@ -100,22 +100,9 @@ def record(folder: Path, row: Mapping[str, Any]) -> None:
     with _alone(folder):
         with (folder / SWEEP).open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
-        head, rows = table(read(folder))
+        head, rows = table(read_jobs(folder))
         replace_text(folder / TABLE, as_csv(head, rows))
         replace_text(folder / PAGE, as_page(folder.name, head, rows))
-
-
-def read(folder: Path, start: int = 0) -> list[dict[str, Any]]:
-    """The newest row of each job, in the order of their numbers.
-
-    Args:
-        folder: of the sweep.
-        start: rows to pass over.
-    """
-    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in _lines(folder)[start:]:
-        newest[(row["job"], *row["overrides"])] = row
-    return sorted(newest.values(), key=lambda row: int(row["job"]))
 
 
 def failures() -> list[str]:
@@ -124,7 +111,7 @@ def failures() -> list[str]:
         return []
     return [
         f"{named(row)}: {row.get('error', 'broke off')}"
-        for row in read(Watch.folder, Watch.before)
+        for row in read_jobs(Watch.folder, Watch.before)
         if row["status"] != FINISHED
     ]
 
@@ -179,11 +166,6 @@ def _within(folder: Path, path: Path) -> Path:
 def _cell(value: Any) -> str:
     text = "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
     return text.replace("|", "\\|")
-
-
-def _lines(folder: Path) -> list[dict[str, Any]]:
-    """Every row of the record."""
-    return [row for _, row in json_lines(folder / SWEEP)]
 
 
 @contextmanager

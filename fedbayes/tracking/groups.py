@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 from fedbayes.errors import RunError
-from fedbayes.tracking.run_dir import CONFIG, METRICS, SUMMARY, SWEEP, json_lines, read_json
+from fedbayes.tracking.run_dir import CONFIG, FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_json
 
 NAMES = ("method", "data", "partition", "backbone")
 # Where a run lies, how it is shown and saved, and on what it ran, do not make it another experiment.
@@ -127,15 +127,11 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
         members = found.setdefault(key, {})
         repeated += seeds in members  # the same run again would make the standard error look smaller than it is
         members[seeds] = (run, summary)
-    groups = [
-        Group(
-            key[0],
-            tuple(_differences(key, settings)),
-            tuple(run for _, run in sorted(members.items())),
-            tuple(_unlike(key, settings)),
-        )
-        for key, members in found.items()
-    ]
+    groups = []
+    for key, members in found.items():
+        unlike = _unlike(key, settings)
+        ordered = tuple(run for _, run in sorted(members.items()))
+        groups.append(Group(key[0], tuple(_differences(key, settings, unlike)), ordered, tuple(unlike)))
     return groups, repeated
 
 
@@ -143,17 +139,16 @@ def unfinished(runs: Sequence[Path]) -> list[str]:
     """The jobs without a result of the sweeps that runs belong to, a line for each such sweep."""
     lines = []
     for folder in sorted({run.parent for run in runs if (run.parent / SWEEP).is_file()}):
-        newest = {(row.get("job"), *row.get("overrides", ())): row for _, row in json_lines(folder / SWEEP)}
-        left = [",".join(row.get("overrides", ())) for row in newest.values() if row.get("status") != "finished"]
+        jobs = read_jobs(folder)
+        left = [",".join(row["overrides"]) for row in jobs if row["status"] != FINISHED]
         if left:
-            lines.append(f"{len(left)} of {len(newest)} jobs of {folder} have no result: {'; '.join(left)}.")
+            lines.append(f"{len(left)} of {len(jobs)} jobs of {folder} have no result: {'; '.join(left)}.")
     return lines
 
 
-def _differences(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
+def _differences(key: _Key, settings: Mapping[_Key, Mapping[str, str]], unlike: Sequence[str]) -> list[str]:
     """The settings in which a group differs from others of its names, and its experiment from that of any other."""
     rivals = [fixed for other, fixed in settings.items() if other[0] == key[0]]
-    unlike = _unlike(key, settings)
     own = settings[key]
     names = [name for name in _differing(own, rivals) if name not in unlike]
     names = [name for name in names if not any(name.endswith(f".{other}") for other in names)]  # one repeats the other

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ PLOTS = "plots"
 PREDICTIONS = "predictions.safetensors"
 GALLERY = "gallery.json"
 SWEEP = "sweep.jsonl"  # in the folder that holds the runs
+FINISHED = "finished"  # the status of a job in it that has a result
 
 CHECKPOINTS = "checkpoint"
 
@@ -201,6 +203,19 @@ def read_rows(path: Path, key: Sequence[str] = ("round", "phase")) -> list[dict[
         The rows in the order of the file. A line that a broken run left half-written is passed over.
     """
     return list({tuple(str(row.get(name)) for name in key): row for _, row in json_lines(path)}.values())
+
+
+def read_jobs(folder: Path, start: int = 0) -> list[dict[str, Any]]:
+    """The newest row of each job of a sweep, in the order of their numbers.
+
+    Args:
+        folder: of the sweep.
+        start: rows of its record to pass over.
+    """
+    newest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for _, row in islice(json_lines(folder / SWEEP), start, None):
+        newest[(row["job"], *row["overrides"])] = row
+    return sorted(newest.values(), key=lambda row: int(row["job"]))
 
 
 def keep_rounds(path: Path, last_round: int) -> None:
