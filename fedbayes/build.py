@@ -210,6 +210,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         timeout=cfg.simulation.timeout,
         passes=_make("optim", cfg.optim).passes,
         clip=cfg.defence.clip,
+        as_sent=cfg.privacy.noise is not None,
     )
     assessment = Assessment(
         sampling=sampling,

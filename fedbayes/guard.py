@@ -104,9 +104,9 @@ def misshapen(
     return {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
 
 
-def form_of(updates: Sequence[ClientUpdate]) -> list[list[object]]:
-    """Names, shapes and types of the arrays of answers, in JSON's types; empty for no answers."""
-    return [[name, list(shape), dtype] for name, shape, dtype in _form(updates[0].arrays)] if updates else []
+def form_of(arrays: Mapping[str, np.ndarray]) -> list[list[object]]:
+    """Names, shapes and types of arrays, in JSON's types."""
+    return [[name, list(shape), dtype] for name, shape, dtype in _form(arrays)]
 
 
 def unreadable(updates: Sequence[ClientUpdate]) -> dict[int, Refusal]:

@@ -52,6 +52,8 @@ class Training:
         passes: over a client's training images in a round, for the count of images.
         clip: longest step of a client; a longer one is scaled down to it before the strategy sees it, and clients count
             alike. None for none.
+        as_sent: whether answers must have the names, shapes and types of what the server has, and not those that most
+            answers have: with client-level privacy no client's answer may decide whether another's counts.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -67,9 +69,10 @@ class Training:
         timeout: float | None,
         passes: int,
         clip: float | None,
+        as_sent: bool,
     ) -> None:
         self.clip = None if clip is None else require_number("defence.clip", clip, 0, open_low=True)
-        self.sampling, self.faults, self.passes = sampling, faults, passes
+        self.sampling, self.faults, self.passes, self.as_sent = sampling, faults, passes, as_sent
         self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
         self.retries = require_whole("simulation.retries", retries, 0)
         self.timeout = None if timeout is None else require_number("simulation.timeout", timeout, 0, open_low=True)
@@ -179,8 +182,11 @@ class Training:
         replies = federation.ask(sent)
         absent = {one: Refusal(LATE, "no answer in time (simulated)") for one in faults if self._late(faults[one])}
         replies = replies.without(absent)
+        if self.as_sent:
+            progress.form = form_of(from_record(progress.arrays))
         replies = replies.without(misshapen(replies.updates, progress.form, lambda: from_record(progress.arrays)))
-        progress.form = progress.form or form_of(replies.updates)
+        if replies.updates and not progress.form:
+            progress.form = form_of(replies.updates[0].arrays)
         return replies
 
     def _clip(self, federation: Federation, sent: Sequence[Message], replies: Replies) -> None:

@@ -10,10 +10,15 @@ the sum by 2 C / m at most, so the noise is z / 2 times the sensitivity. The acc
 clients are drawn without replacement, by Renyi differential privacy (dp_accounting, extra `[dp]`), for neighbouring
 federations that differ in one client's data. A round that is void releases nothing; that it was void is not covered.
 
+The noise is keyed by the clipped steps too: a round that is computed again after a break is released with the same
+noise if it is the same, and with noise of its own if it is not. Whoever knows `seed` and the steps knows the noise, so
+a deployment keeps `seed` to its server.
+
 What is private are the parameters that the server hands out. The run's own log (losses, evaluations) is a simulation's
 privilege and is not covered; nor is anything that a client keeps to itself, which never leaves it.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -29,6 +34,9 @@ from fedbayes.messages import from_record, read_update, to_record, write_reply
 from fedbayes.seeding import numpy_generator
 from fedbayes.steps import clipped, moved
 from strategies.wrapping import AbstractWrapper
+
+RANGE = 1e-12, 1e6
+"""Of z and C: the accountant's formulas lose all digits far beyond."""
 
 
 @final
@@ -68,9 +76,11 @@ class PrivateAveraging(AbstractWrapper):
             )
         if isinstance(groups, str):
             raise ConfigError(f"privacy.groups={groups} is not a list; write [{groups}].")
+        if groups is not None and not (isinstance(groups, Sequence) and groups):
+            raise ConfigError(f"privacy.groups={groups} lists no group to learn; name some, or null for all.")
         super().__init__(strategy)
-        self.noise = require_number("privacy.noise", noise, 0, open_low=True)
-        self.clip = require_number("privacy.clip", clip, 0, open_low=True)
+        self.noise = require_number("privacy.noise", noise, *RANGE)
+        self.clip = require_number("privacy.clip", clip, *RANGE)
         self.groups = None if groups is None else tuple(f"{name}." for name in groups)
         default = require_whole("clients", clients, 1) ** -1.1
         self.delta = require_number("privacy.delta", default if delta is None else delta, 0, 1, open_low=True)
@@ -80,12 +90,12 @@ class PrivateAveraging(AbstractWrapper):
                 f"{1 / clients:.3g}."
             )
         self._seed, self._sampled = seed, (clients, per_round)
-        epsilon(self.noise, clients, per_round, 1, self.delta)  # a missing library is said before the first round
+        spent(self.noise, clients, per_round, 1, self.delta)  # a missing library is said before the first round
 
     def spent(self, rounds: int) -> dict[str, Any]:
         """What `summary.json` says: the settings, and epsilon after each round."""
-        curve = [epsilon(self.noise, *self._sampled, done, self.delta) for done in range(1, rounds + 1)]
-        return {"noise": self.noise, "clip": self.clip, "delta": self.delta, "epsilon": curve}
+        curve = spent(self.noise, *self._sampled, rounds, self.delta)
+        return {"noise": self.noise, "clip": self.clip, "delta": self.delta, "epsilon": list(curve)}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -93,9 +103,11 @@ class PrivateAveraging(AbstractWrapper):
         """Flower's hook: the strategy's messages, if noise can hide all that is averaged.
 
         Raises:
-            ConfigError: if something is counted, or a group is not there.
+            ConfigError: if nothing is shared, something is counted, or a group is not there.
         """
         messages = super().configure_train(server_round, arrays, config, grid)
+        if not self.before:
+            raise ConfigError("privacy.noise: clients share nothing in this method, so there is nothing to hide.")
         counted = [name for name, array in self.before.items() if array.dtype.kind != "f"]
         if counted:
             raise ConfigError(f"privacy.noise: {counted[0]} is counted, not learnt, and noise would not hide it.")
@@ -109,15 +121,18 @@ class PrivateAveraging(AbstractWrapper):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Flower's hook: the mean of clipped steps, and noise."""
         answers = list(replies)
+        content = hashlib.sha256()
         for reply in answers:
             update = read_update(0, reply.content)
             kept = {name: array for name, array in update.arrays.items() if self._learnt(name)}
             arrays = {**self.before, **clipped(self.before, kept, self.clip)}
+            for array in arrays.values():
+                content.update(array.tobytes())
             reply.content = write_reply(replace(update, arrays=arrays, num_examples=1))
         after, metrics = self.strategy.aggregate_train(server_round, answers)
         if after is None:
             return None, metrics
-        rng = numpy_generator(self._seed, server_round, "privacy")
+        rng = numpy_generator(self._seed, server_round, "privacy", content.hexdigest())
         drawn = self._sampled[1]
         noisy = moved(self.before, from_record(after), len(answers) / drawn)
         for name, array in noisy.items():
@@ -131,14 +146,14 @@ class PrivateAveraging(AbstractWrapper):
 
 
 @cache
-def epsilon(noise: float, clients: int, per_round: int, rounds: int, delta: float) -> float:
-    """Epsilon of (epsilon, delta)-differential privacy after some rounds, for the replacement of one client.
+def spent(noise: float, clients: int, per_round: int, rounds: int, delta: float) -> tuple[float, ...]:
+    """Epsilon of (epsilon, delta)-differential privacy after each round, for the replacement of one client.
 
     Args:
         noise: z.
         clients: n.
         per_round: m, drawn without replacement.
-        rounds: done.
+        rounds: how many.
         delta: the other half of the guarantee.
 
     Raises:
@@ -151,5 +166,8 @@ def epsilon(noise: float, clients: int, per_round: int, rounds: int, delta: floa
         raise ConfigError("privacy.noise needs an accountant: install fedbayes[dp].") from error
     gaussian = dp.GaussianDpEvent(noise / 2)  # in units of the sensitivity 2 C / M
     event = gaussian if per_round == clients else dp.SampledWithoutReplacementDpEvent(clients, per_round, gaussian)
+    found: list[float] = []
     accountant = RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
-    return float(accountant.compose(event, rounds).get_epsilon(delta))
+    for _ in range(rounds):
+        found.append(float(accountant.compose(event).get_epsilon(delta)))
+    return tuple(found)

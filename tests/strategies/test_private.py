@@ -13,7 +13,7 @@ from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientUpdate, from_record
 from strategies.averaging import Averaging
-from strategies.private import PrivateAveraging, epsilon
+from strategies.private import PrivateAveraging, spent
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -95,9 +95,52 @@ def test_a_reply_that_is_dropped_is_no_step_and_changes_no_noise():
     assert (found[1.0] - found[1e-12]).std() == pytest.approx(deviation, rel=0.03)
 
 
+class Others(Steps):
+    """The last client walks elsewhere."""
+
+    def train(self, requests):
+        answers = super().train(requests)
+        answers[-1].arrays["a.w"][:] *= -1
+        return answers
+
+
+def test_a_round_computed_again_with_other_replies_has_noise_of_its_own():
+    """The same noise on two means would cancel in their difference, and show the client."""
+    size, settings = 20_000, (1.0, math.sqrt(2 * 20_000))
+    added = []
+    for client in (Steps, Others, Absent):
+        ends = [play(client(size), strategy=private(z, settings[1]), clients=4, rounds=1)[0] for z in (1.0, 1e-12)]
+        added.append(np.subtract(*[from_record(end.arrays)["a.w"] for end in ends]))
+    for one, two in ((0, 1), (0, 2), (1, 2)):
+        assert abs(np.corrcoef(added[one], added[two])[0, 1]) < 0.04
+
+
+class Majority(Steps):
+    """All but the last answer in another form."""
+
+    def train(self, requests):
+        answers = super().train(requests)
+        for one in answers[:-1]:
+            one.arrays["c.w"] = one.arrays.pop("b.w")
+        return answers
+
+
+def test_no_clients_answer_decides_whether_anothers_counts():
+    journal = play(Majority(3), strategy=private(), clients=4, rounds=1, as_sent=True)[1]
+    assert [row["replies"] for row in journal.rows if row["phase"] == "train"] == [1]
+    cfg = compose(["privacy.noise=1", "clients=30"])
+    assert build.loop(cfg).training.as_sent
+    assert not build.loop(compose([])).training.as_sent
+
+
+def test_a_method_that_shares_nothing_has_nothing_to_hide(tmp_path):
+    with pytest.raises(ConfigError, match="share nothing in this method"):
+        simulate(["experiment=smoke", "method=local_vpt", "privacy.noise=2", f"run_dir={tmp_path / 'run'}"])
+
+
 def test_rounds_draw_anew():
     size = 5_000
-    one, two = after(private(clip=1e-9, noise=1e9), size), after(private(clip=1e-9, noise=1e9), size, rounds=2)
+    one, two = after(private(clip=1e-6, noise=1e6), size), after(private(clip=1e-6, noise=1e6), size, rounds=2)
     second = two["a.w"] - one["a.w"]
     assert abs(np.corrcoef(one["a.w"], second)[0, 1]) < 0.06
     assert second.std() == pytest.approx(0.25, rel=0.05)
@@ -111,16 +154,21 @@ def test_only_chosen_groups_are_learnt_and_the_others_stay():
         after(private(groups=["c"]))
 
 
+def epsilon(*settings):
+    """After the last round."""
+    return spent(*settings)[-1]
+
+
 def exact_epsilon(mu, delta):
     """Of the Gaussian mechanism (Balle and Wang, ICML 2018, arXiv 1805.06530), by bisection."""
 
-    def spent(eps):
+    def delta_of(eps):
         return norm.cdf(mu / 2 - eps / mu) - math.exp(eps) * norm.cdf(-mu / 2 - eps / mu)
 
     low, high = 0.0, 200.0
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if spent(middle) > delta else (low, middle)
+        low, high = (middle, high) if delta_of(middle) > delta else (low, middle)
     return high
 
 
@@ -146,6 +194,61 @@ def test_epsilon_is_the_accountants(noise, clients, per_round, rounds):
     assert epsilon(noise, clients, per_round, rounds, 1e-3) == pytest.approx(accountant.get_epsilon(1e-3), rel=1e-9)
 
 
+def sampled_at_most(noise, q, rounds, delta):
+    """By Theorem 9 of Wang, Balle and Kasiviswanathan (AISTATS 2019, arXiv 1808.00087), at whole orders, and the
+    conversion of Canonne, Kamath and Steinke (NeurIPS 2020, arXiv 2004.00010, Proposition 12)."""
+    best = math.inf
+    for order in range(2, 200):
+        logs = [0.0]
+        for j in range(2, order + 1):
+            gaussian = j / (2 * (noise / 2) ** 2)  # Renyi divergence of order j, in units of the sensitivity
+            term = math.log(2) + (j - 1) * gaussian
+            if j == 2:
+                term = min(term, math.log(4 * math.expm1(gaussian)))
+            logs.append(j * math.log(q) + math.log(math.comb(order, j)) + term)
+        renyi = np.logaddexp.reduce(logs) / (order - 1)
+        best = min(best, rounds * renyi + math.log1p(-1 / order) - math.log(delta * order) / (order - 1))
+    return best
+
+
+def sampled_at_least(noise, q, rounds, delta):
+    """Of two federations in which only one client steps, and steps +C or -C: what any accountant must reach.
+
+    The loss log p/q of one release, discretised downwards, convolved `rounds` times.
+    """
+    deviation = noise / 2
+    x = np.linspace(-1 - 12 * deviation, 1 + 12 * deviation, 400_001)
+    ours = (1 - q) * norm.pdf(x, 0, deviation) + q * norm.pdf(x, 0.5, deviation)
+    theirs = (1 - q) * norm.pdf(x, 0, deviation) + q * norm.pdf(x, -0.5, deviation)
+    step = 1e-4
+    cells = np.floor(np.log(ours / theirs) / step).astype(int)
+    low = cells.min()
+    mass = np.bincount(cells - low, weights=ours * (x[1] - x[0]))
+    size = 1 << int(np.ceil(np.log2(len(mass) * rounds)))
+    whole = np.fft.irfft(np.fft.rfft(mass, size) ** rounds, size)
+    losses = (np.arange(size) + low * rounds) * step
+
+    def delta_of(eps):
+        over = losses > eps
+        return float(np.sum(whole[over] * -np.expm1(eps - losses[over])))
+
+    below, above = 0.0, float(losses[-1])
+    for _ in range(60):
+        middle = (below + above) / 2
+        below, above = (middle, above) if delta_of(middle) > delta else (below, middle)
+    return below
+
+
+@pytest.mark.parametrize(
+    ("noise", "clients", "per_round", "rounds"), [(4.0, 1000, 50, 1), (4.0, 1000, 50, 9), (2.0, 100, 10, 15)]
+)
+def test_epsilon_with_sampling_lies_between_an_attack_and_the_published_bound(noise, clients, per_round, rounds):
+    found = epsilon(noise, clients, per_round, rounds, 1e-3)
+    settings = noise, per_round / clients, rounds, 1e-3
+    assert sampled_at_least(*settings) <= found <= sampled_at_most(*settings) + 1e-9
+    assert found > 0.8 * sampled_at_most(*settings)
+
+
 def test_more_noise_fewer_rounds_and_fewer_clients_a_round_cost_less():
     assert epsilon(4.0, 100, 10, 10, 1e-2) < epsilon(2.0, 100, 10, 10, 1e-2)
     assert epsilon(4.0, 100, 10, 5, 1e-2) < epsilon(4.0, 100, 10, 10, 1e-2)
@@ -159,7 +262,10 @@ def test_more_noise_fewer_rounds_and_fewer_clients_a_round_cost_less():
         ({"clip": 0}, r"privacy\.clip=0"),
         ({"delta": 2.0}, r"privacy\.delta=2"),
         ({"delta": 0.999}, r"privacy\.delta=0\.999 allows to show one of clients="),
+        ({"noise": 1e300}, r"privacy\.noise=1e\+300 is out of range"),
         ({"groups": "head"}, r"privacy\.groups=head is not a list"),
+        ({"groups": []}, r"privacy\.groups=\[\] lists no group"),
+        ({"groups": {}}, r"privacy\.groups=\{\} lists no group"),
     ],
 )
 def test_values_out_of_range_are_refused(settings, said):
@@ -177,11 +283,11 @@ def test_what_is_no_plain_average_is_refused(overrides):
 
 
 def test_a_missing_accountant_is_said(monkeypatch):
-    epsilon.cache_clear()
+    spent.cache_clear()
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ConfigError, match=r"install fedbayes\[dp\]"):
         private(noise=3.3)
-    epsilon.cache_clear()
+    spent.cache_clear()
 
 
 def test_a_run_writes_down_what_it_spent_and_an_optimiser_may_follow(tmp_path):
@@ -190,9 +296,9 @@ def test_a_run_writes_down_what_it_spent_and_an_optimiser_may_follow(tmp_path):
         "server.name=adam",
         f"run_dir={tmp_path / 'run'}",
     ])  # fmt: skip
-    spent = summary["privacy"]
-    assert (spent["noise"], spent["clip"], spent["delta"]) == (2.0, 1.0, 0.01)
-    assert spent["epsilon"] == [epsilon(2.0, 4, 2, done, 0.01) for done in (1, 2)]
+    said = summary["privacy"]
+    assert (said["noise"], said["clip"], said["delta"]) == (2.0, 1.0, 0.01)
+    assert said["epsilon"] == list(spent(2.0, 4, 2, 2, 0.01)) == [epsilon(2.0, 4, 2, done, 0.01) for done in (1, 2)]
     assert simulate(["experiment=smoke", f"run_dir={tmp_path / 'open'}"])["privacy"] is None
 
 

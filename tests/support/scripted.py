@@ -33,6 +33,7 @@ SETTINGS = {
     "personal": False,
     "retries": 0,
     "clip": None,
+    "as_sent": False,
     "backdoor": False,
     "faults": None,
     "max_norm": 1e8,
@@ -92,7 +93,8 @@ def round_loop(**settings):
 
     sampling = Sampling(**same("clients", "participation", "seed", "evaluate_share", "new_clients"))
     faults = Faults(seed=chosen["seed"], **(chosen["faults"] or {}))
-    training = Training(sampling=sampling, faults=faults, **same("min_replies", "retries", "clip", "timeout", "passes"))
+    own = same("min_replies", "retries", "clip", "timeout", "passes", "as_sent")
+    training = Training(sampling=sampling, faults=faults, **own)
     assessment = Assessment(
         sampling=sampling,
         every=chosen["evaluate_every"],
