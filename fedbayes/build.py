@@ -4,16 +4,13 @@ A method is reached only through the `_target_` in its YAML; nothing here knows 
 """
 
 import inspect
-import re
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast, final
 
 from flwr.serverapp.strategy import Strategy
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fedbayes.assessment import Assessment
 from fedbayes.attacks import AbstractAttack, HostileClients
@@ -21,14 +18,14 @@ from fedbayes.checkpoint import Checkpoint
 from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import FederatedData
 from fedbayes.data.held_out import deal_out, hold_out
-from fedbayes.errors import ConfigError, DataError, FedbayesError, require_whole
+from fedbayes.errors import ConfigError, DataError, require_whole
 from fedbayes.guard import Guard
 from fedbayes.inference.reverse import GaussianReverse
+from fedbayes.instantiate import call, later, made_of, plain
 from fedbayes.messages import Arrays
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.tuned import MakeWeights
-from fedbayes.neighbours import require_own
 from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
 from fedbayes.simulation.client import CohortClient
@@ -37,21 +34,21 @@ from fedbayes.training import Training
 
 def simulation(cfg: DictConfig) -> Any:
     """The engine that runs the clients."""
-    return _make("simulation", cfg.simulation.engine)
+    return made_of("simulation.engine", cfg.simulation.engine, having=("prepare", "run", "device"))
 
 
 def data(cfg: DictConfig) -> FederatedData:
     """All images, and who holds which."""
     clients = require_whole("clients", cfg.clients, 1)
-    images = _make("data", cfg.data)
+    images = made_of("data", cfg.data, having=("images", "labels", "domains"))
     if len(images) == 0 and not _elsewhere(cfg):
         raise DataError(
             "data has no images; set data.root, or where SuperNodes have images of their own partition=own and "
             "simulation=flower."
         )
-    asked = _plain(cfg.evaluate)
+    asked = plain(cfg.evaluate)
     inside, images = hold_out(images, asked["held_out"])
-    splits = _call("partition", _make("partition", cfg.partition), inside, clients)
+    splits = call("partition", later("partition", cfg.partition), inside, clients)
     splits = deal_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
     images = corrupt_test(images, splits, asked["corruption"], asked["severity"])
     return FederatedData(images, splits)
@@ -60,7 +57,7 @@ def data(cfg: DictConfig) -> FederatedData:
 def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT:
     """The frozen ViT with its generator and head, on the device."""
     require_whole("seed", cfg.seed, 0)
-    backbone = _make("backbone", cfg.backbone, image_size=federated.images.images.shape[-1])
+    backbone = made_of("backbone", cfg.backbone, having=("cast",), image_size=federated.images.images.shape[-1])
     backbone.cast(cfg.simulation.precision)
     build = partial(
         PromptedViT,
@@ -72,24 +69,24 @@ def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT
         clients=len(federated),
         weights=_weights(cfg),
     )
-    made: PromptedViT = _call("prompts", build, **_plain(cfg.prompts))
+    made: PromptedViT = call("prompts", build, **plain(cfg.prompts))
     return made.to(device)
 
 
 def _prompts(cfg: DictConfig) -> MakePrompts:
     """The method's own prompts, or the kind of `generator` that is chosen."""
     if cfg.method.get("generator") is not None:
-        return partial(_call, "method.generator", _make("method.generator", cfg.method.generator))
+        return partial(call, "method.generator", later("method.generator", cfg.method.generator))
     noise_dim = require_whole("generator.noise_dim", cfg.generator.noise_dim, 1)
     modelled = GaussianReverse.outputs(noise_dim) if cfg.inference.reverse == "gaussian" else 0
-    return partial(_call, "generator", PromptGenerator, **_plain(cfg.generator), reverse_outputs=modelled)
+    return partial(call, "generator", PromptGenerator, **plain(cfg.generator), reverse_outputs=modelled)
 
 
 def _weights(cfg: DictConfig) -> MakeWeights | None:
     """The weights of the ViT that the method lets clients change, if any."""
     if cfg.method.get("weights") is None:
         return None
-    return partial(_call, "method.weights", _make("method.weights", cfg.method.weights))
+    return partial(call, "method.weights", later("method.weights", cfg.method.weights))
 
 
 def attack(cfg: DictConfig) -> AbstractAttack | None:
@@ -98,7 +95,7 @@ def attack(cfg: DictConfig) -> AbstractAttack | None:
         if OmegaConf.select(cfg, "attack.share"):
             raise ConfigError(f"attack.share={cfg.attack.share} has no attack; choose one, as in attack=sign_flip.")
         return None
-    return cast(AbstractAttack, _call("attack", _make("attack", cfg.attack), seed=cfg.seed))
+    return cast(AbstractAttack, call("attack", later("attack", cfg.attack), seed=cfg.seed))
 
 
 def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
@@ -111,12 +108,12 @@ def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> 
 
 
 def _honest(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
-    made = _call(
+    made = call(
         "method.client",
-        _make("method.client", cfg.method.client),
+        later("method.client", cfg.method.client),
         data=federated,
         model=prompted,
-        augment=_make("augment", cfg.augment),
+        augment=made_of("augment", cfg.augment),
         cache_mb=cfg.simulation.cache_mb,
         seed=cfg.seed,
     )
@@ -164,12 +161,14 @@ def client_of(text: str) -> CohortClient:
 
 def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
     """The server's side: any Flower strategy that answers to the loop's samples, with privacy and an optimiser."""
-    build = _make("method.strategy", cfg.method.strategy)
-    given = dict(getattr(build, "keywords", {}))
+    build = later("method.strategy", cfg.method.strategy)
+    given = dict(build.keywords)
     if given.get("aggregate") == "mean" and "aggregate" not in inspect.signature(build.func).parameters:
         del given["aggregate"]  # Flower's own strategies have each their one way to aggregate
         build = partial(build.func, **given)
-    made: Strategy = _call("method.strategy", build)
+    made: Strategy = call("method.strategy", build)
+    if not isinstance(made, Strategy):
+        raise ConfigError(f"method.strategy._target_={cfg.method.strategy._target_} makes no strategy of Flower's.")
     rounds.require(made)
     if cfg.privacy.noise is not None:
         if OmegaConf.select(cfg, "method.client.pool"):
@@ -179,10 +178,10 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
             )
         sampling = rounds.sampling
         sampled = {"clients": len(sampling.known), "per_round": sampling.per_round, "seed": sampling.seed}
-        made = cast(Strategy, _call("privacy", _make("privacy", cfg.privacy), made, **sampled))
+        made = cast(Strategy, call("privacy", later("privacy", cfg.privacy), made, **sampled))
     if cfg.server.name in (None, "none"):
         return made
-    return cast(Strategy, _call("server", _make("server", cfg.server), made))
+    return cast(Strategy, call("server", later("server", cfg.server), made))
 
 
 def layers(strategy: Strategy) -> list[Any]:
@@ -206,9 +205,9 @@ def loop(cfg: DictConfig) -> RoundLoop:
         sampling=sampling,
         min_replies=cfg.simulation.min_replies,
         retries=cfg.simulation.retries,
-        faults=_call("faults", _make("faults", cfg.faults), seed=cfg.seed),
+        faults=call("faults", later("faults", cfg.faults), seed=cfg.seed),
         timeout=cfg.simulation.timeout,
-        passes=_make("optim", cfg.optim).passes,
+        passes=made_of("optim", cfg.optim, having=("passes",)).passes,
         clip=cfg.defence.clip,
         as_sent=cfg.privacy.noise is not None,
     )
@@ -219,7 +218,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         temperature=cfg.evaluate.temperature,
         held_out=bool(cfg.evaluate.held_out),
         backdoor=(attacker := attack(cfg)) is not None and attacker.measures_success,
-        adapt_steps=_plain(cfg.evaluate)["adapt_steps"],
+        adapt_steps=plain(cfg.evaluate)["adapt_steps"],
         timeout=training.timeout,
         shares_personal=cfg.privacy.noise is None,  # it would leave the clients without noise
     )
@@ -236,8 +235,11 @@ def loop(cfg: DictConfig) -> RoundLoop:
 
 def destinations(cfg: DictConfig, run_dir: Path) -> Sequence[Any]:
     """Where the log goes beside the run directory."""
-    made = _make("tracking", cfg.tracking)
-    return [_call("tracking", one, run_dir, _plain(cfg)) for one in made["destinations"]]
+    chosen = OmegaConf.select(cfg, "tracking.destinations")
+    if not isinstance(chosen, ListConfig):
+        raise ConfigError(f"tracking.destinations={chosen} is no list; choose tracking=local or tracking=wandb.")
+    place = "tracking.destinations"
+    return [call(place, later(place, one), run_dir, plain(cfg)) for one in chosen]
 
 
 def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, FederatedData]:
@@ -267,37 +269,3 @@ def _elsewhere(cfg: DictConfig) -> bool:
     """Whether SuperNodes hold the images, so that a server has none."""
     names = cfg.get("names", {})
     return (names.get("simulation"), names.get("partition")) == ("flower", "own")
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
-
-
-def _make(place: str, node: DictConfig, **extra: Any) -> Any:
-    """Instantiate a node; a user's mistake comes out as such and not as Hydra's wrapping of it."""
-    require_own()
-    try:
-        return instantiate(node, _convert_="all", **extra)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, FedbayesError):
-            raise cause from None
-        if isinstance(cause, TypeError):
-            inner = re.search(r"full_key: (\S+)", str(error))  # of a node inside this one
-            raise ConfigError(f"{inner[1] if inner else place}: {cause}.") from error
-        # Hydra's words for a name that is not there; another ImportError is a fault inside what was found.
-        if isinstance(cause, ImportError) and "Are you sure" in str(cause):
-            target = node.get("_target_")
-            raise ConfigError(f"{place}._target_={target} is not installed; install or correct it.") from error
-        raise
-
-
-def _call(place: str, function: Any, *args: Any, **settings: Any) -> Any:
-    """Call with settings from a user; a misspelt one is a user's mistake."""
-    given = getattr(function, "keywords", {})
-    target = getattr(function, "func", function)
-    try:
-        inspect.signature(target).bind(*getattr(function, "args", ()), *args, **{**given, **settings})
-    except TypeError as error:
-        raise ConfigError(f"{place}: {target.__name__} {error}.") from error
-    return function(*args, **settings)

@@ -113,8 +113,12 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     return folder
 
 
-def newest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest(run_dir: Path, written: int) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that a run can go on from, and why it cannot from each newer one.
+
+    Args:
+        run_dir: of the run.
+        written: the last round that the run's other files have; what comes after it has to be done again.
 
     Returns:
         None for the checkpoint if all are damaged: the run starts again.
@@ -129,6 +133,9 @@ def newest(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
             found = _read(folder)
         except DamagedError as error:
             damage.append(str(error))
+            continue
+        if found.server_round > written:
+            damage.append(f"{folder} is not used: metrics.jsonl or clients.jsonl lacks rounds after {written}")
             continue
         if found.history.get("complete", True):
             return found, damage

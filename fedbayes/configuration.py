@@ -20,11 +20,16 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 NAMED = ("method", "data", "partition", "backbone", "simulation", "attack")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
+_NOWHERE = object()
+
 SWITCHES = ("dry_run", "evaluate.gallery", "data.download", "backbone.pretrained")
 """Values that are true or false, where a configuration has them, and that no constructor of ours checks."""
 
 SWEEPS = ("hydra/launcher/joblib", "hydra/sweeper/optuna")
 """Choices that Hydra has from the extra `[sweeps]`."""
+
+NO_NAME = "Config group override must be"
+"""How Hydra's ValueError begins about a choice that is no name."""
 
 SECTIONS = (
     *NAMED,
@@ -41,7 +46,11 @@ SECTIONS = (
     "faults",
     "defence",
     "privacy",
+    "simulation.engine",
+    "method.client",
+    "method.strategy",
 )
+"""Parts of a configuration that hold keys, whatever is chosen."""
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
@@ -60,6 +69,10 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         cfg = _compose(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise in_one_line(error, overrides) from error
+    except ValueError as error:
+        if not is_hydras(error):
+            raise
+        raise in_one_line(error, overrides) from error
     choices = dict(cfg.hydra.runtime.choices)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -67,7 +80,14 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
-    """Write the names of the chosen groups under `names`."""
+    """Write the names of the chosen groups under `names`.
+
+    Raises:
+        ConfigError: if a group has no single choice.
+    """
+    unnamed = [group for group in NAMED if not isinstance(choices.get(group), str)]
+    if unnamed:
+        raise ConfigError(f"{unnamed[0]} has no choice; `fedbayes-info` lists them.")
     with open_dict(cfg):
         cfg.names = {group: choices[group] for group in NAMED}
     return cfg
@@ -98,10 +118,26 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise in_one_line(error, ()) from error
     assert isinstance(found, dict)
     for name in SECTIONS:
-        value = found.get(name)
-        if not isinstance(value, dict):
+        value = OmegaConf.select(cfg, name)
+        if not isinstance(value, DictConfig):
             raise ConfigError(f"{name}={value} replaces a whole section; set its keys, as in {name}.KEY=VALUE.")
+    if lacking := absent(cfg):
+        raise ConfigError(f"{lacking[0]} is missing; leave out what removes it.")
     return {str(name): value for name, value in found.items()}
+
+
+def absent(cfg: DictConfig) -> list[str]:
+    """Keys that every configuration of this version has and this one has not, whatever its method and data."""
+    own, engine = CONF / "config.yaml", CONF / "simulation" / f"{OmegaConf.select(cfg, 'names.simulation')}.yaml"
+    fresh = {**OmegaConf.load(own), "simulation": OmegaConf.load(engine) if engine.is_file() else {}}
+    keys = [name for name in fresh if name not in ("defaults", "hydra", "dry_run")]
+    keys += [f"{name}.{key}" for name in keys if isinstance(fresh[name], DictConfig) for key in fresh[name]]
+    return [name for name in keys if OmegaConf.select(cfg, name, default=_NOWHERE) is _NOWHERE]
+
+
+def is_hydras(error: Exception) -> bool:
+    """Whether it is a complaint of Hydra's or OmegaConf's about what the user asked for."""
+    return isinstance(error, HydraException | OmegaConfBaseException) or str(error).startswith(NO_NAME)
 
 
 def in_one_line(error: Exception, overrides: Sequence[str]) -> ConfigError:
@@ -111,17 +147,19 @@ def in_one_line(error: Exception, overrides: Sequence[str]) -> ConfigError:
         error: from Hydra or OmegaConf.
         overrides: those that led to it.
     """
-    absent = [
+    lacking = [
         one for one in SWEEPS if isinstance(error, MissingConfigException) and one in (error.missing_cfg_file or "")
     ]
-    if absent:
-        return ConfigError(f"{absent[0]} is not installed; install fedbayes[sweeps].")
+    if lacking:
+        return ConfigError(f"{lacking[0]} is not installed; install fedbayes[sweeps].")
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         return ConfigError(f"{group}={name} does not exist; choose one of {', '.join(error.options)}.")
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{error.full_key} has no default; add {error.full_key}=VALUE.")
     text = str(error)
+    if text.startswith(NO_NAME):
+        return ConfigError(f"{text.rstrip('.')}; choose groups by name, as in method=fedvpt.")
     unknown = re.search(r"Could not override '([^']+)'", text)
     if unknown:
         return ConfigError(f"{unknown[1]} is no key of the configuration; {_instead(unknown[1], overrides)}.")

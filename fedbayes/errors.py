@@ -36,16 +36,15 @@ class StoppedError(RunError):
     """A run that broke off in the middle and can go on."""
 
 
-def require_whole(name: str, value: object, minimum: int) -> int:
-    """Return `value` if it is a whole number of at least `minimum`.
+def require_whole(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+    """Return `value` if it is a whole number of at least `minimum`, and of at most `maximum` unless that is None.
 
     Raises:
         ConfigError: naming the key, the value and the range.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(
-            f"{name}={value} is not a whole number of at least {minimum}; give one, e.g. {name}={minimum}."
-        )
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum or value > (maximum or value):
+        span = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise ConfigError(f"{name}={value} is not a whole number {span}; give one, e.g. {name}={minimum}.")
     return value
 
 

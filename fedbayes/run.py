@@ -25,7 +25,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes import sweep
-from fedbayes.configuration import CONF, compose, in_one_line, named, require_alone, resolved
+from fedbayes.configuration import CONF, compose, in_one_line, is_hydras, named, require_alone, resolved
 from fedbayes.errors import ConfigError, FedbayesError, RunError
 from fedbayes.stored_configuration import read as stored_configuration
 from fedbayes.stored_configuration import require_trusted, sweep_again
@@ -54,7 +54,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     from fedbayes.gallery import write_gallery
     from fedbayes.provenance import differences, provenance
     from fedbayes.summary import summarise
-    from fedbayes.tracking.run_dir import PARTITION, PREDICTIONS, claimed, reopened, write_json
+    from fedbayes.tracking.run_dir import PARTITION, PREDICTIONS, claimed, reopened, rounds_written, write_json
     from fedbayes.tracking.tracker import Tracker
 
     started = time.perf_counter()
@@ -69,7 +69,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     attack = build.attack(cfg)
 
     with reopened(run_dir) if resumed else claimed(run_dir, OmegaConf.to_yaml(cfg, resolve=True)):
-        stored, damage = checkpoint.newest(run_dir) if resumed else (None, [])
+        stored, damage = checkpoint.newest(run_dir, rounds_written(run_dir)) if resumed else (None, [])
         history = {} if stored is None else stored.history
         if len(data.images):  # deployed clients know their own, and nobody else's
             write_json(run_dir / PARTITION, describe(data.clients, data.images, cfg.names.partition))
@@ -191,13 +191,14 @@ def main() -> None:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def start(cfg: DictConfig) -> float | None:
         hydra_cfg = HydraConfig.get()
-        named(cfg, hydra_cfg.runtime.choices)
         if hydra_cfg.mode == RunMode.MULTIRUN and cfg.dry_run:
             raise ConfigError("dry_run=true estimates one run; leave out -m, and choose one value of each.")
         if hydra_cfg.mode == RunMode.MULTIRUN:
+            named(cfg, hydra_cfg.runtime.choices)
             run_dir = run_dir_of(cfg, Path(hydra_cfg.runtime.output_dir))
             return sweep.job(cfg, hydra_cfg, run_dir, partial(_job, cfg, hydra_cfg, run_dir))
         try:
+            named(cfg, hydra_cfg.runtime.choices)
             if cfg.resume is not None:
                 require_alone(hydra_cfg.overrides.task)
                 resume(Path(cfg.resume))
@@ -219,8 +220,8 @@ def main() -> None:
     except FedbayesError as error:
         if not failed:
             fail(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        if full_error == "1" or isinstance(error, InstantiationException):
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if full_error == "1" or isinstance(error, InstantiationException) or not is_hydras(error):
             raise
         fail(in_one_line(error, sys.argv[1:]))
     finally:

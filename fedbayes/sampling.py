@@ -8,6 +8,9 @@ import numpy as np
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.seeding import numpy_generator
 
+MOST_CLIENTS = 1_000_000
+"""Each is drawn and asked by itself."""
+
 
 @final
 class Sampling:
@@ -33,7 +36,7 @@ class Sampling:
     def __init__(
         self, *, clients: int, participation: float, seed: int, evaluate_share: float = 1.0, new_clients: int = 0
     ) -> None:
-        self.clients = require_whole("clients", clients, 1)
+        self.clients = require_whole("clients", clients, 1, MOST_CLIENTS)
         self.seed = require_whole("seed", seed, 0)
         share = require_number("participation", participation, 0, 1, open_low=True)
         evaluated = require_number("evaluate.participation", evaluate_share, 0, 1, open_low=True)

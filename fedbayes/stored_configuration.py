@@ -15,9 +15,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import AliasToken, YAMLError, scan
 
-from fedbayes.configuration import CONF
+from fedbayes.configuration import CONF, absent
 from fedbayes.errors import RunError
 
 FILE = "config.yaml"
@@ -36,7 +36,6 @@ HYDRA = re.compile(
 """What of Hydra's own settings a sweep may bring along, word for word: nothing that names a file or is called."""
 CHOICE = re.compile(r"[\w,()*'\"-]+")
 """A choice in a group: names of files in `conf/`, and no way out of it."""
-_ABSENT = object()
 
 
 def read(directory: Path) -> DictConfig:
@@ -50,8 +49,9 @@ def read(directory: Path) -> DictConfig:
         raise RunError(f"{directory} holds no run (no {FILE}); give a run directory.")
     cfg = _load(path)
     require_trusted(cfg, str(path))
-    lacking = [name for name in _expected(cfg) if OmegaConf.select(cfg, name, default=_ABSENT) is _ABSENT]
-    if lacking:
+    if not isinstance(cfg.get("names"), DictConfig):
+        raise RunError(f"{path} has no names of its choices; run the experiment again.")
+    if lacking := absent(cfg):
         raise RunError(
             f"{path} lacks {', '.join(lacking[:3])}: another version of fedbayes wrote it; read it with that "
             "one, or run the experiment again."
@@ -129,8 +129,11 @@ def _load(path: Path) -> DictConfig:
         RunError: if it is no configuration, or holds references that would be looked up here, such as `${oc.env:...}`.
     """
     try:
-        cfg = OmegaConf.load(path)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, AliasToken) for token in scan(text)):  # it can stand for itself, or for gigabytes
+            raise RunError(f"{path} holds an alias (*name), which no run writes; replace it by its value.")
+        cfg = OmegaConf.create(text)
+    except (OSError, ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
         raise RunError(f"{path} cannot be read ({str(error).splitlines()[0]}); it is no configuration.") from error
     if not isinstance(cfg, DictConfig):
         raise RunError(f"{path} holds no mapping; it is no configuration.")
@@ -150,14 +153,6 @@ def _texts(node: Any) -> Iterator[str]:
     elif isinstance(node, list):
         for value in node:
             yield from _texts(value)
-
-
-def _expected(cfg: DictConfig) -> list[str]:
-    """Keys that a configuration of this version has, as far as they do not depend on its method and data."""
-    own, engine = CONF / "config.yaml", CONF / "simulation" / f"{OmegaConf.select(cfg, 'names.simulation')}.yaml"
-    fresh = {**OmegaConf.load(own), "simulation": OmegaConf.load(engine) if engine.is_file() else {}}
-    keys = [name for name in fresh if name not in ("defaults", "hydra", "dry_run")]
-    return keys + [f"{name}.{key}" for name in keys if isinstance(fresh[name], DictConfig) for key in fresh[name]]
 
 
 def _targets(node: Any) -> Iterator[object]:

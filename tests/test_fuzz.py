@@ -4,6 +4,7 @@ Nothing else: no other exception, no warning that numpy or torch would only prin
 """
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -22,7 +23,7 @@ from fedbayes.errors import FedbayesError
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 BASE = ("experiment=smoke", "simulation.threads=1")
-ASIDE = ("run_dir", "resume", "method.name", "names", "simulation.engine", "tracking", "simulation.threads", "seed")
+ASIDE = ("run_dir", "resume", "method.name", "names", "tracking")
 """Not a value of the experiment, or checked elsewhere."""
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml") if path.stem != "fedavg_full")
 OTHERS = {
@@ -52,8 +53,10 @@ RUBBISH = st.one_of(
     st.none(), st.booleans(), st.sampled_from(WORDS), st.sampled_from([[], [0], ["x"], ["head"], [None], [[1]], {}]),
     st.sampled_from([math.nan, math.inf, -math.inf, 1e30, -1e30, 1e-30, -1, 0, 10**12]),
 )  # fmt: skip
-HUGE = 40
-"""Sizes above it are a user's wish for much memory and time, which nobody should refuse."""
+HUGE = {"simulation.threads": 3}
+"""Sizes above it, or above 40, are a user's wish for much memory and time, which nobody should refuse."""
+GONE = "~"
+"""Stands for a key that is taken away."""
 
 
 def leaves(node, prefix=""):
@@ -62,17 +65,29 @@ def leaves(node, prefix=""):
         return {prefix[:-1]: node}
     found = {}
     for name, value in node.items():
-        if not str(name).startswith("_"):
-            found |= leaves(value, f"{prefix}{name}.")
+        found |= leaves(value, f"{prefix}{name}.")
     return found
 
 
-def keys_of(choices):
+def parts(node, prefix=""):
+    """Full names of all sections."""
+    found = [prefix[:-1]] if prefix else []
+    for name, value in node.items():
+        found += parts(value, f"{prefix}{name}.") if isinstance(value, dict) else []
+    return found
+
+
+@functools.cache
+def keys_of(*choices):
+    """Single values by their names, and the names of sections."""
     config = OmegaConf.to_container(compose([*BASE, *choices]), resolve=True)
-    return {key: value for key, value in leaves(config).items() if not key.startswith(ASIDE)}
+    values = {key: value for key, value in leaves(config).items() if not key.startswith(ASIDE)}
+    return values, [name for name in parts(config) if not name.startswith(ASIDE)]
 
 
-KEYS = {method: keys_of([f"method={method}"]) for method in METHODS}
+def is_made(key):
+    """Whether it says what is called, and not with what."""
+    return key.rpartition(".")[2].startswith("_")
 
 
 def mild(value):
@@ -96,17 +111,23 @@ def configurations(draw):
         if draw(st.integers(0, 3)) == 0:
             chosen[name] = draw(st.sampled_from(options))
     values = {}
+    there, sections = keys_of(f"method={method}", *(f"{name}={option}" for name, option in sorted(chosen.items())))
     for _ in range(draw(st.integers(1, 4))):
-        key = draw(st.sampled_from(sorted(KEYS[method])))
+        key = draw(st.sampled_from(sorted(there)))
         if key not in chosen:
-            values[key] = draw(mild(KEYS[method][key]) if draw(st.integers(0, 5)) else RUBBISH)
-    return method, chosen, {key: small(key, value) for key, value in values.items()}
+            kind = draw(st.integers(0, 5))
+            rubbish = st.just(GONE) if is_made(key) and kind else RUBBISH
+            values[key] = small(key, there[key], draw(mild(there[key]) if kind and not is_made(key) else rubbish))
+    if draw(st.integers(0, 15)) == 0:
+        values = {draw(st.sampled_from(sections)): draw(st.one_of(st.just(GONE), RUBBISH))}
+    return method, chosen, values
 
 
-def small(key, value):
+def small(key, usual, value):
     """Absurd sizes only where they are refused before they cost anything."""
-    number = isinstance(value, int | float) and not isinstance(value, bool) and value > HUGE
-    return HUGE if number and isinstance(KEYS["pfedbayespt"].get(key, 1), int) else value
+    most = HUGE.get(key, 40)
+    number = isinstance(value, int | float) and not isinstance(value, bool) and value > most
+    return most if number and isinstance(usual, int) else value
 
 
 def written(value):
@@ -125,7 +146,7 @@ def written(value):
 def run_one(method, chosen, values):
     """The outcome of one configuration: `ran`, or the class of a user's error."""
     overrides = [*BASE, f"method={method}", *(f"{name}={value}" for name, value in chosen.items())]
-    overrides += [f"{key}={written(value)}" for key, value in values.items()]
+    overrides += [f"~{key}" if value is GONE else f"{key}={written(value)}" for key, value in values.items()]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         run_dir = Path(folder) / "run"
         try:
@@ -140,7 +161,8 @@ def run_one(method, chosen, values):
             return "estimated"
         config = leaves(OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml")))
         for key, value in values.items():
-            if value != {} and not (isinstance(value, float) and math.isnan(value)):
+            assert value is not GONE or key not in config
+            if value not in ({}, GONE) and not (isinstance(value, float) and math.isnan(value)):
                 assert config[key] == value, (key, value, config[key])
 
         def refuse(word):

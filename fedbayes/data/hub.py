@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from fedbayes.data.datasets import GIVEN_TEST, GIVEN_TRAIN, GIVEN_VALIDATION, ImageSet
-from fedbayes.data.pixels import square
-from fedbayes.errors import ConfigError, DataError, require_whole
+from fedbayes.data.pixels import require_side, room_for, square
+from fedbayes.errors import ConfigError, DataError
 
 REMEDY = "pip install fedbayes[hub]"
 
@@ -48,7 +48,7 @@ def hub(
         ConfigError: if `image_size` cannot work, the extra is not installed, or there is no such column.
         DataError: if the set or a split is not to be had, or an image cannot be read.
     """
-    require_whole("data.image_size", image_size, 8)
+    require_side(image_size)
     asked = {GIVEN_TRAIN: train, GIVEN_VALIDATION: validation, GIVEN_TEST: test}
     parts = {given: _load(name, subset, split) for given, split in asked.items() if split is not None}
     features = parts[GIVEN_TRAIN].features
@@ -56,7 +56,7 @@ def hub(
     label = label or _first(features, "ClassLabel", "label", name)
     class_names, labels = _coded(parts, label, "label", name)
     domain_names, domains = ((name,), [0] * len(labels)) if domain is None else _coded(parts, domain, "domain", name)
-    images = torch.empty((len(labels), 3, image_size, image_size), dtype=torch.uint8)
+    images = room_for(len(labels), image_size)
     rows, names = images.numpy(), []
     for given, part in parts.items():
         for i in range(len(part)):

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from fedbayes.data.datasets import GIVEN_NONE, GIVEN_TEST, GIVEN_TRAIN, GIVEN_VALIDATION, ImageSet
-from fedbayes.data.pixels import decode
-from fedbayes.errors import ConfigError, DataError, require_choice, require_whole
+from fedbayes.data.pixels import decode, require_side, room_for
+from fedbayes.errors import ConfigError, DataError, require_choice
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
 SPLIT_FOLDERS = {
@@ -68,7 +68,7 @@ def image_folder(
         DataError: if the folder is missing, empty, laid out in another way, holds an unreadable image, or has a class
             or domain that is not among the given ones, or lacks one of them where others are ignored.
     """
-    require_whole("data.image_size", image_size, 8)
+    require_side(image_size)
     require_choice("data.on_error", on_error, ("raise", "skip"))
     require_choice("data.others", others, ("raise", "ignore"))
     expected = f"{EXPECTED}; {source}" if source else EXPECTED
@@ -169,7 +169,7 @@ def _nothing(image_size: int, classes: tuple[str, ...] | None, domains: tuple[st
             "data.root=DIR."
         )
     ids = torch.empty(0, dtype=torch.int64)
-    pixels = torch.empty((0, 3, image_size, image_size), dtype=torch.uint8)
+    pixels = room_for(0, image_size)
     return ImageSet(pixels, ids, ids, classes, domains, torch.empty(0, dtype=torch.int8), ())
 
 
@@ -237,7 +237,7 @@ def _decode_all(
     files: list[Parts], top: str, root: str, image_size: int, on_error: str
 ) -> tuple[torch.Tensor, list[int]]:
     """Decoded images (M, 3, size, size) uint8 and the positions in `files` that they come from."""
-    images = torch.empty((len(files), 3, image_size, image_size), dtype=torch.uint8)
+    images = room_for(len(files), image_size)
     rows = images.numpy()
     kept: list[int] = []
     unreadable: list[str] = []

@@ -15,13 +15,41 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fedbayes.errors import DataError
+from fedbayes.errors import ConfigError, DataError, require_whole
 
 # Named, because Pillow would otherwise also try formats that start other programs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
+SIDES = 8, 4096
+"""Smallest and largest side of square images, in pixels."""
+
 OneImage = Tensor | np.ndarray | Image.Image | str | Path
 Images = OneImage | Sequence[OneImage]
+
+
+def require_side(size: object) -> int:
+    """Return `size` if images can have that many pixels on a side.
+
+    Raises:
+        ConfigError: if not.
+    """
+    return require_whole("data.image_size", size, *SIDES)
+
+
+def room_for(count: int, size: int) -> Tensor:
+    """Uninitialised pixels `(count, 3, size, size)` uint8.
+
+    Raises:
+        ConfigError: if `size` cannot work, or they would fill more than half of this machine's memory.
+    """
+    require_side(size)
+    needed, there = count * 3 * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there / 2:
+        raise ConfigError(
+            f"data.image_size={size} makes {needed / 1e9:,.0f} GB of {count} images, more than half of this machine's "
+            f"memory of {there / 1e9:,.0f} GB; lower it, or take fewer images."
+        )
+    return torch.empty((count, 3, size, size), dtype=torch.uint8)
 
 
 def decode(path: str, size: int) -> np.ndarray:

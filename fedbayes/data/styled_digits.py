@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fedbayes.data.datasets import GIVEN_NONE, ImageSet
-from fedbayes.errors import require_whole
+from fedbayes.data.pixels import room_for
 from fedbayes.seeding import numpy_generator
 
 GRAIN = 32  # cells per side of the noise; an image of 32 pixels gets noise pixel by pixel
@@ -148,13 +148,12 @@ def styled_digits(image_size: int = 32) -> ImageSet:
         The digits in scikit-learn's order; classes are "0" to "9", domains the five styles, no split is given.
 
     Raises:
-        ConfigError: if image_size is below 8, the size of the source.
+        ConfigError: if image_size cannot work.
     """
-    require_whole("data.image_size", image_size, CELLS)
     source = load_digits()
     digits = torch.from_numpy(source.images).float().unsqueeze(1) / 16
     styles = deal_styles(source.target)
-    images = torch.empty(len(digits), 3, image_size, image_size, dtype=torch.uint8)
+    images = room_for(len(digits), image_size)
     for index, (style, draw) in enumerate(STYLES.items()):
         chosen = styles == index
         drawn = draw(digits[chosen], _Draws(style, int(chosen.sum())), image_size)

@@ -10,8 +10,8 @@ from typing import Any, final
 import torch
 
 from fedbayes.data.datasets import GIVEN_TEST, GIVEN_TRAIN, ImageSet
-from fedbayes.data.pixels import square
-from fedbayes.errors import DataError, require_choice, require_whole
+from fedbayes.data.pixels import require_side, room_for, square
+from fedbayes.errors import DataError, require_choice
 
 DIGITS = tuple("0123456789")
 
@@ -68,13 +68,13 @@ def torchvision_set(name: str, root: str, image_size: int, download: bool = Fals
         DataError: if the set is not there or cannot be read.
     """
     source = SETS[require_choice("data.name", name, tuple(SETS))]
-    require_whole("data.image_size", image_size, 8)
+    require_side(image_size)
     parts = {
         "train": _open(name, root, download, source.train),
         "test": _open(name, root, download, source.test),
     }
     count = sum(len(part) for part in parts.values())
-    images = torch.empty((count, 3, image_size, image_size), dtype=torch.uint8)
+    images = room_for(count, image_size)
     rows, labels = images.numpy(), list[int]()
     for part in parts.values():
         for i in range(len(part)):

@@ -7,6 +7,9 @@ import torch
 from fedbayes.errors import ConfigError, require_choice, require_whole
 from fedbayes.simulation.memory import keep_freed_memory
 
+MOST_THREADS = 1024
+"""OpenMP ends a process that asks for many more than a machine can start."""
+
 
 def available_cores() -> int:
     """CPU cores that this process may use, which can be fewer than the machine has."""
@@ -35,6 +38,6 @@ def choose_threads(threads: int | None, otherwise: int) -> int:
     """`simulation.threads`, or another number where it is null.
 
     Raises:
-        ConfigError: if it is no positive whole number.
+        ConfigError: if it is no such whole number.
     """
-    return otherwise if threads is None else require_whole("simulation.threads", threads, 1)
+    return otherwise if threads is None else require_whole("simulation.threads", threads, 1, MOST_THREADS)

@@ -185,7 +185,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
     if not isinstance(found, dict):
         raise RunError(f"{path} holds a {type(found).__name__}, not an object; remove the file or that run.")
@@ -214,7 +214,8 @@ def read_jobs(folder: Path, start: int = 0) -> list[dict[str, Any]]:
     """
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for _, row in islice(json_lines(folder / SWEEP), start, None):
-        newest[(row["job"], *row["overrides"])] = row
+        if isinstance(row.get("job"), int) and isinstance(row.get("overrides"), list):
+            newest[(row["job"], *map(str, row["overrides"]))] = row
     return sorted(newest.values(), key=lambda row: int(row["job"]))
 
 
@@ -225,14 +226,33 @@ def keep_rounds(path: Path, last_round: int) -> None:
         replace_text(path, "".join(f"{line}\n" for line in kept))
 
 
+def rounds_written(run_dir: Path) -> int:
+    """The last round up to which every round of training is in a run's files; 0 for none."""
+    last = math.inf
+    for name in (METRICS, CLIENTS):
+        there = {row.get("round") for _, row in json_lines(run_dir / name) if row.get("phase") == "train"}
+        last = min(last, next(one for one in range(len(there) + 1) if one + 1 not in there))
+    return int(last)
+
+
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line of a JSONL file that is an object, and that object; half-written lines are passed over."""
+    """Each line of a JSONL file that is an object, and that object.
+
+    A half-written line is passed over, and so is one of a round that is no number: neither is a row of ours.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); remove it or that run.") from error
+    for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and type(row.get("round", 0)) is int:
             yield line, row

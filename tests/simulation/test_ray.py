@@ -124,16 +124,41 @@ def test_a_client_that_never_comes_back_is_ended_and_its_worker_replaced(address
     assert progress.accepted[0] == 60
 
 
-def test_a_run_that_broke_off_goes_on_in_other_workers(address, tmp_path, monkeypatch):
-    common = ["experiment=smoke", "method=fedper", "clients=4", "rounds=3", "simulation.threads=1"]
-    ray = [*common, "simulation=ray", f"simulation.address={address}"]
-    simulate([*common, "simulation.cohort=1", f"run_dir={tmp_path}/whole"])  # the same bits as on Ray, see above
-    broken([*ray, f"run_dir={tmp_path}/parts"], monkeypatch, 2)
-    resume(tmp_path / "parts")
-    assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
+COMMON = ["experiment=smoke", "method=fedper", "clients=4", "simulation.threads=1"]
+
+
+def resumed_as_never_broken(folder, more):
+    """Go on with the run in `parts`, and compare it with one that was never broken off."""
+    simulate([*COMMON, *more, "simulation.cohort=1", f"run_dir={folder}/whole"])  # the same bits as on Ray, see above
+    resume(folder / "parts")
+    assert rows(folder / "parts") == rows(folder / "whole")
     for which in ("final", "best", "per_client"):
-        one, other = (json.loads((tmp_path / name / "summary.json").read_text())[which] for name in ("whole", "parts"))
+        one, other = (json.loads((folder / name / "summary.json").read_text())[which] for name in ("whole", "parts"))
         assert one == other, which
+
+
+def test_a_run_that_broke_off_goes_on_in_other_workers(address, tmp_path, monkeypatch):
+    ray = [*COMMON, "rounds=3", "simulation=ray", f"simulation.address={address}"]
+    broken([*ray, f"run_dir={tmp_path}/parts"], monkeypatch, 2)
+    resumed_as_never_broken(tmp_path, ["rounds=3"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_run_whose_process_was_killed_goes_on_in_other_workers(address, tmp_path, after):
+    parts, more = tmp_path / "parts", ["rounds=6"]
+    command = [sys.executable, "-m", "fedbayes.run", *COMMON, *more, "simulation=ray", f"simulation.address={address}"]
+    with (tmp_path / "said").open("w") as file:
+        process = subprocess.Popen([*command, f"run_dir={parts}"], stdout=file, stderr=file)
+    written, end = parts / "metrics.jsonl", time.monotonic() + 300
+    while not (written.exists() and written.read_text().count('"phase": "train"') >= after):
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not (parts / "summary.json").exists()
+    resumed_as_never_broken(tmp_path, more)
 
 
 @pytest.mark.parametrize("error", [RunError("the server is tired"), KeyError("lost")])
