@@ -10,6 +10,7 @@ of its own, so that a damaged checkpoint is known as such and the one before it 
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,7 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     return folder
 
 
-def newest(run_dir: Path, written: int) -> tuple[Checkpoint | None, list[str]]:
+def newest(run_dir: Path, written: float = math.inf) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that a run can go on from, and why it cannot from each newer one.
 
     Args:

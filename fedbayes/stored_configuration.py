@@ -49,8 +49,8 @@ def read(directory: Path) -> DictConfig:
         raise RunError(f"{directory} holds no run (no {FILE}); give a run directory.")
     cfg = _load(path)
     require_trusted(cfg, str(path))
-    if not isinstance(cfg.get("names"), DictConfig):
-        raise RunError(f"{path} has no names of its choices; run the experiment again.")
+    if not isinstance(cfg.get("names", cfg), DictConfig):
+        raise RunError(f"{path}: names={cfg.names} holds no choices; run the experiment again.")
     if lacking := absent(cfg):
         raise RunError(
             f"{path} lacks {', '.join(lacking[:3])}: another version of fedbayes wrote it; read it with that "

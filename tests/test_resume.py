@@ -111,6 +111,32 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_says_so(tm
     assert "resumed after round 1" in log
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "clients.jsonl"])
+def test_rounds_that_the_files_lack_are_done_again(name, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    simulate([*SMALL, f"run_dir={whole}"])
+    broken([*SMALL, f"run_dir={parts}"], monkeypatch, 2)
+    file = parts / name
+    file.write_text("".join(f"{line}\n" for line in file.read_text().splitlines() if '"round": 2' not in line))
+    resume(parts)
+    assert result(parts) == result(whole)
+    log = (parts / "run.log").read_text()
+    assert "round-00002 is not used: metrics.jsonl or clients.jsonl lacks rounds after 1" in log
+    assert "resumed after round 1" in log
+
+
+def test_rows_that_are_none_of_ours_are_passed_over(tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    simulate([*SMALL, f"run_dir={whole}"])
+    broken([*SMALL, f"run_dir={parts}"], monkeypatch, 2)
+    for name in ("metrics.jsonl", "clients.jsonl"):
+        with (parts / name).open("a") as file:
+            rows = ['{"round": "x", "phase": "train"}', '{"round": null}', '{"round": true}', "[1]", "[" * 100_000]
+            file.writelines(f"{row}\n" for row in rows)
+    resume(parts)
+    assert result(parts) == result(whole)
+
+
 def test_without_any_whole_checkpoint_it_starts_again_from_round_0(tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     simulate([*SMALL, f"run_dir={whole}"])

@@ -117,7 +117,11 @@ def test_references_are_seen_however_they_are_spelt(finished, tmp_path, hidden):
         ("a: [", "cannot be read"),
         ("a: !!python/object/apply:os.system ['true']\n", "cannot be read"),
         ("\0\1\2", "cannot be read"),
-        ("seed: 0\n", "lacks rounds, clients, participation: another version of fedbayes wrote it"),
+        ("a: &a [*a]\n", r"holds an alias \(\*name\)"),
+        ("a: &a [x, x]\nb: [*a, *a]\n", r"holds an alias \(\*name\)"),
+        ("a: " + "[" * 5000, "cannot be read"),
+        ("seed: 0\nnames: x\n", "names=x holds no choices"),
+        ("seed: 0\nnames: {}\n", "lacks rounds, clients, participation: another version of fedbayes wrote it"),
     ],
 )
 def test_files_that_are_no_configuration_are_refused(tmp_path, text, said):
