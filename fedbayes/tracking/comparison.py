@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, final
 
 from fedbayes.tracking.groups import NAMES, Group, Spread, find_runs, group, unfinished
 from fedbayes.tracking.measures import HEADLINE, Measure, best, known
+from fedbayes.tracking.table_formats import markdown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -127,14 +128,8 @@ def as_table(table: Comparison) -> "RenderableType":
 
 def as_markdown(table: Comparison) -> str:
     """The comparison as a Markdown table."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    marks = ["---" if index < table.texts else "---:" for index in range(len(table.head))]
-    lines = [line(table.head), line(marks), *(line(row) for row in table.rows)]
     above = [table.heading, ""] if table.heading else []
-    return "\n".join([*above, *lines, "", *table.notes])
+    return "\n".join([*above, markdown(table.head, table.rows, table.texts), "", *table.notes])
 
 
 def _natural(row: Sequence[str]) -> list[tuple[float, str]]:
