@@ -6,15 +6,14 @@ from typing import Any
 
 from fedbayes.tracking import page
 from fedbayes.tracking.comparison import Comparison
-from fedbayes.tracking.groups import Group, spread
+from fedbayes.tracking.groups import Group
 from fedbayes.tracking.predictions import Predictions
 from fedbayes.tracking.run_tables import accuracy_map, holdings
 
 
 def domains(table: Comparison, names: Sequence[str]) -> str:
     """Accuracy of each group in each domain, mean over seeds and standard error; nothing where no run says it."""
-    columns = list(dict.fromkeys(d for group in table.groups for _, s in group.runs for d in s.get("per_domain") or {}))
-    spreads = [[spread(group.values("per_domain", domain, "accuracy")) for domain in columns] for group in table.groups]
+    columns, spreads = table.domains()
     means = [found.mean for row in spreads for found in row if found is not None]
     if not means:
         return ""

@@ -62,19 +62,16 @@ def _sections(table: Comparison, names: Sequence[str]) -> list[tuple[str, str, s
 
 def _headline(table: Comparison) -> str:
     """The table, with a button in each head and a box to filter by."""
-    heads = ["<th scope=col class=number><button type=button>no.</button></th>"]
     better = [0] * (table.texts + 1) + [measure.better for measure in table.measures]
-    for index, name in enumerate(table.head):
-        kind = "number" if index >= table.texts else "text"
-        button = f"<button type=button>{html.escape(name)}</button>"
-        heads.append(f'<th scope=col class={kind} data-better="{better[index]}">{button}</th>')
+    heads = page.heads(("no.", *table.head), sortable=True, texts=table.texts + 1, better=[0, *better])
     tops = table.best()
     lines = []
     for index, (row, spreads, group) in enumerate(zip(table.rows, table.spreads, table.groups, strict=True)):
         cells = [f'<td data-value="{index + 1}">{index + 1}</td>']
         for place, cell in enumerate(row[: table.texts]):
             tag, mark = ("th scope=row", swatch(index)) if place == 0 else ("td", "")
-            cells.append(f"<{tag} class=text>{mark}{html.escape(cell)}</{tag.split()[0]}>")
+            text = html.escape(cell).replace("_", "_<wbr>")  # where a name may break on a phone
+            cells.append(f"<{tag} class=text>{mark}{text}</{tag.split()[0]}>")
         cells.append(f'<td data-value="{len(group.runs)}">{len(group.runs)}</td>')
         for measure, found, top in zip(table.measures, spreads, tops, strict=True):
             value = "" if found is None else f' data-value="{found.mean!r}"'
@@ -86,7 +83,7 @@ def _headline(table: Comparison) -> str:
     caption += "Time is that of the whole run, its set-up included."
     made = (
         f"<table class=sortable id=headline-table>{page.caption_of(caption)}"
-        f"<thead><tr>{''.join(heads)}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     )
     box = (
         "<div class=filter><label for=filter>Show only rows, lines and dots whose name holds</label>"
@@ -98,10 +95,8 @@ def _headline(table: Comparison) -> str:
 
 def _runs(table: Comparison) -> str:
     """Every run's own numbers, from which the others are made."""
-    head = "".join(
-        f"<th scope=col>{html.escape(name)}</th>"
-        for name in ("run", "group", "seed", *(m.label for m in table.measures))
-    )
+    head = ("run", "group", "seed", *(measure.label for measure in table.measures))
+    better = [0, 0, 0, *(measure.better for measure in table.measures)]
     lines = []
     for index, group in enumerate(table.groups):
         for run, summary in group.runs:
@@ -115,7 +110,8 @@ def _runs(table: Comparison) -> str:
                 f'<tr data-group="{index}"><th scope=row class=text>{html.escape(run.name)}</th>{"".join(cells)}</tr>'
             )
     made = (
-        f"<table id=runs-table>{page.caption_of('Each run as its summary.json has it')}<thead><tr>{head}</tr></thead>"
+        f"<table class=sortable id=runs-table>{page.caption_of('Each run as its summary.json has it')}"
+        f"<thead><tr>{page.heads(head, sortable=True, better=better)}</tr></thead>"
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
     return page.folded(f"{len(lines)} runs", page.scroll("Every run", made))

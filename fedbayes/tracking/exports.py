@@ -26,13 +26,16 @@ from fedbayes.tracking.table_formats import booktabs, inert, markdown
 def as_csv(table: Comparison) -> str:
     """The comparison as CSV: for each measure the unscaled mean over seeds and its standard error, unrounded.
 
-    A standard error of one seed alone, and what a group lacks, is an empty field.
+    The accuracy in each domain follows, in columns such as `accuracy/ink`. A standard error of one seed alone, and what
+    a group lacks, is an empty field.
     """
-    numbers = [name for measure in table.measures for name in (measure.key, f"{measure.key}_se")]
+    domains, by_domain = table.domains()
+    keys = [*(measure.key for measure in table.measures), *(f"accuracy/{name}" for name in domains)]
+    numbers = [name for key in keys for name in (key, f"{key}_se")]
     rows = []
-    for group, spreads in zip(table.groups, table.spreads, strict=True):
+    for group, spreads, accuracies in zip(table.groups, table.spreads, by_domain, strict=True):
         cells: list[object] = [*group.names, ", ".join(group.settings), len(group.runs)]
-        for found in spreads:
+        for found in (*spreads, *accuracies):
             cells += ["", ""] if found is None else [found.mean, "" if found.error is None else found.error]
         rows.append(cells)
     return _csv([*NAMES, "settings", "seeds", *numbers], rows)
@@ -59,12 +62,23 @@ def as_latex(table: Comparison) -> str:
 
 
 def write_tables(table: Comparison, page: Path) -> list[Path]:
-    """Writes the table beside its page, as Markdown, CSV and LaTeX files of the same name.
+    """Writes the table and that of domains beside their page, as Markdown, CSV and LaTeX files of the same name.
 
     Returns:
         The files.
     """
-    return _write(page, {".md": as_markdown(table) + "\n", ".csv": as_csv(table), ".tex": as_latex(table)})
+    shown, typeset = as_markdown(table) + "\n", as_latex(table)
+    domains, spreads = table.domains()
+    if domains:
+        caption = "Test accuracy in each domain after the last round, all clients' images together"
+        head = (*table.head[: table.texts], *domains)
+        rows = [
+            [*row[: table.texts], *("–" if found is None else found.text() for found in accuracies)]
+            for row, accuracies in zip(table.rows, spreads, strict=True)
+        ]
+        shown += f"\n{caption}:\n\n{markdown(head, rows, table.texts)}\n"
+        typeset += "\n" + booktabs(head, rows, table.texts, notes=(caption,))
+    return _write(page, {".md": shown, ".csv": as_csv(table), ".tex": typeset})
 
 
 def write_run_tables(run_dir: Path, summary: Mapping[str, Any]) -> list[Path]:

@@ -69,7 +69,7 @@ def table(
     return scroll(
         caption,
         f"<table{' class=sortable' if sortable else ''}>{caption_of(caption, hidden=hide_caption)}"
-        f"<thead><tr>{_heads(head, sortable)}</tr></thead><tbody>{''.join(lines)}</tbody></table>",
+        f"<thead><tr>{heads(head, sortable=sortable)}</tr></thead><tbody>{''.join(lines)}</tbody></table>",
     )
 
 
@@ -80,7 +80,7 @@ def facts(caption: str, head: tuple[str, str], rows: Sequence[Sequence[str]], *,
     )
     return (
         f"<table class=facts>{caption_of(caption, hidden=hide_caption)}"
-        f"<thead><tr>{_heads(head, sortable=False)}</tr></thead><tbody>{lines}</tbody></table>"
+        f"<thead><tr>{heads(head)}</tr></thead><tbody>{lines}</tbody></table>"
     )
 
 
@@ -114,7 +114,7 @@ def heat_table(
     return scroll(
         caption,
         f'<table class="heat sortable">{caption_of(caption)}'
-        f"<thead><tr>{_heads(head, sortable=True)}</tr></thead><tbody>{''.join(lines)}</tbody></table>",
+        f"<thead><tr>{heads(head, sortable=True)}</tr></thead><tbody>{''.join(lines)}</tbody></table>",
     )
 
 
@@ -124,13 +124,22 @@ def caption_of(text: str, *, hidden: bool = False) -> str:
     return f"<caption{css}><span>{html.escape(text)}</span></caption>"
 
 
-def _heads(names: Sequence[str], sortable: bool) -> str:
-    """The cells of a table's head; the first is over the names of the rows."""
+def heads(names: Sequence[str], *, sortable: bool = False, texts: int = 1, better: Sequence[int] = ()) -> str:
+    """The cells of a table's head.
+
+    Args:
+        names: of the columns.
+        sortable: whether they are buttons that sort the table.
+        texts: how many of the first columns are texts; the others are numbers.
+        better: for each column, 1 where more is better: a first click sorts the largest to the top.
+    """
     cells = []
     for index, name in enumerate(names):
         text = html.escape(name) or "<span class=hidden>name</span>"
-        kind = ' class="number"' if sortable and index else ""
-        cells.append(f'<th scope="col"{kind}>{f"<button type=button>{text}</button>" if sortable else text}</th>')
+        kind = "text" if index < texts else "number"
+        more = f' data-better="{better[index]}"' if better else ""
+        inner = f"<button type=button>{text}</button>" if sortable else text
+        cells.append(f'<th scope="col" class={kind}{more}>{inner}</th>')
     return "".join(cells)
 
 

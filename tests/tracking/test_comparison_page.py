@@ -268,10 +268,17 @@ def test_latex_is_booktabs_with_signs_written_out_and_the_best_in_bold(tmp_path)
 
 
 def test_the_tables_lie_beside_the_page_under_its_name(tmp_path):
-    _, table = made(tmp_path / "runs")
+    summaries, table = made(tmp_path / "runs")
     page = write_comparison(table, tmp_path / "page.html")
     assert [path.name for path in write_tables(table, page)] == ["page.md", "page.csv", "page.tex"]
-    assert (tmp_path / "page.md").read_text() == as_markdown(table) + "\n"
+    shown = (tmp_path / "page.md").read_text()
+    assert shown.startswith(as_markdown(table) + "\n")
+    values = [summary["per_domain"]["ink"]["accuracy"] for summary in summaries["fedvpt"]]
+    cell = spread(values).text()
+    assert f"| method | ink |\n| --- | ---: |\n| fedvpt | {cell} |\n" in shown
+    assert f"fedvpt & {cell.replace('±', '$' + chr(92) + 'pm$')} " in (tmp_path / "page.tex").read_text()
+    (row, _) = csv.DictReader(io.StringIO((tmp_path / "page.csv").read_text()))
+    assert (row["method"], float(row["accuracy/ink"])) == ("fedvpt", statistics.fmean(values))
     links = {a["href"] for tag, a in Page(page.read_text()).tags if tag == "a"}
     assert {"page.md", "page.csv", "page.tex"} <= links
 
