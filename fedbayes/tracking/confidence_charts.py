@@ -73,7 +73,7 @@ def reliability(
         [f"{index / width:.2f}–{(index + 1) / width:.2f}", f"{count:,}", number(sure), number(right)]
         for index, count, sure, right in filled
     ]
-    table = page.table(f"{title}: bins of confidence", ["bin", "images", "mean confidence", "share right"], rows)
+    table = page.table(f"{title}: means in bins of confidence", ["bin", "images", "confidence", "right"], rows)
     return chart.figure(alt, " ".join(filter(None, (known, note)))) + page.folded("The bins as a table", table)
 
 

@@ -77,7 +77,7 @@ def write_html(run_dir: Path) -> Path:
             ("results", RESULTS, results),
             ("learning", "Learning over rounds", run_charts.learning(rows, per_client, summary)),
             ("posterior", "The posterior over rounds", posterior_charts.of_run(rows)),
-            ("trade-offs", "What accuracy cost", run_charts.trade_offs(rows)),
+            ("trade-offs", "Accuracy, calibration and bytes", run_charts.trade_offs(rows)),
             (
                 "clients",
                 "Clients and domains",
