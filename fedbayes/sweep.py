@@ -153,7 +153,10 @@ def as_page(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
     states = [row[where] for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in (FINISHED, FAILED, RUNNING) if state in states)
     marks = ["---:" if name in ("job", "seed", *_NUMBERS) else "---" for name in head]
-    notes = "Test images after the last round: accuracy is the mean over clients, NLL in nats, time in seconds."
+    notes = (
+        "Test images after the last round: accuracy is the mean over clients, NLL in nats; seconds are those of the "
+        "whole job, loading data and model included."
+    )
     return "\n".join([f"# {title}", "", f"{counts}.", "", line(head), line(marks), *map(line, rows), "", notes, ""])
 
 

@@ -1,13 +1,14 @@
 """Many runs side by side: those that differ in nothing but their seeds make one row, with the spread over seeds."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
-from fedbayes.tracking.groups import NAMES, Group, Spread, find_runs, group, unfinished
+from fedbayes.tracking.groups import NAMES, Group, Spread, find_runs, group, spread, unfinished
 from fedbayes.tracking.measures import HEADLINE, Measure, best, known
+from fedbayes.tracking.table_formats import markdown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -49,6 +50,11 @@ class Comparison:
         """The best mean of each measure; all None where groups differ in more than methods and settings."""
         same = len({one.names[1:] for one in self.groups}) == 1 and not any(one.unlike for one in self.groups)
         return best(self.spreads, self.measures) if same else [None] * len(self.measures)
+
+    def domains(self) -> tuple[list[str], list[list[Spread | None]]]:
+        """Names of domains, and of each group the test accuracy in each of them after the last round."""
+        names = list(dict.fromkeys(d for one in self.groups for _, summary in one.runs for d in _domains(summary)))
+        return names, [[spread(one.values("per_domain", name, "accuracy")) for name in names] for one in self.groups]
 
     def name(self, row: int) -> str:
         """A row's texts in a line, as in `pfedbayespt, num_extra=10`."""
@@ -127,14 +133,12 @@ def as_table(table: Comparison) -> "RenderableType":
 
 def as_markdown(table: Comparison) -> str:
     """The comparison as a Markdown table."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
-
-    marks = ["---" if index < table.texts else "---:" for index in range(len(table.head))]
-    lines = [line(table.head), line(marks), *(line(row) for row in table.rows)]
     above = [table.heading, ""] if table.heading else []
-    return "\n".join([*above, *lines, "", *table.notes])
+    return "\n".join([*above, markdown(table.head, table.rows, table.texts), "", *table.notes])
+
+
+def _domains(summary: Mapping[str, Any]) -> Mapping[str, Any]:
+    return summary.get("per_domain") or {}
 
 
 def _natural(row: Sequence[str]) -> list[tuple[float, str]]:

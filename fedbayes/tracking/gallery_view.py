@@ -16,11 +16,12 @@ _HEADINGS = {
 NOT_MADE = "There is no gallery: this run kept none. `python -m fedbayes.gallery RUN_DIR` makes it, where its data are."
 
 
-def show(gallery: Mapping[str, Any]) -> str:
+def show(gallery: Mapping[str, Any], partition: Mapping[str, Any]) -> str:
     """The gallery's images and the codes of one client; a line that says why where there are none.
 
     Args:
         gallery: the object of `gallery.json`; empty where there is no such file.
+        partition: the object of `partition.json`, which says how many images the client has.
     """
     parts = []
     missing = str(gallery.get("missing") or "") if gallery else NOT_MADE
@@ -35,7 +36,7 @@ def show(gallery: Mapping[str, Any]) -> str:
         note = str(gallery.get("attention_note") or "")
         parts.append(f"<p class=soft>{html.escape(note)}</p>")
     if gallery.get("codes"):
-        parts.append(_codes(gallery["codes"]))
+        parts.append(_codes(gallery["codes"], partition))
     return "".join(parts)
 
 
@@ -59,7 +60,7 @@ def _item(image: Mapping[str, Any]) -> str:
     return f"<li>{pictures}<p{css}>{html.escape(verdict)}</p><p>{lines}</p></li>"
 
 
-def _codes(codes: Mapping[str, Any]) -> str:
+def _codes(codes: Mapping[str, Any], partition: Mapping[str, Any]) -> str:
     """A dot per image in the plane of the two largest principal components."""
     points, names = codes.get("points") or [], [str(name) for name in codes.get("domains") or []]
     if not points:
@@ -68,12 +69,13 @@ def _codes(codes: Mapping[str, Any]) -> str:
     draws = codes.get("draws") or []
     everything = [*points, *draws]
     xs, ys = padded([point[0] for point in everything]), padded([point[1] for point in everything])
-    client = html.escape(str(codes.get("partition")))
-    title = f"Prompt codes of client {client}"
+    count = _images(partition, codes.get("partition"))
+    part = f", {len(points)} of {count:,} images" if count > len(points) else ""
+    title = f"Prompt codes of client {codes.get('partition')}{part}"
     labels = [
         f"{name} component, {part:.0%} of the variance" for name, part in zip(("first", "second"), share, strict=True)
     ]
-    chart = Chart(title, labels[0], labels[1], xs, ys, size=(560, 400))
+    chart = Chart(title, labels[0], labels[1], xs, ys, size=(480, 380))
     for x, y, domain in draws:
         chart.point(x, y, int(domain), f"a draw, {names[int(domain)]}", radius=1.4)
     for x, y, domain in points:
@@ -84,3 +86,9 @@ def _codes(codes: Mapping[str, Any]) -> str:
     note = html.escape(str(codes.get("what") or ""))
     heading = "<h3>What instance-wise looks like</h3>"
     return f"{heading}{legend}{page.charts(chart.figure(alt, note))}"
+
+
+def _images(partition: Mapping[str, Any], client: object) -> int:
+    """How many images a client has, of all splits; 0 where the partition does not say."""
+    mine = [one for one in partition.get("clients") or [] if one.get("partition") == client]
+    return sum(int(one.get(split) or 0) for one in mine for split in ("train", "validation", "test"))

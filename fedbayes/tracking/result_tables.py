@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+RESULTS, EACH_DOMAIN, EACH_CLIENT = "Results on the test images", "Each domain", "Each client on its test images"
+DOMAIN_HEAD = ("domain", "images", "accuracy", "NLL (nats)")
+
+
 def number(value: object, digits: int = 3) -> str:
     """A number with so many decimals; a dash where there is none."""
     return f"{value:,.{digits}f}" if isinstance(value, int | float) else "–"
@@ -78,7 +82,7 @@ def result_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
             "entropy (nats)": number(state.get("entropy")),
             "- expected entropy of a draw": number(state.get("expected_entropy")),
             "- prompt uncertainty": number(state.get("prompt_uncertainty")),
-            "effective components": number(state.get("effective_components"), 2),
+            "effective components (training)": number(state.get("effective_components"), 2),
             "mixing ratio": number(state.get("mixing_ratio")),
             **_outside_cells(state.get("ood") or {}),
         }
@@ -116,6 +120,20 @@ def domain_rows(summary: Mapping[str, Any]) -> list[list[str]]:
         [str(name), number(row.get("images"), 0), number(row.get("accuracy")), number(row.get("nll"))]
         for name, row in domains.items()
     ]
+
+
+def client_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of each client's numbers."""
+    names = ("accuracy", "nll", "ece", "ece_floor")
+    rows = [
+        [
+            str(row.get("partition", "–")),
+            number(row.get("images"), 0),
+            *(number(row.get(name)) for name in names),
+        ]
+        for row in summary.get("per_client") or []
+    ]
+    return ["client", "images", "accuracy", "NLL (nats)", "ECE", "ECE if calibrated"], rows
 
 
 def cost_rows(summary: Mapping[str, Any]) -> list[list[str]]:

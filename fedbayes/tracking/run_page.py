@@ -5,10 +5,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedbayes.tracking import gallery_view, page, run_charts, run_tables
+from fedbayes.tracking import gallery_view, page, posterior_charts, run_charts, run_tables
+from fedbayes.tracking.confidence_charts import averaged_risk, confidence_gap, pooled_bins, reliability, risk_coverage
+from fedbayes.tracking.exports import write_run_tables
+from fedbayes.tracking.groups import look_up
 from fedbayes.tracking.phases import phase_chart
-from fedbayes.tracking.predictions import read_predictions
-from fedbayes.tracking.result_tables import cost_rows, domain_rows, result_rows, title
+from fedbayes.tracking.predictions import Predictions, read_predictions
+from fedbayes.tracking.result_tables import (
+    DOMAIN_HEAD,
+    EACH_DOMAIN,
+    RESULTS,
+    cost_rows,
+    domain_rows,
+    number,
+    result_rows,
+    title,
+)
 from fedbayes.tracking.run_dir import (
     CLIENTS,
     CONFIG,
@@ -37,7 +49,7 @@ def write_html(run_dir: Path) -> Path:
         run_dir: a run's directory with its summary; what else lies there is shown as far as it is there.
 
     Returns:
-        The path of `report.html`.
+        The path of `report.html`; its tables lie beside it, see `write_run_tables`.
 
     Raises:
         RunError: if one of the run's files is broken.
@@ -47,37 +59,32 @@ def write_html(run_dir: Path) -> Path:
     rows = read_rows(run_dir / METRICS)
     per_client = read_rows(run_dir / CLIENTS, ("round", "phase", "partition"))
     found = read_predictions(run_dir)
-    results = page.table("Results on the test images", *result_rows(summary), hide_caption=True)
-    domains = domain_rows(summary)
-    by_domain = page.table("Each domain", ["domain", "images", "accuracy", "NLL (nats)"], domains) if domains else ""
-    confidence = page.charts(
-        *(
-            f"<div>{figure}</div>"
-            for figure in (
-                run_charts.reliability(summary),
-                run_charts.risk_coverage(found, summary),
-                run_charts.confidence_gap(found),
-            )
-            if figure
-        )
+    tables = write_run_tables(run_dir, summary)
+    links = ", ".join(
+        f'<a href="{path.name}">{name}</a>' for path, name in zip(tables, ("Markdown", "CSV", "LaTeX"), strict=True)
     )
+    results = page.table(RESULTS, *result_rows(summary), hide_caption=True)
+    results += f"<p>These results and those of each domain and client as {links}.</p>"
+    domains = domain_rows(summary)
+    by_domain = page.table(EACH_DOMAIN, DOMAIN_HEAD, domains, sortable=True) if domains else ""
     time = phase_chart([(run_dir.name, summary.get("seconds") or {})]) + page.charts(run_charts.seconds_by_round(rows))
     costs = cost_rows(summary)
-    cost_table = page.table("Costs", ["what", "how much"], costs, hide_caption=True) if costs else ""
+    cost_table = page.facts("Costs", ("what", "how much"), costs, hide_caption=True) if costs else ""
     text = page.document(
         title(summary),
         f"<p class=soft>{html.escape(run_dir.name)}</p>",
         [
-            ("results", "Results on the test images", results),
+            ("results", RESULTS, results),
             ("learning", "Learning over rounds", run_charts.learning(rows, per_client, summary)),
-            ("posterior", "The posterior over rounds", run_charts.posterior(rows)),
+            ("posterior", "The posterior over rounds", posterior_charts.of_run(rows)),
+            ("trade-offs", "Accuracy, calibration and bytes", run_charts.trade_offs(rows)),
             (
                 "clients",
                 "Clients and domains",
-                run_tables.accuracy_map(found, partition) + by_domain + run_tables.clients(summary),
+                run_tables.accuracy_map([found] if found else [], partition) + by_domain + run_tables.clients(summary),
             ),
-            ("confidence", "Is its confidence right?", confidence),
-            ("gallery", "Gallery", gallery_view.show(read_json(run_dir / GALLERY))),
+            ("confidence", "Is its confidence right?", _confidence(found, summary)),
+            ("gallery", "Gallery", gallery_view.show(read_json(run_dir / GALLERY), partition)),
             ("against", "What stood in its way", run_tables.circumstances(summary, rows)),
             ("partition", "Who holds what", run_tables.holdings(partition)),
             ("costs", "Costs", cost_table + run_tables.sent(rows)),
@@ -86,8 +93,22 @@ def write_html(run_dir: Path) -> Path:
             ("made", "Made with", _versions(summary)),
             ("configuration", "Configuration", _configuration(run_dir)),
         ],
+        scripts=("sorting.js",),
     )
     return page.write(run_dir / REPORT, text)
+
+
+def _confidence(found: Predictions | None, summary: Mapping[str, Any]) -> str:
+    """Reliability, risk and coverage, and how confident it was where right and where wrong."""
+    final = summary.get("final") or {}
+    bins = pooled_bins([final.get("reliability") or {}])
+    curve = averaged_risk([found]) if found else []
+    figures = (
+        reliability("Reliability", bins, number(final.get("ece")), number(final.get("ece_floor"))),
+        risk_coverage([("this run", 2, None, curve, number(look_up(summary, ("final", "aurc"))))]),
+        confidence_gap(found),
+    )
+    return page.charts(*(f"<div>{figure}</div>" for figure in figures if figure))
 
 
 def _pictures(run_dir: Path) -> str:
@@ -100,7 +121,7 @@ def _pictures(run_dir: Path) -> str:
 def _versions(summary: Mapping[str, Any]) -> str:
     made = {**(summary.get("versions") or {}), **{name: summary.get(name) for name in ("git", "threads", "device")}}
     rows = [[str(name), str(value)] for name, value in made.items() if value is not None]
-    return page.table("Versions and machine", ["what", "which"], rows, hide_caption=True) if rows else ""
+    return page.facts("Versions and machine", ("what", "which"), rows, hide_caption=True) if rows else ""
 
 
 def _configuration(run_dir: Path) -> str:

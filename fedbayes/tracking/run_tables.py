@@ -6,33 +6,46 @@ from typing import Any
 from fedbayes.tracking import page
 from fedbayes.tracking.curves import Rows
 from fedbayes.tracking.predictions import Predictions
-from fedbayes.tracking.result_tables import number, size
+from fedbayes.tracking.result_tables import EACH_CLIENT, client_rows, number, size
 
 _OPEN = 25
 """Clients up to which a table of them stands open."""
 _MOST_COLUMNS = 30
 
 
-def accuracy_map(found: Predictions | None, partition: Mapping[str, Any]) -> str:
-    """Accuracy of each client in each domain, as a shaded table."""
-    if found is None:
+def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name: str = "") -> str:
+    """Accuracy of each client in each domain, as a shaded table; of several runs, the mean over those with images.
+
+    Args:
+        runs: predictions of a run, or of one for each seed.
+        partition: the object of `partition.json`, for the names of domains.
+        name: of the runs, where there are others on the page.
+    """
+    found: dict[tuple[int, int], list[tuple[float, int]]] = {}
+    for one in runs:
+        for place, cell in one.cells().items():
+            found.setdefault(place, []).append(cell)
+    if not found:
         return ""
-    cells = found.cells()
-    domains = sorted({domain for _, domain in cells})
-    clients = sorted({client for client, _ in cells})
+    domains = sorted({domain for _, domain in found})
+    clients = sorted({client for client, _ in found})
     names = [str(name) for name in partition.get("domains") or []]
     label = [names[domain] if domain < len(names) else str(domain) for domain in domains]
     rows = []
     for client in clients:
         shown: list[tuple[str, float | None]] = []
         for domain in domains:
-            accuracy, images = cells.get((client, domain), (0.0, 0))
+            cells = found.get((client, domain), [])
+            accuracy = sum(each for each, _ in cells) / (len(cells) or 1)
+            images = sum(images for _, images in cells)
             shown.append((f"{accuracy:.2f} ({images})", accuracy) if images else ("–", None))
         rows.append((f"client {client}", shown))
-    caption = (
-        "Test accuracy of each client in each domain, and its number of test images there; stronger colour is higher"
-    )
-    return _maybe_folded(page.heat_table(caption, ["client", *label], rows), len(clients))
+    caption = "Test accuracy of each client in each domain, and its number of test images there"
+    if len(runs) > 1:
+        caption += f": mean over {len(runs)} seeds, images of all of them"
+    caption = f"{name}. {caption}" if name else caption
+    made = page.heat_table(f"{caption}; stronger colour is higher", ["client", *label], rows)
+    return made if name else _maybe_folded(made, len(clients))
 
 
 def holdings(partition: Mapping[str, Any]) -> str:
@@ -51,18 +64,19 @@ def holdings(partition: Mapping[str, Any]) -> str:
             parts.append(f"<p>{len(names)} {what}s are too many for a table; see partition.json.</p>")
             continue
         rows = [
-            (f"client {client.get('partition', '–')}", [(f"{c:,}", c / most if c else 0.0) for c in row])
+            (f"client {client.get('partition', '–')}", [(f"{c:,}", float(c)) for c in row])
             for client, row in zip(clients, counts, strict=True)
         ]
         caption = f"Images of each client by {what}, all splits together; stronger colour is more"
-        parts.append(_maybe_folded(page.heat_table(caption, ["client", *names], rows), len(clients)))
+        parts.append(_maybe_folded(page.heat_table(caption, ["client", *names], rows, (0.0, most)), len(clients)))
     if not parts:
         return ""
     splits = [
         [f"client {c.get('partition', '–')}", *(number(c.get(s), 0) for s in ("train", "validation", "test"))]
         for c in clients
     ]
-    table = page.table("Images of each client by split", ["client", "train", "validation", "test"], splits)
+    head = ["client", "train", "validation", "test"]
+    table = page.table("Images of each client by split", head, splits, sortable=True)
     return "".join(parts) + page.folded("Images by split", table)
 
 
@@ -78,14 +92,14 @@ def circumstances(summary: Mapping[str, Any], rows: Rows) -> str:
         success = (summary.get("final") or {}).get("backdoor_success")
         if success is not None:
             facts.append(["marked images seen as the attack wants", number(success)])
-        parts.append(page.table("Hostile clients", ["what", "how much"], facts))
+        parts.append(page.facts("Hostile clients", ("what", "how much"), facts))
     privacy = summary.get("privacy") or {}
     if privacy:
         spent = privacy.get("epsilon")
         last = spent[-1] if isinstance(spent, Sequence) and spent else spent
         facts = [[f"epsilon after the last round, delta {privacy.get('delta')}", number(last)]]
         facts += [[name, number(privacy.get(name))] for name in ("noise", "clip")]
-        parts.append(page.table("Client-level differential privacy", ["what", "how much"], facts))
+        parts.append(page.facts("Client-level differential privacy", ("what", "how much"), facts))
     parts += [_faults(rows), _newcomers(summary.get("new_clients") or {})]
     return "".join(parts)
 
@@ -105,7 +119,7 @@ def _faults(rows: Rows) -> str:
     used = sum(row.get("replies") or 0 for row in train)
     facts = [["clients asked, all rounds", number(asked, 0)], ["replies used", number(used, 0)]]
     facts += [[f"replies {label}", number(total, 0)] for label, total in totals.items() if total]
-    return page.table("Replies that were not used", ["what", "how much"], facts)
+    return page.facts("Replies that were not used", ("what", "how much"), facts)
 
 
 def _newcomers(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -124,16 +138,9 @@ def _newcomers(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def clients(summary: Mapping[str, Any]) -> str:
     """The numbers of each client."""
-    rows = [
-        [
-            str(row.get("partition", "–")),
-            number(row.get("images"), 0),
-            *(number(row.get(name)) for name in ("accuracy", "nll", "ece", "ece_floor")),
-        ]
-        for row in summary.get("per_client") or []
-    ]
-    head = ["client", "images", "accuracy", "NLL (nats)", "ECE", "ECE if calibrated"]
-    return page.folded(f"{len(rows)} clients", page.table("Each client on its test images", head, rows)) if rows else ""
+    head, rows = client_rows(summary)
+    table = page.table(EACH_CLIENT, head, rows, sortable=True)
+    return page.folded(f"{len(rows)} clients", table) if rows else ""
 
 
 def sent(rows: Rows) -> str:

@@ -11,7 +11,9 @@ from typing import final
 
 COLOURS = 10
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58.0, 16.0, 12.0, 44.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68.0, 16.0, 12.0, 46.0  # room for letters that a narrow page draws larger
+_MOST_NAMES = 16
+_LETTER = 8.0  # about how wide one is
 
 Points = Sequence[tuple[float, float]]
 
@@ -80,7 +82,8 @@ class Chart:
         log_x: whether the horizontal axis is logarithmic.
         whole_x: whether only whole numbers stand on it.
         x_names: places on the horizontal axis that have names instead of numbers.
-        size: width and height in pixels of a page; it shrinks with a narrow one.
+        size: width and height in pixels of a page; it shrinks with a narrow one, its letters less so. `page.css` knows
+            the two widths in use, 480 and, for one of many, 300.
     """
 
     def __init__(
@@ -107,16 +110,17 @@ class Chart:
             self._parts.append(f'<line class="grid" x1="{_LEFT}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>')
             self._parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{short(value)}</text>')
         found = log_ticks(*self._x_range) if log_x else ticks(*self._x_range)
-        named = list(x_names) or [(value, short(value)) for value in found if not whole_x or value == round(value)]
+        named = list(x_names[:: math.ceil(len(x_names) / _MOST_NAMES) or 1])
+        named = named or [(value, short(value)) for value in found if not whole_x or value == round(value)]
         for value, name in named:
             text = html.escape(name)
-            self._parts.append(f'<text x="{self._x(value):.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
+            self._parts.append(f'<text x="{self._x(value):.1f}" y="{bottom + 17}" text-anchor="middle">{text}</text>')
         self._parts.append(f'<line class="axis" x1="{_LEFT}" y1="{bottom}" x2="{right}" y2="{bottom}"/>')
         middle = (_TOP + bottom) / 2
         self._parts.append(
             f'<text class="name" x="{(_LEFT + right) / 2}" y="{height - 8}" text-anchor="middle">'
             f"{html.escape(x)}</text>"
-            f'<text class="name" transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">'
+            f'<text class="name" transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">'
             f"{html.escape(y)}</text>"
         )
 
@@ -166,7 +170,11 @@ class Chart:
             f'cy="{at[1]:.1f}"><title>{html.escape(name)}</title></circle></g>'
         )
         if label:
-            self._labels.append((at[0] + radius + 1, at[1] - radius - 1, series, label, _group(group)))
+            gap = radius + 1
+            right = at[0] + gap + _LETTER * len(label) < self._size[0]
+            anchor = "" if right else ' text-anchor="end"'
+            place = at[0] + gap if right else at[0] - gap
+            self._labels.append((place, at[1] - gap, series, label, _group(group) + anchor))
 
     def bar(self, x: tuple[float, float], y: tuple[float, float], series: int, name: str) -> None:
         """A rectangle from `x[0]` to `x[1]` and from `y[0]` to `y[1]`."""
@@ -197,9 +205,10 @@ class Chart:
             for x, y, series, text, group in _apart(self._labels)
         )
         more = f"<br><small>{note}</small>" if note else ""
+        css = "chart" if width > 300 else "chart narrow"
         return (
             f'<figure><figcaption id="{mark}">{html.escape(self._title)}{more}</figcaption>'
-            f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{mark} {mark}d">'
+            f'<svg class="{css}" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{mark} {mark}d">'
             f'<desc id="{mark}d">{html.escape(alt)}</desc>{"".join(self._parts)}{labels}</svg>{below}</figure>'
         )
 
@@ -231,12 +240,12 @@ def _group(group: int | None) -> str:
 
 
 def _apart(
-    labels: Sequence[tuple[float, float, int, str, str]], gap: float = 12.0
+    labels: Sequence[tuple[float, float, int, str, str]], gap: float = 14.0
 ) -> list[tuple[float, float, int, str, str]]:
     """Labels moved down until none stands on another."""
     placed: list[tuple[float, float, int, str, str]] = []
     for x, y, *rest in sorted(labels, key=lambda label: label[1]):
-        while any(abs(x - other[0]) < 16 and abs(y - other[1]) < gap for other in placed):
+        while any(abs(x - other[0]) < 20 and abs(y - other[1]) < gap for other in placed):
             y += 2
         placed.append((x, y, *rest))  # type: ignore[arg-type]  # what was unpacked above
     return placed

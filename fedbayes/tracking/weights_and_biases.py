@@ -190,7 +190,8 @@ class WeightsAndBiases:
         self._run.summary.update(plain(summary))
         if (run_dir / REPORT).exists():
             report = wandb.Artifact(f"report-{self._run.id}", type="report")
-            report.add_file(str(run_dir / REPORT))
+            for path in sorted(run_dir.glob(f"{Path(REPORT).stem}.*")):  # with the tables that the page links to
+                report.add_file(str(path))
             self._run.log_artifact(report)
         stored = sorted((run_dir / CHECKPOINTS).glob("round-*"))
         if stored:

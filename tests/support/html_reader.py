@@ -2,7 +2,7 @@
 
 from html.parser import HTMLParser
 
-_EMPTY = {"meta", "link", "img", "br", "input"}
+_EMPTY = {"meta", "link", "img", "br", "wbr", "input"}
 
 
 class Page(HTMLParser):

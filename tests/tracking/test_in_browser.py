@@ -76,6 +76,50 @@ def test_a_page_has_no_error_no_request_nothing_cut_off_and_nothing_that_axe_obj
     assert (errors, asked) == ([], [])
 
 
+@pytest.mark.parametrize("width", [360, 390, 480, 900, 1280])
+@pytest.mark.parametrize("name", ["comparison", "run"])
+def test_no_letter_of_a_chart_is_smaller_than_ten_pixels(visit, pages, name, width):
+    page, *_ = visit(pages[name], width)
+    shown = page.evaluate("""() => [...document.querySelectorAll("svg.chart text")]
+        .filter((one) => one.checkVisibility())
+        .map((one) => {
+            const {a, b} = one.getScreenCTM();
+            return parseFloat(getComputedStyle(one).fontSize) * Math.hypot(a, b);
+        })""")
+    assert len(shown) > 50
+    assert min(shown) >= 10
+
+
+@pytest.mark.parametrize("name", ["comparison", "run"])
+def test_on_a_phone_captions_and_facts_are_in_sight_and_what_is_wider_scrolls_by_keyboard(visit, pages, name):
+    page, *_ = visit(pages[name], 390)
+    for closed in page.locator("details").all():
+        closed.evaluate("one => one.open = true")
+    facts = page.locator("table.facts td").all() if name == "run" else []
+    assert bool(facts) == (name == "run")
+    seen = [*facts, *page.locator("caption:not(.hidden) span").all()]
+    assert max(box["x"] + box["width"] for one in seen if (box := one.bounding_box())) <= 390
+    wide = [one for one in page.locator(".scroll").all() if one.evaluate("one => one.scrollWidth > one.clientWidth")]
+    assert wide
+    wide[0].focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("one => one.scrollLeft > 0", arg=wide[0].element_handle())
+
+
+def test_tables_of_domains_and_clients_sort_by_the_numbers_they_show(visit, pages):
+    page, errors, _ = visit(pages["run"])
+    page.get_by_text("3 clients", exact=True).click()
+    table = page.locator("table.sortable").filter(has_text="Each client on its test images")
+    table.get_by_role("button", name="accuracy").click()
+    shown = [float(text) for text in table.locator("tbody td:nth-child(3)").all_inner_texts()]
+    assert shown == sorted(shown)
+    shades = page.locator("table.heat").first
+    shades.get_by_role("button", name="ink").press("Enter")
+    values = [float(cell.get_attribute("data-value")) for cell in shades.locator("tbody td:nth-child(2)").all()]
+    assert values == sorted(values)
+    assert errors == []
+
+
 def test_a_comparison_of_thirty_runs_opens_in_two_seconds(visit, pages):
     started = time.perf_counter()
     page, *_ = visit(pages["comparison"])
@@ -115,6 +159,10 @@ def test_the_filter_leaves_rows_lines_and_dots_of_one_method(visit, pages):
     shown = {one.get_attribute("data-group") for one in drawn if "off" not in (one.get_attribute("class") or "")}
     row = page.locator("#headline-table tbody tr:visible")
     assert shown == {row.get_attribute("data-group")}
+    assert page.locator("svg.chart.narrow:visible").count() == 1  # its reliability diagram
+    assert page.get_by_text("Clients and domains:").locator("visible=true").all_inner_texts() == [
+        f"Clients and domains: {int(row.get_attribute('data-group')) + 1} method3"
+    ]
     page.get_by_label("Show only").fill("")
     assert page.locator("#headline-table tbody tr:visible").count() == 10
     assert errors == []

@@ -1,3 +1,7 @@
+import csv
+import io
+import json
+
 import numpy as np
 import pytest
 from html_reader import Page
@@ -51,6 +55,50 @@ def test_headline_and_clients_are_those_of_the_summary(tmp_path):
     ]
 
 
+def test_accuracy_is_drawn_against_calibration_and_against_the_bytes_so_far(tmp_path):
+    write_run(tmp_path / "run")
+    text = write_html(tmp_path / "run").read_text()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["phase"] == "validation":
+            at, accuracy = row["round"], row["accuracy"]
+            assert f"<title>round {at}: accuracy {accuracy:.4f}, validation ECE 0.1000</title>" in text
+            said = f"round {at}: accuracy {accuracy:.4f}, bytes so far, both ways, all clients together {30 * at}"
+            assert f"<title>{said}</title>" in text
+    assert len(rows) == 8
+
+
+def test_the_tables_lie_beside_the_page_with_every_digit(tmp_path):
+    run = tmp_path / "run"
+    summary = write_run(run, method="a_b", per_domain={"=x|y": {"images": 10, "accuracy": 1 / 3, "nll": 1.0}})
+    links = {a["href"] for tag, a in page_of(run).tags if tag == "a"}
+    assert {"report.md", "report.csv", "report.tex"} <= links
+    found = {}
+    for row in csv.DictReader(io.StringIO((run / "report.csv").read_text())):
+        found[row["table"], row["name"], row["measure"]] = float(row["value"])
+    assert found["final", "", "nll"] == summary["final"]["nll"]
+    assert found["best", "", "accuracy.worst_decile"] == summary["best"]["accuracy"]["worst_decile"]
+    assert found["domain", "'=x|y", "accuracy"] == 1 / 3  # no formula
+    assert found["bytes", "", "up"] == 1_234_567
+    assert found["seconds", "", "train"] == 6.0
+    for row in summary["per_client"]:
+        assert found["client", str(row["partition"]), "accuracy"] == row["accuracy"]
+    shown = (run / "report.md").read_text()
+    assert f"| NLL, pooled (nats) | {summary['final']['nll']:.3f} |" in shown
+    assert "| =x\\|y | 10 | 0.333 | 1.000 |" in shown
+    latex = (run / "report.tex").read_text()
+    assert latex.count(r"\begin{tabular}{lr") == latex.count(r"\bottomrule") == 4
+    assert rf"NLL, pooled (nats) & {summary['final']['nll']:.3f} &" in latex
+
+
+def test_codes_of_some_of_a_clients_images_say_how_many_it_has():
+    codes = {"points": [[0, 0, 0], [1, 1, 0]], "domains": ["ink"], "partition": 3}
+    held = {"clients": [{"partition": 3, "train": 1, "validation": 0, "test": 2}, {"partition": 4, "test": 9}]}
+    assert "Prompt codes of client 3, 2 of 3 images" in show({"codes": codes}, held)
+    held["clients"][0]["train"] = 0
+    assert "Prompt codes of client 3<" in show({"codes": codes}, held)
+
+
 def test_the_partition_is_shown_by_domain_label_and_split(tmp_path):
     write_run(tmp_path / "run")
     page = page_of(tmp_path / "run")
@@ -97,14 +145,14 @@ def test_hostile_names_are_text_and_nothing_is_fetched(tmp_path):
     assert all(a.get("alt") and a["src"].startswith("data:") for tag, a in page.tags if tag == "img")
     assert page.fetched() == []
     assert "http" not in text
-    assert "<script" not in text
+    assert [tag for tag, _ in page.tags].count("script") == 1  # our own
     assert not page.unclosed
     assert len(page.ids) == len(set(page.ids))
 
 
 def test_a_page_without_a_gallery_says_why(tmp_path):
-    assert "`python -m fedbayes.gallery RUN_DIR`" in show({})
-    assert show({"missing": "no images <here>"}) == "<p class=soft>no images &lt;here&gt;</p>"
+    assert "`python -m fedbayes.gallery RUN_DIR`" in show({}, {})
+    assert show({"missing": "no images <here>"}, {}) == "<p class=soft>no images &lt;here&gt;</p>"
     write_run(tmp_path / "run")
     assert NOT_MADE in write_html(tmp_path / "run").read_text()
 

@@ -97,7 +97,7 @@ def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
         record.artifact if record.HasField("artifact") else record.request.log_artifact.artifact for record in found
     ]
     files = {one.type: {entry.path for entry in one.manifest.contents} for one in sent if one.type}
-    assert files["report"] == {"report.html"}
+    assert files["report"] == {"report.html", "report.md", "report.csv", "report.tex"}
     assert files["model"] == {path.name for path in (run_dir / "checkpoint/round-00002").iterdir()}
     assert {"server.safetensors", "state.json"} <= files["model"]
     assert [record.exit.exit_code for record in found if record.HasField("exit")] == [0]

@@ -1,5 +1,5 @@
 "use strict";
-// Sorting by the buttons in the head of a table, and a box that leaves the rows, lines and dots whose names hold a text.
+// Sorting by the buttons in the head of a table: by the values of its cells, or by the numbers they show.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   const heads = [...table.tHead.rows[0].cells];
@@ -15,7 +15,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const key = (row) => {
         const cell = row.cells[column];
         if (!number) return cell.textContent;
-        return cell.dataset.value === undefined ? NaN : Number(cell.dataset.value);
+        return Number(cell.dataset.value ?? cell.textContent.replaceAll(",", ""));
       };
       const compare = (a, b) => {
         const [x, y] = [key(a), key(b)];
@@ -27,18 +27,3 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-const box = document.getElementById("filter");
-const count = document.getElementById("count");
-const filter = () => {
-  const words = box.value.toLowerCase().split(/\s+/).filter(Boolean);
-  const shown = new Set();
-  const rows = [...document.querySelectorAll("#headline-table tbody tr")];
-  for (const row of rows) {
-    const text = row.dataset.name.toLowerCase();
-    if (words.every((word) => text.includes(word))) shown.add(row.dataset.group);
-  }
-  for (const one of document.querySelectorAll("[data-group]")) one.classList.toggle("off", !shown.has(one.dataset.group));
-  count.textContent = `${shown.size} of ${rows.length} shown`;
-};
-box.addEventListener("input", filter);
-filter();

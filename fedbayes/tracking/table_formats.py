@@ -1,0 +1,68 @@
+r"""Tables of texts as Markdown and as LaTeX for the package booktabs."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+_LATEX: Mapping[str, str] = {
+    "\\": r"\textbackslash{}",
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "β": r"$\beta$",
+}
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+    """A Markdown table.
+
+    Args:
+        head: names of the columns.
+        rows: their cells.
+        texts: how many of the first columns are texts; the others are numbers.
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    marks = ["---" if index < texts else "---:" for index in range(len(head))]
+    return "\n".join([line(head), line(marks), *map(line, rows)])
+
+
+def booktabs(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    texts: int = 1,
+    bold: Collection[tuple[int, int]] = (),
+    notes: Sequence[str] = (),
+) -> str:
+    """A LaTeX table; it needs the package booktabs.
+
+    Args:
+        head: names of the columns.
+        rows: their cells.
+        texts: how many of the first columns are texts; the others are numbers.
+        bold: row and column of cells that stand out.
+        notes: comments above it.
+    """
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cells) + r" \\"
+
+    marks = "l" * texts + "r" * (len(head) - texts)
+    lines = [f"% {' '.join(note.split())}" for note in notes if note]
+    lines += [r"\begin{tabular}{" + marks + "}", r"\toprule", line([latex(name) for name in head]), r"\midrule"]
+    for place, row in enumerate(rows):
+        cells = [latex(cell) for cell in row]
+        lines.append(line([rf"\textbf{{{c}}}" if (place, i) in bold else c for i, c in enumerate(cells)]))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def latex(text: str) -> str:
+    """A text with LaTeX's special signs written out."""
+    return "".join(_LATEX.get(sign, sign) for sign in text.replace("\n", " "))
+
+
+def inert(cell: object) -> object:
+    """A cell of a CSV file: a name that a spreadsheet would take for a formula, as text."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") else cell
