@@ -3,7 +3,6 @@
 A method is reached only through the `_target_` in its YAML; nothing here knows one by name.
 """
 
-import inspect
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,7 +20,7 @@ from fedbayes.data.held_out import deal_out, hold_out
 from fedbayes.errors import ConfigError, DataError, require_whole
 from fedbayes.guard import Guard
 from fedbayes.inference.reverse import GaussianReverse
-from fedbayes.instantiate import call, later, made_of, plain
+from fedbayes.instantiate import call, later, made_of, plain, takes
 from fedbayes.messages import Arrays
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import PromptGenerator
@@ -163,7 +162,7 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
     """The server's side: any Flower strategy that answers to the loop's samples, with privacy and an optimiser."""
     build = later("method.strategy", cfg.method.strategy)
     given = dict(build.keywords)
-    if given.get("aggregate") == "mean" and "aggregate" not in inspect.signature(build.func).parameters:
+    if given.get("aggregate") == "mean" and not takes(build.func, "aggregate"):
         del given["aggregate"]  # Flower's own strategies have each their one way to aggregate
         build = partial(build.func, **given)
     made: Strategy = call("method.strategy", build)

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -68,6 +69,13 @@ def call(place: str, function: Any, *args: Any, **settings: Any) -> Any:
     except ValueError as error:  # of a built-in
         raise ConfigError(f"{place}: {target.__name__} does not say what it takes; choose another.") from error
     return function(*args, **settings)
+
+
+def takes(function: Any, name: str) -> bool:
+    """Whether a function has an argument of that name, as far as it says."""
+    with suppress(ValueError):
+        return name in inspect.signature(function).parameters
+    return False
 
 
 def _target(node: object) -> object:

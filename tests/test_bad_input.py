@@ -97,6 +97,7 @@ def photos(tmp_path_factory):
         ("faults._target_=builtins.dict", "ConfigError: faults: dict does not say what it takes; "),
         ("faults._partial_=false", "ConfigError: faults._partial_=False cannot work here; set it to true."),
         ("tracking.destinations=x", "ConfigError: tracking.destinations=x is no list; "),
+        ("method.strategy._target_=builtins.dict", "ConfigError: method.strategy: dict does not say what it takes"),
         ("method.strategy._target_=os.getcwd", "ConfigError: method.strategy._target_=os.getcwd makes no strategy"),
         ("method.strategy._target_=flwr.serverapp.strategy.Strategy", "ConfigError: method.strategy: Strategy is abst"),
         ("+method.strategy.foo=1", "ConfigError: method.strategy: Averaging got an unexpected keyword argument 'foo'"),
