@@ -1,6 +1,7 @@
 """Well-known sets as torchvision reads them: one domain, and the training and test images that they come with.
 
-A further set is a row of `SETS` and a YAML. Nothing is downloaded unless `data.download=true`.
+A further set is a row of `SETS` and a YAML. Nothing is downloaded unless `data.download=true`. CIFAR's files are
+pickles; torchvision opens one only if its MD5 checksum is the published one, so no other content is ever loaded.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from fedbayes.data.pixels import require_side, room_for, square
 from fedbayes.errors import DataError, require_choice
 
 DIGITS = tuple("0123456789")
+BROKEN = (RuntimeError, OSError, ValueError, LookupError, TypeError, AssertionError, EOFError)
+"""What torchvision's readers raise on files that are missing, or damaged in ways that they do not look for."""
 
 
 @final
@@ -78,15 +81,21 @@ def torchvision_set(name: str, root: str, image_size: int, download: bool = Fals
     rows, labels = images.numpy(), list[int]()
     for part in parts.values():
         for i in range(len(part)):
-            picture, label = part[i]
+            try:
+                picture, label = part[i]
+            except BROKEN as error:
+                raise _unreadable(name, root, error) from error
             rows[len(labels)] = square(picture, image_size)
             labels.append(int(label))
+    classes = source.classes or tuple(parts["train"].classes)
+    if not set(labels) <= set(range(len(classes))):
+        raise _unreadable(name, root, ValueError(f"labels go from {min(labels)} to {max(labels)}"))
     sizes = torch.tensor([len(part) for part in parts.values()])
     return ImageSet(
         images=images,
         labels=torch.tensor(labels, dtype=torch.int64),
         domains=torch.zeros(count, dtype=torch.int64),
-        classes=source.classes or tuple(parts["train"].classes),
+        classes=classes,
         domain_names=(name,),
         given_split=torch.tensor([GIVEN_TRAIN, GIVEN_TEST], dtype=torch.int8).repeat_interleave(sizes),
         names=tuple(f"{split}/{i}" for split, part in parts.items() for i in range(len(part))),
@@ -100,8 +109,13 @@ def _open(name: str, root: str, download: bool, which: Mapping[str, Any]) -> Any
     source = SETS[name]
     try:
         return getattr(datasets, source.kind)(root=root, download=download, **which)
-    except (RuntimeError, OSError) as error:  # of a file, or of the network
-        raise DataError(
-            f"data.root={root} has no {name} that can be read ({str(error).splitlines()[0]}); put {source.files} "
-            "there, or set data.download=true."
-        ) from error
+    except BROKEN as error:  # of a file, or of the network
+        raise _unreadable(name, root, error) from error
+
+
+def _unreadable(name: str, root: str, error: Exception) -> DataError:
+    what = (str(error) or type(error).__name__).splitlines()[0]
+    return DataError(
+        f"data.root={root} has no {name} that can be read ({what}); put {SETS[name].files} there, or set "
+        "data.download=true."
+    )

@@ -56,7 +56,37 @@ def test_test_images_of_clients_are_the_given_ones(cifar10):
     assert all(len(one.train) and len(one.validation) for one in federated.clients)
 
 
-def test_mnist_and_usps_are_grey_and_their_classes_are_digits(tmp_path):
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("name", ["data_batch_1", "batches.meta"])
+def test_a_pickle_that_is_not_the_published_one_is_never_opened(cifar10, name):
+    (cifar10 / datasets.CIFAR10.base_folder / name).write_bytes(pickle.dumps({"data": Evil(cifar10 / "called")}))
+    with pytest.raises(DataError, match="has no cifar10 that can be read"):
+        torchvision_set("cifar10", str(cifar10), 32)
+    assert not (cifar10 / "called").exists()
+
+
+@pytest.mark.parametrize("part", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+@pytest.mark.parametrize(
+    "content", [b"", b"x", bytes(16), b"\x00\x00\x08\x01" + b"\xff" * 8, b"\x00\x00\x08\x01\0\0\0\1\xc8", b"["*99]
+)  # fmt: skip
+def test_damaged_files_are_said(tmp_path, part, content):
+    mnist_of(tmp_path)
+    (tmp_path / "MNIST" / "raw" / part).write_bytes(content)
+    with pytest.raises(DataError, match=r"has no mnist that can be read \(.+\); put MNIST/raw/"):
+        torchvision_set("mnist", str(tmp_path), 28)
+
+
+def mnist_of(tmp_path):
+    """Three images, two to train on."""
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part, digits in (("train", [3, 7]), ("t10k", [9])):
@@ -66,6 +96,10 @@ def test_mnist_and_usps_are_grey_and_their_classes_are_digits(tmp_path):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
         header = b"".join(n.to_bytes(4, "big") for n in (2049, count))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(header + bytes(digits))
+
+
+def test_mnist_and_usps_are_grey_and_their_classes_are_digits(tmp_path):
+    mnist_of(tmp_path)
     mnist = torchvision_set("mnist", str(tmp_path), 28)
     assert mnist.labels.tolist() == [3, 7, 9]
     assert mnist.images[:, :, 9, 9].tolist() == [[75] * 3, [175] * 3, [225] * 3]
