@@ -47,7 +47,7 @@ def read(directory: Path) -> DictConfig:
     path = directory / FILE
     if not path.is_file():
         raise RunError(f"{directory} holds no run (no {FILE}); give a run directory.")
-    cfg = _load(path)
+    cfg = values(path)
     require_trusted(cfg, str(path))
     if not isinstance(cfg.get("names", cfg), DictConfig):
         raise RunError(f"{path}: names={cfg.names} holds no choices; run the experiment again.")
@@ -98,7 +98,7 @@ def sweep_again(words: Sequence[str]) -> list[str]:
             return list(words)
         raise RunError(f"resume={found[0]} names a sweep, which goes on as it began; leave out the other words.")
     folder = found[0].absolute()
-    plain: Any = OmegaConf.to_container(_load(folder / SWEEP))  # references stay text
+    plain: Any = OmegaConf.to_container(values(folder / SWEEP))  # references stay text
     said = (plain.get("hydra") or {}).get("overrides") or {}
     task, own = [str(one) for one in said.get("task") or ()], [str(one) for one in said.get("hydra") or ()]
     own = [one for one in own if not one.startswith(("hydra.sweep.dir=", "hydra.mode="))]
@@ -122,11 +122,12 @@ def _is_value(word: str) -> bool:
     return CHOICE.fullmatch(value) is not None if "/" in key or (CONF / key).is_dir() else True
 
 
-def _load(path: Path) -> DictConfig:
-    """A file's plain values.
+def values(path: Path) -> DictConfig:
+    """A file's plain values, whatever they name: nothing is called.
 
     Raises:
-        RunError: if it is no configuration, or holds references that would be looked up here, such as `${oc.env:...}`.
+        RunError: if it is no configuration, or holds aliases, or references that would be looked up here, such as
+            `${oc.env:...}`.
     """
     try:
         text = path.read_text(encoding="utf-8")

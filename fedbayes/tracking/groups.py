@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from omegaconf import OmegaConf
+
 from fedbayes.errors import RunError
+from fedbayes.stored_configuration import values
 from fedbayes.tracking.run_dir import CONFIG, FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_json
 
 NAMES = ("method", "data", "partition", "backbone")
@@ -179,16 +182,9 @@ def _is_seed(key: str) -> bool:
 
 def _config(run: Path) -> Mapping[str, Any]:
     """A run's configuration; empty where it was not kept."""
-    import yaml
-
     path = run / CONFIG
-    if not path.exists():
-        return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"{path} cannot be read ({error}); mend or remove it.") from error
-    return {name: value for name, value in (found or {}).items() if name not in _ASIDE}
+    found: Any = OmegaConf.to_container(values(path)) if path.exists() else {}
+    return {str(name): value for name, value in found.items() if name not in _ASIDE}
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -226,6 +226,18 @@ def keep_rounds(path: Path, last_round: int) -> None:
         replace_text(path, "".join(f"{line}\n" for line in kept))
 
 
+def read_text(path: Path) -> str:
+    """A file's text; what is no UTF-8 is replaced.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); remove it or that run.") from error
+
+
 def rounds_written(run_dir: Path) -> int:
     """The last round up to which every round of training is in a run's files; 0 for none."""
     last = math.inf
@@ -245,11 +257,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """
     if not path.exists():
         return
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}); remove it or that run.") from error
-    for line in lines:
+    for line in read_text(path).splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -32,6 +32,7 @@ from fedbayes.tracking.run_dir import (
     SUMMARY,
     read_json,
     read_rows,
+    read_text,
 )
 
 _PICTURES = {
@@ -127,5 +128,5 @@ def _versions(summary: Mapping[str, Any]) -> str:
 def _configuration(run_dir: Path) -> str:
     if not (run_dir / CONFIG).exists():
         return ""
-    text = html.escape((run_dir / CONFIG).read_text(encoding="utf-8"))
+    text = html.escape(read_text(run_dir / CONFIG))
     return page.folded(CONFIG, f"<pre tabindex=0>{text}</pre>")
