@@ -56,6 +56,7 @@ def test_a_method_outside_of_the_repository(shell, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert re.search(r"\['\d', '\d', '\d'\] \[0\.", out), "predict.py printed three labels"
     assert "has finished" in out, "resume could read the run"
+    assert re.search(r"^  gated +Prompts that an image may turn down, averaged with the head\.", out, re.MULTILINE)
     monkeypatch.delenv("FEDBAYES_TRUST")
     with pytest.raises(RunError, match=r"gated\.GatedPrompts"):
         load(folder / "runs/gated")
