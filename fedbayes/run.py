@@ -23,7 +23,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes import sweep
-from fedbayes.configuration import CONF, compose, in_one_line, named, require_alone, resolved
+from fedbayes.configuration import CONF, compose, in_one_line, named, require_alone, require_options, resolved
 from fedbayes.errors import ConfigError, FedbayesError, RunError
 from fedbayes.stored_configuration import read as stored_configuration
 from fedbayes.stored_configuration import require_trusted, sweep_again
@@ -208,6 +208,7 @@ def main() -> None:
         return None
 
     try:
+        require_options(sys.argv[1:])
         sys.argv[1:] = sweep_again(sys.argv[1:])
         start()
     except KeyboardInterrupt:
