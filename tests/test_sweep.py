@@ -224,7 +224,7 @@ def test_what_a_search_maximises_is_validation_and_never_test(tmp_path):
 @pytest.mark.parametrize("choice", ["hydra/launcher=joblib", "hydra/sweeper=search"])
 def test_without_the_extra_the_remedy_is_named(choice):
     if find_spec("hydra_plugins") is not None:
-        pytest.skip("the extra [sweeps] is installed")
+        pytest.skip("needs an environment without fedbayes[sweeps]")
     with pytest.raises(ConfigError, match=r"is not installed; install fedbayes\[sweeps\]\."):
         compose([choice])
 

@@ -183,7 +183,7 @@ def marked(mark):
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux shows what a process inherited")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc/self/environ, which Linux has")
 @pytest.mark.parametrize(
     ("kind", "sent", "group", "moment"),
     [
