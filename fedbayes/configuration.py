@@ -2,12 +2,14 @@
 
 import difflib
 import re
+from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -63,8 +65,10 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
         The configuration, with the names of the chosen groups under `names`.
 
     Raises:
-        ConfigError: if an override names no key or no choice, or cannot be understood.
+        ConfigError: if an override names no key or no choice, or cannot be understood, or one text is given for a list.
     """
+    if isinstance(overrides, str):
+        raise ConfigError(f"overrides={overrides!r} is one text; give a list of such, as in {overrides.split()!r}.")
     try:
         cfg = _compose(overrides)
     except (HydraException, OmegaConfBaseException) as error:
@@ -102,6 +106,27 @@ def require_alone(overrides: Sequence[str]) -> None:
     others = [one for one in overrides if not one.startswith(("resume=", "hydra"))]
     if others:
         raise ConfigError(f"{others[0]} cannot be given beside resume: a run goes on as it began; leave it out.")
+
+
+def require_options(words: Sequence[str]) -> None:
+    """Refuse options that Hydra's command line has not; it would list all that it has, and none of ours is one.
+
+    Args:
+        words: of the command.
+
+    Raises:
+        ConfigError: naming the first.
+    """
+    parser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        unknown = parser.parse_known_args(list(words))[1]
+    except ArgumentError as error:
+        raise ConfigError(f"{error}; see `fedbayes --help` for values, `fedbayes --hydra-help` for options.") from error
+    if unknown:
+        key = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
+        instead = f"did you mean {key}" if (CONF / key).is_dir() else _instead(key, ())
+        raise ConfigError(f"{unknown[0]} is no option; values are given as KEY=VALUE, without dashes; {instead}.")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What goes wrong because of a user's input: each error says the value, the place and the remedy.
 
-The command prints these as one line and exits with status 2; every other exception is a fault of ours and keeps its
-traceback.
+The command prints these as one line and exits with status 2; every other exception is a fault of ours, or of a method
+from elsewhere, and keeps its traceback.
 """
 
 import math

@@ -12,6 +12,7 @@ from fedbayes.data.pixels import Images, to_square
 from fedbayes.errors import RunError
 from fedbayes.messages import Arrays
 from fedbayes.seeding import Streams
+from fedbayes.tracking.progress import fraction
 from fedbayes.tracking.run_dir import SUMMARY, read_json
 
 
@@ -41,7 +42,7 @@ class Prediction:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A run's configuration, summary and learnt parameters.
 
@@ -55,6 +56,11 @@ class Run:
     config: DictConfig
     summary: dict[str, Any]
     _parts: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        of, accuracy = self.config, fraction(self.summary["final"]["accuracy"]["mean"])
+        what = f"{of.names.method} on {of.names.data} ({of.names.partition}), seed {of.seed}"
+        return f"<Run {self.directory}: {what}, {of.clients} clients, {of.rounds} rounds, accuracy {accuracy}>"
 
     def predict(self, images: Images, partition: int | None = None) -> Prediction:
         """Predict new images with the parameters after the last round.

@@ -10,9 +10,7 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from functools import partial
@@ -25,7 +23,16 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes import sweep
-from fedbayes.configuration import CONF, compose, in_one_line, is_hydras, named, require_alone, resolved
+from fedbayes.configuration import (
+    CONF,
+    compose,
+    in_one_line,
+    is_hydras,
+    named,
+    require_alone,
+    require_options,
+    resolved,
+)
 from fedbayes.errors import ConfigError, FedbayesError, RunError
 from fedbayes.stored_configuration import read as stored_configuration
 from fedbayes.stored_configuration import require_trusted, sweep_again
@@ -196,7 +203,7 @@ def main() -> None:
         if hydra_cfg.mode == RunMode.MULTIRUN:
             named(cfg, hydra_cfg.runtime.choices)
             run_dir = run_dir_of(cfg, Path(hydra_cfg.runtime.output_dir))
-            return sweep.job(cfg, hydra_cfg, run_dir, partial(_job, cfg, hydra_cfg, run_dir))
+            return sweep.job(cfg, hydra_cfg, run_dir, partial(_job, cfg, run_dir))
         try:
             named(cfg, hydra_cfg.runtime.choices)
             if cfg.resume is not None:
@@ -211,6 +218,7 @@ def main() -> None:
         return None
 
     try:
+        require_options(sys.argv[1:])
         sys.argv[1:] = sweep_again(sys.argv[1:])
         start()
     except KeyboardInterrupt:
@@ -243,28 +251,19 @@ def _how_again() -> str:
     return f"; `fedbayes resume={sweep.Watch.folder}` runs them again"
 
 
-def _job(cfg: DictConfig, hydra_cfg: Any, run_dir: Path) -> dict[str, Any]:
+def _job(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """A job of a sweep: a new run, or in a sweep that goes on whatever its directory needs."""
     from fedbayes.tracking.run_dir import CONFIG
 
-    try:
-        if cfg.resume is None:
-            return run(cfg, run_dir)
-        require_trusted(cfg, f"the sweep in {cfg.resume}")
-        cfg.resume = None
-        if not (run_dir / CONFIG).is_file():
-            return run(cfg, run_dir)
-        if resolved(stored_configuration(run_dir)) != resolved(cfg):
-            raise RunError(f"{run_dir} holds a run of another configuration; move it away, or run the sweep elsewhere.")
-        return resume(run_dir)
-    except Exception as error:
-        if not isinstance(error, FedbayesError):
-            traceback.print_exc()
-        name = sweep.named({"job": hydra_cfg.job.num, "overrides": hydra_cfg.overrides.task})
-        print(f"{name}: {sweep.one_line(error)}", file=sys.stderr, flush=True)
-        with suppress(OSError):  # Hydra has made it, maybe for nothing
-            Path(hydra_cfg.runtime.output_dir).rmdir()
-        raise
+    if cfg.resume is None:
+        return run(cfg, run_dir)
+    require_trusted(cfg, f"the sweep in {cfg.resume}")
+    cfg.resume = None
+    if not (run_dir / CONFIG).is_file():
+        return run(cfg, run_dir)
+    if resolved(stored_configuration(run_dir)) != resolved(cfg):
+        raise RunError(f"{run_dir} holds a run of another configuration; move it away, or run the sweep elsewhere.")
+    return resume(run_dir)
 
 
 def run_dir_of(cfg: DictConfig, sweep: Path | None = None) -> Path:

@@ -1,15 +1,19 @@
 """What a sweep's folder says of its jobs: `sweep.jsonl` as they begin and end, `summary.csv` and `.md` after each.
 
 Jobs may run in processes of their own, side by side; the folder is where they and the command that started them meet.
+A job that an exception ends which no input explains leaves the traceback there, in `error-JOB.txt`.
 """
 
 import csv
 import fcntl
 import io
 import json
+import re
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -22,6 +26,8 @@ from fedbayes.tracking.run_dir import FINISHED, METRICS, SWEEP, json_lines, plai
 TABLE = "summary.csv"
 PAGE = "summary.md"
 RUNNING, FAILED = "running", "failed"
+INSTALLED = ("fedbayes", "strategies", "clients", "flwr")
+"""Packages of fedbayes's own configuration; whatever else a `_target_` names is a user's."""
 _NUMBERS = ("accuracy", "nll", "ece", "seconds")
 
 
@@ -60,10 +66,11 @@ def job(cfg: DictConfig, hydra: Any, run_dir: Path, work: Callable[[], Mapping[s
 
     Returns:
         The best score on validation, larger is better, for sweepers that search; None if the job failed, which the
-        record then says. Nothing is raised for it, so that a sweeper goes on with its next batch.
+        record and a line on standard error then say. Nothing is raised for it, so that a sweeper goes on with its next
+        batch.
 
     Raises:
-        OSError: if the record cannot be written.
+        OSError: if the record or a traceback cannot be written.
     """
     folder = Path(hydra.sweep.dir)
     started = time.time()
@@ -76,11 +83,22 @@ def job(cfg: DictConfig, hydra: Any, run_dir: Path, work: Callable[[], Mapping[s
         "status": RUNNING,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
+    kept = folder / f"error-{hydra.job.num}.txt"
+    kept.unlink(missing_ok=True)  # of an earlier try
     record(folder, row)
     try:
         summary = work()
     except Exception as error:
-        record(folder, {**row, "status": FAILED, "error": one_line(error), "seconds": time.time() - started})
+        said = one_line(error, own_modules(cfg))
+        if not isinstance(error, FedbayesError):
+            kept.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            said = f"{said}; traceback in {kept}"
+        print(f"{named(row)}: {said}", file=sys.stderr, flush=True)
+        with suppress(OSError):  # Hydra has made it, maybe for nothing
+            Path(hydra.runtime.output_dir).rmdir()
+        there = row["folder"] if run_dir.is_dir() else None
+        ended = {"status": FAILED, "error": said, "seconds": time.time() - started, "folder": there}
+        record(folder, {**row, **ended})
         return None
     last = summary["final"]
     found = {"accuracy": last["accuracy"]["mean"], "nll": last["nll"], "ece": last["ece"]}
@@ -121,10 +139,27 @@ def named(row: Mapping[str, Any]) -> str:
     return f"job {row['job']} ({','.join(row['overrides'])})"
 
 
-def one_line(error: Exception) -> str:
-    """Kind and text of an error, and whose fault it is."""
-    kind = "" if isinstance(error, FedbayesError) else "a fault of fedbayes, please report it: "
-    return " ".join(f"{kind}{type(error).__name__}: {error}".split())
+def one_line(error: Exception, modules: Collection[str] = ()) -> str:
+    """Kind and text of an error, and whose fault it may be unless a user's input explains it.
+
+    Args:
+        error: what ended a job.
+        modules: of the user's own, by `own_modules`.
+    """
+    if isinstance(error, FedbayesError):
+        whose = ""
+    elif place := _raised(error, modules):
+        whose = f"raised in {place}: "
+    elif modules:
+        whose = f"a fault of {', '.join(modules)} or of fedbayes: "
+    else:
+        whose = "a fault of fedbayes, please report it: "
+    return " ".join(f"{whose}{type(error).__name__}: {error}".split())
+
+
+def own_modules(cfg: DictConfig) -> list[str]:
+    """The top-level modules that a configuration names and that are neither fedbayes's nor Flower's."""
+    return sorted({*re.findall(r"\b_target_: ['\"]?(\w+)", OmegaConf.to_yaml(cfg))} - {*INSTALLED})
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
@@ -158,6 +193,17 @@ def as_page(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
         "whole job, loading data and model included."
     )
     return "\n".join([f"# {title}", "", f"{counts}.", "", line(head), line(marks), *map(line, rows), "", notes, ""])
+
+
+def _raised(error: BaseException | None, modules: Collection[str]) -> str | None:
+    """File and line of the innermost call in one of the modules, that of the first cause if there are several."""
+    place = None
+    while error is not None:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if str(frame.f_globals.get("__name__")).partition(".")[0] in modules:
+                place = f"{frame.f_code.co_filename}, line {line}"
+        error = error.__cause__ or error.__context__
+    return place
 
 
 def _within(folder: Path, path: Path) -> Path:

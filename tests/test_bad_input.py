@@ -107,6 +107,24 @@ def test_a_value_that_cannot_work(fails, override, said):
     assert fails(override).startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--round", "3"], "--round is no option; values are given as KEY=VALUE, without dashes; did you mean rounds."),
+        (["--seed=3"], "--seed=3 is no option; values are given as KEY=VALUE, without dashes; did you mean seed."),
+        (["-m", "--method", "fedvpt"], "--method is no option; values are given as KEY=VALUE, without dashes; did you"),
+        (
+            ["--prompts.lenght=3"],
+            "--prompts.lenght=3 is no option; values are given as KEY=VALUE, without dashes; did you",
+        ),
+        (["--cfg", "foo"], "argument --cfg/-c: invalid choice: 'foo' (choose from "),
+        (["--cfg"], "argument --cfg/-c: expected one argument; see `fedbayes --help` for values"),
+    ],
+)
+def test_an_option_that_there_is_not(fails, words, said):
+    assert fails(*words).startswith(f"ConfigError: {said}")
+
+
 def test_a_folder_without_classes(fails, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

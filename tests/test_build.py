@@ -116,6 +116,13 @@ def test_hydras_complaints_come_in_one_line_with_the_choices(overrides, said):
     assert "\n" not in str(caught.value)
 
 
+def test_one_text_is_no_list_of_overrides():
+    with pytest.raises(ConfigError) as caught:
+        compose("method=fedvpt rounds=3")
+    said = "overrides='method=fedvpt rounds=3' is one text; give a list of such, as in ['method=fedvpt', 'rounds=3']."
+    assert str(caught.value) == said
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

@@ -51,6 +51,17 @@ def test_two_runs_of_two_rounds_are_equal_to_the_last_bit(method):
     assert one.final.pooled.probabilities.numpy().tobytes() == other.final.pooled.probabilities.numpy().tobytes()
 
 
+AVERAGING = [name for name in METHODS if ".averaging.Averaging" in (CONF / "method" / f"{name}.yaml").read_text()]
+
+
+@pytest.mark.parametrize("method", AVERAGING)
+def test_whatever_averages_takes_a_robust_aggregate_as_the_documentation_says(method):
+    cfg = compose(["experiment=smoke", f"method={method}", "method.strategy.aggregate=krum"])
+    assert not build.strategy(cfg, build.loop(cfg)).plain_mean
+    plain = compose(["experiment=smoke", f"method={method}"])
+    assert build.strategy(plain, build.loop(plain)).plain_mean
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_predictions_are_probabilities(method):
     probabilities = played(method)[0].final.pooled.probabilities

@@ -41,7 +41,7 @@ def small_disk(tmp_path):
     place.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("this user may not mount a small file system")
+        pytest.skip("needs a user who may mount a small file system")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
 

@@ -113,13 +113,12 @@ def configurations(draw):
     values = {}
     there, sections = keys_of(f"method={method}", *(f"{name}={option}" for name, option in sorted(chosen.items())))
     for _ in range(draw(st.integers(1, 4))):
-        key = draw(st.sampled_from(sorted(there)))
+        key = draw(st.sampled_from([name for name in there if not is_made(name)]))
         if key not in chosen:
-            kind = draw(st.integers(0, 5))
-            rubbish = st.just(GONE) if is_made(key) and kind else RUBBISH
-            values[key] = small(key, there[key], draw(mild(there[key]) if kind and not is_made(key) else rubbish))
-    if draw(st.integers(0, 15)) == 0:
-        values = {draw(st.sampled_from(sections)): draw(st.one_of(st.just(GONE), RUBBISH))}
+            values[key] = small(key, there[key], draw(mild(there[key]) if draw(st.integers(0, 5)) else RUBBISH))
+    if draw(st.integers(0, 9)) == 0:  # the structure itself
+        part = draw(st.sampled_from([*sections, *filter(is_made, there)]))
+        values = {part: draw(st.one_of(st.just(GONE), RUBBISH))}
     return method, chosen, values
 
 

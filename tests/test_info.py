@@ -1,5 +1,6 @@
 """`fedbayes-info` says what there is in one sentence each, and shows the files behind it."""
 
+import re
 import sys
 
 import pytest
@@ -58,6 +59,47 @@ def test_what_does_not_exist_is_said_with_what_does(info, capsys, asked, remedy)
         info(asked)
     assert end.value.code == 2
     assert remedy in capsys.readouterr().err
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder of configurations with a method of its own and one that fedbayes has, too; the working directory."""
+    folder = tmp_path / "my_conf" / "method"
+    folder.mkdir(parents=True)
+    (folder / "gated.yaml").write_text("# @package _global_\n# Prompts behind a gate. More.\nmethod: {}\n")
+    (folder / "fedvpt.yaml").write_text("# Never taken.\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("place", ["file://my_conf", "my_conf", "pkg://my_conf"])
+def test_methods_of_ones_own_are_listed_with_their_files(info, place):
+    out = info(f"hydra.searchpath=[{place}]", "method").out
+    (line,) = (line for line in out.splitlines() if line.startswith("  gated "))
+    assert re.search(r"Prompts behind a gate\. \[\S*my_conf/method/gated\.yaml\]$", line)
+    assert "Never taken" not in out
+    assert "  pfedbayespt " in out
+    assert "# Prompts behind a gate. More." in info("method=gated", f"hydra.searchpath=[{place}]").out
+
+
+@pytest.mark.usefixtures("own")
+def test_a_search_path_alone_shows_everything(info):
+    out = info("hydra.searchpath=[file://my_conf]").out
+    assert out.startswith("versions")
+    assert "\n  gated " in out
+    assert "\nexperiment=\n" in out
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("value", ["my_conf", "[", "[file://nowhere]", "[pkg://no_such.conf]", "[s3://bucket]"])
+def test_a_search_path_that_is_none_is_refused(info, capsys, value):
+    with pytest.raises(SystemExit) as end:
+        info(f"hydra.searchpath={value}", "method")
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"fedbayes-info: hydra.searchpath={value} ")
+    assert "as in 'hydra.searchpath=[file://DIR]'" in said
 
 
 def test_the_help_of_the_command_lists_every_group_and_says_where_to_read_on(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """The repository keeps its promises: a lock without addresses, make targets, sound YAML, small files, one version."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -67,9 +68,20 @@ def test_no_tracked_file_is_large():
     try:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no git checkout, so nothing says which files belong to the repository")
+        pytest.skip("needs a git checkout, which says which files belong to the repository")
     sizes = {name: (ROOT / name).stat().st_size for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
     assert {name: size for name, size in sizes.items() if size > LARGEST_FILE} == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
+def test_every_skip_says_what_it_needs(path):
+    reasons = []
+    for call in ast.walk(ast.parse(path.read_text())):
+        if isinstance(call, ast.Call) and ast.unparse(call.func).endswith(("skip", "skipif", "importorskip")):
+            named = [one.value for one in call.keywords if one.arg == "reason"]
+            reasons += named or (call.args if ast.unparse(call.func) == "pytest.skip" else [None])
+    said = [ast.unparse(one).lstrip("f").strip("'\"") if one else "nothing" for one in reasons]
+    assert [one for one in said if not one.startswith("needs ")] == []
 
 
 def test_installed_version_is_the_one_in_pyproject():

@@ -29,6 +29,12 @@ def images():
     return styled_digits(32).images[:12]
 
 
+def test_a_run_shows_itself_in_one_line(run):
+    accuracy = f"{run.summary['final']['accuracy']['mean']:.3f}".removeprefix("0")
+    what = "pfedbayespt on styled_digits (domain_mixture), seed 0, 3 clients, 2 rounds"
+    assert repr(run) == f"<Run {run.directory}: {what}, accuracy {accuracy}>"
+
+
 def test_predictions_are_distributions_whose_entropy_splits(run, images):
     said = run.predict(images)
     assert said.probabilities.shape == (12, 10)

@@ -9,12 +9,14 @@ from importlib.util import find_spec
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 from processes import COMPILED
 
 from fedbayes import sweep
 from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.stored_configuration import sweep_again
+from fedbayes.tracking.run_dir import read_jobs
 
 SMALL = ["experiment=smoke", "method=fedavg_head", "rounds=1"]
 
@@ -124,9 +126,87 @@ def test_a_job_that_broke_off_is_named_and_earlier_sweeps_are_not(tmp_path, monk
     assert sweep.failures() == ["job 1 (rounds=1,seed=1,optim.head_lr=0.1): broke off"]
 
 
-def test_an_error_is_one_line_that_says_whose_fault_it_is():
-    assert sweep.one_line(RunError("a\nb")) == "RunError: a b"
+def test_an_error_is_one_line_that_says_whose_fault_it_may_be():
+    assert sweep.one_line(RunError("a\nb"), ["own"]) == "RunError: a b"
     assert sweep.one_line(ValueError("x")) == "a fault of fedbayes, please report it: ValueError: x"
+    assert sweep.one_line(ValueError("x"), ["own"]) == "a fault of own or of fedbayes: ValueError: x"
+
+
+def test_the_modules_of_a_user_are_those_that_no_shipped_file_names():
+    assert sweep.own_modules(compose()) == []
+    ours = compose(["method.strategy._target_=flwr.serverapp.strategy.FedMedian"])
+    assert sweep.own_modules(ours) == []
+    theirs = compose(["method.strategy._target_=my_methods.server.Gated", "+method.more={_target_: 'other.it'}"])
+    assert sweep.own_modules(theirs) == ["my_methods", "other"]
+
+
+GATED = """def aggregate(call):
+    try:
+        call()
+    except KeyError as error:
+        raise OSError("late") from error
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Runs a job of a sweep in an empty folder, whose method is in the module `gated_method`; gives its row."""
+    (tmp_path / "gated_method.py").write_text(GATED)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+
+    def run(work, made=True):
+        cfg = OmegaConf.create({"names": {"method": "m"}, "seed": 0, "method": {"_target_": "gated_method.aggregate"}})
+        (folder / "3-m").mkdir(exist_ok=True)
+        if made:
+            (folder / "3-m" / "config.yaml").touch()
+        hydra = OmegaConf.create(
+            {"sweep": {"dir": str(folder)}, "job": {"num": 3}, "overrides": {"task": ["seed=0"]}}
+            | {"runtime": {"output_dir": str(folder / "3-m")}}
+        )
+        assert sweep.job(cfg, hydra, folder / "3-m", work) is None
+        (row,) = read_jobs(folder)
+        return folder, row
+
+    yield run
+    sys.modules.pop("gated_method", None)
+
+
+def test_an_exception_of_a_users_own_code_is_said_to_be_and_leaves_its_traceback(job, capsys):
+    def work():
+        import gated_method
+
+        gated_method.aggregate(lambda: {}["x"])
+
+    folder, row = job(work)
+    place = folder.parent / "gated_method.py"
+    said = f"raised in {place}, line 3: OSError: late; traceback in {folder / 'error-3.txt'}"
+    assert row["error"] == said
+    assert capsys.readouterr().err == f"job 3 (seed=0): {said}\n"
+    kept = (folder / "error-3.txt").read_text()
+    assert "KeyError: 'x'" in kept
+    assert f'"{place}", line 5' in kept
+    assert row["folder"] == "3-m"
+
+    def mended():
+        raise RunError("y")
+
+    _, row = job(mended)
+    assert row["error"] == "RunError: y"
+    assert not (folder / "error-3.txt").exists()
+
+
+def test_a_failed_job_names_no_folder_that_is_not_there(job):
+    def work():
+        raise ConfigError("before anything was written")
+
+    folder, row = job(work, made=False)
+    assert not (folder / "3-m").exists()
+    assert row["folder"] is None
+    (line,) = table(folder)
+    assert line["folder"] == ""
+    assert "3-m" not in (folder / "summary.md").read_text()
 
 
 def test_what_a_search_maximises_is_validation_and_never_test(tmp_path):
@@ -144,7 +224,7 @@ def test_what_a_search_maximises_is_validation_and_never_test(tmp_path):
 @pytest.mark.parametrize("choice", ["hydra/launcher=joblib", "hydra/sweeper=search"])
 def test_without_the_extra_the_remedy_is_named(choice):
     if find_spec("hydra_plugins") is not None:
-        pytest.skip("the extra [sweeps] is installed")
+        pytest.skip("needs an environment without fedbayes[sweeps]")
     with pytest.raises(ConfigError, match=r"is not installed; install fedbayes\[sweeps\]\."):
         compose([choice])
 

@@ -7,8 +7,6 @@ import pytest
 import fedbayes
 from fedbayes.errors import ConfigError, RunError
 
-pytest.importorskip("pandas", reason="an environment from before pandas was a dependency")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

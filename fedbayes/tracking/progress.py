@@ -98,21 +98,27 @@ class RoundProgress:
         self._line(text)
 
     def stop(self) -> None:
-        """Ends the display; the last state stays in sight."""
-        self._flush()
+        """Ends the display; the last state stays in sight, without what was to come."""
+        self._flush(over=True)
         if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], values=self._values())
             self._bar.stop()
             self._bar = None
 
-    def _flush(self) -> None:
-        """Ends the round in hand, with its line where lines are plain."""
+    def _flush(self, *, over: bool = False) -> None:
+        """Ends the round in hand, with its line where lines are plain; `over` if nothing comes after it."""
         if self._round is not None and not self._live:
             width = len(str(self._rounds)) + 1
-            self._line(f"round {self._round:>{width}}/{self._rounds}  {self._values()}")
+            rest = [] if over else self._rest()
+            self._line("  ".join([f"round {self._round:>{width}}/{self._rounds}", *self._numbers(), *rest]))
         self._round = None
 
     def _values(self) -> str:
-        """The numbers of the round in hand, as far as they are there."""
+        """What the bar shows."""
+        return "  ".join([*self._numbers(), *self._rest()])
+
+    def _numbers(self) -> list[str]:
+        """Of the round in hand, as far as they are there."""
         found = []
         if "loss" in self._train:
             loss = self._train["loss"]
@@ -125,16 +131,19 @@ class RoundProgress:
             found.append(f"{speed:,.0f} images/s")
         if dropped := self._train.get("dropped"):
             found.append(f"{dropped} dropped")
-        if (left := self._seconds_left()) is not None:
-            found.append(f"{duration(left)} left")
-        return "  ".join(found)
+        return found
 
-    def _seconds_left(self) -> float | None:
-        """The rounds to come at the mean pace so far; none before a round has ended."""
-        if self._round is None or self._origin is None or self._round <= self._origin[0]:
-            return None
+    def _rest(self) -> list[str]:
+        """What is to come: the rounds at the mean pace so far, then a test of unknown length; no time before a pace."""
+        if self._round is None or self._origin is None:
+            return []
+        if self._round >= self._rounds:
+            return ["final test to come"]
         done, begun = self._origin
-        return (self._clock() - begun) / (self._round - done) * (self._rounds - self._round)
+        if self._round <= done:
+            return []
+        left = (self._clock() - begun) / (self._round - done) * (self._rounds - self._round)
+        return [f"{duration(left)} left"]
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

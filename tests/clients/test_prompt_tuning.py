@@ -98,12 +98,12 @@ VARIANTS = [[f"method={method}"] for method in METHODS] + [
 def test_every_parameter_that_is_sent_has_been_trained(overrides):
     _, client = make(*overrides)
     if not hasattr(client, "optim"):
-        pytest.skip("trains nothing by gradients")
+        pytest.skip("needs a method that trains by gradients")
     initial = client.initial()
     (first,) = train(client, 0)
     (second,) = train(client, 0, server_round=2, arrays={**initial, **first.arrays, **first.personal})
     if hasattr(client.optim, "blocks") and all(client.optim.blocks):
-        pytest.skip("trains what it names, see test_methods_of_one_file")
+        pytest.skip("needs a method that trains everything at once; others are in test_methods_of_one_file")
     for name, array in {**second.arrays, **second.personal}.items():
         start = {**client.model.initial, **initial}[name.removeprefix("own.")]
         assert not array.size or not np.array_equal(array, start), name
@@ -114,9 +114,9 @@ def test_a_personal_head_is_in_no_reply(method):
     cfg, client = make(f"method={method}", "method.client.personal=[head]")
     _, shared = make(f"method={method}", "method.client.personal=[]")
     if not any(name.startswith("head.") for name in shared.initial()):
-        pytest.skip("has no head")
+        pytest.skip("needs a method with a head")
     if build.loop(cfg).sampling.per_round < cfg.clients:
-        pytest.skip("leaves clients untrained, which are then sent the mean head")
+        pytest.skip("needs a method that trains every client; untrained ones are sent the mean head")
     assert not any(name.startswith("head.") for name in client.initial())
     loop, journal, sent = build.loop(cfg), Journal(), []
 

@@ -178,7 +178,7 @@ def test_a_file_that_may_not_be_read_is_named(root):
     path.write_bytes(PNG)
     path.chmod(0)
     if os.access(path, os.R_OK):
-        pytest.skip("this user may read everything")
+        pytest.skip("needs a user who may not read everything, unlike root")
     unread(root, "secret.png")
 
 

@@ -135,7 +135,7 @@ def test_every_set_is_described_in_its_first_line():
 
 
 @pytest.mark.needs_data
-@pytest.mark.skipif(not DATA, reason="needs FEDBAYES_DATA")
+@pytest.mark.skipif(not DATA, reason="needs FEDBAYES_DATA, a folder with office_caltech10/ and digits/")
 def test_real_folders_have_the_published_numbers_of_images():
     office = build.data(compose(["data=office_caltech10", "partition=one_domain", "clients=4"])).images
     assert office.domains.bincount().tolist() == [958, 1123, 157, 295]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import unicodedata
 
 import matplotlib.pyplot
 import pytest
@@ -56,6 +57,7 @@ def test_a_method_outside_of_the_repository(shell, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert re.search(r"\['\d', '\d', '\d'\] \[0\.", out), "predict.py printed three labels"
     assert "has finished" in out, "resume could read the run"
+    assert re.search(r"^  gated +Prompts that an image may turn down, averaged with the head\.", out, re.MULTILINE)
     monkeypatch.delenv("FEDBAYES_TRUST")
     with pytest.raises(RunError, match=r"gated\.GatedPrompts"):
         load(folder / "runs/gated")
@@ -130,6 +132,23 @@ def test_links_between_files_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text)
     missing = [one for one in targets if ":" not in one and not (page.parent / one).exists()]
     assert missing == []
+
+
+def anchors(page):
+    """Those of a page's headings that GitHub and mkdocs make alike; they differ where letters are not ASCII."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = [re.sub(r"[`*]", "", one).strip().lower() for one in re.findall(r"^#+ (.*)$", text, re.MULTILINE)]
+    github = [re.sub(r"[^\w\- ]", "", one).replace(" ", "-") for one in headings]
+    ascii_only = [unicodedata.normalize("NFKD", one).encode("ascii", "ignore").decode() for one in headings]
+    mkdocs = [re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", one).strip()) for one in ascii_only]
+    return {one for one, other in zip(github, mkdocs, strict=True) if one == other}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_into_pages_lead_to_a_heading_on_github_and_on_the_site(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)#\s:]*)#([^)]*)\)", text)
+    assert [f"{to}#{one}" for to, one in links if one not in anchors(page.parent / to if to else page)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -25,7 +25,7 @@ def test_overlapping_spans_count_once(measure):
 
 def test_memory_of_a_process_includes_its_children(measure):
     if not Path("/proc/self/smaps_rollup").exists():
-        pytest.skip("only Linux tells")
+        pytest.skip("needs /proc/self/smaps_rollup, which Linux has")
     grow = "import subprocess, sys, time; x = b'1' * {}; {} time.sleep(30)"
     child = grow.format(60 << 20, "")
     parent = grow.format(1, f"subprocess.Popen([sys.executable, '-c', {child!r}]);")

@@ -18,7 +18,10 @@ DATA, CHECKPOINT = os.environ.get("FEDBAYES_DATA"), os.environ.get("FEDBAYES_CHE
 
 @pytest.mark.slow
 @pytest.mark.needs_data
-@pytest.mark.skipif(not (DATA and CHECKPOINT), reason="needs FEDBAYES_DATA and FEDBAYES_CHECKPOINT")
+@pytest.mark.skipif(
+    not (DATA and CHECKPOINT),
+    reason="needs FEDBAYES_DATA with office_caltech10/, and timm's file in FEDBAYES_CHECKPOINT",
+)
 def test_linear_probes_across_domains_reach_the_known_accuracies():
     from sklearn.linear_model import LogisticRegression
 

@@ -274,6 +274,6 @@ def test_settings_out_of_range_are_refused(setting):
 
 def test_cuda_without_a_gpu_is_refused():
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("needs a machine without a GPU")
     with pytest.raises(ConfigError, match="choose one of auto, cpu"):
         InProcess(cohort=None, device="cuda", threads=1)

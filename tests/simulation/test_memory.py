@@ -20,7 +20,7 @@ print(kept, step())
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the allocator of glibc, hence Linux")
 def test_what_was_freed_comes_back_without_new_pages():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     kept, faults = done.stdout.split()

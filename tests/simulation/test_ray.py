@@ -107,9 +107,10 @@ def test_workers_that_die_come_back_and_an_exception_is_the_clients_own(address,
 
 @pytest.mark.slow
 def test_late_clients_are_left_out_and_the_run_goes_on(address, tmp_path):
-    _, journal = played(address, RemoteFactory(tmp_path, hangs={(1, 0)}), timeout=4, rounds=3)
+    _, journal = played(address, RemoteFactory(tmp_path, hangs={(1, 0)}), timeout=4, rounds=60)
     assert journal.notes[0] == "round 1: reply of client 0 not used: no answer in time"
-    assert [row["replies"] for row in journal.rows if row["phase"] == "train"][-1] == 4
+    replies = [row["replies"] for row in journal.rows if row["phase"] == "train"]
+    assert replies[-1] == 4, "rounds wait four seconds each until the new worker is there, then milliseconds"
 
 
 def test_a_client_that_never_comes_back_is_ended_and_its_worker_replaced(address, tmp_path):
@@ -208,7 +209,7 @@ def marked(mark):
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="only Linux shows what a process inherited")
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc/self/environ, which Linux has")
 @pytest.mark.parametrize(
     ("kind", "sent", "group", "moment"),
     [

@@ -31,7 +31,7 @@ def _packages():
         uv = shutil.which("uv")
         pip = [uv, "pip", "install", "--python", sys.executable] if uv else [sys.executable, "-m", "pip", "install"]
         if not _runs(*pip, "--target", str(folder), *PACKAGES):
-            pytest.skip(f"{', '.join(PACKAGES)} cannot be installed here")
+            pytest.skip(f"needs {', '.join(PACKAGES)}, which cannot be installed here")
         importlib.invalidate_caches()
 
 
@@ -46,7 +46,7 @@ def _executable():
     apt = shutil.which("apt-get")
     if apt and os.geteuid() == 0 and _runs(apt, "update") and _runs(apt, "install", "-y", "chromium"):
         return shutil.which("chromium")
-    return pytest.skip("no Chromium, and none can be installed here")
+    return pytest.skip("needs Chromium, which cannot be installed here")
 
 
 @contextmanager

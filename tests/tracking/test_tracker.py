@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -245,7 +246,7 @@ def test_without_a_terminal_progress_is_one_plain_line_per_round(clock, monkeypa
         "digits [bold]",
         "round  1/3  loss 1.234  val acc .812  nll .612  1,520 images/s  0:20 left",
         "round  2/3  loss 1.234  val acc .812  nll .612  1,520 images/s  0:10 left",
-        "round  3/3  loss 1.234  val acc .812  nll .612  1,520 images/s  0:00 left",
+        "round  3/3  loss 1.234  val acc .812  nll .612  1,520 images/s  final test to come",
     ]
 
 
@@ -259,7 +260,7 @@ def test_a_round_without_validation_has_its_line_too(clock):
     progress.stop()
     assert shown.getvalue().splitlines()[1:] == [
         "round  1/2  loss –  2 dropped  0:00 left",
-        "round  2/2  loss 0.500  0:00 left",
+        "round  2/2  loss 0.500",
     ]
 
 
@@ -270,6 +271,20 @@ def test_on_a_terminal_progress_is_a_bar_and_no_lines(clock, monkeypatch):
     assert "\x1b" in shown.getvalue()
     assert "3/3" in shown.getvalue()
     assert "round  3/3  loss" not in shown.getvalue()
+
+
+def test_the_bar_says_that_a_test_is_to_come_until_it_is_over(clock, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    shown = Terminal()
+    progress = RoundProgress(console_to(shown, force_terminal=True), 1, "digits", clock)
+    progress.start()
+    progress.log({"round": 1, "phase": "validation", "accuracy": 0.812})
+    end = time.monotonic() + 20
+    while "val acc .812  final test to come" not in shown.getvalue():  # drawn by a thread
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    progress.stop()
+    assert "to come" not in shown.getvalue().rpartition("1/1")[2]
 
 
 def test_numbers_read_as_in_a_paper():
