@@ -80,8 +80,9 @@ def parts(node, prefix=""):
 @functools.cache
 def keys_of(*choices):
     """Single values by their names, and the names of sections."""
-    config = OmegaConf.to_container(compose([*BASE, *choices]), resolve=True)
+    config = OmegaConf.to_container(compose([*BASE, *choices]))
     values = {key: value for key, value in leaves(config).items() if not key.startswith(ASIDE)}
+    values = {key: value for key, value in values.items() if "${" not in str(value)}  # another key's
     return values, [name for name in parts(config) if not name.startswith(ASIDE)]
 
 
@@ -115,8 +116,8 @@ def configurations(draw):
     for _ in range(draw(st.integers(1, 4))):
         key = draw(st.sampled_from([name for name in there if not is_made(name)]))
         if key not in chosen:
-            values[key] = small(key, there[key], draw(mild(there[key]) if draw(st.integers(0, 5)) else RUBBISH))
-    if draw(st.integers(0, 9)) == 0:  # the structure itself
+            values[key] = small(key, there[key], draw(mild(there[key]) if draw(st.integers(0, 7)) else RUBBISH))
+    if draw(st.integers(0, 11)) == 0:  # the structure itself
         part = draw(st.sampled_from([*sections, *filter(is_made, there)]))
         values = {part: draw(st.one_of(st.just(GONE), RUBBISH))}
     return method, chosen, values
