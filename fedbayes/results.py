@@ -13,7 +13,7 @@ from fedbayes.errors import RunError
 from fedbayes.messages import Arrays
 from fedbayes.seeding import Streams
 from fedbayes.tracking.progress import fraction
-from fedbayes.tracking.run_dir import SUMMARY, read_json
+from fedbayes.tracking.run_dir import SUMMARY, read_summary
 
 
 @final
@@ -119,4 +119,4 @@ def load(run_dir: str | Path) -> Run:
     directory = Path(run_dir)
     if not (directory / SUMMARY).is_file():
         raise RunError(f"{directory} holds no finished run (no {SUMMARY}); give a run directory, or resume it first.")
-    return Run(directory, stored_configuration.read(directory), read_json(directory / SUMMARY))
+    return Run(directory, stored_configuration.read(directory), read_summary(directory))

@@ -125,17 +125,19 @@ def resume(run_dir: Path) -> dict[str, Any]:
     """
     from fedbayes.tracking.plots import draw
     from fedbayes.tracking.report import write_html
-    from fedbayes.tracking.run_dir import REPORT, SUMMARY, read_json
+    from fedbayes.tracking.run_dir import REPORT, SUMMARY, read_summary
 
     cfg = stored_configuration(run_dir)
-    summary = read_json(run_dir / SUMMARY)
+    summary = read_summary(run_dir)
     if not summary:
         return run(cfg, run_dir, resumed=True)
     if not (run_dir / REPORT).exists():  # it was ended between its summary and its pictures
         draw(run_dir)
         write_html(run_dir)
-    accuracy = summary["final"]["accuracy"]["mean"]
-    print(f"{run_dir} has finished: {summary['rounds']} rounds, accuracy {accuracy:.3f}", flush=True)
+    accuracy = OmegaConf.select(OmegaConf.create(summary), "final.accuracy.mean")
+    if not isinstance(accuracy, float | int):
+        raise RunError(f"{run_dir / SUMMARY} is no summary of a finished run; remove it, and resume again.")
+    print(f"{run_dir} has finished: {summary.get('rounds')} rounds, accuracy {accuracy:.3f}", flush=True)
     return summary
 
 

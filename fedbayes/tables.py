@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbayes.errors import require_choice
 from fedbayes.tracking.groups import find_runs, flatten
-from fedbayes.tracking.run_dir import CLIENTS, METRICS, SUMMARY, read_json, read_rows
+from fedbayes.tracking.run_dir import CLIENTS, METRICS, read_rows, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def frame(folders: str | Path | Sequence[str | Path], rows: str = "summary") -> 
     several = [folders] if isinstance(folders, str | Path) else folders
     made = []
     for run in find_runs([Path(folder) for folder in several]):
-        summary = read_json(run / SUMMARY)
+        summary = read_summary(run)
         named = {"run": str(run), **{name: summary.get(name) for name in NAMES}}
         made += [{**named, **row} for row in _rows(run, rows, summary)]
     return pd.DataFrame(made)

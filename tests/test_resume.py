@@ -183,6 +183,19 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
     assert f"{run_dir} has finished: 1 rounds" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("damage", [{"a": 1}, {"final": None, "a": 1}, {"final": "x"}, {"final": {"accuracy": 3}}])
+def test_a_summary_that_is_none_is_said_and_made_again_once_it_is_gone(damage, tmp_path):
+    run_dir = tmp_path / "run"
+    simulate([*SMALL, f"run_dir={run_dir}"])
+    before = result(run_dir)
+    (run_dir / "summary.json").write_text(json.dumps(damage))
+    with pytest.raises(RunError, match="is no summary"):
+        resume(run_dir)
+    (run_dir / "summary.json").unlink()
+    resume(run_dir)
+    assert result(run_dir) == before
+
+
 def test_other_values_beside_resume_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"rounds=9 cannot be given beside resume"):
         simulate([f"resume={tmp_path}", "rounds=9"])

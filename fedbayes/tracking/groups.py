@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from fedbayes.errors import RunError
 from fedbayes.stored_configuration import values
-from fedbayes.tracking.run_dir import CONFIG, FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_json
+from fedbayes.tracking.run_dir import CONFIG, FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_summary
 
 NAMES = ("method", "data", "partition", "backbone")
 # Where a run lies, how it is shown and saved, and on what it ran, do not make it another experiment.
@@ -120,7 +120,7 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
     settings: _Settings = {}
     repeated = 0
     for run in sorted(runs, key=lambda run: (run / SUMMARY).stat().st_mtime):
-        summary = read_json(run / SUMMARY)
+        summary = read_summary(run)
         flat = {name: str(value) for name, value in flatten(_config(run))}
         names = tuple(str(summary.get(name) or "–") for name in NAMES)
         fixed = {key: value for key, value in flat.items() if not _is_seed(key) and not key.startswith(_MACHINE)}

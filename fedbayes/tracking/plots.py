@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbayes.tracking import canvas
-from fedbayes.tracking.run_dir import CLIENTS, METRICS, PARTITION, PLOTS, SUMMARY, read_json, read_rows
+from fedbayes.tracking.run_dir import CLIENTS, METRICS, PARTITION, PLOTS, read_json, read_rows, read_summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def draw(run_dir: Path) -> list[Path]:
     Raises:
         RunError: if a file of the run is broken.
     """
-    summary = read_json(run_dir / SUMMARY)
+    summary = read_summary(run_dir)
     partition = read_json(run_dir / PARTITION)
     figures = {
         "learning_curve": _learning_curve(

@@ -28,6 +28,7 @@ SWEEP = "sweep.jsonl"  # in the folder that holds the runs
 FINISHED = "finished"  # the status of a job in it that has a result
 
 CHECKPOINTS = "checkpoint"
+_OBJECTS = ("attack", "final", "best", "new_clients", "train", "privacy", "per_domain", "bytes", "seconds", "versions")
 
 _MARKS = (CONFIG, METRICS, SUMMARY, CHECKPOINTS)  # any of these: the directory holds a run
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -224,6 +225,23 @@ def keep_rounds(path: Path, last_round: int) -> None:
     if path.exists():
         kept = [line for line, row in json_lines(path) if row.get("round", 0) <= last_round]
         replace_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """What a run has come to; empty if it has not finished.
+
+    Raises:
+        RunError: if the file cannot be read, or is no summary.
+    """
+    path = run_dir / SUMMARY
+    found = read_json(path)
+    for name in _OBJECTS:
+        if not isinstance(found.get(name) or {}, dict):
+            raise RunError(f"{path} is no summary: {name} is {found[name]!r}; remove it, and resume the run.")
+    rows = [*(found.get("per_client") or []), *(found.get("per_domain") or {}).values()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise RunError(f"{path} is no summary: per_client or per_domain holds no rows; remove it, and resume the run.")
+    return found
 
 
 def read_text(path: Path) -> str:

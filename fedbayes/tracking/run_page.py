@@ -29,9 +29,9 @@ from fedbayes.tracking.run_dir import (
     PARTITION,
     PLOTS,
     REPORT,
-    SUMMARY,
     read_json,
     read_rows,
+    read_summary,
     read_text,
 )
 
@@ -55,7 +55,7 @@ def write_html(run_dir: Path) -> Path:
     Raises:
         RunError: if one of the run's files is broken.
     """
-    summary = read_json(run_dir / SUMMARY)
+    summary = read_summary(run_dir)
     partition = read_json(run_dir / PARTITION)
     rows = read_rows(run_dir / METRICS)
     per_client = read_rows(run_dir / CLIENTS, ("round", "phase", "partition"))

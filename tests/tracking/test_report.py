@@ -211,6 +211,18 @@ def test_the_command_leaves_pages_alone_when_asked(tmp_path, capsys):
     assert not (run / "report.html").exists()
 
 
+@pytest.mark.parametrize("place", ["final", "best", "seconds", "versions", "privacy", "per_domain", "per_client"])
+def test_a_summary_that_is_none_is_said_in_one_line(tmp_path, capsys, place):
+    run = add_run(tmp_path / "0")
+    summary = json.loads((run / "summary.json").read_text())
+    value = "x" if place != "per_client" else ["x"]
+    (run / "summary.json").write_text(json.dumps({**summary, place: value}))
+    assert main([str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"RunError: {run / 'summary.json'} is no summary: ")
+    assert said.count("\n") == 1
+
+
 @pytest.mark.parametrize("case", ["missing", "empty", "unfinished", "broken"])
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, case):
     folder = tmp_path / "folder"
