@@ -4,11 +4,13 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, final
 
 from omegaconf import OmegaConf
 
+from fedbayes.configuration import CONF
 from fedbayes.errors import RunError
 from fedbayes.stored_configuration import values
 from fedbayes.tracking.run_dir import CONFIG, FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_summary
@@ -124,6 +126,8 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
         flat = {name: str(value) for name, value in flatten(_config(run))}
         names = tuple(str(summary.get(name) or "–") for name in NAMES)
         fixed = {key: value for key, value in flat.items() if not _is_seed(key) and not key.startswith(_MACHINE)}
+        if flat.get("rounds") == _own_rounds(names[0]):
+            fixed.pop("rounds")
         seeds = (str(summary.get("seed")), *(f"{key}={value}" for key, value in sorted(flat.items()) if _is_seed(key)))
         key = (names, tuple(sorted(fixed.items())))
         settings[key] = fixed
@@ -167,6 +171,8 @@ def _unlike(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
     for section in _SHARED:
         place = NAMES.index(section) if section in NAMES else None
         rivals = [fixed for other, fixed in settings.items() if place is None or other[0][place] == key[0][place]]
+        if section == "rounds":  # absent for a method without training
+            rivals = [fixed for fixed in rivals if {"rounds"} <= settings[key].keys() & fixed.keys()]
         found += [name for name in _differing(settings[key], rivals) if name.split(".")[0] == section]
     return sorted(found)
 
@@ -174,6 +180,14 @@ def _unlike(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
 def _differing(own: Mapping[str, str], rivals: Sequence[Mapping[str, str]]) -> list[str]:
     names = sorted({name for fixed in rivals for name in fixed})
     return [name for name in names if any(fixed.get(name) != own.get(name) for fixed in rivals)]
+
+
+@cache
+def _own_rounds(method: str) -> str | None:
+    """The rounds that a method's file sets, as one does that does not train; None where the user chooses."""
+    path = CONF / "method" / f"{method}.yaml"
+    found = values(path).get("rounds") if path.is_file() else None
+    return None if found is None else str(found)
 
 
 def _is_seed(key: str) -> bool:

@@ -158,6 +158,17 @@ def test_rows_of_other_experiments_say_so_and_none_is_the_best(tmp_path):
     assert alike.best()[0] == 0.9
 
 
+def test_the_one_round_of_a_method_without_training_makes_no_other_experiment(tmp_path):
+    add_run(tmp_path / "a", 0.9, config={"rounds": 5})
+    add_run(tmp_path / "b", 0.8, config={"rounds": 1}, method="fedncm")
+    table = compare(find_runs([tmp_path]))
+    assert len(table.notes) == 1
+    assert "rounds" not in str(table.rows)
+    assert table.best()[0] == 0.9
+    add_run(tmp_path / "c", 0.8, config={"rounds": 2}, method="fedncm")
+    assert compare(find_runs([tmp_path])).notes[1].endswith("they differ in rounds.")
+
+
 def test_a_value_that_only_repeats_another_is_named_once(tmp_path):
     for extra in (2, 10):
         values = {"num_extra": extra}
