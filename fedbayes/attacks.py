@@ -16,7 +16,7 @@ import math
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import final
+from typing import cast, final
 
 import numpy as np
 
@@ -78,6 +78,11 @@ class HostileClients:
 
     def __init__(self, client: CohortClient, attack: AbstractAttack, hostile: Sequence[int]) -> None:
         self._client, self._attack, self._hostile = client, attack, frozenset(hostile)
+
+    @property
+    def data(self) -> FederatedData:
+        """The images of all of them, poisoned ones among them."""
+        return cast(FederatedData, self._client.data)  # type: ignore[attr-defined]
 
     def prepare(self) -> None:
         """Whatever the honest object needs."""

@@ -35,6 +35,12 @@ def test_the_numbers_of_a_head_are_its_weights_and_biases(tmp_path, monkeypatch,
     assert "left out" in text
 
 
+@pytest.mark.parametrize("method", ["pfedbayespt", "centralised"])
+def test_a_run_with_hostile_clients_is_estimated_too(method, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert simulate([*SMALL, f"method={method}", "attack=backdoor", "dry_run=true"])["minutes"] > 0
+
+
 def test_time_grows_with_the_rounds_and_the_epochs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short, long = (simulate([*SMALL, "dry_run=true", f"rounds={rounds}"]) for rounds in (2, 200))

@@ -126,8 +126,8 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
         flat = {name: str(value) for name, value in flatten(_config(run))}
         names = tuple(str(summary.get(name) or "–") for name in NAMES)
         fixed = {key: value for key, value in flat.items() if not _is_seed(key) and not key.startswith(_MACHINE)}
-        if flat.get("rounds") == _own_rounds(names[0]):
-            fixed.pop("rounds")
+        if flat.get("rounds") == _own_rounds(names[0]):  # of a method without training
+            fixed.pop("rounds", None)
         seeds = (str(summary.get("seed")), *(f"{key}={value}" for key, value in sorted(flat.items()) if _is_seed(key)))
         key = (names, tuple(sorted(fixed.items())))
         settings[key] = fixed
