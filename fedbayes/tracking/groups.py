@@ -8,11 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, final
 
-from omegaconf import OmegaConf
-
-from fedbayes.configuration import CONF
 from fedbayes.errors import RunError
-from fedbayes.stored_configuration import values
 from fedbayes.tracking.run_dir import CONFIG, FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_summary
 
 NAMES = ("method", "data", "partition", "backbone")
@@ -185,6 +181,9 @@ def _differing(own: Mapping[str, str], rivals: Sequence[Mapping[str, str]]) -> l
 @cache
 def _own_rounds(method: str) -> str | None:
     """The rounds that a method's file sets, as one does that does not train; None where the user chooses."""
+    from fedbayes.configuration import CONF
+    from fedbayes.stored_configuration import values
+
     path = CONF / "method" / f"{method}.yaml"
     found = values(path).get("rounds") if path.is_file() else None
     return None if found is None else str(found)
@@ -196,6 +195,10 @@ def _is_seed(key: str) -> bool:
 
 def _config(run: Path) -> Mapping[str, Any]:
     """A run's configuration; empty where it was not kept."""
+    from omegaconf import OmegaConf
+
+    from fedbayes.stored_configuration import values
+
     path = run / CONFIG
     found: Any = OmegaConf.to_container(values(path)) if path.exists() else {}
     return {str(name): value for name, value in found.items() if name not in _ASIDE}

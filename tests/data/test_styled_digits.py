@@ -69,5 +69,5 @@ def test_styles_look_different(digits: ImageSet) -> None:
 
 
 def test_a_picture_smaller_than_its_source_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least 8"):
+    with pytest.raises(ConfigError, match="from 8 to 4096"):
         styled_digits(4)

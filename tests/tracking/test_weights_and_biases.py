@@ -1,6 +1,7 @@
 import io
 import json
 import struct
+import time
 from functools import partial
 
 import numpy as np
@@ -15,17 +16,30 @@ from fedbayes.tracking.weights_and_biases import WeightsAndBiases, choose_mode
 
 
 def records(path):
+    """All records of a W&B file, once its process, which writes after `finish` has come back, has ended the run."""
+    end = time.monotonic() + 30
+    while True:
+        found = list(written(path))
+        if any(record.HasField("exit") for record in found):
+            return found
+        assert time.monotonic() < end, f"{path} has no end"
+        time.sleep(0.02)
+
+
+def written(path):
     """The records of a W&B file: a header of 7 bytes, then LevelDB's log of protocol buffers in blocks of 32 KiB."""
     from wandb.proto import wandb_internal_pb2
 
     data, place, pending = path.read_bytes(), 7, b""
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b":W&B", b"")
     while place + 7 <= len(data):
         left = 32768 - place % 32768
         if left < 7:  # too little for a header: padding
             place += left
             continue
         _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        if place + 7 + length > len(data):  # half-written
+            return
         pending += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # a whole record, or the last part of one
