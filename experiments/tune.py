@@ -56,6 +56,8 @@ WHOLE = ("fedavg_full",)
 WEIGHTS = (0.0001, 0.0003, 0.001)
 
 _BEST = (*CODE, "optim.prompt_lr=0.03", "generator.init_scale=0.5", "optim.head_lr=0.001")
+_DEEP = ((), ("optim.prompt_lr=0.01",), ("optim.prompt_lr=0.003", "optim.head_lr=0.003"))
+_FEDVPT = ("optim.prompt_lr=0.01", "optim.head_lr=0.001")
 FURTHER = {
     ("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002)),
     ("photos", "pfedbayespt"): [
@@ -63,12 +65,17 @@ FURTHER = {
         for more in (
             *("optim.prompt_lr=0.1", "inference.beta=1e-2", "inference.beta=1e-4"),
             *("generator.init_scale=1.0", "optim.head_lr=0.003", "inference.reverse=gaussian"),
+            *("generator.noise_dim=8", "generator.code_dim=64", "method.strategy.aggregate=anchored"),
         )
-    ],
+    ]
+    + [(*_BEST, "prompts.depth=deep", *more) for more in _DEEP],
     ("photos", "fedvpt"): [
         *pairs((0.1,), (0.001, 0.003)),
         *pairs((0.003, 0.01, 0.03), (0.0003,)),
         *pairs((0.001,), (0.001,)),
+        *((*_FEDVPT, f"prompts.length={length}") for length in (4, 8, 32, 64)),
+        (*_FEDVPT, "optim.schedule=cosine"),
+        *pairs((0.01,), (0.002,)),
     ],
 }
 """Trials beyond the six: of pFedBayesPT, and as many of the strongest rival; see `protocol.md`."""
