@@ -13,7 +13,8 @@ from fedbayes.evaluation import Evaluation, detection
 from fedbayes.federation import Federation
 from fedbayes.guard import unreadable
 from fedbayes.inference.calibration import fit_temperature
-from fedbayes.messages import address, mean_arrays
+from fedbayes.messages import address
+from fedbayes.named_arrays import mean_arrays
 from fedbayes.progress import Progress
 from fedbayes.sampling import Sampling
 from fedbayes.training import RoundLog

@@ -24,8 +24,8 @@ from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
 from fedbayes.errors import RunError
-from fedbayes.messages import Arrays, mean_arrays
-from fedbayes.named_arrays import by_name, by_partition
+from fedbayes.messages import Arrays
+from fedbayes.named_arrays import by_name, by_partition, mean_arrays
 
 FOLDER = "checkpoint"
 KEPT = 2  # checkpoints; the older one stands in for a newest one that was damaged

@@ -12,7 +12,8 @@ import numpy as np
 from flwr.app import Message
 
 from fedbayes.errors import require_number
-from fedbayes.messages import Arrays, ClientUpdate, non_finite, read_update
+from fedbayes.messages import Arrays, ClientUpdate, read_update
+from fedbayes.named_arrays import non_finite
 from fedbayes.steps import norm
 
 log = logging.getLogger("fedbayes")

@@ -7,7 +7,7 @@ versions, because a client commits before the server has accepted its reply; eac
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, final
@@ -293,23 +293,6 @@ def _checked(record: ArrayRecord) -> Arrays:
         if array.dtype.kind not in "fiub" or array.shape != tuple(said.shape) or str(array.dtype) != said.dtype:
             raise ValueError(f"{name} is {array.dtype} {array.shape} and was said to be {said.dtype} {said.shape}")
     return arrays
-
-
-def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
-    """The name of the first array that holds a NaN or an infinity."""
-    for name, value in arrays.items():
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            return name
-    return None
-
-
-def mean_arrays(states: Sequence[Arrays]) -> Arrays:
-    """The plain mean of arrays with equal names, summed in float64 in the order given; empty for no states."""
-    names = states[0] if states else {}
-    return {
-        name: np.asarray(np.mean([state[name] for state in states], axis=0, dtype=np.float64), dtype=like.dtype)
-        for name, like in names.items()
-    }
 
 
 def payload_bytes(contents: Iterable[RecordDict]) -> int:

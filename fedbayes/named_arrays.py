@@ -1,6 +1,6 @@
-"""Arrays of several owners under one flat name each, as files and states hold them."""
+"""What is done with named arrays off the wire: one flat name for those of several owners, their mean, their check."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,3 +28,20 @@ def by_partition(state: Mapping[str, np.ndarray]) -> dict[int, Arrays]:
 def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """The arrays whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
+    """The name of the first array that holds a NaN or an infinity."""
+    for name, value in arrays.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            return name
+    return None
+
+
+def mean_arrays(states: Sequence[Arrays]) -> Arrays:
+    """The plain mean of arrays with equal names, summed in float64 in the order given; empty for no states."""
+    names = states[0] if states else {}
+    return {
+        name: np.asarray(np.mean([state[name] for state in states], axis=0, dtype=np.float64), dtype=like.dtype)
+        for name, like in names.items()
+    }

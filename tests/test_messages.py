@@ -10,7 +10,6 @@ from fedbayes.messages import (
     address,
     from_record,
     keep_personal,
-    non_finite,
     payload_bytes,
     read_request,
     read_update,
@@ -104,11 +103,6 @@ def test_a_reply_without_a_positive_weight_is_refused(weight):
 def test_a_reply_without_its_records_is_refused():
     with pytest.raises(ValueError, match="expected arrays and metrics"):
         read_update(0, RecordDict({"metrics": MetricRecord({"num-examples": 1})}))
-
-
-def test_the_first_array_that_is_not_finite_is_named():
-    assert non_finite({"n": np.array([1]), "a": np.ones(2), "b": np.array([1, np.inf]), "c": np.array([np.nan])}) == "b"
-    assert non_finite({"n": np.array([1]), "a": np.ones(2, np.float16), "empty": np.zeros(0)}) is None
 
 
 def test_bytes_grow_with_the_arrays_alone():

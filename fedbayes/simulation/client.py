@@ -19,13 +19,13 @@ from fedbayes.messages import (
     ClientUpdate,
     Kind,
     keep_personal,
-    non_finite,
     read_request,
     take_personal,
     write_partition,
     write_personal,
     write_reply,
 )
+from fedbayes.named_arrays import non_finite
 from fedbayes.simulation.flower_private import client_error
 
 log = logging.getLogger("fedbayes")

@@ -8,7 +8,8 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
 from fedbayes import build
 from fedbayes.configuration import compose
-from fedbayes.messages import ARRAYS, METRICS, address, from_record, non_finite, to_record
+from fedbayes.messages import ARRAYS, METRICS, address, from_record, to_record
+from fedbayes.named_arrays import non_finite
 from fedbayes.simulation.client import answer
 from fedbayes.simulation.flower_private import FIRST_NODE, claim_identity
 
