@@ -109,7 +109,7 @@ def require_alone(overrides: Sequence[str]) -> None:
 
 
 def require_options(words: Sequence[str]) -> None:
-    """Refuse options that Hydra's command line has not; it would list all that it has, and none of ours is one.
+    """Refuse options that Hydra's command line has not, or not alone; none of ours is one.
 
     Args:
         words: of the command.
@@ -120,13 +120,15 @@ def require_options(words: Sequence[str]) -> None:
     parser = get_args_parser()
     parser.exit_on_error = False
     try:
-        unknown = parser.parse_known_args(list(words))[1]
+        known, unknown = parser.parse_known_args(list(words))
     except ArgumentError as error:
         raise ConfigError(f"{error}; see `fedbayes --help` for values, `fedbayes --hydra-help` for options.") from error
     if unknown:
         key = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
         instead = f"did you mean {key}" if (CONF / key).is_dir() else _instead(key, ())
         raise ConfigError(f"{unknown[0]} is no option; values are given as KEY=VALUE, without dashes; {instead}.")
+    if known.resolve and not (known.cfg or known.help):
+        raise ConfigError("--resolve shows nothing by itself; `fedbayes --cfg job --resolve` shows the configuration.")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

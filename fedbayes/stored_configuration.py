@@ -21,7 +21,7 @@ from fedbayes.configuration import CONF, absent
 from fedbayes.errors import RunError
 
 FILE = "config.yaml"
-SWEEP = "multirun.yaml"
+MULTIRUN = "multirun.yaml"
 """What Hydra writes into the folder of a sweep."""
 STRATEGIES = "flwr.serverapp.strategy"
 SEARCH = "optimization_results.yaml"
@@ -91,14 +91,14 @@ def sweep_again(words: Sequence[str]) -> list[str]:
         raise RunError(
             f"resume={found[0]} names a search, whose next values depend on all results before; start it again."
         )
-    if not found or not (found[0] / SWEEP).is_file():
+    if not found or not (found[0] / MULTIRUN).is_file():
         return list(words)
     if len(words) > 1:
         if "-m" in words or "--multirun" in words:  # somebody writes the whole sweep down again
             return list(words)
         raise RunError(f"resume={found[0]} names a sweep, which goes on as it began; leave out the other words.")
     folder = found[0].absolute()
-    plain: Any = OmegaConf.to_container(values(folder / SWEEP))  # references stay text
+    plain: Any = OmegaConf.to_container(values(folder / MULTIRUN))  # references stay text
     said = (plain.get("hydra") or {}).get("overrides") or {}
     task, own = [str(one) for one in said.get("task") or ()], [str(one) for one in said.get("hydra") or ()]
     own = [one for one in own if not one.startswith(("hydra.sweep.dir=", "hydra.mode="))]
@@ -107,7 +107,7 @@ def sweep_again(words: Sequence[str]) -> list[str]:
     again = [f"hydra.sweep.dir='{quoted}'", f"resume='{quoted}'"]
     if refused:
         raise RunError(
-            f"{folder / SWEEP} sets {refused[0]}, which may call anything; if you trust it, type the sweep again: "
+            f"{folder / MULTIRUN} sets {refused[0]}, which may call anything; if you trust it, type the sweep again: "
             f"fedbayes -m ... {' '.join(again)}."
         )
     return ["-m", *task, *own, *again]

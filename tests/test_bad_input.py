@@ -112,6 +112,7 @@ def test_a_value_that_cannot_work(fails, override, said):
     [
         (["--round", "3"], "--round is no option; values are given as KEY=VALUE, without dashes; did you mean rounds."),
         (["--seed=3"], "--seed=3 is no option; values are given as KEY=VALUE, without dashes; did you mean seed."),
+        (["--resolve"], "--resolve shows nothing by itself; `fedbayes --cfg job --resolve` shows the configuration."),
         (["-m", "--method", "fedvpt"], "--method is no option; values are given as KEY=VALUE, without dashes; did you"),
         (
             ["--prompts.lenght=3"],
