@@ -66,6 +66,7 @@ FURTHER = {
             *("optim.prompt_lr=0.1", "inference.beta=1e-2", "inference.beta=1e-4"),
             *("generator.init_scale=1.0", "optim.head_lr=0.003", "inference.reverse=gaussian"),
             *("generator.noise_dim=8", "generator.code_dim=64", "method.strategy.aggregate=anchored"),
+            *("generator.decoder_scale=0.1", "generator.decoder_scale=0.3"),
         )
     ]
     + [(*_BEST, "prompts.depth=deep", *more) for more in _DEEP],
@@ -74,7 +75,7 @@ FURTHER = {
         *pairs((0.003, 0.01, 0.03), (0.0003,)),
         *pairs((0.001,), (0.001,)),
         *((*_FEDVPT, f"prompts.length={length}") for length in (4, 8, 32, 64)),
-        (*_FEDVPT, "optim.schedule=cosine"),
+        *((*_FEDVPT, more) for more in ("optim.schedule=cosine", "optim.batch_size=16", "optim.weight_decay=0.01")),
         *pairs((0.01,), (0.002,)),
     ],
 }
