@@ -41,10 +41,12 @@ FIRST = (
 )
 SECOND = (
     *("fedprox", "local_head", "fedrep", "fedbabu", "ditto", "sgpt", "pep_fedpt", "pfpt", "fedapt", "pfedbayes"),
-    *("fedlora", "fedavg_full", "centralised"),
+    *("pfedbayes_mean", "fedlora", "fedavg_full", "centralised"),
 )
 BF16 = ("simulation.precision=bf16",)
 """Photographs: the frozen backbone in half precision, 2.5 times as fast where the processor multiplies it."""
+DEFAULTS = "mixture"
+"""The section whose choices may stand in the methods' own files."""
 WAVES = {"first": FIRST, "second": SECOND, "all": (*FIRST, *SECOND)}
 
 
@@ -73,7 +75,7 @@ TABLES: dict[str, Table] = {
     "digits_mixture": Table("Styled digits, every client a mixture of five styles (alpha 0.3)", (), "mixture"),
     "digits_label_skew": Table("Styled digits, label Dirichlet 0.1", ("experiment=digits_label_skew",), "label_skew"),
     "digits_mixture_and_label": Table(
-        "Styled digits, styles (alpha 0.3) and labels (alpha 0.1) both mixed",
+        "Styled digits, styles and labels both mixed (alpha 0.3 each)",
         ("experiment=digits_mixture_and_label",),
         "label_skew",
     ),
@@ -111,7 +113,7 @@ TABLES: dict[str, Table] = {
         backbone=True,
     ),
     "cifar10_disjoint": Table(
-        "CIFAR-10 (5,085 training images), ten clients with disjoint classes, ViT-tiny at 112 px",
+        "CIFAR-10 (5,085 training images), five clients with two classes each, ViT-tiny at 112 px",
         ("experiment=cifar10_disjoint", "data=imagefolder", *BF16),
         "photos",
         data="cifar10",
@@ -124,6 +126,12 @@ def selected(settings: str, method: str) -> tuple[str, ...]:
     """The overrides chosen for a method; a method without any keeps those of its YAML."""
     chosen: Mapping[str, Mapping[str, Sequence[str]]] = yaml.safe_load((HERE / "selected.yaml").read_text())
     return tuple((chosen.get(settings) or {}).get(method, ()))
+
+
+def unchosen(name: str, methods: Sequence[str]) -> list[str]:
+    """Methods that a table would run with settings chosen for other images: photographs change rates of their own."""
+    settings = TABLES[name].settings
+    return [] if settings == DEFAULTS else [one for one in methods if not selected(settings, one)]
 
 
 def jobs(
@@ -271,6 +279,10 @@ def main() -> None:
     failed = False
     for name in args.tables:
         if args.action == "run":
+            if missing := unchosen(name, methods):
+                parser.error(
+                    f"{', '.join(missing)}: nothing chosen for {name}; run tune.py {TABLES[name].settings} first"
+                )
             todo = list(jobs(name, methods, args.root, args.data, args.weights).values())
             failed |= any(not (folder / SUMMARY).exists() for folder in run_all(todo, args.jobs))
         print(f"\n{shown(name, rows(name, methods, args.root))}\n", flush=True)

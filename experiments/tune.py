@@ -3,6 +3,7 @@
     python experiments/tune.py mixture --jobs 2                      # what stands in conf/method/*.yaml
     python experiments/tune.py label_skew --jobs 2 --write           # what stands in selected.yaml
     python experiments/tune.py photos --jobs 2 --write --data DIR --weights FILE
+    python experiments/tune.py mixture --jobs 2 --beyond --write     # past the edges of the grids, from what was chosen
 
 Seed 100 on partition 0 tunes; the tables use seeds 0, 1, 2. A candidate's score is its NLL on validation after the last
 round. Test images play no part. `protocol.md` says what is tuned where, and what else was tried.
@@ -10,12 +11,15 @@ round. Test images play no part. `protocol.md` says what is tuned where, and wha
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from omegaconf import OmegaConf
 from sweep import folder_of, run_all
-from tables import TABLES, WAVES, jobs
+from tables import TABLES, WAVES, jobs, selected
+
+from fedbayes.configuration import compose
 
 SEED = 100
 SELECTED = Path(__file__).parent / "selected.yaml"
@@ -49,8 +53,11 @@ POSTERIOR = ("pfedbayespt", "pfedbayespt_personal", "gaussian_prompts")
 PERSONAL = ("pfedbayespt_personal",)
 """Their heads want the smaller rate."""
 NO_PROMPTS = ("fedavg_head", "local_head")
-NOTHING = ("fedncm", "fedcof")
-"""Nothing to choose."""
+TEMPERATURES = {"fedncm": (1, 2, 4, 8, 16, 32), "fedcof": (0.25, 0.5, 0.7, 1, 1.4, 2)}
+"""Of the probabilities of what is not trained; accuracy does not depend on it."""
+PROMPT_LR, HEAD_LR = "optim.prompt_lr", "optim.head_lr"
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""A step beyond the edge of a grid is one place in this row."""
 WHOLE = ("fedavg_full",)
 """All weights of the ViT want smaller rates than prompts."""
 WEIGHTS = (0.0001, 0.0003, 0.001)
@@ -89,10 +96,10 @@ PROTOCOLS = {
 
 
 def candidates(method: str, section: str) -> list[tuple[str, ...]]:
-    """Six configurations of a method, those of `FURTHER` besides; none for one that has nothing to choose."""
+    """Six configurations of a method, and those of `FURTHER` behind them."""
     head = PHOTOS_HEAD if section == "photos" else DIGITS_HEAD
-    if method in NOTHING:
-        return []
+    if method in TEMPERATURES:
+        return [(f"method.strategy.temperature={one:g}",) for one in TEMPERATURES[method]]
     if method in NO_PROMPTS:
         return HEAD_ALONE
     if method in POSTERIOR:
@@ -100,6 +107,69 @@ def candidates(method: str, section: str) -> list[tuple[str, ...]]:
     else:
         first = pairs(WEIGHTS if method in WHOLE else PROMPT, head)
     return [*first, *FURTHER.get((section, method), [])]
+
+
+def beyond(method: str, section: str, chosen: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Three configurations past the edges of the grid on which the chosen one lies; none if it lies on none.
+
+    Two rates: one step in the prompt rate, in the head rate, in both; with the prompt rate inside, the next head rate
+    and each prompt rate. A posterior: one step in its rate (the scale 1 if that lies inside), and the head rates on
+    both sides of the only one that its grid has. A head rate or a temperature alone: the next three.
+    """
+    if chosen not in candidates(method, section)[:6]:
+        return []  # it lies beyond already
+    grid = [values(one) for one in candidates(method, section)[:6]]
+    at = values(chosen)
+    if len(at) == 1:
+        ((key, last),) = at.items()
+        ladder = sorted(float(one[key]) for one in grid)
+        if float(last) not in (ladder[0], ladder[-1]):
+            return []
+        factor = ladder[-1] / ladder[-2] if float(last) == ladder[-1] else ladder[0] / ladder[1]
+        return [(f"{key}={float(f'{float(last) * factor**power:.1g}'):g}",) for power in (1, 2, 3)]
+    alike = [one for one in grid if one.get("generator.code_dim") == at.get("generator.code_dim")]
+    rate, head = step(PROMPT_LR, at, alike), step(HEAD_LR, at, grid)
+    if method in POSTERIOR:
+        place = RATES.index(float(at[HEAD_LR]))
+        first = {PROMPT_LR: f"{rate:g}"} if rate else {"generator.init_scale": "1.0"}
+        moves = [first, *({HEAD_LR: f"{RATES[place + side]:g}"} for side in (-1, 1))]
+    elif rate:
+        moves = [{PROMPT_LR: f"{rate:g}"}, {HEAD_LR: f"{head:g}"}, {PROMPT_LR: f"{rate:g}", HEAD_LR: f"{head:g}"}]
+    else:
+        moves = [{PROMPT_LR: one, HEAD_LR: f"{head:g}"} for one in dict.fromkeys(row[PROMPT_LR] for row in grid)]
+    return [tuple(f"{key}={text}" for key, text in {**at, **move}.items()) for move in moves]
+
+
+def values(candidate: Sequence[str]) -> dict[str, str]:
+    """A candidate's values by their keys."""
+    return dict(one.split("=", 1) for one in candidate)
+
+
+def step(key: str, at: Mapping[str, str], grid: Sequence[Mapping[str, str]]) -> float | None:
+    """The rate one step past the edge of a grid on which one lies; None inside."""
+    place, seen = RATES.index(float(at[key])), [RATES.index(float(one[key])) for one in grid]
+    side = 0 if max(seen) == min(seen) else (place >= max(seen)) - (place <= min(seen))
+    return RATES[place + side] if side else None
+
+
+def chosen_of(method: str, section: str) -> tuple[str, ...]:
+    """What stands in `selected.yaml`, or of the first section in the method's YAML.
+
+    Raises:
+        LookupError: if it has not been chosen yet.
+    """
+    if found := selected(section, method):
+        return found
+    cfg = compose([f"method={method}"])
+
+    def stands(key: str, text: str) -> bool:
+        there = str(OmegaConf.select(cfg, key))
+        return there == text or (text != "full" and there != "full" and float(there) == float(text))
+
+    for one in candidates(method, section) if section == "mixture" else ():
+        if all(stands(key, text) for key, text in values(one).items()):
+            return one
+    raise LookupError(f"{method} has no choice in {section}; run tune.py {section} --methods {method} --write first")
 
 
 def score(folder: Path) -> tuple[float, float]:
@@ -118,20 +188,25 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=WAVES["all"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
+    parser.add_argument("--beyond", action="store_true", help="the chosen one again, and three past its grid's edges")
     parser.add_argument("--write", action="store_true", help="put the best into selected.yaml")
     args = parser.parse_args()
     table, root = PROTOCOLS[args.section], args.folder / args.section
+    tried = {method: candidates(method, args.section) for method in args.methods}
+    if args.beyond:
+        start = {method: chosen_of(method, args.section) for method in args.methods}
+        tried = {method: [one, *beyond(method, args.section, one)] for method, one in start.items()}
     runs = {}
     for method in args.methods:
         # The protocol's own job, with the candidate in the place of what had been selected.
         ((_, job),) = jobs(table, [method], root, args.data, args.weights, (SEED,), tuned=False).values()
-        for one in candidates(method, args.section):
+        for one in tried[method]:
             runs[method, one] = (*job, *one, "partition.seed=0", "evaluate.every=1000")
     folders = {key: folder_of(root, (f"method={key[0]}", *key[1])) for key in runs}
     run_all([(folders[key], one) for key, one in runs.items()], args.jobs)
     best = {}
     for method in args.methods:
-        ranked = sorted((*score(folders[method, one]), one) for one in candidates(method, args.section))
+        ranked = sorted((*score(folders[method, one]), one) for one in tried[method])
         for place, (nll, accuracy, one) in enumerate(ranked):
             name = " ".join(value.rpartition(".")[2] for value in one)
             print(f"| {f'`{method}`' if place == 0 else ''} | {name} | {nll:.3f} | {accuracy:.3f} |")
@@ -144,8 +219,8 @@ def main() -> None:
 
 
 HEADER = """\
-# The best of six candidates by NLL on validation, for each method and kind of protocol: what `tune.py --write` found.
-# `mixture` is not here: its choices are the defaults in conf/method/*.yaml.
+# The best candidate by NLL on validation, for each method and kind of protocol: what `tune.py --write` found. Where
+# `mixture` lacks a method, its choice is the default in conf/method/*.yaml.
 """
 
 if __name__ == "__main__":
