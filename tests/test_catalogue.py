@@ -22,9 +22,9 @@ WITHOUT_PAPER = {"deterministic_prompts", "gaussian_prompts", "local_head", "loc
 _played = {}
 
 
-def play(method):
+def play(method, *overrides):
     """Two rounds on the small configuration, from nothing; what came out of them."""
-    cfg = compose(["experiment=smoke", f"method={method}"])
+    cfg = compose(["experiment=smoke", f"method={method}", *overrides])
     data = build.data(cfg)
     client = build.client(cfg, data, build.model(cfg, data, "cpu"))
     client.prepare()
@@ -70,12 +70,15 @@ def test_predictions_are_probabilities(method):
 
 
 def test_no_two_methods_give_the_same_result():
+    """Beyond rounding. PFPT with the noise that validation prefers matches every prompt to itself, which is FedVPT."""
     found = {method: played(method)[0].final.pooled.probabilities for method in METHODS}
+    assert np.allclose(found["pfpt"], found["fedvpt"], atol=1e-5), "then the README's word on PFPT is no longer true"
+    found["pfpt"] = play("pfpt", "method.strategy.noise=0.05")[0].final.pooled.probabilities
     same = [
         (one, other)
         for place, one in enumerate(METHODS)
         for other in METHODS[:place]
-        if np.array_equal(found[one], found[other])
+        if np.allclose(found[one], found[other], rtol=0, atol=1e-4)
     ]
     assert same == []
 

@@ -47,20 +47,61 @@ def test_all_methods_get_six_candidates_which_compose(modules):
         for method in tables.WAVES["all"]:
             found = tune.candidates(method, section)
             more = len(tune.FURTHER.get((section, method), ()))
-            assert len(set(found)) == (0 if method in tune.NOTHING else 6 + more)
-            different |= set(found)
+            assert len(set(found)) == 6 + more
+            whose = method if method in tune.TEMPERATURES else "pfedbayespt"
+            different |= {(f"method={whose}", *one) for one in found}
     for one in different:
         compose(one)
 
 
-def test_the_defaults_are_among_the_candidates_of_the_first_section(modules):
-    """What `tune.py mixture` chose stands in the YAML; a later change of one without the other shows."""
+def test_every_method_has_a_choice_in_the_first_section(modules):
+    """In `selected.yaml`, or it is the default in the YAML; a later change of one without the other shows."""
+    tables, tune = modules
+    for method in tables.WAVES["all"]:
+        compose([f"method={method}", *tune.chosen_of(method, "mixture")])
+    with pytest.raises(LookupError, match=r"run tune\.py office --methods fedvpt --write first"):
+        tune.chosen_of("fedvpt", "office")
+
+
+@pytest.mark.parametrize(
+    ("method", "section", "chosen", "expected"),
+    [
+        ("fedvpt", "mixture", (0.03, 0.01), [(0.1, 0.01), (0.03, 0.03), (0.1, 0.03)]),
+        ("fedper", "label_skew", (0.003, 0.003), [(0.001, 0.003), (0.003, 0.001), (0.001, 0.001)]),
+        ("pfedpg", "mixture", (0.01, 0.003), [(0.003, 0.001), (0.01, 0.001), (0.03, 0.001)]),
+        ("fedvpt", "photos", (0.1, 0.03), []),
+    ],
+)
+def test_past_the_edges_of_a_grid_of_two_rates(modules, method, section, chosen, expected):
     _, tune = modules
-    for method in ("fedvpt", "fedper", "pfedpg", "pfedbayespt", "fedavg_head"):
-        cfg = compose([f"method={method}"])
-        chosen = {f"optim.prompt_lr={cfg.optim.prompt_lr}", f"optim.head_lr={cfg.optim.head_lr}"}
-        rates = [{one for one in each if "_lr=" in one} for each in tune.candidates(method, "mixture")]
-        assert any(one <= chosen for one in rates), method
+
+    def rates(prompt, head):
+        return (f"optim.prompt_lr={prompt:g}", f"optim.head_lr={head:g}")
+
+    assert tune.beyond(method, section, rates(*chosen)) == [rates(*one) for one in expected]
+
+
+def test_past_the_edges_of_other_grids(modules):
+    _, tune = modules
+    assert tune.beyond("local_head", "mixture", ("optim.head_lr=0.003",)) == []
+    assert tune.beyond("local_head", "mixture", ("optim.head_lr=0.001",)) == [
+        (f"optim.head_lr={rate}",) for rate in ("0.0003", "0.0001", "4e-05")
+    ]
+    inside = tune.posteriors(0.01)[4]  # a code of 16 at rate .01, of .003, .01, .03
+    moved = [dict(one.split("=") for one in found) for found in tune.beyond("pfedbayespt", "mixture", inside)]
+    assert [(one["optim.prompt_lr"], one["generator.init_scale"], one["optim.head_lr"]) for one in moved] == [
+        ("0.01", "1.0", "0.01"),
+        ("0.01", "0.5", "0.003"),
+        ("0.01", "0.5", "0.03"),
+    ]
+    edge = tune.posteriors(0.01)[2]  # a code on the prompts at rate .01, of .003, .01
+    assert "optim.prompt_lr=0.03" in tune.beyond("pfedbayespt", "mixture", edge)[0]
+
+
+def test_a_table_on_other_images_runs_nothing_that_was_not_chosen_for_them(modules):
+    tables, _ = modules
+    assert tables.unchosen("digits_mixture", ["fedvpt", "fedavg_full"]) == []
+    assert tables.unchosen("office_mixture", ["fedvpt", "fedavg_full"]) == ["fedavg_full"]
 
 
 def write(folder, accuracy, nll, probabilities):
@@ -69,6 +110,8 @@ def write(folder, accuracy, nll, probabilities):
     final = {"accuracy": of_clients, "nll": nll, "ece": 0.1}
     summary = {"final": final, "best": final, "rounds": 5, "clients": 2, "seconds": {"total": 9.0}}
     (folder / "summary.json").write_text(json.dumps({**summary, "bytes": {"up": 4000, "down": 6000}}))
+    clients = [{"partition": one, "indices": {"test": [one]}} for one in (0, 1)]
+    (folder / "partition.json").write_text(json.dumps({"clients": clients}))
     arrays = {"probabilities": np.array(probabilities, np.float32), "labels": np.array([0, 1])}
     save_file({**arrays, "partitions": np.array([0, 1])}, folder / "predictions.safetensors")
 

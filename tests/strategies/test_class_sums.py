@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestCentroid
 
+from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientUpdate
 from strategies.fedcof import FedCOF
 from strategies.fedncm import FedNCM
@@ -46,6 +47,16 @@ def test_fedncms_scores_are_gaussian_log_densities_with_the_pooled_variance():
     expected = -np.square(FEATURES[:, None] - means).sum(-1) / (2 * variance)
     scores = FEATURES @ shared["weights"].T + shared["bias"]
     np.testing.assert_allclose(scores - scores[:, :1], expected - expected[:, :1], rtol=1e-9, atol=1e-9)
+
+
+def test_fedncms_temperature_divides_the_scores_and_nothing_else():
+    strategy = FedNCM(temperature=4.0)
+    strategy.aggregate([sums_of(partition) for partition in range(6)])
+    plain = after(FedNCM, range(6)).shared
+    for name in ("weights", "bias"):
+        np.testing.assert_allclose(strategy.shared[name], plain[name] / 4, rtol=1e-12)
+    with pytest.raises(ConfigError, match="temperature"):
+        FedNCM(temperature=0.0)
 
 
 @BOTH

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 
+from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.inference.mean_field import rho_of, std_of
 from fedbayes.messages import ClientUpdate, from_record, to_record
@@ -39,6 +41,17 @@ def test_the_mean_by_hand():
     assert (whole["w"].item(), whole["w.rho"].item()) == (5.0, -2.5)
     part = serve(PFedBayes("mean", beta=0.25), sent, *replies)
     assert (part["w"].item(), part["w.rho"].item()) == (0.75 * 10 + 0.25 * 5, 0.75 * -4 + 0.25 * -2.5)
+
+
+@pytest.mark.parametrize(("method", "precision"), [("pfedbayes_mean", 4.0), ("pfedbayes", 7.0)])
+def test_the_published_method_averages_and_ours_multiplies(method, precision):
+    """As in the product by hand below; the mean has rho's mean, of one and the same standard deviation here."""
+    cfg = compose([f"method={method}", "method.strategy.beta=1.0"])
+    strategy = instantiate(cfg.method.strategy)()
+    assert cfg.method.client.aggregate == cfg.method.strategy.aggregate
+    replies = [(0, 1, gaussian([2.0], [4**-0.5])), (1, 1, gaussian([-1.0], [4**-0.5]))]
+    _, std = moments(serve(strategy, gaussian([1.0], [1.0]), *replies))
+    np.testing.assert_allclose(std**-2, precision)
 
 
 def test_the_product_by_hand():
