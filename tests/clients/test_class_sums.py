@@ -60,7 +60,7 @@ def test_fedncm_predicts_as_scikit_learns_nearest_centroid(ncm):
 
 def test_fedncms_probabilities_are_those_of_gaussians_with_a_common_variance(ncm):
     data, client = ncm
-    shared = from_record(play(client, "fedncm", "rounds=1").arrays)
+    shared = from_record(play(client, "fedncm", "rounds=1", "method.strategy.temperature=1").arrays)
     features, labels = pooled(data, client, "train")
     means = NearestCentroid().fit(features, labels).centroids_
     variance = np.square(features - means[labels]).mean()
