@@ -123,7 +123,7 @@ class Assessment:
             own = extra if accepted == 0 else None
             messages.append(address(message, accepted, split, own, adapt, seconds=self.timeout))
         replies = federation.ask(messages)
-        replies = replies.without(unreadable(replies.updates))
+        replies = replies.without(unreadable(replies.updates, federation.holdings))
         for partition, refusal in replies.dropped.items():
             log.note(f"round {progress.server_round}: {phase} of client {partition} not used: {refusal.reason}")
         if not replies.updates:

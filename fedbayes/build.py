@@ -15,10 +15,10 @@ from fedbayes.assessment import Assessment
 from fedbayes.attacks import AbstractAttack, HostileClients
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.data.corruption import corrupt_test
-from fedbayes.data.federated import FederatedData
+from fedbayes.data.federated import SPLITS, FederatedData
 from fedbayes.data.held_out import deal_out, hold_out
 from fedbayes.errors import ConfigError, DataError, require_whole
-from fedbayes.guard import Guard
+from fedbayes.guard import Guard, Holdings
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.instantiate import call, later, made_of, plain, takes
 from fedbayes.messages import Arrays
@@ -230,6 +230,17 @@ def loop(cfg: DictConfig) -> RoundLoop:
         patience=cfg.simulation.patience,
         personal=bool(cfg.method.client.get("personal") or cfg.method.get("copies")),
     )
+
+
+def holdings(cfg: DictConfig, federated: FederatedData) -> Holdings:
+    """What the server knows of the images that clients answer for; deployed ones know their own alone."""
+    images: dict[str, list[int]] = {}
+    if len(federated.images):
+        trained = federated.pooled() if OmegaConf.select(cfg, "method.client.pool") else federated
+        images = {split: [len(getattr(one, split)) for one in federated.clients] for split in SPLITS}
+        images["train"] = [len(one.train) for one in trained.clients]
+        images["triggered"] = images["test"]  # those of other classes, with the mark
+    return Holdings(federated.num_classes, len(federated.images.domain_names), images)
 
 
 def destinations(cfg: DictConfig, run_dir: Path) -> Sequence[Any]:

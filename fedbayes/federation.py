@@ -9,7 +9,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedbayes.errors import RunError
-from fedbayes.guard import Guard, Refusal, first_line
+from fedbayes.guard import Guard, Holdings, Refusal, first_line
 from fedbayes.messages import (
     Arrays,
     ClientUpdate,
@@ -53,6 +53,7 @@ class Federation:
         grid: each of its nodes is asked once whose data it holds.
         clients: how many there must be.
         guard: says which answers may be used.
+        holdings: what is known of their images beforehand; None for nothing.
         patience: seconds to wait until all have come: engines start them while we already run.
         timeout: seconds that clients have to answer a set of messages; None: for ever.
 
@@ -61,8 +62,16 @@ class Federation:
     """
 
     def __init__(
-        self, grid: Grid, clients: int, guard: Guard, *, patience: float = 60.0, timeout: float | None = None
+        self,
+        grid: Grid,
+        clients: int,
+        guard: Guard,
+        holdings: Holdings | None = None,
+        *,
+        patience: float = 60.0,
+        timeout: float | None = None,
     ) -> None:
+        self.holdings = holdings
         self._grid, self._guard, self._timeout = grid, guard, timeout
         questions = [Message(ask_partition(), node, MessageType.QUERY) for node in _present(grid, clients, patience)]
         answers: dict[int, int] = {}

@@ -20,6 +20,11 @@ log = logging.getLogger("fedbayes")
 
 LATE, FAILED, INVALID = "late", "failed", "invalid"
 
+ROUNDING = 1e-3
+"""What probabilities and entropies may be beside the truth."""
+PREDICTIONS = {"probabilities": ("f", 2), "expected_entropy": ("f", 1), "labels": ("i", 1), "domains": ("i", 1)}
+"""Arrays of an evaluation: NumPy's kind of numbers, and dimensions."""
+
 Form = tuple[tuple[str, tuple[int, ...], str], ...]
 """Names, shapes and types of arrays."""
 
@@ -36,6 +41,26 @@ class Refusal:
 
     kind: str
     reason: str
+
+
+@final
+@dataclass(frozen=True)
+class Holdings:
+    """What the server knows beforehand of the images that clients answer for.
+
+    Attributes:
+        classes: of their labels.
+        domains: that they can come from.
+        images: by split, how many each client has, in the order of partitions; empty where clients alone know.
+    """
+
+    classes: int
+    domains: int
+    images: Mapping[str, Sequence[int]]
+
+    def of(self, split: str, partition: int) -> int | None:
+        """How many images of a split a client has; None where that is not known."""
+        return self.images[split][partition] if split in self.images else None
 
 
 @final
@@ -110,37 +135,59 @@ def form_of(arrays: Mapping[str, np.ndarray]) -> list[list[object]]:
     return [[name, list(shape), dtype] for name, shape, dtype in _form(arrays)]
 
 
-def unreadable(updates: Sequence[ClientUpdate]) -> dict[int, Refusal]:
-    """Refusals of evaluations that lack what most have, or whose numbers cannot be predictions of its images."""
-    forms = {u.partition: _form({name: array[:0] for name, array in u.arrays.items() if array.ndim}) for u in updates}
-    said = {update.partition: tuple(sorted(update.metrics)) for update in updates}
+def unreadable(updates: Sequence[ClientUpdate], holdings: Holdings | None = None) -> dict[int, Refusal]:
+    """Refusals of evaluations whose numbers cannot be predictions of its images, or that lack what most others have.
+
+    Args:
+        updates: answers to the same question.
+        holdings: what is known of all images; None for nothing.
+
+    Returns:
+        By partition.
+    """
+    wrong = {update.partition: _contradiction(update, holdings) for update in updates}
+    found = {partition: Refusal(INVALID, what) for partition, what in wrong.items() if what is not None}
+    rest = [update for update in updates if update.partition not in found]
+    forms = {u.partition: _form({name: array[:0] for name, array in u.arrays.items()}) for u in rest}
+    said = {update.partition: tuple(sorted(update.metrics)) for update in rest}
     usual = max(forms.values(), key=Counter(forms.values()).__getitem__, default=())
     metrics = max(said.values(), key=Counter(said.values()).__getitem__, default=())
-    found = {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
-    for update in updates:
-        if update.partition in found:
-            continue
-        what = _contradiction(update)
-        if what is None and said[update.partition] != metrics:
-            odd = sorted(set(said[update.partition]) ^ set(metrics))
-            what = f"its metrics differ from most clients' in {', '.join(odd)}"
-        if what is not None:
-            found[update.partition] = Refusal(INVALID, what)
+    for partition, form in forms.items():
+        if form != usual:
+            found[partition] = _difference(form, usual)
+        elif said[partition] != metrics:
+            odd = ", ".join(sorted(set(said[partition]) ^ set(metrics)))
+            found[partition] = Refusal(INVALID, f"its metrics differ from most clients' in {odd}")
     return found
 
 
-def _contradiction(update: ClientUpdate) -> str | None:
+def _contradiction(update: ClientUpdate, holdings: Holdings | None) -> str | None:
     """What is wrong with an evaluation by itself."""
     for name, array in update.arrays.items():
         if array.ndim == 0 or len(array) != update.num_examples:
             return f"{name} has shape {array.shape} for {update.num_examples} images"
-    probabilities, labels = update.arrays.get("probabilities"), update.arrays.get("labels")
-    if probabilities is None or labels is None or probabilities.ndim != 2:
-        return "it has no probabilities and labels"
-    if probabilities.min() < 0 or probabilities.max() > 1 + 1e-3:
+    for name, (kind, dimensions) in PREDICTIONS.items():
+        if name not in update.arrays:
+            return f"it has no {name}"
+        array = update.arrays[name]
+        if array.dtype.kind != kind or array.ndim != dimensions or array.size == 0:
+            return f"{name} is {array.dtype} {array.shape}"
+    probabilities, entropy, labels, domains = (update.arrays[name] for name in PREDICTIONS)
+    classes = probabilities.shape[1]
+    if holdings is not None and classes != holdings.classes:
+        return f"it has probabilities of {classes} classes, and there are {holdings.classes}"
+    if probabilities.min() < 0 or probabilities.max() > 1 + ROUNDING:
         return f"its probabilities go from {probabilities.min()} to {probabilities.max()}"
-    if not 0 <= labels.min() <= labels.max() < probabilities.shape[1]:
-        return f"its labels go from {labels.min()} to {labels.max()} for {probabilities.shape[1]} classes"
+    sums = probabilities.sum(1, dtype=np.float64)
+    if abs(sums - 1).max() > ROUNDING:
+        return f"its probabilities of an image sum to {sums[abs(sums - 1).argmax()]:g}"
+    if not -ROUNDING <= entropy.min() <= entropy.max() <= math.log(classes) + ROUNDING:
+        return f"its expected entropies go from {entropy.min():g} to {entropy.max():g} nats for {classes} classes"
+    if not 0 <= labels.min() <= labels.max() < classes:
+        return f"its labels go from {labels.min()} to {labels.max()} for {classes} classes"
+    if domains.min() < 0 or (holdings is not None and domains.max() >= holdings.domains):
+        known = "" if holdings is None else f" for {holdings.domains} domains"
+        return f"its domains go from {domains.min()} to {domains.max()}{known}"
     return None
 
 

@@ -15,7 +15,7 @@ from fedbayes.assessment import Assessment
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.errors import ConfigError, StoppedError, require_number, require_whole
 from fedbayes.federation import Federation
-from fedbayes.guard import Guard
+from fedbayes.guard import Guard, Holdings
 from fedbayes.messages import Arrays, to_record
 from fedbayes.progress import Progress
 from fedbayes.strategy_state import restore, state_of
@@ -94,6 +94,7 @@ class RoundLoop:
         log: RoundLog,
         keep: Keep | None = None,
         stored: Checkpoint | None = None,
+        holdings: Holdings | None = None,
     ) -> Progress:
         """All rounds, from the initial parameters to the final evaluation.
 
@@ -104,6 +105,7 @@ class RoundLoop:
             log: is told what happens.
             keep: takes checkpoints; None for nobody.
             stored: the checkpoint of this run to go on from.
+            holdings: what is known of the clients' images beforehand; None for nothing.
 
         Raises:
             ConfigError: see `require`.
@@ -111,7 +113,7 @@ class RoundLoop:
                 came back. What was learnt before is in the last checkpoint.
         """
         federation = Federation(
-            grid, self.sampling.clients, self.guard, patience=self.patience, timeout=self.training.timeout
+            grid, self.sampling.clients, self.guard, holdings, patience=self.patience, timeout=self.training.timeout
         )
         self.require(strategy)
         progress = Progress(to_record(initial))

@@ -73,7 +73,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     data = build.data(cfg)  # images -> clients, split once by partition.seed
     model = build.model(cfg, data, simulation.device)  # frozen ViT + prompt generator + head
     client = build.client(cfg, data, model)
-    attack = build.attack(cfg)
+    attack, holdings = build.attack(cfg), build.holdings(cfg, data)
 
     with reopened(run_dir) if resumed else claimed(run_dir, OmegaConf.to_yaml(cfg, resolve=True)):
         stored, damage = checkpoint.newest(run_dir, rounds_written(run_dir)) if resumed else (None, [])
@@ -96,7 +96,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
             progress = simulation.run(
                 client_factory=build.ClientFactory(cfg, client),
                 clients=len(data),
-                serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker, keep, stored),
+                serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker, keep, stored, holdings),
             )
             if progress.final is not None:
                 checkpoint.write_arrays(run_dir / PREDICTIONS, progress.final.arrays())
