@@ -71,8 +71,8 @@ class Federation:
         patience: float = 60.0,
         timeout: float | None = None,
     ) -> None:
-        self.holdings = holdings
-        self._grid, self._guard, self._timeout = grid, guard, timeout
+        self.guard, self.holdings = guard, holdings
+        self._grid, self._timeout = grid, timeout
         questions = [Message(ask_partition(), node, MessageType.QUERY) for node in _present(grid, clients, patience)]
         answers: dict[int, int] = {}
         for reply in grid.send_and_receive(questions):
@@ -97,13 +97,19 @@ class Federation:
         """Whom a message is for."""
         return self._partitions[message.metadata.dst_node_id]
 
-    def ask(self, messages: Iterable[Message]) -> Replies:
-        """Send messages and sort the answers: float sums depend on their order, and engines answer as they finish."""
+    def ask(self, messages: Iterable[Message], split: str) -> Replies:
+        """Send messages and sort the answers: float sums depend on their order, and engines answer as they finish.
+
+        Args:
+            messages: to any of the clients.
+            split: the images that they are asked about.
+        """
         sent = list(messages)
         answered = {self._partitions[r.metadata.src_node_id]: r for r in self._send(sent)}
         replies = Replies([], [], {})
         for partition in sorted(map(self.partition_of, sent)):
-            checked = self._guard.read(partition, answered.get(partition))
+            images = None if self.holdings is None else self.holdings.of(split, partition)
+            checked = self.guard.read(partition, answered.get(partition), images)
             if isinstance(checked, Refusal):
                 replies.dropped[partition] = checked
             else:

@@ -78,8 +78,14 @@ class Guard:
     def __init__(self, max_norm: float) -> None:
         self._max_norm = require_number("simulation.max_norm", max_norm, 0, open_low=True)
 
-    def read(self, partition: int, reply: Message | None) -> ClientUpdate | Refusal:
-        """The update in a reply, or why it may not be used."""
+    def read(self, partition: int, reply: Message | None, images: int | None = None) -> ClientUpdate | Refusal:
+        """The update in a reply, or why it may not be used.
+
+        Args:
+            partition: whose it is.
+            reply: what came; None for nothing.
+            images: that the client has of the split it was asked about; None if that is not known.
+        """
         if reply is None:
             return Refusal(LATE, "no answer in time")
         if reply.has_error():
@@ -89,16 +95,26 @@ class Guard:
             update = read_update(partition, reply.content)
         except ValueError as error:
             return Refusal(INVALID, str(error))
-        length = norm(update.arrays.values())
-        if not math.isfinite(length) and (bad := non_finite(update.arrays)) is not None:
-            return Refusal(INVALID, f"{bad} is not finite")
-        if length > self._max_norm:
-            return Refusal(INVALID, f"its norm is {length:.3g}, above simulation.max_norm={self._max_norm:g}")
+        if images is not None and update.num_examples > images:
+            return Refusal(
+                INVALID, f"it says that it rests on {update.num_examples} images, and its client has {images}"
+            )
+        if (excess := self.excess(update.arrays)) is not None:
+            return Refusal(INVALID, excess)
         # A finite one may still drown all others in a mean.
         odd = [name for name, value in update.metrics.items() if not abs(value) <= self._max_norm]
         if odd:
             return Refusal(INVALID, f"metric {odd[0]} is {update.metrics[odd[0]]}")
         return update
+
+    def excess(self, arrays: Arrays) -> str | None:
+        """What is infinite or too large in arrays; None for nothing."""
+        length = norm(arrays.values())
+        if not math.isfinite(length) and (bad := non_finite(arrays)) is not None:
+            return f"{bad} is not finite"
+        if length > self._max_norm:
+            return f"its norm is {length:.3g}, above simulation.max_norm={self._max_norm:g}"
+        return None
 
 
 def misshapen(

@@ -179,7 +179,7 @@ class Training:
         self, federation: Federation, progress: Progress, sent: Sequence[Message], faults: Mapping[int, Fault]
     ) -> Replies:
         """The usable answers; those of unreachable and of slow clients are missing as if nobody had simulated it."""
-        replies = federation.ask(sent)
+        replies = federation.ask(sent, "train")
         absent = {one: Refusal(LATE, "no answer in time (simulated)") for one in faults if self._late(faults[one])}
         replies = replies.without(absent)
         if self.as_sent:

@@ -9,9 +9,11 @@ import pytest
 from flwr.app import Array, Message, MessageType, MetricRecord
 from scripted import Scripted, play
 
+from fedbayes import build
+from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.guard import Guard, Holdings, Refusal, form_of, misshapen, unreadable
-from fedbayes.messages import ClientUpdate, from_record, write_reply
+from fedbayes.messages import ClientRequest, ClientUpdate, from_record, write_reply
 from fedbayes.simulation.flower_private import claim_identity
 
 
@@ -234,6 +236,47 @@ def test_a_client_cannot_outweigh_the_others_or_write_the_log():
     progress, journal, _ = play(Liars(), clients=3, rounds=1)
     assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
     assert [row["round"] for row in journal.rows] == [1] * len(journal.rows)
+
+
+class Boasters(Scripted):
+    """One client says that it has as many images as a message can say, or evaluates more than it has."""
+
+    def train(self, requests):
+        return [replace(one, num_examples=2**31 - 1) if one.partition == 1 else one for one in super().train(requests)]
+
+    def evaluate(self, requests):
+        answers = super().evaluate(requests)
+        twice = {name: np.concatenate([array, array]) for name, array in answers[-1].arrays.items()}
+        return [*answers[:-1], replace(answers[-1], num_examples=8, arrays=twice)]
+
+
+def test_a_client_cannot_claim_more_images_than_it_has():
+    images = {"train": [10, 20, 30], "validation": [4, 4, 4], "test": [4, 4, 7]}
+    progress, journal, _ = play(Boasters(), clients=3, rounds=1, holdings=Holdings(2, 1, images))
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
+    assert progress.final.partitions.tolist() == [0] * 4 + [1] * 4
+    said = "it rests on {} images, says the client, which has {}"
+    assert journal.notes == [
+        f"round 1: reply of client 1 not used: {said.format(2**31 - 1, 20)}",
+        f"round 1: validation of client 2 not used: {said.format(8, 4)}",
+        f"round 1: test of client 2 not used: {said.format(8, 7)}",
+    ]
+
+
+@pytest.mark.parametrize("method", ["fedvpt", "centralised", "fedncm"])
+def test_honest_clients_claim_what_the_server_reckons_with(method):
+    cfg = compose(["experiment=smoke", f"method={method}", "attack=backdoor", "attack.share=0.3"])
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    client.prepare()
+    holdings = build.holdings(cfg, data)
+    for split, work in (("train", client.train), ("test", client.evaluate), ("triggered", client.evaluate)):
+        requests = [ClientRequest(one, 1, "train", split, client.initial()) for one in range(cfg.clients)]
+        claims = [update.num_examples for update in work(requests)]
+        known = [holdings.of(split, one) for one in range(cfg.clients)]
+        assert all(claim <= most for claim, most in zip(claims, known, strict=True))
+        assert claims == known or split == "triggered"
+    assert Holdings(2, 1, {}).of("train", 0) is None
 
 
 def test_where_steps_are_clipped_clients_count_alike():
