@@ -96,9 +96,7 @@ class Guard:
         except ValueError as error:
             return Refusal(INVALID, str(error))
         if images is not None and update.num_examples > images:
-            return Refusal(
-                INVALID, f"it says that it rests on {update.num_examples} images, and its client has {images}"
-            )
+            return Refusal(INVALID, f"it rests on {update.num_examples} images, says the client, which has {images}")
         if (excess := self.excess(update.arrays)) is not None:
             return Refusal(INVALID, excess)
         # A finite one may still drown all others in a mean.

@@ -1,5 +1,6 @@
 """The server's side: what every strategy has, so that a method only says how it combines replies."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,8 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedbayes.messages import ARRAYS, CONFIG, ROUND, Arrays, ClientUpdate, from_record, read_update, to_record
 from fedbayes.simulation.sampled_grid import SampledGrid
+
+log = logging.getLogger("fedbayes")
 
 
 class AbstractStrategy(FedAvg, ABC):
@@ -95,3 +98,15 @@ def weighted_mean(updates: Sequence[ClientUpdate]) -> Arrays:
         rows = (update.arrays[name].astype(np.float64) * (update.num_examples / total) for update in updates)
         mean[name] = np.asarray(sum(rows), dtype=like.dtype)
     return mean
+
+
+def counting(updates: Sequence[ClientUpdate], name: str) -> list[ClientUpdate]:
+    """The updates whose array of that name holds whole numbers of images; the others are left out and named."""
+    kept = []
+    for update in updates:
+        counts = update.arrays[name]
+        if (counts < 0).any() or (counts != np.floor(counts)).any():
+            log.warning("client %d is left out: %s are no numbers of images", update.partition, name)
+        else:
+            kept.append(update)
+    return kept

@@ -1,6 +1,5 @@
 """What training-free methods have in common: every client's class sums, each counted once."""
 
-import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -8,9 +7,7 @@ import numpy as np
 
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.named_arrays import by_name, by_partition
-from strategies.base import AbstractStrategy
-
-log = logging.getLogger("fedbayes")
+from strategies.base import AbstractStrategy, counting
 
 
 class AbstractClassSums(AbstractStrategy):
@@ -48,11 +45,7 @@ class AbstractClassSums(AbstractStrategy):
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """The classifier of all clients heard so far, but for those whose counts no images can have."""
-        for update in updates:
-            if (update.arrays["counts"] < 0).any():
-                log.warning("client %d is left out: it sent a negative number of images", update.partition)
-            else:
-                self.seen[update.partition] = update.arrays
+        self.seen |= {update.partition: update.arrays for update in counting(updates, "counts")}
         if not self.seen:
             return
         clients = [self.seen[partition] for partition in sorted(self.seen)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.named_arrays import by_name, by_partition
-from strategies.base import AbstractStrategy, weighted_mean
+from strategies.base import AbstractStrategy, counting, weighted_mean
 from strategies.class_sums import class_means
 
 PROTOTYPES = "generator.prototypes"
@@ -37,9 +37,15 @@ class PEPFedPT(AbstractStrategy):
         self.seen = by_partition(state)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """`mu_c = sum_i sums_ic / sum_i n_ic`, and the mean of everything else, weighted by images."""
+        """`mu_c = sum_i sums_ic / sum_i n_ic`, and the mean of everything else, weighted by images.
+
+        Clients whose counts no images can have are left out.
+        """
+        honest = counting(updates, "counts")
+        if not honest:
+            return
         trained = []
-        for update in updates:
+        for update in honest:
             self.seen[update.partition] = {name: update.arrays[name] for name in SUMS}
             rest = {name: array for name, array in update.arrays.items() if name not in SUMS}
             trained.append(replace(update, arrays=rest))

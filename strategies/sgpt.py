@@ -16,7 +16,7 @@ import numpy as np
 
 from fedbayes.errors import require_number
 from fedbayes.messages import ClientUpdate
-from strategies.base import AbstractStrategy, weighted_mean
+from strategies.base import AbstractStrategy, counting, weighted_mean
 
 CHOICES = "generator.choices"
 BY_GROUP = ("generator.keys", "generator.groups")
@@ -41,7 +41,13 @@ class SGPT(AbstractStrategy):
         self.momentum = require_number("method.strategy.momentum", momentum, 0, 1)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """The formula above for groups and keys, the mean over images for the rest, and the sum of all choices."""
+        """The formula above for groups and keys, the mean over images for the rest, and the sum of all choices.
+
+        Clients whose choices no images can have made are left out.
+        """
+        updates = counting(updates, CHOICES)
+        if not updates:
+            return
         mean = weighted_mean(updates)
         counts = np.stack([update.arrays[CHOICES] for update in updates]).astype(np.float64)  # (I, G)
         total = counts.sum(0)

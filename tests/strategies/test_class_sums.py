@@ -78,11 +78,12 @@ def test_one_client_that_lacks_a_class_is_enough(make):
 
 
 @BOTH
-def test_counts_that_no_images_can_have_are_left_out(make, caplog):
+@pytest.mark.parametrize("counts", [-1.0, 1e-300, 2.5])
+def test_counts_that_no_images_can_have_are_left_out(make, counts, caplog):
     strategy, hostile = make(), sums_of(2)
-    hostile = replace(hostile, arrays={name: -array for name, array in hostile.arrays.items()})
+    hostile = replace(hostile, arrays={**hostile.arrays, "counts": np.full(4, counts)})
     strategy.aggregate([sums_of(0), hostile, sums_of(4)])
-    assert "client 2 is left out: it sent a negative number of images" in caplog.text
+    assert "client 2 is left out: counts are no numbers of images" in caplog.text
     expected = after(make, (0, 4)).shared
     for name, array in expected.items():
         assert strategy.shared[name].tobytes() == array.tobytes(), name

@@ -74,3 +74,14 @@ def test_what_clients_keep_is_not_asked_for():
 def test_a_momentum_out_of_range_is_refused(momentum):
     with pytest.raises(ConfigError, match=r"method\.strategy\.momentum"):
         SGPT(momentum)
+
+
+@pytest.mark.parametrize("choices", [-1e7, 0.5])
+def test_choices_that_no_images_can_have_made_are_left_out(choices, caplog):
+    honest, hostile = replies()
+    hostile.arrays["generator.choices"] = np.full(3, choices, np.float32)
+    found, expected = after(0.0, [honest, hostile]), after(0.0, [honest])
+    for name, array in expected.items():
+        assert found[name].tobytes() == array.tobytes(), name
+    assert "client 1 is left out: generator.choices are no numbers of images" in caplog.text
+    assert after(0.0, [hostile]) == OLD
