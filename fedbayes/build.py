@@ -28,6 +28,7 @@ from fedbayes.models.tuned import MakeWeights
 from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
 from fedbayes.simulation.client import CohortClient
+from fedbayes.strategy_state import layers
 from fedbayes.training import Training
 
 
@@ -181,14 +182,6 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
     if cfg.server.name in (None, "none"):
         return made
     return cast(Strategy, call("server", later("server", cfg.server), made))
-
-
-def layers(strategy: Strategy) -> list[Any]:
-    """A strategy and what it wraps, outermost first."""
-    found: list[Any] = [strategy]
-    while isinstance(inner := getattr(found[-1], "strategy", None), Strategy):
-        found.append(inner)
-    return found
 
 
 def loop(cfg: DictConfig) -> RoundLoop:

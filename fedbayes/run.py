@@ -60,6 +60,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     from fedbayes.data.partition import describe
     from fedbayes.gallery import write_gallery
     from fedbayes.provenance import differences, provenance
+    from fedbayes.strategy_state import layers
     from fedbayes.summary import summarise
     from fedbayes.tracking.run_dir import PARTITION, PREDICTIONS, claimed, reopened, rounds_written, write_json
     from fedbayes.tracking.tracker import Tracker
@@ -102,7 +103,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
                 checkpoint.write_arrays(run_dir / PREDICTIONS, progress.final.arrays())
             seconds = {"total": time.perf_counter() - started + progress.before, "setup": progress.started - started}
             hostile = () if attack is None else attack.hostile(len(data))
-            privacy = [layer.spent(cfg.rounds) for layer in build.layers(strategy) if hasattr(layer, "spent")]
+            privacy = [layer.spent(cfg.rounds) for layer in layers(strategy) if hasattr(layer, "spent")]
             summary = summarise(
                 cfg, progress, data.images.domain_names, seconds, simulation.device, hostile, next(iter(privacy), None)
             )

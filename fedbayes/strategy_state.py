@@ -4,7 +4,7 @@ Ours say it by `state()` and `restore(state)`. Flower's do not: what their serve
 that are arrays, lists of arrays or mappings of arrays, and their wrappers hold another strategy under `strategy`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,28 @@ def restore(strategy: Strategy, state: Arrays) -> None:
         setattr(strategy, attribute, value)
     if isinstance(wrapped := getattr(strategy, INNER, None), Strategy):
         restore(wrapped, inner)
+
+
+def snapshot(strategy: Strategy) -> Callable[[], None]:
+    """What puts a strategy back to where it is now, whatever an aggregate has made of it by then."""
+    state = state_of(strategy)
+    attributes = [(layer, dict(vars(layer))) for layer in layers(strategy)]
+
+    def undo() -> None:
+        for layer, was in attributes:
+            vars(layer).clear()
+            vars(layer).update(was)
+        restore(strategy, state)
+
+    return undo
+
+
+def layers(strategy: Strategy) -> list[Strategy]:
+    """A strategy and what it wraps, outermost first."""
+    found = [strategy]
+    while isinstance(inner := getattr(found[-1], INNER, None), Strategy):
+        found.append(inner)
+    return found
 
 
 def _arrays(values: Any) -> bool:
