@@ -117,31 +117,31 @@ class Guard:
 
 def misshapen(
     updates: Sequence[ClientUpdate], known: Sequence[Sequence[object]], like: Callable[[], Arrays]
-) -> dict[int, Refusal]:
+) -> tuple[dict[int, Refusal], list[list[object]]]:
     """Refusals of trained updates whose arrays have other names, shapes or types than they should.
 
     Args:
         updates: answers to the same question.
-        known: the form of an earlier round's, see `form_of`; without one the form that is most frequent counts.
-        like: gives what the server has. An array of that name must have its shape and type, and of forms that are
-            equally frequent, the one that has more of it counts.
+        known: the form that counts, see `form_of`; empty if there is none yet.
+        like: gives what an answer has at least. Of the forms that have all of it, in its shapes and types, the one that
+            most of several answers have counts; without one, that with nothing beside it.
 
     Returns:
-        By partition.
+        Refusals by partition, and the form that later answers must have, too: empty while several have not agreed on
+        one, so that nobody decides alone whose answers count.
     """
     forms = {update.partition: _form(update.arrays) for update in updates}
     usual: Form = tuple((str(name), tuple(shape), str(dtype)) for name, shape, dtype in known)  # type: ignore[arg-type]
+    settled = bool(known)
     if not known:
-        servers = {name: (shape, dtype) for name, shape, dtype in _form(like())}
-        possible = [
-            form
-            for form in forms.values()
-            if all(servers.get(name, (shape, dtype)) == (shape, dtype) for name, shape, dtype in form)
-        ]
-        count = Counter(possible)
-        shared = {form: sum(name in servers for name, _, _ in form) for form in count}
-        usual = max(count, key=lambda form: (count[form], shared[form]), default=tuple(_form(like())))
-    return {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
+        least = _form(like())
+        count = Counter(form for form in forms.values() if set(least) <= set(form))
+        usual, most = next(iter(count.most_common(1)), (least, 0))
+        settled = most > max([1, *(number for form, number in count.items() if form != usual)])
+        if not settled:
+            usual = next((form for form in count if set(form) == set(least)), least)
+    refused = {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
+    return refused, [[name, list(shape), dtype] for name, shape, dtype in usual] if settled else []
 
 
 def form_of(arrays: Mapping[str, np.ndarray]) -> list[list[object]]:

@@ -74,6 +74,18 @@ def snapshot(strategy: Strategy) -> Callable[[], None]:
     return undo
 
 
+def answer_like(strategy: Strategy, arrays: Arrays) -> Arrays:
+    """What an answer to a strategy has at least, see `strategies.base`; the server's parameters if it does not say.
+
+    Args:
+        strategy: the strategy, wrapped or not.
+        arrays: the server's parameters.
+    """
+    inner: Any = layers(strategy)[-1]
+    found: Arrays = inner.answer_like(arrays) if hasattr(inner, "answer_like") else arrays
+    return found
+
+
 def layers(strategy: Strategy) -> list[Strategy]:
     """A strategy and what it wraps, outermost first."""
     found = [strategy]

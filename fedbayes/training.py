@@ -23,7 +23,7 @@ from fedbayes.named_arrays import non_finite
 from fedbayes.progress import Progress
 from fedbayes.sampling import Sampling
 from fedbayes.steps import clipped
-from fedbayes.strategy_state import layers, snapshot, state_of
+from fedbayes.strategy_state import answer_like, layers, snapshot, state_of
 
 
 class RoundLog(Protocol):
@@ -100,7 +100,7 @@ class Training:
         while True:
             sent, faults = self._messages(federation, strategy, progress, chosen, server_round, attempt)
             started = time.perf_counter()
-            replies = self._answers(federation, progress, sent, faults)
+            replies = self._answers(federation, strategy, progress, sent, faults)
             seconds += time.perf_counter() - started
             down += payload_bytes(message.content for message in sent)
             up += payload_bytes(reply.content for reply in replies.messages)
@@ -178,7 +178,12 @@ class Training:
         return sent, faults
 
     def _answers(
-        self, federation: Federation, progress: Progress, sent: Sequence[Message], faults: Mapping[int, Fault]
+        self,
+        federation: Federation,
+        strategy: Strategy,
+        progress: Progress,
+        sent: Sequence[Message],
+        faults: Mapping[int, Fault],
     ) -> Replies:
         """The usable answers; those of unreachable and of slow clients are missing as if nobody had simulated it."""
         replies = federation.ask(sent, "train")
@@ -186,10 +191,10 @@ class Training:
         replies = replies.without(absent)
         if self.as_sent:
             progress.form = form_of(from_record(progress.arrays))
-        replies = replies.without(misshapen(replies.updates, progress.form, lambda: from_record(progress.arrays)))
-        if replies.updates and not progress.form:
-            progress.form = form_of(replies.updates[0].arrays)
-        return replies
+        refused, progress.form = misshapen(
+            replies.updates, progress.form, lambda: answer_like(strategy, from_record(progress.arrays))
+        )
+        return replies.without(refused)
 
     def _clip(self, federation: Federation, sent: Sequence[Message], replies: Replies) -> None:
         """Scale down what walked too far from what it was sent."""

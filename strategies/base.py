@@ -37,6 +37,14 @@ class AbstractStrategy(FedAvg, ABC):
         """What one client is sent; the same for everybody unless a method says otherwise."""
         return self.shared
 
+    def answer_like(self, arrays: Arrays) -> Arrays:
+        """Arrays with the names, shapes and types that a client's answer has at least; see `fedbayes.guard.misshapen`.
+
+        Args:
+            arrays: the server's parameters; an answer has them all unless a method says otherwise.
+        """
+        return arrays
+
     def state(self) -> Arrays:
         """What the strategy remembers between rounds beside `shared`, by name; a checkpoint keeps it."""
         return {}

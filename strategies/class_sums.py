@@ -16,9 +16,11 @@ class AbstractClassSums(AbstractStrategy):
     Attributes:
         seen: by partition, what its client sent last.
         closed_form: parameters are computed afresh each round, so no step from the old ones has a meaning.
+        summed: names of the arrays that clients send.
     """
 
     closed_form = True
+    summed: tuple[str, ...] = ("sums", "counts")
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,6 +36,11 @@ class AbstractClassSums(AbstractStrategy):
         Returns:
             Weights `(classes, d)` and bias `(classes,)`; those of classes without images are ignored.
         """
+
+    def answer_like(self, arrays: Arrays) -> Arrays:
+        """Sums, which are no parameters of the server's."""
+        known = {"sums": arrays["weights"], "counts": arrays["counts"], "squares": np.zeros(1)}
+        return {name: known[name] for name in self.summed}
 
     def state(self) -> Arrays:
         """Everybody's sums."""

@@ -19,6 +19,8 @@ from strategies.class_sums import AbstractClassSums, class_means, total
 class FedNCM(AbstractClassSums):
     """The nearest of the class means of all clients heard so far, as if their images were pooled."""
 
+    summed = ("sums", "counts", "squares")
+
     def classifier(self, clients: Sequence[Arrays]) -> tuple[np.ndarray, np.ndarray]:
         """`w_c = mu_c / v`, `b_c = -|mu_c|^2 / (2 v)`, with `v = (sum |z|^2 - sum_c n_c |mu_c|^2) / (n d)`."""
         counts, means = total(clients, "counts"), class_means(clients)

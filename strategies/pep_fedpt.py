@@ -28,6 +28,11 @@ class PEPFedPT(AbstractStrategy):
         super().__init__()
         self.seen: dict[int, Arrays] = {}
 
+    def answer_like(self, arrays: Arrays) -> Arrays:
+        """The server's parameters and, per class, sums of features and their number, in float64."""
+        sums = np.zeros(arrays[PROTOTYPES].shape)
+        return {**arrays, "sums": sums, "counts": sums[:, 0]}
+
     def state(self) -> Arrays:
         """Everybody's sums."""
         return by_name(self.seen)

@@ -11,10 +11,11 @@ from scripted import Scripted, play
 
 from fedbayes import build
 from fedbayes.configuration import compose
-from fedbayes.errors import ConfigError
+from fedbayes.errors import ConfigError, RunError
 from fedbayes.guard import Guard, Holdings, Refusal, form_of, misshapen, unreadable
 from fedbayes.messages import ClientRequest, ClientUpdate, from_record, write_reply
 from fedbayes.simulation.flower_private import claim_identity
+from fedbayes.strategy_state import answer_like
 
 
 def reply(arrays, count=3, **metrics):
@@ -89,6 +90,10 @@ def test_a_count_that_is_no_whole_number_of_images_is_refused(count):
     assert isinstance(Guard(1e8).read(0, message), Refusal)
 
 
+def form(arrays):
+    return json.loads(json.dumps(form_of(arrays)))
+
+
 def test_arrays_of_another_form_than_most_are_refused():
     odd = [
         {"w": np.ones(3, np.float32), "n": np.array([3])},
@@ -99,28 +104,77 @@ def test_arrays_of_another_form_than_most_are_refused():
         dict(reversed(GOOD.items())),
     ]
     for one in odd:
-        refused = misshapen(updates(GOOD, one, GOOD), (), lambda: GOOD)
+        refused, kept = misshapen(updates(GOOD, one, GOOD), (), lambda: GOOD)
         assert list(refused) == [1], one
-        # Alone, too, it is not what the server has, unless nothing of it is: then the form of the first round tells.
-        assert list(misshapen(updates(one), form_of(GOOD), dict)) == [0]
-    assert misshapen(updates(GOOD, GOOD), (), dict) == {}
-    assert misshapen(updates(GOOD), json.loads(json.dumps(form_of(GOOD))), dict) == {}
+        assert kept == form(GOOD)
+        assert list(misshapen(updates(one), kept, dict)[0]) == [0]
+    assert misshapen(updates(GOOD, GOOD), (), dict) == ({}, form(GOOD))
+    assert misshapen(updates(GOOD), form(GOOD), dict) == ({}, form(GOOD))
     assert "it has w (3,) float32 where most clients have w (4,) float32" in str(
-        misshapen(updates(GOOD, odd[0], GOOD), (), dict)[1]
+        misshapen(updates(GOOD, odd[0], GOOD), (), dict)[0][1]
     )
 
 
-def test_what_the_server_has_of_that_name_must_fit_even_if_all_agree():
-    other = {"w": np.ones(9, np.float32)}
-    assert list(misshapen(updates(other, other), (), lambda: GOOD)) == [0, 1]
-    sums = {"sums": np.ones(9)}
-    assert misshapen(updates(sums, sums), (), lambda: GOOD) == {}
+def test_what_the_server_has_must_be_there_and_fit_even_if_all_agree():
+    for other in ({"w": np.ones(9, np.float32)}, {"evil": np.ones(3)}, {"w": GOOD["w"]}):
+        refused, kept = misshapen(updates(other, other), (), lambda: GOOD)
+        assert list(refused) == [0, 1]
+        assert kept == [], "they do not lock out who comes later"
+        assert list(misshapen(updates(other, other, GOOD), (), lambda: GOOD)[0]) == [0, 1]
 
 
-def test_of_two_forms_that_are_as_frequent_the_servers_own_counts():
-    other = {"v": np.ones(9, np.float32)}
-    assert list(misshapen(updates(other, GOOD), (), lambda: GOOD)) == [0]
-    assert list(misshapen(updates(other, GOOD), (), lambda: other)) == [1]
+def test_what_an_answer_has_beside_is_settled_by_most_of_several():
+    more = {**GOOD, "more": np.ones(2)}
+    refused, kept = misshapen(updates(more), (), lambda: GOOD)
+    assert (list(refused), kept) == ([0], [])
+    assert misshapen(updates(dict(reversed(GOOD.items()))), (), lambda: GOOD) == ({}, [])
+    assert misshapen(updates(more, more, GOOD), (), lambda: GOOD)[1] == form(more)
+    refused, kept = misshapen(updates(more, GOOD), (), lambda: GOOD)
+    assert (list(refused), kept) == ([0], [])
+    refused, kept = misshapen(updates(more, more, GOOD, GOOD), (), lambda: GOOD)
+    assert (list(refused), kept) == ([0, 1], [])
+
+
+class Hijacker(Scripted):
+    """Whoever trains first answers with other names, or with one more."""
+
+    def __init__(self, arrays):
+        super().__init__()
+        self.arrays = arrays
+
+    def train(self, requests):
+        answers = super().train(requests)
+        if requests[0].server_round == 1:
+            answers[0].arrays.update(self.arrays)
+            if "w" not in self.arrays:
+                answers[0].arrays.pop("w")
+        return answers
+
+
+@pytest.mark.parametrize("participation", [0.2, 0.4])
+@pytest.mark.parametrize("arrays", [{"evil": np.ones(3)}, {"w": np.ones(1), "evil": np.ones(3)}])
+def test_the_first_to_answer_does_not_lock_the_others_out(participation, arrays):
+    client = Hijacker(arrays)
+    if participation == 0.2:
+        with pytest.raises(RunError, match="round 1 is void"):
+            play(client, clients=5, participation=participation, rounds=4)
+        return
+    progress, journal, _ = play(client, clients=5, participation=participation, rounds=4)
+    assert [row["dropped"] for row in journal.rows if row["phase"] == "train"] == [1, 0, 0, 0]
+    assert progress.form == form({"w": np.ones(1)})
+
+
+@pytest.mark.parametrize("method", ["fedcof", "fedncm", "pep_fedpt", "pfedpg", "pfpt", "sgpt", "fedvpt"])
+def test_what_a_strategy_expects_is_what_honest_clients_answer(method):
+    cfg = compose(["experiment=smoke", f"method={method}", "server.name=none"])
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    client.prepare()
+    strategy = build.strategy(cfg, build.loop(cfg))
+    (answer,) = client.train([ClientRequest(0, 1, "train", "train", client.initial())])
+    expected = answer_like(strategy, client.initial())
+    assert misshapen([answer], (), lambda: expected) == ({}, [])
+    assert sorted(answer.arrays) == sorted(expected)
 
 
 def evaluation(images=2, **changes):

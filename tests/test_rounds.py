@@ -201,9 +201,7 @@ def test_an_aggregate_beyond_the_largest_norm_makes_the_round_void():
         def aggregate(self, updates):
             self.shared = {"w": np.full(4, 30.0 * len(updates))}
 
-    with pytest.raises(
-        RunError, match=r"the aggregate of Grows cannot be used: its norm is 180, above"
-    ):
+    with pytest.raises(RunError, match=r"the aggregate of Grows cannot be used: its norm is 180, above"):
         play(Scripted(), clients=3, rounds=1, max_norm=100, strategy=Grows())
 
 
