@@ -12,7 +12,7 @@ import numpy as np
 from flwr.app import Message
 
 from fedbayes.errors import require_number
-from fedbayes.messages import Arrays, ClientUpdate, read_update
+from fedbayes.messages import Arrays, ClientUpdate, read_personal, read_update
 from fedbayes.named_arrays import non_finite
 from fedbayes.steps import norm
 
@@ -105,6 +105,17 @@ class Guard:
             return Refusal(INVALID, f"metric {odd[0]} is {update.metrics[odd[0]]}")
         return update
 
+    def read_personal(self, reply: Message) -> Arrays | Refusal:
+        """What a client keeps to itself, as it has handed it out, or why it may not be used."""
+        if reply.has_error():
+            return Refusal(FAILED, first_line(reply))
+        try:
+            arrays = read_personal(reply.content)
+        except ValueError as error:
+            return Refusal(INVALID, str(error))
+        excess = self.excess(arrays)
+        return arrays if excess is None else Refusal(INVALID, excess)
+
     def excess(self, arrays: Arrays) -> str | None:
         """What is infinite or too large in arrays; None for nothing."""
         length = norm(arrays.values())
@@ -147,6 +158,15 @@ def misshapen(
 def form_of(arrays: Mapping[str, np.ndarray]) -> list[list[object]]:
     """Names, shapes and types of arrays, in JSON's types."""
     return [[name, list(shape), dtype] for name, shape, dtype in _form(arrays)]
+
+
+def outlandish(personal: Mapping[int, Arrays]) -> dict[int, Refusal]:
+    """Refusals of what clients keep to themselves in another form than most; of all that is not nothing on a tie."""
+    forms = {partition: _form(arrays) for partition, arrays in personal.items() if arrays}
+    (usual, most), (_, second) = [*Counter(forms.values()).most_common(2), ((), 0), ((), 0)][:2]
+    if most == second:
+        return {partition: Refusal(INVALID, "clients disagree in its form") for partition in forms}
+    return {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
 
 
 def unreadable(updates: Sequence[ClientUpdate], holdings: Holdings | None = None) -> dict[int, Refusal]:

@@ -198,8 +198,16 @@ def write_partition(partition: int) -> RecordDict:
 
 
 def read_partition(content: RecordDict) -> int:
-    """The partition in such an answer."""
-    return int(content.metric_records[METRICS][PARTITION])  # type: ignore[arg-type]
+    """The partition in such an answer.
+
+    Raises:
+        ValueError: if it says none.
+    """
+    said = content.get(METRICS)
+    partition = said.get(PARTITION) if isinstance(said, MetricRecord) else None
+    if not isinstance(partition, int) or partition < 0:
+        raise ValueError(f"{PARTITION} is {partition}, expected a whole number from 0")
+    return partition
 
 
 def ask_personal(accepted: int) -> RecordDict:
@@ -214,8 +222,15 @@ def write_personal(state: RecordDict, question: RecordDict) -> RecordDict:
 
 
 def read_personal(content: RecordDict) -> Arrays:
-    """The arrays in such an answer."""
-    return from_record(content.array_records[ARRAYS])
+    """The arrays in such an answer.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    record = content.get(ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        raise ValueError(f"answer holds {sorted(content)}, expected {ARRAYS}")
+    return {name: checked(name, array) for name, array in record.items()}
 
 
 def give_personal(arrays: Mapping[str, np.ndarray], accepted: int) -> RecordDict:

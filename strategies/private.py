@@ -15,7 +15,8 @@ noise if it is the same, and with noise of its own if it is not. Whoever knows `
 a deployment keeps `seed` to its server.
 
 What is private are the parameters that the server hands out. The run's own log (losses, evaluations) is a simulation's
-privilege and is not covered; nor is anything that a client keeps to itself, which never leaves it.
+privilege and is not covered. Nor is what clients keep to themselves: it is in no reply, but a simulation asks for it
+and its checkpoints hold it; a node with images of its own hands it out only with `share-personal=true`.
 """
 
 import hashlib
