@@ -27,6 +27,7 @@ from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.tuned import MakeWeights
 from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
+from fedbayes.secret import secret
 from fedbayes.simulation.client import CohortClient
 from fedbayes.strategy_state import layers
 from fedbayes.training import Training
@@ -177,7 +178,7 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
                 "has the images of all; leave it out."
             )
         sampling = rounds.sampling
-        sampled = {"clients": len(sampling.known), "per_round": sampling.per_round, "seed": sampling.seed}
+        sampled = {"clients": len(sampling.known), "per_round": sampling.per_round, "key": sampling.key}
         made = cast(Strategy, call("privacy", later("privacy", cfg.privacy), made, **sampled))
     if cfg.server.name in (None, "none"):
         return made
@@ -192,6 +193,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         seed=cfg.seed,
         evaluate_share=cfg.evaluate.participation,
         new_clients=cfg.evaluate.new_clients,
+        key=secret() if cfg.privacy.noise is not None and _tells_seed(cfg) else None,
     )
     training = Training(
         sampling=sampling,
@@ -266,6 +268,11 @@ def outgoing(cfg: DictConfig, checkpoint: Checkpoint, partition: int) -> Arrays:
         return checkpoint.server
     inner.shared = dict(checkpoint.server)
     return cast(Arrays, inner.outgoing(checkpoint.server_round + 1, partition))
+
+
+def _tells_seed(cfg: DictConfig) -> bool:
+    """Whether clients are processes of somebody else, who has the configuration."""
+    return bool(OmegaConf.select(cfg, "names.simulation") == "flower")
 
 
 def _elsewhere(cfg: DictConfig) -> bool:

@@ -186,9 +186,10 @@ def _holders(grid: Grid, nodes: Sequence[int], clients: int, patience: float) ->
                 log.warning("node %d is passed over: %s", node, error)
                 continue
             if partition in holders:
+                first, second = sorted((holders[partition], node))
                 raise RunError(
-                    f"nodes {holders[partition]} and {node} both say that they hold partition {partition}; stop one of "
-                    "them, or give it another partition-id."
+                    f"nodes {first} and {second} both say that they hold partition {partition}; stop one of them, or "
+                    "give it another partition-id."
                 )
             holders[partition] = node
         if silent:
