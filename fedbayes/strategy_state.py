@@ -1,4 +1,4 @@
-"""What a strategy remembers from round to round, taken out of it and put back.
+"""What a strategy remembers from round to round, taken out of it and put back, and what it says of answers to it.
 
 Ours say it by `state()` and `restore(state)`. Flower's do not: what their server optimisers remember lies in attributes
 that are arrays, lists of arrays or mappings of arrays, and their wrappers hold another strategy under `strategy`.
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flwr.serverapp.strategy import Strategy
 
-from fedbayes.messages import Arrays
+from fedbayes.messages import Arrays, ClientUpdate
 
 INNER = "strategy"
 """Where a wrapper holds what it wraps."""
@@ -83,6 +83,13 @@ def answer_like(strategy: Strategy, arrays: Arrays) -> Arrays:
     """
     inner: Any = layers(strategy)[-1]
     found: Arrays = inner.answer_like(arrays) if hasattr(inner, "answer_like") else arrays
+    return found
+
+
+def impossible(strategy: Strategy, update: ClientUpdate) -> str | None:
+    """Why an answer to a strategy cannot be true, see `strategies.base`; None if it may be, or nobody can tell."""
+    inner: Any = layers(strategy)[-1]
+    found: str | None = inner.impossible(update) if hasattr(inner, "impossible") else None
     return found
 
 

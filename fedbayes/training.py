@@ -23,7 +23,7 @@ from fedbayes.named_arrays import non_finite
 from fedbayes.progress import Progress
 from fedbayes.sampling import Sampling
 from fedbayes.steps import clipped
-from fedbayes.strategy_state import answer_like, layers, snapshot, state_of
+from fedbayes.strategy_state import answer_like, impossible, layers, snapshot, state_of
 
 
 class RoundLog(Protocol):
@@ -194,7 +194,9 @@ class Training:
         refused, progress.form = misshapen(
             replies.updates, progress.form, lambda: answer_like(strategy, from_record(progress.arrays))
         )
-        return replies.without(refused)
+        replies = replies.without(refused)
+        doubts = {update.partition: impossible(strategy, update) for update in replies.updates}
+        return replies.without({one: Refusal(INVALID, what) for one, what in doubts.items() if what is not None})
 
     def _clip(self, federation: Federation, sent: Sequence[Message], replies: Replies) -> None:
         """Scale down what walked too far from what it was sent."""

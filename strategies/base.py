@@ -1,6 +1,5 @@
 """The server's side: what every strategy has, so that a method only says how it combines replies."""
 
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
@@ -11,8 +10,6 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedbayes.messages import ARRAYS, CONFIG, ROUND, Arrays, ClientUpdate, from_record, read_update, to_record
 from fedbayes.simulation.sampled_grid import SampledGrid
-
-log = logging.getLogger("fedbayes")
 
 
 class AbstractStrategy(FedAvg, ABC):
@@ -44,6 +41,10 @@ class AbstractStrategy(FedAvg, ABC):
             arrays: the server's parameters; an answer has them all unless a method says otherwise.
         """
         return arrays
+
+    def impossible(self, update: ClientUpdate) -> str | None:  # noqa: ARG002
+        """Why an answer of the right form, as it came, cannot be true; None if it may be. Asked before any clipping."""
+        return None
 
     def state(self) -> Arrays:
         """What the strategy remembers between rounds beside `shared`, by name; a checkpoint keeps it."""
@@ -108,13 +109,11 @@ def weighted_mean(updates: Sequence[ClientUpdate]) -> Arrays:
     return mean
 
 
-def counting(updates: Sequence[ClientUpdate], name: str) -> list[ClientUpdate]:
-    """The updates whose array of that name holds whole numbers of images; the others are left out and named."""
-    kept = []
-    for update in updates:
-        counts = update.arrays[name]
-        if (counts < 0).any() or (counts != np.floor(counts)).any():
-            log.warning("client %d is left out: %s are no numbers of images", update.partition, name)
-        else:
-            kept.append(update)
-    return kept
+def miscounted(update: ClientUpdate, name: str) -> str | None:
+    """What is wrong with an array that counts a client's images; None for nothing."""
+    counts = update.arrays[name].astype(np.float64)
+    if (counts < 0).any() or (counts != np.floor(counts)).any():
+        return f"{name} are no numbers of images"
+    if counts.sum() != update.num_examples:
+        return f"{name} sum to {counts.sum():g} for {update.num_examples} images"
+    return None

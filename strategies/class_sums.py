@@ -7,7 +7,7 @@ import numpy as np
 
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.named_arrays import by_name, by_partition
-from strategies.base import AbstractStrategy, counting
+from strategies.base import AbstractStrategy, miscounted
 
 
 class AbstractClassSums(AbstractStrategy):
@@ -42,6 +42,15 @@ class AbstractClassSums(AbstractStrategy):
         known = {"sums": arrays["weights"], "counts": arrays["counts"], "squares": np.zeros(1)}
         return {name: known[name] for name in self.summed}
 
+    def impossible(self, update: ClientUpdate) -> str | None:
+        """Counts or lengths that no images can have: `sum |z|^2` is never below `sum_c |sum z|^2 / n_c`."""
+        wrong = miscounted(update, "counts")
+        if wrong is not None or "squares" not in self.summed:
+            return wrong
+        squares, sums = update.arrays["squares"].item(), update.arrays["sums"]
+        least = (np.square(sums).sum(1) / np.maximum(update.arrays["counts"], 1)).sum()
+        return None if squares >= least * (1 - 1e-6) else f"squares are {squares:g}, and by its sums at least {least:g}"
+
     def state(self) -> Arrays:
         """Everybody's sums."""
         return by_name(self.seen)
@@ -51,10 +60,8 @@ class AbstractClassSums(AbstractStrategy):
         self.seen = by_partition(state)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """The classifier of all clients heard so far, but for those whose counts no images can have."""
-        self.seen |= {update.partition: update.arrays for update in counting(updates, "counts")}
-        if not self.seen:
-            return
+        """The classifier of all clients heard so far."""
+        self.seen |= {update.partition: update.arrays for update in updates}
         clients = [self.seen[partition] for partition in sorted(self.seen)]
         weights, bias = self.classifier(clients)
         self.shared = {"weights": weights, "bias": bias, "counts": total(clients, "counts")}

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.named_arrays import by_name, by_partition
-from strategies.base import AbstractStrategy, counting, weighted_mean
+from strategies.base import AbstractStrategy, miscounted, weighted_mean
 from strategies.class_sums import class_means
 
 PROTOTYPES = "generator.prototypes"
@@ -33,6 +33,10 @@ class PEPFedPT(AbstractStrategy):
         sums = np.zeros(arrays[PROTOTYPES].shape)
         return {**arrays, "sums": sums, "counts": sums[:, 0]}
 
+    def impossible(self, update: ClientUpdate) -> str | None:
+        """Counts that no images can have."""
+        return miscounted(update, "counts")
+
     def state(self) -> Arrays:
         """Everybody's sums."""
         return by_name(self.seen)
@@ -42,15 +46,9 @@ class PEPFedPT(AbstractStrategy):
         self.seen = by_partition(state)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """`mu_c = sum_i sums_ic / sum_i n_ic`, and the mean of everything else, weighted by images.
-
-        Clients whose counts no images can have are left out.
-        """
-        honest = counting(updates, "counts")
-        if not honest:
-            return
+        """`mu_c = sum_i sums_ic / sum_i n_ic`, and the mean of everything else, weighted by images."""
         trained = []
-        for update in honest:
+        for update in updates:
             self.seen[update.partition] = {name: update.arrays[name] for name in SUMS}
             rest = {name: array for name, array in update.arrays.items() if name not in SUMS}
             trained.append(replace(update, arrays=rest))

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedbayes.errors import require_number
 from fedbayes.messages import ClientUpdate
-from strategies.base import AbstractStrategy, counting, weighted_mean
+from strategies.base import AbstractStrategy, miscounted, weighted_mean
 
 CHOICES = "generator.choices"
 BY_GROUP = ("generator.keys", "generator.groups")
@@ -40,14 +40,12 @@ class SGPT(AbstractStrategy):
         super().__init__()
         self.momentum = require_number("method.strategy.momentum", momentum, 0, 1)
 
-    def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """The formula above for groups and keys, the mean over images for the rest, and the sum of all choices.
+    def impossible(self, update: ClientUpdate) -> str | None:
+        """Choices that no images can have made."""
+        return miscounted(update, CHOICES)
 
-        Clients whose choices no images can have made are left out.
-        """
-        updates = counting(updates, CHOICES)
-        if not updates:
-            return
+    def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
+        """The formula above for groups and keys, the mean over images for the rest, and the sum of all choices."""
         mean = weighted_mean(updates)
         counts = np.stack([update.arrays[CHOICES] for update in updates]).astype(np.float64)  # (I, G)
         total = counts.sum(0)

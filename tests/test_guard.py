@@ -15,7 +15,8 @@ from fedbayes.errors import ConfigError, RunError
 from fedbayes.guard import Guard, Holdings, Refusal, form_of, misshapen, unreadable
 from fedbayes.messages import ClientRequest, ClientUpdate, from_record, write_reply
 from fedbayes.simulation.flower_private import claim_identity
-from fedbayes.strategy_state import answer_like
+from fedbayes.strategy_state import answer_like, impossible
+from strategies.base import AbstractStrategy, miscounted
 
 
 def reply(arrays, count=3, **metrics):
@@ -175,6 +176,26 @@ def test_what_a_strategy_expects_is_what_honest_clients_answer(method):
     expected = answer_like(strategy, client.initial())
     assert misshapen([answer], (), lambda: expected) == ({}, [])
     assert sorted(answer.arrays) == sorted(expected)
+    assert impossible(strategy, answer) is None
+
+
+def test_a_client_whose_counts_cannot_be_costs_itself_alone_even_where_steps_are_clipped():
+    class Counting(AbstractStrategy):
+        def aggregate(self, updates):
+            self.shared = {"w": sum(update.arrays["w"] for update in updates)}
+
+        def impossible(self, update):
+            return miscounted(replace(update, num_examples=update.partition + 1), "w")
+
+    class Miscounting(Scripted):
+        def train(self, requests):
+            answers = super().train(requests)
+            answers[1].arrays["w"] += 0.5
+            return answers
+
+    progress, journal, _ = play(Miscounting(), clients=3, rounds=1, clip=0.5, strategy=Counting())
+    assert from_record(progress.arrays)["w"].tolist() == [1.0], "two steps, each of length 1/2"
+    assert journal.notes == ["round 1: reply of client 1 not used: w are no numbers of images"]
 
 
 def evaluation(images=2, **changes):
