@@ -171,13 +171,13 @@ def _holders(grid: Grid, nodes: Sequence[int], clients: int, patience: float) ->
     A node may have to read its images before it answers, so silence alone is no reason to do without its partition.
     """
     holders: dict[int, int] = {}
-    silent, turn = list(nodes), max(patience, 1.0)
+    silent, turn = dict.fromkeys(nodes), max(patience, 1.0)
     while silent and len(holders) < clients:
         started = time.monotonic()
         questions = [Message(ask_partition(), node, MessageType.QUERY) for node in silent]
         for reply in grid.send_and_receive(questions, timeout=turn):
             node = reply.metadata.src_node_id
-            silent.remove(node)
+            del silent[node]
             if reply.has_error():
                 raise RunError(f"a client cannot start: {first_line(reply)}.")
             try:
@@ -193,7 +193,7 @@ def _holders(grid: Grid, nodes: Sequence[int], clients: int, patience: float) ->
                 )
             holders[partition] = node
         if silent:
-            log.warning("nodes %s have not said yet whose images they hold", silent)
+            log.warning("nodes %s have not said yet whose images they hold", list(silent))
         if time.monotonic() - started < turn:  # nobody is waited for any more
             break
     return holders

@@ -22,8 +22,14 @@ LATE, FAILED, INVALID = "late", "failed", "invalid"
 
 ROUNDING = 1e-3
 """What probabilities and entropies may be beside the truth."""
-PREDICTIONS = {"probabilities": ("f", 2), "expected_entropy": ("f", 1), "labels": ("i", 1), "domains": ("i", 1)}
-"""Arrays of an evaluation: NumPy's kind of numbers, and dimensions."""
+FLOATS = ("float32", "float64")
+PREDICTIONS: dict[str, tuple[tuple[str, ...], int]] = {
+    "probabilities": (FLOATS, 2),
+    "expected_entropy": (FLOATS, 1),
+    "labels": (("int64",), 1),
+    "domains": (("int64",), 1),
+}
+"""Arrays of an evaluation: types and dimensions."""
 
 Form = tuple[tuple[str, tuple[int, ...], str], ...]
 """Names, shapes and types of arrays."""
@@ -200,11 +206,11 @@ def _contradiction(update: ClientUpdate, holdings: Holdings | None) -> str | Non
     for name, array in update.arrays.items():
         if array.ndim == 0 or len(array) != update.num_examples:
             return f"{name} has shape {array.shape} for {update.num_examples} images"
-    for name, (kind, dimensions) in PREDICTIONS.items():
+    for name, (types, dimensions) in PREDICTIONS.items():
         if name not in update.arrays:
             return f"it has no {name}"
         array = update.arrays[name]
-        if array.dtype.kind != kind or array.ndim != dimensions or array.size == 0:
+        if str(array.dtype) not in types or array.ndim != dimensions or array.size == 0:
             return f"{name} is {array.dtype} {array.shape}"
     probabilities, entropy, labels, domains = (update.arrays[name] for name in PREDICTIONS)
     classes = probabilities.shape[1]

@@ -227,6 +227,7 @@ BOUND = math.log(5)
         ({"labels": np.array([0, 5])}, "its labels go from 0 to 5 for 5 classes"),
         ({"labels": np.array([-1, 0])}, "its labels go from -1 to 0"),
         ({"labels": np.ones(2, np.float32)}, "labels is float32"),
+        ({"labels": np.ones(2, np.int32)}, "labels is int32"),
         ({"domains": np.array([0, 999])}, "its domains go from 0 to 999 for 3 domains"),
         ({"domains": np.array([-1, 0])}, "its domains go from -1 to 0"),
         ({"domains": None}, "it has no domains"),
