@@ -122,8 +122,8 @@ class Assessment:
             accepted = progress.accepted.get(federation.partition_of(message), 0)
             own = extra if accepted == 0 else None
             messages.append(address(message, accepted, split, own, adapt, seconds=self.timeout))
-        replies = federation.ask(messages)
-        replies = replies.without(unreadable(replies.updates))
+        replies = federation.ask(messages, split)
+        replies = replies.without(unreadable(replies.updates, federation.holdings))
         for partition, refusal in replies.dropped.items():
             log.note(f"round {progress.server_round}: {phase} of client {partition} not used: {refusal.reason}")
         if not replies.updates:

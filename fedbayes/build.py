@@ -15,10 +15,10 @@ from fedbayes.assessment import Assessment
 from fedbayes.attacks import AbstractAttack, HostileClients
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.data.corruption import corrupt_test
-from fedbayes.data.federated import FederatedData
+from fedbayes.data.federated import SPLITS, FederatedData
 from fedbayes.data.held_out import deal_out, hold_out
 from fedbayes.errors import ConfigError, DataError, require_whole
-from fedbayes.guard import Guard
+from fedbayes.guard import Guard, Holdings
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.instantiate import call, later, made_of, plain, takes
 from fedbayes.messages import Arrays
@@ -27,7 +27,9 @@ from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.tuned import MakeWeights
 from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
+from fedbayes.secret import secret
 from fedbayes.simulation.client import CohortClient
+from fedbayes.strategy_state import layers
 from fedbayes.training import Training
 
 
@@ -176,19 +178,11 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
                 "has the images of all; leave it out."
             )
         sampling = rounds.sampling
-        sampled = {"clients": len(sampling.known), "per_round": sampling.per_round, "seed": sampling.seed}
+        sampled = {"clients": len(sampling.known), "per_round": sampling.per_round, "key": sampling.key}
         made = cast(Strategy, call("privacy", later("privacy", cfg.privacy), made, **sampled))
     if cfg.server.name in (None, "none"):
         return made
     return cast(Strategy, call("server", later("server", cfg.server), made))
-
-
-def layers(strategy: Strategy) -> list[Any]:
-    """A strategy and what it wraps, outermost first."""
-    found: list[Any] = [strategy]
-    while isinstance(inner := getattr(found[-1], "strategy", None), Strategy):
-        found.append(inner)
-    return found
 
 
 def loop(cfg: DictConfig) -> RoundLoop:
@@ -199,6 +193,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         seed=cfg.seed,
         evaluate_share=cfg.evaluate.participation,
         new_clients=cfg.evaluate.new_clients,
+        key=secret() if cfg.privacy.noise is not None and _tells_seed(cfg) else None,
     )
     training = Training(
         sampling=sampling,
@@ -232,6 +227,17 @@ def loop(cfg: DictConfig) -> RoundLoop:
     )
 
 
+def holdings(cfg: DictConfig, federated: FederatedData) -> Holdings:
+    """What the server knows of the images that clients answer for; deployed ones know their own alone."""
+    images: dict[str, list[int]] = {}
+    if len(federated.images):
+        trained = federated.pooled() if OmegaConf.select(cfg, "method.client.pool") else federated
+        images = {split: [len(getattr(one, split)) for one in federated.clients] for split in SPLITS}
+        images["train"] = [len(one.train) for one in trained.clients]
+        images["triggered"] = images["test"]  # those of other classes, with the mark
+    return Holdings(federated.num_classes, len(federated.images.domain_names), images)
+
+
 def destinations(cfg: DictConfig, run_dir: Path) -> Sequence[Any]:
     """Where the log goes beside the run directory."""
     chosen = OmegaConf.select(cfg, "tracking.destinations")
@@ -262,6 +268,11 @@ def outgoing(cfg: DictConfig, checkpoint: Checkpoint, partition: int) -> Arrays:
         return checkpoint.server
     inner.shared = dict(checkpoint.server)
     return cast(Arrays, inner.outgoing(checkpoint.server_round + 1, partition))
+
+
+def _tells_seed(cfg: DictConfig) -> bool:
+    """Whether clients are processes of somebody else, who has the configuration."""
+    return bool(OmegaConf.select(cfg, "names.simulation") == "flower")
 
 
 def _elsewhere(cfg: DictConfig) -> bool:

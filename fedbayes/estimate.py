@@ -126,7 +126,7 @@ def estimate(cfg: DictConfig) -> Estimate:
         sent = list(strategy.configure_train(1, initial, ConfigRecord(), everybody))
         down = payload_bytes(message.content for message in sent)
         asked = [address(one, 0, "train") for one in sent if federation.partition_of(one) in some]
-        measured = [_seconds(partial(_answers, federation, asked)) for _ in range(2)]
+        measured = [_seconds(partial(_answers, federation, asked, "train")) for _ in range(2)]
         times.append(min(seconds for seconds, _ in measured))
         replies = measured[-1][1]
     arrays, _ = strategy.aggregate_train(1, replies)
@@ -142,7 +142,7 @@ def estimate(cfg: DictConfig) -> Estimate:
         address(one, 1, "validation")
         for one in strategy.configure_evaluate(1, initial, ConfigRecord(), federation.view(some))
     ]
-    seconds = min(_seconds(partial(_answers, federation, asked))[0] for _ in range(2))
+    seconds = min(_seconds(partial(_answers, federation, asked, "validation"))[0] for _ in range(2))
     looked_at = sum(len(data.clients[one].validation[:SOME]) for one in some)
     images = sum(len(data.clients[one].validation) + len(data.clients[one].test) for one in sampling.evaluated)
     evaluations = -(-cfg.rounds // loop.assessment.every)
@@ -161,13 +161,13 @@ def estimate(cfg: DictConfig) -> Estimate:
     )
 
 
-def _answers(federation: Federation, asked: Iterable[Message]) -> Sequence[Message]:
+def _answers(federation: Federation, asked: Iterable[Message], split: str) -> Sequence[Message]:
     """Usable answers to copies of some messages.
 
     Raises:
         RunError: if there is none.
     """
-    replies = federation.ask(asked)
+    replies = federation.ask(asked, split)
     if not replies.messages:
         reason = next(iter(replies.dropped.values())).reason
         raise RunError(f"no client could train or be evaluated: {reason}.")

@@ -1,5 +1,6 @@
 """The clients as the round loop sees them: by partition, in a fixed order, and only with answers that may be used."""
 
+import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedbayes.errors import RunError
-from fedbayes.guard import Guard, Refusal, first_line
+from fedbayes.guard import Guard, Holdings, Refusal, first_line
 from fedbayes.messages import (
     Arrays,
     ClientUpdate,
@@ -17,10 +18,11 @@ from fedbayes.messages import (
     ask_personal,
     give_personal,
     read_partition,
-    read_personal,
 )
 from fedbayes.simulation.client import QUERY_PERSONAL, QUERY_RESTORE
 from fedbayes.simulation.sampled_grid import SampledGrid
+
+log = logging.getLogger("fedbayes")
 
 
 @final
@@ -53,23 +55,28 @@ class Federation:
         grid: each of its nodes is asked once whose data it holds.
         clients: how many there must be.
         guard: says which answers may be used.
-        patience: seconds to wait until all have come: engines start them while we already run.
+        holdings: what is known of their images beforehand; None for nothing.
+        patience: seconds to wait until all have come: engines start them while we already run. Nodes that say nothing
+            for as long are named in the log, and only waited for while a partition is missing.
         timeout: seconds that clients have to answer a set of messages; None: for ever.
 
     Raises:
-        RunError: if they do not come, come with other partitions than 0, 1, ..., or cannot start.
+        RunError: if they do not come, come with other partitions than 0, 1, ..., or one of them twice, or cannot start.
     """
 
     def __init__(
-        self, grid: Grid, clients: int, guard: Guard, *, patience: float = 60.0, timeout: float | None = None
+        self,
+        grid: Grid,
+        clients: int,
+        guard: Guard,
+        holdings: Holdings | None = None,
+        *,
+        patience: float = 60.0,
+        timeout: float | None = None,
     ) -> None:
-        self._grid, self._guard, self._timeout = grid, guard, timeout
-        questions = [Message(ask_partition(), node, MessageType.QUERY) for node in _present(grid, clients, patience)]
-        answers: dict[int, int] = {}
-        for reply in grid.send_and_receive(questions):
-            if reply.has_error():
-                raise RunError(f"a client cannot start: {first_line(reply)}.")
-            answers[read_partition(reply.content)] = reply.metadata.src_node_id
+        self.guard, self.holdings = guard, holdings
+        self._grid, self._timeout = grid, timeout
+        answers = _holders(grid, _present(grid, clients, patience), clients, patience)
         self._nodes = dict(sorted(answers.items()))
         if self.partitions != list(range(clients)):
             raise RunError(f"the federation offers partitions {self.partitions} for clients={clients}; start as many.")
@@ -88,13 +95,19 @@ class Federation:
         """Whom a message is for."""
         return self._partitions[message.metadata.dst_node_id]
 
-    def ask(self, messages: Iterable[Message]) -> Replies:
-        """Send messages and sort the answers: float sums depend on their order, and engines answer as they finish."""
+    def ask(self, messages: Iterable[Message], split: str) -> Replies:
+        """Send messages and sort the answers: float sums depend on their order, and engines answer as they finish.
+
+        Args:
+            messages: to any of the clients.
+            split: the images that they are asked about.
+        """
         sent = list(messages)
         answered = {self._partitions[r.metadata.src_node_id]: r for r in self._send(sent)}
         replies = Replies([], [], {})
         for partition in sorted(map(self.partition_of, sent)):
-            checked = self._guard.read(partition, answered.get(partition))
+            images = None if self.holdings is None else self.holdings.of(split, partition)
+            checked = self.guard.read(partition, answered.get(partition), images)
             if isinstance(checked, Refusal):
                 replies.dropped[partition] = checked
             else:
@@ -102,22 +115,20 @@ class Federation:
                 replies.updates.append(checked)
         return replies
 
-    def personal(self, accepted: Mapping[int, int]) -> dict[int, Arrays]:
+    def personal(self, accepted: Mapping[int, int]) -> tuple[dict[int, Arrays], dict[int, Refusal]]:
         """What each trained client keeps to itself, by partition; a simulation's privilege.
 
         Args:
             accepted: by partition of the clients to ask, the last round whose reply was used.
 
         Returns:
-            By partition of those that answered; empty for a client that keeps nothing.
+            By partition of those that handed it out; empty for a client that keeps nothing. And why the answers of
+            others are not used.
         """
         questions = [Message(ask_personal(accepted[one]), self._nodes[one], QUERY_PERSONAL) for one in sorted(accepted)]
-        found = {
-            self._partitions[reply.metadata.src_node_id]: read_personal(reply.content)
-            for reply in self._send(questions)
-            if not reply.has_error()
-        }
-        return dict(sorted(found.items()))
+        read = {self._partitions[r.metadata.src_node_id]: self.guard.read_personal(r) for r in self._send(questions)}
+        found = {one: arrays for one, arrays in sorted(read.items()) if not isinstance(arrays, Refusal)}
+        return found, {one: refusal for one, refusal in sorted(read.items()) if isinstance(refusal, Refusal)}
 
     def restore(self, personal: Mapping[int, Arrays], accepted: Mapping[int, int]) -> None:
         """Give clients back what they kept before the run broke off.
@@ -152,3 +163,37 @@ def _present(grid: Grid, clients: int, patience: float) -> list[int]:
             )
         time.sleep(0.02)
     return nodes
+
+
+def _holders(grid: Grid, nodes: Sequence[int], clients: int, patience: float) -> dict[int, int]:
+    """The node of each partition; nodes whose answer cannot be read are passed over.
+
+    A node may have to read its images before it answers, so silence alone is no reason to do without its partition.
+    """
+    holders: dict[int, int] = {}
+    silent, turn = dict.fromkeys(nodes), max(patience, 1.0)
+    while silent and len(holders) < clients:
+        started = time.monotonic()
+        questions = [Message(ask_partition(), node, MessageType.QUERY) for node in silent]
+        for reply in grid.send_and_receive(questions, timeout=turn):
+            node = reply.metadata.src_node_id
+            del silent[node]
+            if reply.has_error():
+                raise RunError(f"a client cannot start: {first_line(reply)}.")
+            try:
+                partition = read_partition(reply.content)
+            except ValueError as error:
+                log.warning("node %d is passed over: %s", node, error)
+                continue
+            if partition in holders:
+                first, second = sorted((holders[partition], node))
+                raise RunError(
+                    f"nodes {first} and {second} both say that they hold partition {partition}; stop one of them, or "
+                    "give it another partition-id."
+                )
+            holders[partition] = node
+        if silent:
+            log.warning("nodes %s have not said yet whose images they hold", list(silent))
+        if time.monotonic() - started < turn:  # nobody is waited for any more
+            break
+    return holders

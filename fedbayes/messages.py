@@ -5,16 +5,14 @@ strategies and wrappers accept no more. A client's personal parameters stay in i
 versions, because a client commits before the server has accepted its reply; each request says which version counts.
 """
 
-import io
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Literal, final
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
+from fedbayes.array_bytes import checked, decoded, encoded
 from fedbayes.errors import ConfigError
 
 Arrays = dict[str, np.ndarray]
@@ -25,7 +23,6 @@ ROUND, ACCEPTED, SPLIT, WEIGHT = "server-round", "accepted-round", "split", "num
 ADAPT, FAULT, SECONDS = "adapt-steps", "fault", "seconds"
 PARTITION = "partition-id"
 PERSONAL = "personal-round-"
-NUMPY = "numpy.ndarray"
 MOST_EXAMPLES = 2**31 - 1
 
 
@@ -77,39 +74,12 @@ class ClientUpdate:
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
     """Arrays as Flower carries them."""
-    return ArrayRecord({name: _encoded(np.asarray(value, order="C")) for name, value in arrays.items()})
+    return ArrayRecord({name: encoded(np.asarray(value, order="C")) for name, value in arrays.items()})
 
 
 def from_record(record: ArrayRecord) -> Arrays:
-    """The arrays in a record, in its order."""
-    return {name: _decoded(array) for name, array in record.items()}
-
-
-def _encoded(value: np.ndarray) -> Array:
-    """An array for the wire, byte for byte Flower's own `Array(value)`, with headers made once for each shape."""
-    data = _header(value.dtype, value.shape) + value.tobytes()
-    return Array(str(value.dtype), value.shape, NUMPY, data)
-
-
-@lru_cache(maxsize=1024)
-def _header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """What NumPy writes before the numbers of an array in C order."""
-    file = io.BytesIO()
-    np.save(file, np.empty(shape, dtype), allow_pickle=False)
-    return file.getvalue()[: file.tell() - math.prod(shape) * dtype.itemsize]
-
-
-def _decoded(array: Array) -> np.ndarray:
-    """An array off the wire: what NumPy's own reader gives, without parsing its header as Python each time.
-
-    That parsing was most of a round's overhead. Whatever is not a plain array in C order goes to NumPy.
-    """
-    data, dtype = array.data, np.dtype(array.dtype)
-    start = 10 + int.from_bytes(data[8:10], "little")  # of version 1.0: 6 bytes magic, 2 version, 2 length, header
-    plain = dtype.kind in "fiub" and data[:8] == b"\x93NUMPY\x01\x00" and b"'fortran_order': False" in data[10:start]
-    if not plain or len(data) - start != math.prod(array.shape) * dtype.itemsize:
-        return array.numpy()
-    return np.frombuffer(data, dtype, offset=start).reshape(array.shape).copy()
+    """The arrays in a record of our own, in its order."""
+    return {name: decoded(array) for name, array in record.items()}
 
 
 def address(
@@ -228,8 +198,16 @@ def write_partition(partition: int) -> RecordDict:
 
 
 def read_partition(content: RecordDict) -> int:
-    """The partition in such an answer."""
-    return int(content.metric_records[METRICS][PARTITION])  # type: ignore[arg-type]
+    """The partition in such an answer.
+
+    Raises:
+        ValueError: if it says none.
+    """
+    said = content.get(METRICS)
+    partition = said.get(PARTITION) if isinstance(said, MetricRecord) else None
+    if not isinstance(partition, int) or partition < 0:
+        raise ValueError(f"{PARTITION} is {partition}, expected a whole number from 0")
+    return partition
 
 
 def ask_personal(accepted: int) -> RecordDict:
@@ -244,8 +222,15 @@ def write_personal(state: RecordDict, question: RecordDict) -> RecordDict:
 
 
 def read_personal(content: RecordDict) -> Arrays:
-    """The arrays in such an answer."""
-    return from_record(content.array_records[ARRAYS])
+    """The arrays in such an answer.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    record = content.get(ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        raise ValueError(f"answer holds {sorted(content)}, expected {ARRAYS}")
+    return {name: checked(name, array) for name, array in record.items()}
 
 
 def give_personal(arrays: Mapping[str, np.ndarray], accepted: int) -> RecordDict:
@@ -263,7 +248,7 @@ def read_update(partition: int, content: RecordDict) -> ClientUpdate:
     """A reply as the server understands it.
 
     Raises:
-        ValueError: if the reply lacks a record or its weight; the caller names the client.
+        ValueError: if it lacks a record or its weight, or an array is none of numbers; the caller names the client.
     """
     record, said = content.get(ARRAYS), content.get(METRICS)  # Flower's views by kind are made anew each time
     if not isinstance(record, ArrayRecord) or not isinstance(said, MetricRecord):
@@ -272,27 +257,9 @@ def read_update(partition: int, content: RecordDict) -> ClientUpdate:
     weight = metrics.pop(WEIGHT, None)
     if not isinstance(weight, int) or not 1 <= weight <= MOST_EXAMPLES:
         raise ValueError(f"{WEIGHT} is {weight}, expected a whole number from 1 to {MOST_EXAMPLES}")
+    arrays = {name: checked(name, array) for name, array in record.items()}
     numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-    return ClientUpdate(partition, _checked(record), weight, numbers)
-
-
-def _checked(record: ArrayRecord) -> Arrays:
-    """The arrays in somebody else's record.
-
-    Raises:
-        ValueError: if one is none of numbers, or not what the record says of it.
-    """
-    try:
-        arrays = from_record(record)
-    except (TypeError, ValueError, EOFError, OverflowError, SyntaxError, KeyError, MemoryError) as error:
-        raise ValueError(f"an array cannot be read ({type(error).__name__}: {error})") from error
-    for name, array in arrays.items():
-        said = record[name]
-        if said.stype != NUMPY:
-            raise ValueError(f"{name} is a {said.stype}, expected a {NUMPY}")
-        if array.dtype.kind not in "fiub" or array.shape != tuple(said.shape) or str(array.dtype) != said.dtype:
-            raise ValueError(f"{name} is {array.dtype} {array.shape} and was said to be {said.dtype} {said.shape}")
-    return arrays
+    return ClientUpdate(partition, arrays, weight, numbers)
 
 
 def payload_bytes(contents: Iterable[RecordDict]) -> int:

@@ -37,7 +37,7 @@ class Progress:
         bytes_down: of all training requests.
         seconds: by phase.
         images: trained on, with repetition.
-        form: names, shapes and types of the arrays that clients answer with, as of the first round; empty before it.
+        form: names, shapes and types of the arrays that clients answer with; empty until several of them agree.
         started: when the clients were there and the first round of this process began, by `time.perf_counter`.
         before: seconds of rounds in earlier processes.
         personal: what each trained client keeps to itself, by partition, as far as it was asked for.

@@ -15,7 +15,7 @@ from fedbayes.assessment import Assessment
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.errors import ConfigError, StoppedError, require_number, require_whole
 from fedbayes.federation import Federation
-from fedbayes.guard import Guard
+from fedbayes.guard import INVALID, Guard, Holdings, outlandish
 from fedbayes.messages import Arrays, to_record
 from fedbayes.progress import Progress
 from fedbayes.strategy_state import restore, state_of
@@ -94,6 +94,7 @@ class RoundLoop:
         log: RoundLog,
         keep: Keep | None = None,
         stored: Checkpoint | None = None,
+        holdings: Holdings | None = None,
     ) -> Progress:
         """All rounds, from the initial parameters to the final evaluation.
 
@@ -104,6 +105,7 @@ class RoundLoop:
             log: is told what happens.
             keep: takes checkpoints; None for nobody.
             stored: the checkpoint of this run to go on from.
+            holdings: what is known of the clients' images beforehand; None for nothing.
 
         Raises:
             ConfigError: see `require`.
@@ -111,7 +113,7 @@ class RoundLoop:
                 came back. What was learnt before is in the last checkpoint.
         """
         federation = Federation(
-            grid, self.sampling.clients, self.guard, patience=self.patience, timeout=self.training.timeout
+            grid, self.sampling.clients, self.guard, holdings, patience=self.patience, timeout=self.training.timeout
         )
         self.require(strategy)
         progress = Progress(to_record(initial))
@@ -129,7 +131,7 @@ class RoundLoop:
                     self._keep(strategy, progress, log, keep)
                 raise
             progress.server_round = server_round
-            self._collect(federation, progress)
+            self._collect(federation, progress, log)
             if last or server_round % self.assessment.every == 0:
                 self.assessment.after_round(federation, strategy, progress, log, last=last)
             if last or server_round % self.checkpoint_every == 0:
@@ -139,14 +141,21 @@ class RoundLoop:
             log.note(warning)
         return progress
 
-    def _collect(self, federation: Federation, progress: Progress) -> None:
-        """Ask for what clients keep to themselves, as far as it has changed."""
+    def _collect(self, federation: Federation, progress: Progress, log: RoundLog) -> None:
+        """Ask for what clients keep to themselves, as far as it has changed; what cannot be used is not handed out."""
         if not self.personal:
             return
         changed = {one: done for one, done in progress.accepted.items() if progress.held.get(one) != done}
-        found = federation.personal(changed)
+        found, refused = federation.personal(changed)
         progress.personal |= {one: arrays for one, arrays in found.items() if arrays}
         progress.held |= {one: changed[one] for one in found}
+        for one in (odd := outlandish(progress.personal)):
+            del progress.personal[one], progress.held[one]
+        for one, refusal in sorted({**refused, **odd}.items()):
+            if refusal.kind == INVALID:  # others say that they keep it
+                log.note(
+                    f"round {progress.server_round}: what client {one} keeps to itself is not used: {refusal.reason}"
+                )
 
     def _keep(self, strategy: Strategy, progress: Progress, log: RoundLog, keep: Keep | None) -> None:
         if keep is None:

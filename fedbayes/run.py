@@ -60,6 +60,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     from fedbayes.data.partition import describe
     from fedbayes.gallery import write_gallery
     from fedbayes.provenance import differences, provenance
+    from fedbayes.strategy_state import layers
     from fedbayes.summary import summarise
     from fedbayes.tracking.run_dir import PARTITION, PREDICTIONS, claimed, reopened, rounds_written, write_json
     from fedbayes.tracking.tracker import Tracker
@@ -73,7 +74,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     data = build.data(cfg)  # images -> clients, split once by partition.seed
     model = build.model(cfg, data, simulation.device)  # frozen ViT + prompt generator + head
     client = build.client(cfg, data, model)
-    attack = build.attack(cfg)
+    attack, holdings = build.attack(cfg), build.holdings(cfg, data)
 
     with reopened(run_dir) if resumed else claimed(run_dir, OmegaConf.to_yaml(cfg, resolve=True)):
         stored, damage = checkpoint.newest(run_dir, rounds_written(run_dir)) if resumed else (None, [])
@@ -96,13 +97,13 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
             progress = simulation.run(
                 client_factory=build.ClientFactory(cfg, client),
                 clients=len(data),
-                serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker, keep, stored),
+                serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker, keep, stored, holdings),
             )
             if progress.final is not None:
                 checkpoint.write_arrays(run_dir / PREDICTIONS, progress.final.arrays())
             seconds = {"total": time.perf_counter() - started + progress.before, "setup": progress.started - started}
             hostile = () if attack is None else attack.hostile(len(data))
-            privacy = [layer.spent(cfg.rounds) for layer in build.layers(strategy) if hasattr(layer, "spent")]
+            privacy = [layer.spent(cfg.rounds) for layer in layers(strategy) if hasattr(layer, "spent")]
             summary = summarise(
                 cfg, progress, data.images.domain_names, seconds, simulation.device, hostile, next(iter(privacy), None)
             )

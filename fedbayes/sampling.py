@@ -1,4 +1,7 @@
-"""Which clients train in a round, which are evaluated, and which are new: drawn by partition, keyed by the seed."""
+"""Which clients train in a round, which are evaluated, and which are new: drawn by partition, keyed by the seed.
+
+With privacy where clients know the seed, a secret is the key of who trains in a round (`fedbayes.secret`).
+"""
 
 from collections.abc import Sequence
 from typing import final
@@ -22,8 +25,10 @@ class Sampling:
         seed: of the draws.
         evaluate_share: share of the clients that are evaluated, always the same ones; at least one is.
         new_clients: clients that never train; they are evaluated at the end alone.
+        key: of the draws of who trains, in place of the seed; None for the seed.
 
     Attributes:
+        key: of the draws of who trains, and of noise that hides who did.
         known: partitions that may train.
         newcomers: partitions that never do.
         evaluated: partitions that are evaluated in any round, among `known`.
@@ -34,10 +39,18 @@ class Sampling:
     """
 
     def __init__(
-        self, *, clients: int, participation: float, seed: int, evaluate_share: float = 1.0, new_clients: int = 0
+        self,
+        *,
+        clients: int,
+        participation: float,
+        seed: int,
+        evaluate_share: float = 1.0,
+        new_clients: int = 0,
+        key: str | None = None,
     ) -> None:
         self.clients = require_whole("clients", clients, 1, MOST_CLIENTS)
-        self.seed = require_whole("seed", seed, 0)
+        require_whole("seed", seed, 0)
+        self.key = seed if key is None else key
         share = require_number("participation", participation, 0, 1, open_low=True)
         evaluated = require_number("evaluate.participation", evaluate_share, 0, 1, open_low=True)
         if require_whole("evaluate.new_clients", new_clients, 0) >= clients:
@@ -52,8 +65,8 @@ class Sampling:
         self.evaluated = _some(rng, self.known, max(1, round(evaluated * len(self.known))))
 
     def train(self, server_round: int) -> list[int]:
-        """The partitions that train in a round, ascending; depends on the seed and the round alone."""
-        return _some(numpy_generator(self.seed, server_round, "sample clients"), self.known, self.per_round)
+        """The partitions that train in a round, ascending; depends on the key and the round alone."""
+        return _some(numpy_generator(self.key, server_round, "sample clients"), self.known, self.per_round)
 
 
 def _some(rng: np.random.Generator, clients: Sequence[int], size: int) -> list[int]:

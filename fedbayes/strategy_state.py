@@ -1,16 +1,16 @@
-"""What a strategy remembers from round to round, taken out of it and put back.
+"""What a strategy remembers from round to round, taken out of it and put back, and what it says of answers to it.
 
 Ours say it by `state()` and `restore(state)`. Flower's do not: what their server optimisers remember lies in attributes
 that are arrays, lists of arrays or mappings of arrays, and their wrappers hold another strategy under `strategy`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from flwr.serverapp.strategy import Strategy
 
-from fedbayes.messages import Arrays
+from fedbayes.messages import Arrays, ClientUpdate
 
 INNER = "strategy"
 """Where a wrapper holds what it wraps."""
@@ -58,6 +58,47 @@ def restore(strategy: Strategy, state: Arrays) -> None:
         setattr(strategy, attribute, value)
     if isinstance(wrapped := getattr(strategy, INNER, None), Strategy):
         restore(wrapped, inner)
+
+
+def snapshot(strategy: Strategy) -> Callable[[], None]:
+    """What puts a strategy back to where it is now, whatever an aggregate has made of it by then."""
+    state = state_of(strategy)
+    attributes = [(layer, dict(vars(layer))) for layer in layers(strategy)]
+
+    def undo() -> None:
+        for layer, was in attributes:
+            vars(layer).clear()
+            vars(layer).update(was)
+        restore(strategy, state)
+
+    return undo
+
+
+def answer_like(strategy: Strategy, arrays: Arrays) -> Arrays:
+    """What an answer to a strategy has at least, see `strategies.base`; the server's parameters if it does not say.
+
+    Args:
+        strategy: the strategy, wrapped or not.
+        arrays: the server's parameters.
+    """
+    inner: Any = layers(strategy)[-1]
+    found: Arrays = inner.answer_like(arrays) if hasattr(inner, "answer_like") else arrays
+    return found
+
+
+def impossible(strategy: Strategy, update: ClientUpdate) -> str | None:
+    """Why an answer to a strategy cannot be true, see `strategies.base`; None if it may be, or nobody can tell."""
+    inner: Any = layers(strategy)[-1]
+    found: str | None = inner.impossible(update) if hasattr(inner, "impossible") else None
+    return found
+
+
+def layers(strategy: Strategy) -> list[Strategy]:
+    """A strategy and what it wraps, outermost first."""
+    found = [strategy]
+    while isinstance(inner := getattr(found[-1], INNER, None), Strategy):
+        found.append(inner)
+    return found
 
 
 def _arrays(values: Any) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, final
 
+import numpy as np
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
 
@@ -18,9 +19,11 @@ from fedbayes.federation import Federation, Replies
 from fedbayes.guard import FAILED, INVALID, LATE, Refusal, form_of, misshapen
 from fedbayes.inference.diagnostics import mixing_ratio
 from fedbayes.messages import ARRAYS, ClientUpdate, address, from_record, payload_bytes, write_reply
+from fedbayes.named_arrays import non_finite
 from fedbayes.progress import Progress
 from fedbayes.sampling import Sampling
 from fedbayes.steps import clipped
+from fedbayes.strategy_state import answer_like, impossible, layers, snapshot, state_of
 
 
 class RoundLog(Protocol):
@@ -88,7 +91,8 @@ class Training:
         """Train, and take the answers into `progress`.
 
         Raises:
-            StoppedError: if too few answers can be used, in every attempt; strategy and parameters are untouched.
+            StoppedError: if too few answers can be used, or what the strategy makes of them cannot, in every attempt;
+                strategy and parameters are as they were.
         """
         chosen = self.sampling.train(server_round)
         refused: Counter[str] = Counter()
@@ -96,29 +100,27 @@ class Training:
         while True:
             sent, faults = self._messages(federation, strategy, progress, chosen, server_round, attempt)
             started = time.perf_counter()
-            replies = self._answers(federation, progress, sent, faults)
+            replies = self._answers(federation, strategy, progress, sent, faults)
             seconds += time.perf_counter() - started
             down += payload_bytes(message.content for message in sent)
             up += payload_bytes(reply.content for reply in replies.messages)
             refused.update(refusal.kind for refusal in replies.dropped.values())
             for partition, refusal in replies.dropped.items():
                 log.note(f"round {server_round}: reply of client {partition} not used: {refusal.reason}")
+            void: str | None = f"{len(replies.updates)} usable replies, {self.min_replies} needed"
             if len(replies.updates) >= self.min_replies:
+                self._clip(federation, sent, replies)
+                void = self._aggregate(federation, strategy, progress, server_round, replies)
+            if void is None:
                 break
             attempt += 1
-            void = f"{len(replies.updates)} usable replies, {self.min_replies} needed"
             if attempt > self.retries:
                 raise StoppedError(
                     f"round {server_round} is void after {attempt} attempts: {void}; run.log names each client's "
                     "reason. Raise simulation.retries, lower simulation.min_replies, or mend the clients."
                 )
             log.note(f"round {server_round} is void: {void}; attempt {attempt + 1} of {self.retries + 1}")
-        started = time.perf_counter()
-        self._clip(federation, sent, replies)
-        arrays, _ = strategy.aggregate_train(server_round, replies.messages)
-        progress.arrays = progress.arrays if arrays is None else arrays
         progress.accepted |= {update.partition: server_round for update in replies.updates}
-        progress.seconds["aggregate"] += time.perf_counter() - started
         progress.seconds["train"] += seconds
         progress.bytes_down += down
         progress.bytes_up += up
@@ -176,18 +178,25 @@ class Training:
         return sent, faults
 
     def _answers(
-        self, federation: Federation, progress: Progress, sent: Sequence[Message], faults: Mapping[int, Fault]
+        self,
+        federation: Federation,
+        strategy: Strategy,
+        progress: Progress,
+        sent: Sequence[Message],
+        faults: Mapping[int, Fault],
     ) -> Replies:
         """The usable answers; those of unreachable and of slow clients are missing as if nobody had simulated it."""
-        replies = federation.ask(sent)
+        replies = federation.ask(sent, "train")
         absent = {one: Refusal(LATE, "no answer in time (simulated)") for one in faults if self._late(faults[one])}
         replies = replies.without(absent)
         if self.as_sent:
             progress.form = form_of(from_record(progress.arrays))
-        replies = replies.without(misshapen(replies.updates, progress.form, lambda: from_record(progress.arrays)))
-        if replies.updates and not progress.form:
-            progress.form = form_of(replies.updates[0].arrays)
-        return replies
+        refused, progress.form = misshapen(
+            replies.updates, progress.form, lambda: answer_like(strategy, from_record(progress.arrays))
+        )
+        replies = replies.without(refused)
+        doubts = {update.partition: impossible(strategy, update) for update in replies.updates}
+        return replies.without({one: Refusal(INVALID, what) for one, what in doubts.items() if what is not None})
 
     def _clip(self, federation: Federation, sent: Sequence[Message], replies: Replies) -> None:
         """Scale down what walked too far from what it was sent."""
@@ -198,6 +207,31 @@ class Training:
             arrays = clipped(from_record(starts[update.partition]), update.arrays, self.clip)
             # Alike: how many images a client has, it says itself.
             message.content = write_reply(replace(update, arrays=arrays, num_examples=1))
+
+    def _aggregate(
+        self, federation: Federation, strategy: Strategy, progress: Progress, server_round: int, replies: Replies
+    ) -> str | None:
+        """Take into `progress` what the strategy makes of the answers.
+
+        Returns:
+            None, or why it cannot be used: then everything is as it was.
+        """
+        started = time.perf_counter()
+        undo = snapshot(strategy)
+        try:
+            arrays, _ = strategy.aggregate_train(server_round, replies.messages)
+            wrong = None if arrays is None else federation.guard.excess(from_record(arrays))
+            # Single numbers may well be infinite, such as the lowest loss so far.
+            spoilt = non_finite({name: one for name, one in state_of(strategy).items() if one.ndim})
+        except (ArithmeticError, np.linalg.LinAlgError) as error:
+            wrong, spoilt = str(error), None
+        progress.seconds["aggregate"] += time.perf_counter() - started
+        if wrong is None and spoilt is None:
+            progress.arrays = progress.arrays if arrays is None else arrays
+            return None
+        undo()
+        what = wrong or f"what it remembers as {spoilt} is not finite"
+        return f"the aggregate of {type(layers(strategy)[-1]).__name__} cannot be used: {what}"
 
     def _late(self, fault: Fault) -> bool:
         return fault.kind == "drop" or (self.faults.deadline is not None and fault.delay > self.faults.deadline)

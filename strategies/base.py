@@ -34,6 +34,18 @@ class AbstractStrategy(FedAvg, ABC):
         """What one client is sent; the same for everybody unless a method says otherwise."""
         return self.shared
 
+    def answer_like(self, arrays: Arrays) -> Arrays:
+        """Arrays with the names, shapes and types that a client's answer has at least; see `fedbayes.guard.misshapen`.
+
+        Args:
+            arrays: the server's parameters; an answer has them all unless a method says otherwise.
+        """
+        return arrays
+
+    def impossible(self, update: ClientUpdate) -> str | None:  # noqa: ARG002
+        """Why an answer of the right form, as it came, cannot be true; None if it may be. Asked before any clipping."""
+        return None
+
     def state(self) -> Arrays:
         """What the strategy remembers between rounds beside `shared`, by name; a checkpoint keeps it."""
         return {}
@@ -95,3 +107,13 @@ def weighted_mean(updates: Sequence[ClientUpdate]) -> Arrays:
         rows = (update.arrays[name].astype(np.float64) * (update.num_examples / total) for update in updates)
         mean[name] = np.asarray(sum(rows), dtype=like.dtype)
     return mean
+
+
+def miscounted(update: ClientUpdate, name: str) -> str | None:
+    """What is wrong with an array that counts a client's images; None for nothing."""
+    counts = update.arrays[name].astype(np.float64)
+    if (counts < 0).any() or (counts != np.floor(counts)).any():
+        return f"{name} are no numbers of images"
+    if counts.sum() != update.num_examples:
+        return f"{name} sum to {counts.sum():g} for {update.num_examples} images"
+    return None

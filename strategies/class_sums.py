@@ -1,6 +1,5 @@
 """What training-free methods have in common: every client's class sums, each counted once."""
 
-import logging
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -8,9 +7,7 @@ import numpy as np
 
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.named_arrays import by_name, by_partition
-from strategies.base import AbstractStrategy
-
-log = logging.getLogger("fedbayes")
+from strategies.base import AbstractStrategy, miscounted
 
 
 class AbstractClassSums(AbstractStrategy):
@@ -19,9 +16,11 @@ class AbstractClassSums(AbstractStrategy):
     Attributes:
         seen: by partition, what its client sent last.
         closed_form: parameters are computed afresh each round, so no step from the old ones has a meaning.
+        summed: names of the arrays that clients send.
     """
 
     closed_form = True
+    summed: tuple[str, ...] = ("sums", "counts")
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,6 +37,20 @@ class AbstractClassSums(AbstractStrategy):
             Weights `(classes, d)` and bias `(classes,)`; those of classes without images are ignored.
         """
 
+    def answer_like(self, arrays: Arrays) -> Arrays:
+        """Sums, which are no parameters of the server's."""
+        known = {"sums": arrays["weights"], "counts": arrays["counts"], "squares": np.zeros(1)}
+        return {name: known[name] for name in self.summed}
+
+    def impossible(self, update: ClientUpdate) -> str | None:
+        """Counts or lengths that no images can have: `sum |z|^2` is never below `sum_c |sum z|^2 / n_c`."""
+        wrong = miscounted(update, "counts")
+        if wrong is not None or "squares" not in self.summed:
+            return wrong
+        squares, sums = update.arrays["squares"].item(), update.arrays["sums"]
+        least = (np.square(sums).sum(1) / np.maximum(update.arrays["counts"], 1)).sum()
+        return None if squares >= least * (1 - 1e-6) else f"squares are {squares:g}, and by its sums at least {least:g}"
+
     def state(self) -> Arrays:
         """Everybody's sums."""
         return by_name(self.seen)
@@ -47,14 +60,8 @@ class AbstractClassSums(AbstractStrategy):
         self.seen = by_partition(state)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """The classifier of all clients heard so far, but for those whose counts no images can have."""
-        for update in updates:
-            if (update.arrays["counts"] < 0).any():
-                log.warning("client %d is left out: it sent a negative number of images", update.partition)
-            else:
-                self.seen[update.partition] = update.arrays
-        if not self.seen:
-            return
+        """The classifier of all clients heard so far."""
+        self.seen |= {update.partition: update.arrays for update in updates}
         clients = [self.seen[partition] for partition in sorted(self.seen)]
         weights, bias = self.classifier(clients)
         self.shared = {"weights": weights, "bias": bias, "counts": total(clients, "counts")}

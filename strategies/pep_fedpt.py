@@ -8,7 +8,7 @@ import numpy as np
 
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.named_arrays import by_name, by_partition
-from strategies.base import AbstractStrategy, weighted_mean
+from strategies.base import AbstractStrategy, miscounted, weighted_mean
 from strategies.class_sums import class_means
 
 PROTOTYPES = "generator.prototypes"
@@ -27,6 +27,15 @@ class PEPFedPT(AbstractStrategy):
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[int, Arrays] = {}
+
+    def answer_like(self, arrays: Arrays) -> Arrays:
+        """The server's parameters and, per class, sums of features and their number, in float64."""
+        sums = np.zeros(arrays[PROTOTYPES].shape)
+        return {**arrays, "sums": sums, "counts": sums[:, 0]}
+
+    def impossible(self, update: ClientUpdate) -> str | None:
+        """Counts that no images can have."""
+        return miscounted(update, "counts")
 
     def state(self) -> Arrays:
         """Everybody's sums."""

@@ -66,6 +66,10 @@ class PFedPG(AbstractStrategy):
         sent = {name: array for name, array in self.shared.items() if not name.startswith(SERVER)}
         return {**sent, PROMPTS: self._prompts(own)}
 
+    def answer_like(self, arrays: Arrays) -> Arrays:
+        """What clients are sent of the server's parameters."""
+        return {name: array for name, array in arrays.items() if not name.startswith(SERVER)}
+
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Descend towards the prompts that came back; the prompts in `shared` are those of the mean descriptor."""
         self._start()

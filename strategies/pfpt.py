@@ -70,6 +70,10 @@ class PFPT(AbstractStrategy):
             sent[PROMPTS] = np.stack([self.shared[f"{SET}{block}"][row] for block, row in enumerate(rows)])
         return sent
 
+    def answer_like(self, arrays: Arrays) -> Arrays:
+        """What clients are sent of the server's parameters."""
+        return {name: array for name, array in arrays.items() if not name.startswith(SERVER)}
+
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """The set that explains the clients' prompts; `generator.base` is what most clients activated of it."""
         sent = np.stack([update.arrays[PROMPTS] for update in updates])  # (M, blocks, length, dim)

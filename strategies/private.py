@@ -11,11 +11,14 @@ clients are drawn without replacement, by Renyi differential privacy (dp_account
 federations that differ in one client's data. A round that is void releases nothing; that it was void is not covered.
 
 The noise is keyed by the clipped steps too: a round that is computed again after a break is released with the same
-noise if it is the same, and with noise of its own if it is not. Whoever knows `seed` and the steps knows the noise, so
-a deployment keeps `seed` to its server.
+noise if it is the same, and with noise of its own if it is not. Whoever knows the key and the steps knows the noise;
+whoever knows the key knows who is drawn, too, which the accountant takes for unknown. In a simulation the key is the
+run's seed, and the guarantee one against readers who do not know it; in a Flower App, whose clients do, it is a secret
+of the server's process (`fedbayes.secret`). The generator is NumPy's, which was not made for cryptography.
 
 What is private are the parameters that the server hands out. The run's own log (losses, evaluations) is a simulation's
-privilege and is not covered; nor is anything that a client keeps to itself, which never leaves it.
+privilege and is not covered. Nor is what clients keep to themselves: it is in no reply, but a simulation asks for it
+and its checkpoints hold it; a node with images of its own hands it out only with `share-personal=true`.
 """
 
 import hashlib
@@ -51,7 +54,7 @@ class PrivateAveraging(AbstractWrapper):
         delta: of (epsilon, delta), below 1 / clients; None for clients^-1.1.
         clients: n, those that may be drawn.
         per_round: m, those that are drawn.
-        seed: of the noise.
+        key: of the noise: the run's seed, or a secret.
 
     Raises:
         ConfigError: if a value is out of range, the strategy is no plain average, or dp_accounting is missing.
@@ -67,7 +70,7 @@ class PrivateAveraging(AbstractWrapper):
         delta: float | None,
         clients: int,
         per_round: int,
-        seed: int,
+        key: int | str,
     ) -> None:
         if not getattr(strategy, "plain_mean", False):
             raise ConfigError(
@@ -89,7 +92,7 @@ class PrivateAveraging(AbstractWrapper):
                 f"privacy.delta={self.delta} allows to show one of clients={clients} to everybody; choose less than "
                 f"{1 / clients:.3g}."
             )
-        self._seed, self._sampled = seed, (clients, per_round)
+        self._key, self._sampled = key, (clients, per_round)
         spent(self.noise, clients, per_round, 1, self.delta)  # a missing library is said before the first round
 
     def spent(self, rounds: int) -> dict[str, Any]:
@@ -132,7 +135,7 @@ class PrivateAveraging(AbstractWrapper):
         after, metrics = self.strategy.aggregate_train(server_round, answers)
         if after is None:
             return None, metrics
-        rng = numpy_generator(self._seed, server_round, "privacy", content.hexdigest())
+        rng = numpy_generator(self._key, server_round, "privacy", content.hexdigest())
         drawn = self._sampled[1]
         noisy = moved(self.before, from_record(after), len(answers) / drawn)
         for name, array in noisy.items():

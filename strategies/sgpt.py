@@ -16,7 +16,7 @@ import numpy as np
 
 from fedbayes.errors import require_number
 from fedbayes.messages import ClientUpdate
-from strategies.base import AbstractStrategy, weighted_mean
+from strategies.base import AbstractStrategy, miscounted, weighted_mean
 
 CHOICES = "generator.choices"
 BY_GROUP = ("generator.keys", "generator.groups")
@@ -39,6 +39,10 @@ class SGPT(AbstractStrategy):
     def __init__(self, momentum: float) -> None:
         super().__init__()
         self.momentum = require_number("method.strategy.momentum", momentum, 0, 1)
+
+    def impossible(self, update: ClientUpdate) -> str | None:
+        """Choices that no images can have made."""
+        return miscounted(update, CHOICES)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """The formula above for groups and keys, the mean over images for the rest, and the sum of all choices."""

@@ -1,5 +1,7 @@
 """The wire: arrays come back as they went, and what a client keeps to itself is in no reply."""
 
+import io
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -142,6 +144,48 @@ def test_a_damaged_array_is_an_error_and_not_other_numbers(damage):
     good = Array(np.arange(4.0))
     with pytest.raises((ValueError, EOFError, OSError)):
         from_record(ArrayRecord({"x": Array(good.dtype, good.shape, good.stype, damage(good.data))}))
+
+
+def npz():
+    file = io.BytesIO()
+    np.savez(file, a=np.zeros(3))
+    return file.getvalue()
+
+
+def headed(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def said(shape, dtype="float32", fill=b""):
+    descr = np.dtype(dtype).str
+    return Array(dtype, shape, "numpy.ndarray", headed(str({"descr": descr, "shape": shape}).encode()) + fill)
+
+
+FOREIGN = {
+    "archive": Array("float32", (3,), "numpy.ndarray", npz()),
+    "no archive": Array("float32", (3,), "numpy.ndarray", b"PK\x03\x04 and so on"),
+    "open brackets": Array("float32", (3,), "numpy.ndarray", headed(b"(" * 9000)),
+    "deep sum": Array("float32", (3,), "numpy.ndarray", headed(b"1" + b"+1" * 4500)),
+    "deep attributes": Array("float32", (3,), "numpy.ndarray", headed(b"a" + b".a" * 4000)),
+    "pickle": Array("float32", (3,), "numpy.ndarray", b"\x80\x04N." + bytes(20)),
+    "objects": Array("object", (3,), "numpy.ndarray", headed(b"{}") + bytes(24)),
+    "several": Array("f4,f4", (3,), "numpy.ndarray", bytes(200)),
+    "endless": said((10**13,), "float64", bytes(80)),
+    "longer than it is": said((10**6,), "float64", bytes(80)),
+    "negative": said((-4, -2), "float64", bytes(64)),
+    "long nothing": said((0, 10**18), "float64"),
+    "columns first": Array(np.asfortranarray(np.ones((2, 3)))),
+    "another shape": Array("float64", (8,), "numpy.ndarray", Array(np.ones((2, 4))).data),
+    "another type": Array("int64", (8,), "numpy.ndarray", Array(np.ones(8)).data),
+}
+
+
+@pytest.mark.parametrize("array", FOREIGN.values(), ids=FOREIGN)
+def test_what_is_no_array_as_we_send_them_is_refused_and_never_parsed(array, monkeypatch):
+    monkeypatch.setattr(np, "load", None)
+    reply = RecordDict({"arrays": ArrayRecord({"x": array}), "metrics": MetricRecord({"num-examples": 1})})
+    with pytest.raises(ValueError, match=r"x is said to be .*; send "):
+        read_update(0, reply)
 
 
 def test_what_many_clients_are_sent_is_read_once():

@@ -1,19 +1,26 @@
 """The round loop: keyed sampling, guards, order of replies, personal state, evaluation."""
 
+import itertools
 import random
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp.strategy import FedAdam
 from scripted import Scripted, play, round_loop
 
 from fedbayes import build
 from fedbayes.configuration import compose
 from fedbayes.errors import RunError
-from fedbayes.messages import ClientUpdate, from_record
+from fedbayes.federation import Federation
+from fedbayes.guard import Guard
+from fedbayes.messages import ClientUpdate, from_record, to_record
+from fedbayes.simulation.client import QUERY_PERSONAL
 from fedbayes.simulation.flower_private import FIRST_NODE, client_error
 from fedbayes.simulation.in_process import InProcessGrid
+from fedbayes.strategy_state import snapshot
+from strategies.base import AbstractStrategy
 
 
 def test_the_mean_of_a_round_by_hand():
@@ -125,6 +132,83 @@ def test_a_void_round_is_tried_again_with_the_same_clients():
     assert (row["attempts"], row["dropped"], row["dropped_invalid"], row["replies"]) == (3, 0, 4, 3)
 
 
+class Gaussians(Scripted):
+    """Clients with Gaussians, of which one's third answer says that it is infinitely sure."""
+
+    def __init__(self, hostile):
+        super().__init__()
+        self.hostile, self.asked = hostile, 0
+
+    def initial(self):
+        return {"w": np.zeros(3), "w.rho": np.zeros(3)}
+
+    def train(self, requests):
+        self.asked += 1
+        sure = self.asked == 3 and self.hostile
+        return [
+            ClientUpdate(
+                r.partition,
+                {
+                    "w": r.arrays["w"] + r.partition,
+                    "w.rho": np.full(3, -1000.0) if sure and r.partition == 1 else r.arrays["w.rho"] - 0.1,
+                },
+                10,
+                {},
+            )
+            for r in requests
+        ]
+
+
+@pytest.mark.parametrize("wrap", [[], ["server.name=momentum"]])
+def test_an_aggregate_that_is_not_finite_makes_the_round_void_and_leaves_no_trace(wrap):
+    cfg = compose(["method=pfedbayes", "method.strategy.aggregate=product", "clients=3", *wrap])
+
+    def run(hostile, **settings):
+        strategy, kept = build.strategy(cfg, build.loop(cfg)), []
+        settings = {"clients": 3, "rounds": 4, **settings}
+        try:
+            _, journal, _ = play(Gaussians(hostile), strategy=strategy, keep=kept.append, **settings)
+        except RunError as error:
+            return str(error), kept
+        return journal.notes, kept
+
+    notes, kept = run(hostile=True, retries=1)
+    assert notes == [
+        "round 3 is void: the aggregate of PFedBayes cannot be used: w is not finite; attempt 2 of 2",
+    ]
+    assert [one.server_round for one in kept] == [1, 2, 3, 4]
+    _, honest = run(hostile=False)
+    for one, other in zip(kept, honest, strict=True):
+        for found, expected in ((one.server, other.server), (one.strategy, other.strategy)):
+            assert {n: a.tobytes() for n, a in found.items()} == {n: a.tobytes() for n, a in expected.items()}
+
+    said, kept = run(hostile=True, checkpoint_every=4)
+    assert said.startswith(
+        "round 3 is void after 1 attempts: the aggregate of PFedBayes cannot be used: w is not finite"
+    )
+    assert [one.server_round for one in kept] == [2]
+    assert kept[0].strategy.keys() == honest[1].strategy.keys()
+    for name, array in honest[1].strategy.items():
+        assert kept[0].strategy[name].tobytes() == array.tobytes(), name
+
+
+def test_an_optimiser_of_flowers_own_forgets_what_a_void_round_did():
+    made = FedAdam(min_train_nodes=1, min_available_nodes=1, min_evaluate_nodes=1)
+    undo = snapshot(made)
+    made.m_t, made.v_t = {"w": np.full(1, np.nan)}, {"w": np.full(1, np.nan)}
+    undo()
+    assert (made.m_t, made.v_t) == (None, None)
+
+
+def test_an_aggregate_beyond_the_largest_norm_makes_the_round_void():
+    class Grows(AbstractStrategy):
+        def aggregate(self, updates):
+            self.shared = {"w": np.full(4, 30.0 * len(updates))}
+
+    with pytest.raises(RunError, match=r"the aggregate of Grows cannot be used: its norm is 180, above"):
+        play(Scripted(), clients=3, rounds=1, max_norm=100, strategy=Grows())
+
+
 def test_answers_that_are_no_answers_are_dropped_and_named():
     class Odd(InProcessGrid):
         def send_and_receive(self, messages, *, timeout=None):
@@ -232,6 +316,107 @@ def test_another_number_of_clients_than_asked_for_is_refused():
     client = Scripted()
     with pytest.raises(RunError, match="clients=5"):
         play(client, grid=InProcessGrid(client, 4))
+
+
+def node_answers(answers, clients, patience=0):
+    """A federation whose nodes answer the question for their partition with this; None for silence."""
+
+    class Odd(InProcessGrid):
+        asked = 0
+
+        def send_and_receive(self, messages, *, timeout=None):
+            self.asked += 1
+            assert timeout >= 1
+            for message in messages:
+                found = answers[message.metadata.dst_node_id - FIRST_NODE]
+                if callable(found):
+                    found = found(self.asked)
+                if found is not None:
+                    yield Message(RecordDict(found), reply_to=message)
+
+    return Federation(Odd(None, len(answers)), clients, Guard(1e8), patience=patience)
+
+
+def holds(partition):
+    return {"metrics": MetricRecord({"partition-id": partition})}
+
+
+def test_a_node_that_says_that_it_holds_anothers_partition_is_refused_with_both_names():
+    with pytest.raises(RunError, match="nodes 1000 and 1003 both say that they hold partition 0; stop one of them"):
+        node_answers([holds(0), holds(1), holds(2), holds(0)], 3)
+
+
+@pytest.mark.parametrize("answer", [{}, holds(float("nan")), holds(1.9), holds(-1), {"metrics": ConfigRecord()}])
+def test_a_node_whose_answer_cannot_be_read_is_passed_over(answer, caplog):
+    federation = node_answers([answer, holds(1), holds(0)], 2)
+    assert federation.partitions == [0, 1]
+    assert "node 1000 is passed over: partition-id is" in caplog.text
+    with pytest.raises(RunError, match=r"the federation offers partitions \[0\] for clients=2"):
+        node_answers([answer, holds(0)], 2)
+
+
+def test_a_silent_node_is_waited_for_only_while_its_partition_is_missing(caplog):
+    assert node_answers([holds(1), holds(0), None], 2).partitions == [0, 1]
+    assert "nodes [1002] have not said yet whose images they hold" in caplog.text
+    now = itertools.count(0, 10)
+
+    def slow(asked):
+        return holds(1) if asked > 2 else None
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("fedbayes.federation.time.monotonic", lambda: next(now))
+        assert node_answers([holds(0), slow], 2, patience=5).partitions == [0, 1]
+
+
+class Keeping(InProcessGrid):
+    """What clients are said to keep to themselves is something else."""
+
+    def __init__(self, client, clients, said):
+        super().__init__(client, clients)
+        self.said = said
+
+    def send_and_receive(self, messages, *, timeout=None):
+        for reply in super().send_and_receive(messages, timeout=timeout):
+            partition = reply.metadata.src_node_id - FIRST_NODE
+            if reply.metadata.message_type == QUERY_PERSONAL and partition in self.said:
+                reply.content = RecordDict(self.said[partition])
+            yield reply
+
+
+def head(value):
+    return {"arrays": to_record({"head": value})}
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({}, "answer holds [], expected arrays"),
+        ({"arrays": ArrayRecord({"head": Array("float32", (2,), "numpy.ndarray", b"junk")})}, "head is said to be"),
+        (head(np.full(2, np.nan, np.float32)), "head is not finite"),
+        (head(np.full(2, 1e9, np.float32)), "its norm is 1.41e+09"),
+        (head(np.ones(3, np.float32)), "it has head (3,) float32 where most clients have head (2,) float32"),
+        ({"arrays": to_record({"other": np.ones(2, np.float32)})}, "it has other (2,) float32 where most clients"),
+    ],
+)
+def test_what_a_client_keeps_is_not_taken_if_it_cannot_be_used(said, reason):
+    client = Scripted(keeps=True)
+    settings = {"clients": 4, "new_clients": 1, "rounds": 1, "personal": True}
+    hostile, *honest = round_loop(**settings).sampling.known
+    progress, journal, _ = play(client, grid=Keeping(client, 4, {hostile: said}), **settings)
+    assert sorted(progress.personal) == honest
+    assert not progress.complete
+    mine = f"round 1: what client {hostile} keeps to itself is not used: {reason}"
+    assert [note for note in journal.notes if note.startswith(mine)]
+    mean = np.mean([progress.personal[one]["head"][0] for one in honest])
+    assert client.last_parameters[round_loop(**settings).sampling.newcomers[0]]["head"][0] == pytest.approx(mean)
+
+
+def test_where_clients_disagree_in_what_they_keep_nobody_is_believed():
+    client = Scripted(keeps=True)
+    grid = Keeping(client, 2, {0: head(np.ones(3, np.float32))})
+    progress, journal, _ = play(client, grid=grid, clients=2, rounds=1, personal=True)
+    assert (progress.personal, progress.held) == ({}, {})
+    assert sum("clients disagree in its form" in note for note in journal.notes) == 2
 
 
 def test_bytes_are_those_of_the_serialised_arrays():

@@ -123,7 +123,7 @@ def test_nodes_and_run_that_do_not_fit_are_refused_with_the_remedy(nodes, tmp_pa
     assert "set clients to the number of SuperNodes" in refusal(two, nodes, there)
     four = OWN.replace("clients=3", "clients=4") + " simulation.patience=0"
     assert "3 of clients=4 came" in refusal(four, nodes, there)
-    assert "offers partitions [0, 1]" in refusal(OWN, [nodes[0], nodes[1], nodes[1]], there)
+    assert "nodes 1001 and 1002 both say that they hold" in refusal(OWN, [nodes[0], nodes[1], nodes[1]], there)
     common = "experiment=smoke clients=3"
     assert "set partition=own" in refusal(common, nodes, there)
     renamed = OWN.replace("snow", "ice")

@@ -7,7 +7,7 @@ from scripted import Scripted
 
 from fedbayes.errors import ConfigError
 from fedbayes.federation import Federation
-from fedbayes.guard import Guard
+from fedbayes.guard import Guard, Refusal
 from fedbayes.messages import ask_personal
 from fedbayes.simulation.app import client_app
 from fedbayes.simulation.client import QUERY_PERSONAL
@@ -54,7 +54,9 @@ def test_a_node_that_keeps_what_is_personal_answers_with_an_error():
     nodes = [{"partition-id": 0}, {"partition-id": 1, "data-root": "x"}]
     grid = AppGrid(client_app(lambda _: client), nodes, {})
     federation = Federation(grid, 2, Guard(1e8))
-    assert federation.personal({0: 0, 1: 0}) == {0: {}}, "one has kept nothing yet, the other does not answer"
+    found, refused = federation.personal({0: 0, 1: 0})
+    assert found == {0: {}}, "one has kept nothing yet"
+    assert refused == {1: Refusal("failed", "this node keeps what is personal")}
     said = {
         one.metadata.src_node_id: one.error.reason if one.has_error() else ""
         for one in grid.send_and_receive(

@@ -1,11 +1,11 @@
 """What FedNCM's and FedCOF's servers share: each client's sums count once, and survive a restart."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+import torch
 from sklearn.neighbors import NearestCentroid
 
+from clients.class_sums import class_sums
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientUpdate
 from strategies.fedcof import FedCOF
@@ -89,14 +89,24 @@ def test_one_client_that_lacks_a_class_is_enough(make):
 
 
 @BOTH
-def test_counts_that_no_images_can_have_are_left_out(make, caplog):
-    strategy, hostile = make(), sums_of(2)
-    hostile = replace(hostile, arrays={name: -array for name, array in hostile.arrays.items()})
-    strategy.aggregate([sums_of(0), hostile, sums_of(4)])
-    assert "client 2 is left out: it sent a negative number of images" in caplog.text
-    expected = after(make, (0, 4)).shared
-    for name, array in expected.items():
-        assert strategy.shared[name].tobytes() == array.tobytes(), name
-    alone = make()
-    alone.aggregate([hostile])
-    assert alone.shared == {}
+def test_counts_and_lengths_that_no_images_can_have_are_impossible(make):
+    strategy = make()
+    assert [strategy.impossible(sums_of(partition)) for partition in range(6)] == [None] * 6
+    for counts, said in (
+        (-1.0, "no numbers of images"),
+        (1e-300, "no numbers of images"),
+        (1e6, "counts sum to 4e+06"),
+    ):
+        hostile = sums_of(2)
+        hostile.arrays["counts"] = np.full(4, counts)
+        assert said in strategy.impossible(hostile)
+    one = ClientUpdate(0, class_sums(torch.ones(1, 5).double() / 3, torch.tensor([1]), 4), 1, {})
+    one.arrays["squares"] = np.array([5 / 9])
+    assert strategy.impossible(one) is None, "a single image has no spread"
+
+
+def test_squares_that_no_images_can_have_are_impossible():
+    hostile = sums_of(2)
+    hostile.arrays["squares"] *= 0.1
+    assert "by its sums at least" in FedNCM().impossible(hostile)
+    assert FedCOF().impossible(hostile) is None, "it does not use them"

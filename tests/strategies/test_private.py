@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from scipy.stats import norm
 from scripted import Scripted, play
 
@@ -12,16 +13,17 @@ from fedbayes import build, simulate
 from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientUpdate, from_record
+from fedbayes.secret import VARIABLE
 from strategies.averaging import Averaging
 from strategies.private import PrivateAveraging, spent
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
-def private(noise=1.0, clip=1.0, groups=None, clients=4, per_round=4, seed=0, **more):
+def private(noise=1.0, clip=1.0, groups=None, clients=4, per_round=4, key=0, **more):
     settings = {"delta": None, **more}
     return PrivateAveraging(
-        Averaging(), noise=noise, clip=clip, groups=groups, clients=clients, per_round=per_round, seed=seed, **settings
+        Averaging(), noise=noise, clip=clip, groups=groups, clients=clients, per_round=per_round, key=key, **settings
     )
 
 
@@ -59,7 +61,7 @@ def test_steps_are_clipped_over_all_numbers_together_and_clients_count_alike():
 @pytest.mark.parametrize(("noise", "clip"), [(1.0, 1.0), (0.5, 3.0)])
 def test_the_noise_added_has_the_stated_deviation_and_is_seeded(noise, clip):
     size = 20_000
-    noisy = [after(private(noise, clip, seed=seed), size) for seed in (0, 0, 1)]
+    noisy = [after(private(noise, clip, key=key), size) for key in (0, 0, 1)]
     clean = after(private(1e-12, clip), size)
     deviation = noise * clip / 4
     for name in ("a.w", "b.w"):
@@ -280,6 +282,38 @@ def test_what_is_no_plain_average_is_refused(overrides):
     cfg = compose([*overrides, "privacy.noise=1"])
     with pytest.raises(ConfigError, match="is no plain average of what clients send"):
         build.strategy(cfg, build.loop(cfg))
+
+
+DEPLOYED = ["simulation=flower", "privacy.noise=1", "clients=30", "participation=0.2", "privacy.delta=0.01"]
+
+
+def drawn(overrides):
+    """Whom a server draws in the first rounds, and the noise that it adds."""
+    cfg = compose(overrides)
+    loop = build.loop(cfg)
+    made = build.strategy(cfg, loop)
+    return [loop.sampling.train(one) for one in range(1, 9)], after(made, 5)["a.w"].tolist(), OmegaConf.to_yaml(cfg)
+
+
+def test_clients_of_a_flower_app_cannot_repeat_the_noise_or_who_was_drawn(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    one, other = drawn(DEPLOYED), drawn(DEPLOYED)
+    assert one[0] != other[0]
+    assert one[1] != other[1]
+    monkeypatch.setenv(VARIABLE, own := "my own secret, of many characters")
+    one, other = drawn(DEPLOYED), drawn(DEPLOYED)
+    assert one == other
+    assert own not in one[2]
+    monkeypatch.setenv(VARIABLE, own[::-1])
+    assert drawn(DEPLOYED)[1] != one[1]
+    here = drawn(DEPLOYED[1:])
+    monkeypatch.delenv(VARIABLE)
+    assert here == drawn(DEPLOYED[1:]), "a simulation goes by its seed"
+    assert build.loop(compose(["simulation=flower"])).sampling.key == 0, "and so does a run without privacy"
+    monkeypatch.setenv(VARIABLE, "short")
+    with pytest.raises(ConfigError, match="FEDBAYES_PRIVACY_SECRET has 5 characters") as refused:
+        build.loop(compose(DEPLOYED))
+    assert "short" not in str(refused.value)
 
 
 def test_a_missing_accountant_is_said(monkeypatch):

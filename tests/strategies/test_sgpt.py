@@ -74,3 +74,11 @@ def test_what_clients_keep_is_not_asked_for():
 def test_a_momentum_out_of_range_is_refused(momentum):
     with pytest.raises(ConfigError, match=r"method\.strategy\.momentum"):
         SGPT(momentum)
+
+
+def test_choices_that_no_images_can_have_made_are_impossible():
+    honest, hostile = replies()
+    assert SGPT(0.0).impossible(honest) is None
+    for choices in (-1e7, 0.5, 11.0):
+        hostile.arrays["generator.choices"] = np.full(3, choices, np.float32)
+        assert "generator.choices " in SGPT(0.0).impossible(hostile)

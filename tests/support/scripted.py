@@ -105,8 +105,8 @@ def round_loop(**settings):
     return RoundLoop(training=training, assessment=assessment, guard=guard, **rest)
 
 
-def play(client, grid=None, strategy=None, keep=None, stored=None, **settings):
+def play(client, grid=None, strategy=None, keep=None, stored=None, holdings=None, **settings):
     loop, journal = round_loop(**settings), Journal()
     grid = grid or InProcessGrid(client, loop.sampling.clients)
     strategy = strategy or build.strategy(compose(), loop)
-    return loop.run(grid, strategy, client.initial(), journal, keep, stored), journal, grid
+    return loop.run(grid, strategy, client.initial(), journal, keep, stored, holdings), journal, grid
