@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasToken, YAMLError, scan
 
+from fedbayes import files
 from fedbayes.configuration import CONF, absent
 from fedbayes.errors import RunError
 
@@ -130,7 +131,7 @@ def values(path: Path) -> DictConfig:
             `${oc.env:...}`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_text(path)
         if any(isinstance(token, AliasToken) for token in scan(text)):  # it can stand for itself, or for gigabytes
             raise RunError(f"{path} holds an alias (*name), which no run writes; replace it by its value.")
         cfg = OmegaConf.create(text)

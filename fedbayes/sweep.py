@@ -20,8 +20,10 @@ from typing import Any, final
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from fedbayes import files
 from fedbayes.errors import ConfigError, FedbayesError
-from fedbayes.tracking.run_dir import FINISHED, METRICS, SWEEP, json_lines, plain, read_jobs, read_rows, replace_text
+from fedbayes.texts import visible
+from fedbayes.tracking.run_dir import FINISHED, METRICS, SWEEP, json_lines, plain, read_jobs, read_rows
 
 TABLE = "summary.csv"
 PAGE = "summary.md"
@@ -116,11 +118,11 @@ def score(run_dir: Path, best_by: str) -> float | None:
 def record(folder: Path, row: Mapping[str, Any]) -> None:
     """Add a row to the record and write the summaries anew; processes do so one after the other."""
     with _alone(folder):
-        with (folder / SWEEP).open("a", encoding="utf-8") as file:
+        with files.require_file(folder / SWEEP).open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
         head, rows = table(read_jobs(folder))
-        replace_text(folder / TABLE, as_csv(head, rows))
-        replace_text(folder / PAGE, as_page(folder.name, head, rows))
+        files.replace(folder / TABLE, as_csv(head, rows))
+        files.replace(folder / PAGE, as_page(folder.name, head, rows))
 
 
 def failures() -> list[str]:
@@ -154,7 +156,7 @@ def one_line(error: Exception, modules: Collection[str] = ()) -> str:
         whose = f"a fault of {', '.join(modules)} or of fedbayes: "
     else:
         whose = "a fault of fedbayes, please report it: "
-    return " ".join(f"{whose}{type(error).__name__}: {error}".split())
+    return visible(" ".join(f"{whose}{type(error).__name__}: {error}".split()))
 
 
 def own_modules(cfg: DictConfig) -> list[str]:
@@ -220,6 +222,6 @@ def _cell(value: Any) -> str:
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps a sweep's record to this process for the block."""
-    with (folder / SWEEP).open("a") as lock:
+    with files.require_file(folder / SWEEP).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

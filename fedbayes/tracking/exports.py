@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedbayes import files
 from fedbayes.tracking.comparison import Comparison, as_markdown
 from fedbayes.tracking.groups import NAMES, flatten
 from fedbayes.tracking.result_tables import (
@@ -19,7 +20,7 @@ from fedbayes.tracking.result_tables import (
     result_rows,
     title,
 )
-from fedbayes.tracking.run_dir import REPORT, replace_text
+from fedbayes.tracking.run_dir import REPORT
 from fedbayes.tracking.table_formats import booktabs, inert, markdown
 
 
@@ -125,5 +126,5 @@ def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, object, str, flo
 
 def _write(page: Path, texts: Mapping[str, str]) -> list[Path]:
     for end, text in texts.items():
-        replace_text(page.with_suffix(end), text)
+        files.replace(page.with_suffix(end), text)
     return [page.with_suffix(end) for end in texts]

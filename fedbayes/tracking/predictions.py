@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from fedbayes import files
 from fedbayes.errors import RunError
 from fedbayes.tracking.run_dir import PREDICTIONS
 
@@ -88,7 +89,7 @@ def read_predictions(run_dir: Path) -> Predictions | None:
     from safetensors.numpy import load_file
 
     path = run_dir / PREDICTIONS
-    if not path.exists():
+    if not files.require_size(path).exists():
         return None
     try:
         found = load_file(path)
