@@ -62,11 +62,13 @@ class Predictions:
 
     def cells(self) -> dict[tuple[int, int], tuple[float, int]]:
         """Accuracy and images of each client in each domain that it has test images of."""
-        found = {}
-        for client, domain in sorted({*zip(self.partitions.tolist(), self.domains.tolist(), strict=True)}):
-            mine = (self.partitions == client) & (self.domains == domain)
-            found[client, domain] = (float(self.right[mine].mean()), int(mine.sum()))
-        return found
+        import numpy as np
+
+        pairs = np.stack([self.partitions, self.domains], axis=1)
+        found, place, count = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+        right = np.bincount(place.ravel(), weights=self.right) / count
+        keys = ((int(client), int(domain)) for client, domain in found)
+        return dict(zip(keys, zip(right.tolist(), count.tolist(), strict=True), strict=True))
 
     def risk_coverage(self) -> "tuple[np.ndarray, np.ndarray]":
         """Shares of the images, most confident first, and the error rate in each; ties count as in any order."""

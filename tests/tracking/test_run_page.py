@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from html_reader import Page
 from run_files import HOSTILE, write_run
+from safetensors.numpy import save_file
 
 from fedbayes.errors import RunError
 from fedbayes.tracking.gallery_view import NOT_MADE, show
@@ -191,3 +192,11 @@ def test_damaged_predictions_are_named(tmp_path):
 def test_a_hundred_clients_make_a_page_of_moderate_size(tmp_path):
     write_run(tmp_path / "run", clients=100, rounds=100)
     assert write_html(tmp_path / "run").stat().st_size < 1_000_000
+
+
+def test_a_map_of_as_many_clients_as_domains_is_left_out_in_no_time(tmp_path):
+    write_run(tmp_path / "run")
+    n = 20_000
+    said = {"probabilities": np.full((n, 2), 0.5, np.float32), "labels": np.zeros(n, np.int64)}
+    save_file({**said, "domains": np.arange(n), "partitions": np.arange(n)}, tmp_path / "run/predictions.safetensors")
+    assert "20000 clients and 20000 domains are too many for a table" in write_html(tmp_path / "run").read_text()
