@@ -24,6 +24,7 @@ from fedbayes import files
 from fedbayes.errors import ConfigError, FedbayesError
 from fedbayes.texts import visible
 from fedbayes.tracking.run_dir import FINISHED, METRICS, SWEEP, json_lines, plain, read_jobs, read_rows
+from fedbayes.tracking.table_formats import inert, inline
 
 TABLE = "summary.csv"
 PAGE = "summary.md"
@@ -176,7 +177,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]
 def as_csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """The table with all digits."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    csv.writer(text, lineterminator="\n").writerows([inert(cell) for cell in row] for row in (head, *rows))
     return text.getvalue()
 
 
@@ -194,7 +195,8 @@ def as_page(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
         "Test images after the last round: accuracy is the mean over clients, NLL in nats; seconds are those of the "
         "whole job, loading data and model included."
     )
-    return "\n".join([f"# {title}", "", f"{counts}.", "", line(head), line(marks), *map(line, rows), "", notes, ""])
+    body = [line(head), line(marks), *map(line, rows)]
+    return "\n".join([f"# {inline(title)}", "", f"{counts}.", "", *body, "", notes, ""])
 
 
 def _raised(error: BaseException | None, modules: Collection[str]) -> str | None:
@@ -216,7 +218,7 @@ def _within(folder: Path, path: Path) -> Path:
 
 def _cell(value: Any) -> str:
     text = "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|")
+    return inline(text)
 
 
 @contextmanager

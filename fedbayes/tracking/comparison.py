@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 from fedbayes.texts import visible
 from fedbayes.tracking.groups import NAMES, Group, Spread, find_runs, group, spread, unfinished
 from fedbayes.tracking.measures import HEADLINE, Measure, best, known
-from fedbayes.tracking.table_formats import markdown
+from fedbayes.tracking.table_formats import inline, markdown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -134,8 +134,8 @@ def as_table(table: Comparison) -> "RenderableType":
 
 def as_markdown(table: Comparison) -> str:
     """The comparison as a Markdown table."""
-    above = [table.heading, ""] if table.heading else []
-    return "\n".join([*above, markdown(table.head, table.rows, table.texts), "", *table.notes])
+    above = [inline(table.heading), ""] if table.heading else []
+    return "\n".join([*above, markdown(table.head, table.rows, table.texts), "", *map(inline, table.notes)])
 
 
 def _domains(summary: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from fedbayes.tracking.result_tables import (
     title,
 )
 from fedbayes.tracking.run_dir import REPORT
-from fedbayes.tracking.table_formats import booktabs, inert, markdown
+from fedbayes.tracking.table_formats import booktabs, inert, inline, markdown
 
 
 def as_csv(table: Comparison) -> str:
@@ -105,7 +105,7 @@ def write_run_tables(run_dir: Path, summary: Mapping[str, Any]) -> list[Path]:
     tables = [one for one in tables if one[2]]
     sections = [f"## {caption}\n\n{markdown(head, rows)}\n" for caption, head, rows in tables]
     texts = {
-        ".md": "\n".join([f"# {title(summary)}\n", *sections]),
+        ".md": "\n".join([f"# {inline(title(summary))}\n", *sections]),
         ".csv": _csv(("table", "name", "measure", "value"), _numbers(summary)),
         ".tex": "\n".join(booktabs(head, rows, notes=(title(summary), caption)) for caption, head, rows in tables),
     }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedbayes.errors import FedbayesError, RunError
+from fedbayes.texts import visible
 from fedbayes.tracking.run_dir import SUMMARY
 from fedbayes.tracking.run_page import write_html
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if page is not None:
             _compare(runs, state, page)
     except FedbayesError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     if wanted.markdown:
         print(as_markdown(table))
