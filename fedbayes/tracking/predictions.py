@@ -104,4 +104,19 @@ def read_predictions(run_dir: Path) -> Predictions | None:
         )
     except (OSError, SafetensorError, KeyError) as error:
         raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
+    if not _fit(made):
+        raise RunError(f"{path} holds arrays that do not fit each other; remove the file or that run.")
     return made if len(made.labels) else None
+
+
+def _fit(found: Predictions) -> bool:
+    """Whether shapes, types and ranges are those of predictions."""
+    import numpy as np
+
+    p, ids = found.probabilities, (found.labels, found.domains, found.partitions)
+    entropy = p.sum(1) if found.expected_entropy is None and p.ndim == 2 else found.expected_entropy
+    if p.ndim != 2 or p.dtype.kind != "f" or entropy is None or entropy.shape != p.shape[:1]:
+        return False
+    if any(one.shape != p.shape[:1] or one.dtype.kind not in "iu" or (one < 0).any() for one in ids):
+        return False
+    return bool(np.isfinite(p).all() and np.isfinite(entropy).all() and (found.labels < p.shape[1]).all())

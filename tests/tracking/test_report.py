@@ -258,3 +258,13 @@ def test_a_sweeps_words_are_no_markup_and_a_row_may_lack_its_status(tmp_path):
     (tmp_path / "sweep.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     text = "".join(shown(as_table(compare(find_runs([tmp_path])))).split())
     assert "x=[/evil],privacy.groups=[generator]" in text
+
+
+def test_a_broken_run_does_not_cost_the_others_theirs(tmp_path, capsys):
+    add_run(tmp_path / "good")
+    add_run(tmp_path / "bad", seed=1)
+    (tmp_path / "bad" / "partition.json").write_text("[]")
+    assert main([str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "partition.json holds a list" in said.err
+    assert "pfedbayespt" in said.out
