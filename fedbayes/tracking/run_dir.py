@@ -36,6 +36,7 @@ _FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, PARTITION, LOG, PREDICTIONS, GALLER
 _FOLDERS = (PLOTS, CHECKPOINTS, WANDB)
 _OBJECTS = ("attack", "final", "best", "new_clients", "train", "privacy", "per_domain", "bytes", "seconds", "versions")
 
+_MOST = 1e100  # of a number in a run's files
 _MARKS = (CONFIG, METRICS, SUMMARY, CHECKPOINTS)  # any of these: the directory holds a run
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # file systems without hard links
@@ -188,12 +189,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not files.require_file(path).exists():
         return {}
     try:
-        found = json.loads(files.read_text(path))
+        found = json.loads(files.read_text(path), parse_float=_number, parse_int=_number)
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
     if not isinstance(found, dict):
         raise RunError(f"{path} holds a {type(found).__name__}, not an object; remove the file or that run.")
     return found
+
+
+def _number(text: str) -> float | int:
+    """A number of a file, if charts and sums can hold it; `plain` writes no other.
+
+    Raises:
+        ValueError: if it is out of range.
+    """
+    value = float(text)
+    if not abs(value) <= _MOST:
+        raise ValueError(f"{text[:20]} is out of range")
+    return value if set(text) & set(".eE") else int(text)
 
 
 def read_rows(path: Path, key: Sequence[str] = ("round", "phase")) -> list[dict[str, Any]]:
@@ -271,7 +284,8 @@ def rounds_written(run_dir: Path) -> int:
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line of a JSONL file that is an object, and that object.
 
-    A half-written line is passed over, and so is one of a round that is no number: neither is a row of ours.
+    A half-written line is passed over, and so is one of a round that is no number or with one out of range: none is a
+    row of ours.
 
     Raises:
         RunError: if the file cannot be read.
@@ -280,7 +294,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         return
     for line in read_text(path).splitlines():
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_float=_number, parse_int=_number)
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and type(row.get("round", 0)) is int:

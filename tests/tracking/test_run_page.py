@@ -219,3 +219,15 @@ def test_predictions_of_another_form_are_refused(tmp_path, changes):
     save_file({**load_file(path), **changes}, path)
     with pytest.raises(RunError, match="arrays that do not fit each other"):
         read_predictions(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", ["1e999", "1e308", "-1e308", "1" + "0" * 400])
+def test_numbers_that_no_chart_can_hold_are_no_rows_of_a_run(tmp_path, number):
+    write_run(tmp_path / "run")
+    for at, value in ((5, number), (6, "-1e308")):
+        with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+            file.write(f'{{"round": {at}, "phase": "train", "loss": {value}}}\n')
+    write_html(tmp_path / "run")
+    (tmp_path / "run" / "partition.json").write_text(f'{{"clients": [{{"partition": {number}}}]}}')
+    with pytest.raises(RunError, match=r"partition.json cannot be read \(.* is out of range"):
+        write_html(tmp_path / "run")
