@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
+from fedbayes import files
 from fedbayes.errors import RunError
 from fedbayes.messages import Arrays
 from fedbayes.named_arrays import by_name, by_partition, mean_arrays
@@ -30,7 +32,12 @@ from fedbayes.named_arrays import by_name, by_partition, mean_arrays
 FOLDER = "checkpoint"
 KEPT = 2  # checkpoints; the older one stands in for a newest one that was damaged
 STATE = "state.json"
+PARTS = ("server", "personal", "strategy", "evaluations")
+"""Its files of arrays."""
 FORMAT = 2
+_OWN = re.compile(r"round-[0-9]{5,}")
+_HALF = re.compile(r"\.round-[0-9]{5,}\.[0-9]+")
+"""Names of checkpoints, and of those that a process is writing; what has another name is somebody else's."""
 
 
 class DamagedError(RunError):
@@ -71,27 +78,24 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         RunError: if it cannot be written; those that were there stay.
     """
-    parent = run_dir / FOLDER
-    folder = parent / f"round-{checkpoint.server_round:05d}"
+    parent = files.require_folder(run_dir / FOLDER)
+    folder = files.require_folder(parent / f"round-{checkpoint.server_round:05d}")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    files = {
-        "server": checkpoint.server,
-        "personal": by_name(dict(sorted(checkpoint.personal.items()))),
-        "strategy": checkpoint.strategy,
-        "evaluations": checkpoint.evaluations,
-    }
+    personal = by_name(dict(sorted(checkpoint.personal.items())))
+    content = dict(zip(PARTS, (checkpoint.server, personal, checkpoint.strategy, checkpoint.evaluations), strict=True))
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob(".round-*"):  # of a process that was killed while it wrote
-            shutil.rmtree(left, ignore_errors=True)
+        for left in parent.iterdir():
+            if _HALF.fullmatch(left.name):  # of a process that was killed while it wrote
+                shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
-        for name, arrays in files.items():
+        for name, arrays in content.items():
             write_arrays(temporary / f"{name}.safetensors", arrays)
         state = {
             "format": FORMAT,
             "round": checkpoint.server_round,
             "history": checkpoint.history,
-            "order": {name: list(arrays) for name, arrays in files.items()},  # safetensors sorts, strategies may not
+            "order": {name: list(arrays) for name, arrays in content.items()},  # safetensors sorts, strategies may not
             "sha256": {file.name: _digest(file.read_bytes()) for file in sorted(temporary.iterdir())},
         }
         (temporary / STATE).write_text(json.dumps({**state, "checksum": _checksum(state)}), encoding="utf-8")
@@ -163,24 +167,30 @@ def latest(run_dir: Path) -> Checkpoint:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays; safetensors takes the bytes as they lie in memory, so they must lie in C order.
+    """Write arrays whole or not at all; safetensors takes the bytes as they lie in memory, so that must be in C order.
 
     Raises:
         OSError: if the file cannot be written.
+        RunError: if a link, or what is no file, is in its place.
     """
     # `save_file` would make a file that nobody but its owner can read.
-    path.write_bytes(to_bytes({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+    files.replace(path, to_bytes({name: np.asarray(array, order="C") for name, array in arrays.items()}))
 
 
 def _folders(run_dir: Path) -> Sequence[Path]:
-    """All finished checkpoints, oldest first."""
-    return sorted((run_dir / FOLDER).glob("round-*"), key=_number)
+    """All finished checkpoints, oldest first.
+
+    Raises:
+        RunError: if one is a link, or their folder is.
+    """
+    parent = files.require_folder(run_dir / FOLDER)
+    own = [one for one in parent.glob("round-*") if _OWN.fullmatch(one.name)]
+    return sorted(map(files.require_folder, own), key=_number)
 
 
 def _number(folder: Path) -> int:
-    """The round in a folder's name; -1 for somebody else's."""
-    digits = folder.name.removeprefix("round-")
-    return int(digits) if digits.isdecimal() else -1
+    """The round in a folder's name."""
+    return int(folder.name.removeprefix("round-"))
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -188,24 +198,28 @@ def _read(folder: Path) -> Checkpoint:
 
     Raises:
         DamagedError: if it is damaged.
-        RunError: if it is of another version, or may not be read.
+        RunError: if it is of another version, may not be read, or holds links or what is no file.
     """
     try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        state = json.loads(files.read_text(folder / STATE))
         if state.pop("checksum") != _checksum(state):
             raise ValueError(f"{STATE} was changed")
         if state["format"] != FORMAT:
             raise RunError(
                 f"{folder} is of format {state['format']}, this is {FORMAT}; use the fedbayes that wrote it."
             )
+        if state["round"] != _number(folder):
+            raise ValueError(f"{STATE} is of round {state['round']}")
         arrays: dict[str, Arrays] = {}
-        for name, digest in state["sha256"].items():
-            if _digest((folder / name).read_bytes()) != digest:
-                raise ValueError(f"{name} was changed")
-            loaded, key = load_file(folder / name), name.removesuffix(".safetensors")
+        for key in PARTS:
+            path = files.require_size(folder / f"{key}.safetensors")
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != state["sha256"][path.name]:
+                    raise ValueError(f"{path.name} was changed")
+            loaded = load_file(path)
             arrays[key] = {one: loaded[one] for one in state["order"][key]}
         return Checkpoint(
-            server_round=int(state["round"]),
+            server_round=_number(folder),
             server=arrays["server"],
             personal=by_partition(arrays["personal"]),
             strategy=arrays["strategy"],

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasToken, YAMLError, scan
 
+from fedbayes import files
 from fedbayes.configuration import CONF, absent
 from fedbayes.errors import RunError
 
@@ -102,15 +103,28 @@ def sweep_again(words: Sequence[str]) -> list[str]:
     said = (plain.get("hydra") or {}).get("overrides") or {}
     task, own = [str(one) for one in said.get("task") or ()], [str(one) for one in said.get("hydra") or ()]
     own = [one for one in own if not one.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    refused = [one for one in task if not _is_value(one)] + [one for one in own if not HYDRA.fullmatch(one)]
+    task = [one for one in task if not _sets(one, "resume")]  # of an earlier time that it went on
+    outside = [one for one in task if _sets(one, "run_dir") and not _inside(one.partition("=")[2], folder)]
+    refused = outside + [one for one in task if not _is_value(one)] + [one for one in own if not HYDRA.fullmatch(one)]
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     again = [f"hydra.sweep.dir='{quoted}'", f"resume='{quoted}'"]
     if refused:
         raise RunError(
-            f"{folder / MULTIRUN} sets {refused[0]}, which may call anything; if you trust it, type the sweep again: "
-            f"fedbayes -m ... {' '.join(again)}."
+            f"{folder / MULTIRUN} sets {refused[0]}, which may call or write anything; if you trust it, type the sweep "
+            f"again: fedbayes -m ... {' '.join(again)}."
         )
     return ["-m", *task, *own, *again]
+
+
+def _sets(word: str, name: str) -> bool:
+    """Whether a word of a sweep sets that value."""
+    return word.partition("=")[0].lstrip("+~").partition("@")[0].strip() == name
+
+
+def _inside(path: str, folder: Path) -> bool:
+    """Whether a path, as a word of a sweep gives it, is a single one that lies in the sweep's folder."""
+    plain = path.strip("'\"")
+    return re.fullmatch(r"[\w./ -]+", plain) is not None and Path(plain).resolve().is_relative_to(folder.resolve())
 
 
 def _is_value(word: str) -> bool:
@@ -130,7 +144,7 @@ def values(path: Path) -> DictConfig:
             `${oc.env:...}`.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = files.read_text(path)
         if any(isinstance(token, AliasToken) for token in scan(text)):  # it can stand for itself, or for gigabytes
             raise RunError(f"{path} holds an alias (*name), which no run writes; replace it by its value.")
         cfg = OmegaConf.create(text)

@@ -20,8 +20,11 @@ from typing import Any, final
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from fedbayes import files
 from fedbayes.errors import ConfigError, FedbayesError
-from fedbayes.tracking.run_dir import FINISHED, METRICS, SWEEP, json_lines, plain, read_jobs, read_rows, replace_text
+from fedbayes.texts import visible
+from fedbayes.tracking.run_dir import FINISHED, METRICS, SWEEP, json_lines, plain, read_jobs, read_rows
+from fedbayes.tracking.table_formats import inert, inline
 
 TABLE = "summary.csv"
 PAGE = "summary.md"
@@ -116,11 +119,11 @@ def score(run_dir: Path, best_by: str) -> float | None:
 def record(folder: Path, row: Mapping[str, Any]) -> None:
     """Add a row to the record and write the summaries anew; processes do so one after the other."""
     with _alone(folder):
-        with (folder / SWEEP).open("a", encoding="utf-8") as file:
+        with files.require_file(folder / SWEEP).open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
         head, rows = table(read_jobs(folder))
-        replace_text(folder / TABLE, as_csv(head, rows))
-        replace_text(folder / PAGE, as_page(folder.name, head, rows))
+        files.replace(folder / TABLE, as_csv(head, rows))
+        files.replace(folder / PAGE, as_page(folder.name, head, rows))
 
 
 def failures() -> list[str]:
@@ -154,7 +157,7 @@ def one_line(error: Exception, modules: Collection[str] = ()) -> str:
         whose = f"a fault of {', '.join(modules)} or of fedbayes: "
     else:
         whose = "a fault of fedbayes, please report it: "
-    return " ".join(f"{whose}{type(error).__name__}: {error}".split())
+    return visible(" ".join(f"{whose}{type(error).__name__}: {error}".split()))
 
 
 def own_modules(cfg: DictConfig) -> list[str]:
@@ -174,7 +177,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]
 def as_csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """The table with all digits."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    csv.writer(text, lineterminator="\n").writerows([inert(cell) for cell in row] for row in (head, *rows))
     return text.getvalue()
 
 
@@ -192,7 +195,8 @@ def as_page(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
         "Test images after the last round: accuracy is the mean over clients, NLL in nats; seconds are those of the "
         "whole job, loading data and model included."
     )
-    return "\n".join([f"# {title}", "", f"{counts}.", "", line(head), line(marks), *map(line, rows), "", notes, ""])
+    body = [line(head), line(marks), *map(line, rows)]
+    return "\n".join([f"# {inline(title)}", "", f"{counts}.", "", *body, "", notes, ""])
 
 
 def _raised(error: BaseException | None, modules: Collection[str]) -> str | None:
@@ -214,12 +218,12 @@ def _within(folder: Path, path: Path) -> Path:
 
 def _cell(value: Any) -> str:
     text = "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|")
+    return inline(text)
 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Keeps a sweep's record to this process for the block."""
-    with (folder / SWEEP).open("a") as lock:
+    with files.require_file(folder / SWEEP).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -191,8 +191,17 @@ EVIL = "{_target_:torch.load,f:evil.pt,weights_only:false}"
 )
 def test_a_sweep_that_could_call_anything_is_refused(tmp_path, monkeypatch, task, own, trust):
     monkeypatch.setenv("FEDBAYES_TRUST", trust)
-    with pytest.raises(RunError, match=r"which may call anything; .* type the sweep again: fedbayes -m"):
+    with pytest.raises(RunError, match=r"which may call or write anything; .* type the sweep again: fedbayes -m"):
         sweep_again(sweep(tmp_path, ["seed=0", *task], own))
+
+
+@pytest.mark.parametrize("word", ["run_dir=/tmp/mine", "++run_dir=../mine", "run_dir=a,b", "+run_dir='/etc'"])
+def test_a_sweep_writes_no_run_outside_of_its_folder(tmp_path, word):
+    with pytest.raises(RunError, match="may call or write anything"):
+        sweep_again(sweep(tmp_path, ["seed=0", word], []))
+    inside = f"run_dir={tmp_path / 'mine'}"
+    assert inside in sweep_again(sweep(tmp_path, [inside, "resume='/elsewhere'"], []))
+    assert not any("/elsewhere" in one for one in sweep_again(sweep(tmp_path, [inside, "resume='/elsewhere'"], [])))
 
 
 def test_what_sweeps_are_made_of_is_kept(tmp_path):

@@ -18,6 +18,7 @@ from PIL import Image
 from fedbayes.data.datasets import GIVEN_NONE, GIVEN_TEST, GIVEN_TRAIN, GIVEN_VALIDATION, ImageSet
 from fedbayes.data.pixels import decode, require_side, room_for
 from fedbayes.errors import ConfigError, DataError, require_choice
+from fedbayes.texts import visible
 
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
 SPLIT_FOLDERS = {
@@ -194,6 +195,9 @@ def _find(top: str, root: str) -> list[Parts]:
         except OSError as error:
             raise DataError(f"data.root={root}: cannot list {folder} ({error.strerror}); allow reading it.") from error
         for name in sorted(names):
+            if not name.isprintable() and name != name.encode("utf-8", "replace").decode():
+                shown = "/".join(map(visible, (*parts, name)))
+                raise DataError(f"data.root={root}: the name of {shown} is no UTF-8; rename it.")
             path = os.path.join(folder, name)
             if os.path.isdir(path):
                 if len(parts) <= MAX_FOLDERS:

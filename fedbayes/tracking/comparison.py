@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from fedbayes.texts import visible
 from fedbayes.tracking.groups import NAMES, Group, Spread, find_runs, group, spread, unfinished
 from fedbayes.tracking.measures import HEADLINE, Measure, best, known
-from fedbayes.tracking.table_formats import markdown
+from fedbayes.tracking.table_formats import inline, markdown
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -117,9 +118,9 @@ def as_table(table: Comparison) -> "RenderableType":
 
     made = Table(
         box=box.SIMPLE_HEAD,
-        title=escape(table.heading) or None,
+        title=escape(visible(table.heading)) or None,
         title_justify="left",
-        caption="\n".join(table.notes),
+        caption=escape("\n".join(map(visible, table.notes))),
         caption_justify="left",
         pad_edge=False,
     )
@@ -127,14 +128,14 @@ def as_table(table: Comparison) -> "RenderableType":
         right = index >= table.texts
         made.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right or name == "method")
     for row in table.rows:
-        made.add_row(*(escape(cell) for cell in row))
+        made.add_row(*(escape(visible(cell)) for cell in row))
     return made
 
 
 def as_markdown(table: Comparison) -> str:
     """The comparison as a Markdown table."""
-    above = [table.heading, ""] if table.heading else []
-    return "\n".join([*above, markdown(table.head, table.rows, table.texts), "", *table.notes])
+    above = [inline(table.heading), ""] if table.heading else []
+    return "\n".join([*above, markdown(table.head, table.rows, table.texts), "", *map(inline, table.notes)])
 
 
 def _domains(summary: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedbayes import files
 from fedbayes.tracking.comparison import Comparison, as_markdown
 from fedbayes.tracking.groups import NAMES, flatten
 from fedbayes.tracking.result_tables import (
@@ -19,8 +20,8 @@ from fedbayes.tracking.result_tables import (
     result_rows,
     title,
 )
-from fedbayes.tracking.run_dir import REPORT, replace_text
-from fedbayes.tracking.table_formats import booktabs, inert, markdown
+from fedbayes.tracking.run_dir import REPORT
+from fedbayes.tracking.table_formats import booktabs, inert, inline, markdown
 
 
 def as_csv(table: Comparison) -> str:
@@ -104,7 +105,7 @@ def write_run_tables(run_dir: Path, summary: Mapping[str, Any]) -> list[Path]:
     tables = [one for one in tables if one[2]]
     sections = [f"## {caption}\n\n{markdown(head, rows)}\n" for caption, head, rows in tables]
     texts = {
-        ".md": "\n".join([f"# {title(summary)}\n", *sections]),
+        ".md": "\n".join([f"# {inline(title(summary))}\n", *sections]),
         ".csv": _csv(("table", "name", "measure", "value"), _numbers(summary)),
         ".tex": "\n".join(booktabs(head, rows, notes=(title(summary), caption)) for caption, head, rows in tables),
     }
@@ -125,5 +126,5 @@ def _numbers(summary: Mapping[str, Any]) -> Iterator[tuple[str, object, str, flo
 
 def _write(page: Path, texts: Mapping[str, str]) -> list[Path]:
     for end, text in texts.items():
-        replace_text(page.with_suffix(end), text)
+        files.replace(page.with_suffix(end), text)
     return [page.with_suffix(end) for end in texts]

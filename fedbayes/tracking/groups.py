@@ -143,7 +143,7 @@ def unfinished(runs: Sequence[Path]) -> list[str]:
     lines = []
     for folder in sorted({run.parent for run in runs if (run.parent / SWEEP).is_file()}):
         jobs = read_jobs(folder)
-        left = [",".join(row["overrides"]) for row in jobs if row["status"] != FINISHED]
+        left = [",".join(map(str, row["overrides"])) for row in jobs if row.get("status") != FINISHED]
         if left:
             lines.append(f"{len(left)} of {len(jobs)} jobs of {folder} have no result: {'; '.join(left)}.")
     return lines

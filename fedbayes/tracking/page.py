@@ -8,6 +8,8 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedbayes import files
+
 _HERE = Path(__file__).parent
 
 
@@ -177,7 +179,5 @@ def picture(data: bytes | str, alt: str, css: str = "") -> str:
 
 def write(path: Path, text: str) -> Path:
     """Write a page whole or not at all, and return its path."""
-    from fedbayes.tracking.run_dir import replace_text
-
-    replace_text(path, text)
+    files.replace(path, text)
     return path

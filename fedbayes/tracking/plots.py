@@ -3,12 +3,23 @@
 Nothing touches pyplot or its global state: a simulation may run inside a notebook that has figures of its own.
 """
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedbayes import files
 from fedbayes.tracking import canvas
-from fedbayes.tracking.run_dir import CLIENTS, METRICS, PARTITION, PLOTS, read_json, read_rows, read_summary
+from fedbayes.tracking.run_dir import (
+    CLIENTS,
+    METRICS,
+    PARTITION,
+    PLOTS,
+    read_json,
+    read_rows,
+    read_summary,
+    require_own,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +38,9 @@ def draw(run_dir: Path) -> list[Path]:
         The pictures written to `plots/`: learning_curve, clients, reliability and partition, as far as there is data.
 
     Raises:
-        RunError: if a file of the run is broken.
+        RunError: if a file of the run is broken, or none of its own.
     """
+    require_own(run_dir)
     summary = read_summary(run_dir)
     partition = read_json(run_dir / PARTITION)
     figures = {
@@ -44,7 +56,9 @@ def draw(run_dir: Path) -> list[Path]:
     for name, figure in figures.items():
         if figure is not None:
             folder.mkdir(exist_ok=True)
-            figure.savefig(folder / f"{name}.png", dpi=130)
+            picture = io.BytesIO()
+            figure.savefig(picture, format="png", dpi=130)
+            files.replace(folder / f"{name}.png", picture.getvalue())
             written.append(folder / f"{name}.png")
     return written
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from fedbayes import files
 from fedbayes.errors import RunError
 from fedbayes.tracking.run_dir import PREDICTIONS
 
@@ -61,11 +62,13 @@ class Predictions:
 
     def cells(self) -> dict[tuple[int, int], tuple[float, int]]:
         """Accuracy and images of each client in each domain that it has test images of."""
-        found = {}
-        for client, domain in sorted({*zip(self.partitions.tolist(), self.domains.tolist(), strict=True)}):
-            mine = (self.partitions == client) & (self.domains == domain)
-            found[client, domain] = (float(self.right[mine].mean()), int(mine.sum()))
-        return found
+        import numpy as np
+
+        pairs = np.stack([self.partitions, self.domains], axis=1)
+        found, place, count = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+        right = np.bincount(place.ravel(), weights=self.right) / count
+        keys = ((int(client), int(domain)) for client, domain in found)
+        return dict(zip(keys, zip(right.tolist(), count.tolist(), strict=True), strict=True))
 
     def risk_coverage(self) -> "tuple[np.ndarray, np.ndarray]":
         """Shares of the images, most confident first, and the error rate in each; ties count as in any order."""
@@ -88,7 +91,7 @@ def read_predictions(run_dir: Path) -> Predictions | None:
     from safetensors.numpy import load_file
 
     path = run_dir / PREDICTIONS
-    if not path.exists():
+    if not files.require_size(path).exists():
         return None
     try:
         found = load_file(path)
@@ -101,4 +104,19 @@ def read_predictions(run_dir: Path) -> Predictions | None:
         )
     except (OSError, SafetensorError, KeyError) as error:
         raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
+    if not _fit(made):
+        raise RunError(f"{path} holds arrays that do not fit each other; remove the file or that run.")
     return made if len(made.labels) else None
+
+
+def _fit(found: Predictions) -> bool:
+    """Whether shapes, types and ranges are those of predictions."""
+    import numpy as np
+
+    p, ids = found.probabilities, (found.labels, found.domains, found.partitions)
+    entropy = p.sum(1) if found.expected_entropy is None and p.ndim == 2 else found.expected_entropy
+    if p.ndim != 2 or p.dtype.kind != "f" or entropy is None or entropy.shape != p.shape[:1]:
+        return False
+    if any(one.shape != p.shape[:1] or one.dtype.kind not in "iu" or (one < 0).any() for one in ids):
+        return False
+    return bool(np.isfinite(p).all() and np.isfinite(entropy).all() and (found.labels < p.shape[1]).all())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedbayes.errors import FedbayesError, RunError
+from fedbayes.texts import visible
 from fedbayes.tracking.run_dir import SUMMARY
 from fedbayes.tracking.run_page import write_html
 
@@ -32,21 +33,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     state = "best" if wanted.best else "final"
     try:
         runs = find_runs(wanted.folders)
+        broken = []
         for run_dir in [] if wanted.table_only else runs:
-            draw(run_dir)
-            print(write_html(run_dir), file=sys.stderr)
+            try:
+                draw(run_dir)
+                print(write_html(run_dir), file=sys.stderr)
+            except FedbayesError as error:  # the others are shown all the same
+                broken.append(run_dir)
+                if len(broken) == len(runs):
+                    raise
+                print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
+        runs = [run_dir for run_dir in runs if run_dir not in broken]
         table = compare(runs, state)
         page = wanted.out or (_place(wanted.folders) if len(runs) > 1 and not wanted.table_only else None)
         if page is not None:
             _compare(runs, state, page)
     except FedbayesError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     if wanted.markdown:
         print(as_markdown(table))
     else:
         Console().print(as_table(table))
-    return 0
+    return 2 if broken else 0
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedbayes.texts import visible
 from fedbayes.tracking.progress import duration
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def title(summary: Mapping[str, Any]) -> str:
     """What ran, in one line."""
     parts = [str(summary[name]) for name in ("method", "data", "partition", "backbone") if summary.get(name)]
     parts += [f"{name} {summary[name]}" for name in ("seed", "rounds", "clients") if summary.get(name) is not None]
-    return " · ".join(parts) or "run"
+    return visible(" · ".join(parts)) or "run"
 
 
 def result_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -172,7 +173,7 @@ def final_table(summary: Mapping[str, Any]) -> "RenderableType":
         for index, name in enumerate(head):
             made.add_column(escape(name), justify="left" if index == 0 else "right")
         for row in rows:
-            made.add_row(*(escape(cell) for cell in row))
+            made.add_row(*(escape(visible(cell)) for cell in row))
         return made
 
     parts = [table(*result_rows(summary))]

@@ -5,13 +5,13 @@ import fcntl
 import json
 import math
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from fedbayes import files
 from fedbayes.errors import FedbayesError, RunError, StoppedError
 
 CONFIG = "config.yaml"
@@ -28,8 +28,15 @@ SWEEP = "sweep.jsonl"  # in the folder that holds the runs
 FINISHED = "finished"  # the status of a job in it that has a result
 
 CHECKPOINTS = "checkpoint"
+WANDB = "wandb"
+_TABLES = tuple(f"{Path(REPORT).stem}.{end}" for end in ("md", "csv", "tex"))
+REPORTS = (REPORT, *_TABLES)
+"""A run's page and its tables beside it."""
+_FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, PARTITION, LOG, PREDICTIONS, GALLERY, *REPORTS)
+_FOLDERS = (PLOTS, CHECKPOINTS, WANDB)
 _OBJECTS = ("attack", "final", "best", "new_clients", "train", "privacy", "per_domain", "bytes", "seconds", "versions")
 
+_MOST = 1e100  # of a number in a run's files
 _MARKS = (CONFIG, METRICS, SUMMARY, CHECKPOINTS)  # any of these: the directory holds a run
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # file systems without hard links
@@ -51,6 +58,7 @@ def claim(run_dir: Path, config: str) -> Path:
     remedy = "choose another run_dir or remove that one"
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        require_own(run_dir)
         for mark in _MARKS:
             if (run_dir / mark).exists():
                 raise RunError(f"run_dir={run_dir} already holds a run ({mark}); {remedy}.")
@@ -63,6 +71,20 @@ def claim(run_dir: Path, config: str) -> Path:
     except OSError as error:
         raise RunError(f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir.") from error
     return run_dir
+
+
+def require_own(run_dir: Path) -> None:
+    """Refuses a directory in which something else stands where a run has files and folders of its own.
+
+    Raises:
+        RunError: if it is a link that could lead anywhere, a pipe or a device; see `fedbayes.files`.
+    """
+    for name in _FILES:
+        files.require_file(run_dir / name)
+    for name in _FOLDERS:
+        files.require_folder(run_dir / name)
+    for picture in (run_dir / PLOTS).glob("*.png"):
+        files.require_file(picture)
 
 
 @contextmanager
@@ -96,8 +118,10 @@ def reopened(run_dir: Path) -> Iterator[Path]:
     """Keeps a run's directory to this process for the block, and says in one line if it can no longer be written.
 
     Raises:
-        RunError: if another process is at work in it, or the disk is full or read-only.
+        RunError: if another process is at work in it, the disk is full or read-only, or it holds links; see
+            `require_own`.
     """
+    require_own(run_dir)
     try:
         with (run_dir / LOG).open("a") as lock:  # appended to, never replaced; a dead process's lock is gone
             try:
@@ -120,7 +144,7 @@ def _create(path: Path, text: str) -> None:
     Raises:
         FileExistsError: if it is there.
     """
-    with _beside(path, text) as temporary:
+    with files.beside(path, text) as temporary:
         try:
             os.link(temporary, path)  # the one step that two processes cannot both do
         except OSError as error:
@@ -128,20 +152,6 @@ def _create(path: Path, text: str) -> None:
                 raise
             with path.open("x", encoding="utf-8") as file:
                 file.write(text)
-
-
-@contextmanager
-def _beside(path: Path, text: str) -> Iterator[Path]:
-    """A file of that text beside a place, on the disk for sure; it is removed unless the block moves it there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def plain(value: object) -> Any:
@@ -167,30 +177,36 @@ def plain(value: object) -> Any:
 
 def write_json(path: Path, obj: object) -> None:
     """Writes a JSON file so that a reader finds the old one or the new one, never half of it; NaN becomes null."""
-    replace_text(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader finds the old one or the new one, never half of it, and the disk holds it."""
-    with _beside(path, text) as temporary:
-        temporary.replace(path)
+    files.replace(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """An object from a JSON file; empty where there is no such file.
 
     Raises:
-        RunError: if the file is not a JSON object.
+        RunError: if the file is a link or huge, or not a JSON object.
     """
-    if not path.exists():
+    if not files.require_file(path).exists():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(files.read_text(path), parse_float=_number, parse_int=_number)
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
     if not isinstance(found, dict):
         raise RunError(f"{path} holds a {type(found).__name__}, not an object; remove the file or that run.")
     return found
+
+
+def _number(text: str) -> float | int:
+    """A number of a file, if charts and sums can hold it; `plain` writes no other.
+
+    Raises:
+        ValueError: if it is out of range.
+    """
+    value = float(text)
+    if not abs(value) <= _MOST:
+        raise ValueError(f"{text[:20]} is out of range")
+    return value if set(text) & set(".eE") else int(text)
 
 
 def read_rows(path: Path, key: Sequence[str] = ("round", "phase")) -> list[dict[str, Any]]:
@@ -222,9 +238,9 @@ def read_jobs(folder: Path, start: int = 0) -> list[dict[str, Any]]:
 
 def keep_rounds(path: Path, last_round: int) -> None:
     """Drops the rows of later rounds and a half-written line, so that a resumed run continues its files cleanly."""
-    if path.exists():
+    if files.require_file(path).exists():
         kept = [line for line, row in json_lines(path) if row.get("round", 0) <= last_round]
-        replace_text(path, "".join(f"{line}\n" for line in kept))
+        files.replace(path, "".join(f"{line}\n" for line in kept))
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
@@ -251,7 +267,7 @@ def read_text(path: Path) -> str:
         RunError: if the file cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return files.read_text(path, errors="replace")
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); remove it or that run.") from error
 
@@ -268,16 +284,17 @@ def rounds_written(run_dir: Path) -> int:
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line of a JSONL file that is an object, and that object.
 
-    A half-written line is passed over, and so is one of a round that is no number: neither is a row of ours.
+    A half-written line is passed over, and so is one of a round that is no number or with one out of range: none is a
+    row of ours.
 
     Raises:
         RunError: if the file cannot be read.
     """
-    if not path.exists():
+    if not files.require_file(path).exists():
         return
     for line in read_text(path).splitlines():
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_float=_number, parse_int=_number)
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and type(row.get("round", 0)) is int:

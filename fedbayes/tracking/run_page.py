@@ -33,6 +33,7 @@ from fedbayes.tracking.run_dir import (
     read_rows,
     read_summary,
     read_text,
+    require_own,
 )
 
 _PICTURES = {
@@ -55,6 +56,7 @@ def write_html(run_dir: Path) -> Path:
     Raises:
         RunError: if one of the run's files is broken.
     """
+    require_own(run_dir)
     summary = read_summary(run_dir)
     partition = read_json(run_dir / PARTITION)
     rows = read_rows(run_dir / METRICS)

@@ -11,6 +11,7 @@ from fedbayes.tracking.result_tables import EACH_CLIENT, client_rows, number, si
 _OPEN = 25
 """Clients up to which a table of them stands open."""
 _MOST_COLUMNS = 30
+_MOST_CELLS = 100_000
 
 
 def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name: str = "") -> str:
@@ -29,6 +30,8 @@ def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name
         return ""
     domains = sorted({domain for _, domain in found})
     clients = sorted({client for client, _ in found})
+    if len(domains) > _MOST_COLUMNS or len(clients) * len(domains) > _MOST_CELLS:
+        return f"<p>{len(clients)} clients and {len(domains)} domains are too many for a table.</p>"
     names = [str(name) for name in partition.get("domains") or []]
     label = [names[domain] if domain < len(names) else str(domain) for domain in domains]
     rows = []

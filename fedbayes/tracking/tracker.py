@@ -4,12 +4,14 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO, final
 
+from fedbayes.texts import visible
 from fedbayes.tracking.progress import RoundProgress
 from fedbayes.tracking.run_dir import CLIENTS, LOG, METRICS, REPORT, SUMMARY, keep_rounds, plain, write_json
 
@@ -41,6 +43,21 @@ class _LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, ARG002  (logging's name)
         raise  # it is called while the error is handled
+
+
+class _Lines(logging.Formatter):
+    """A record of the log is a line: what names and errors bring along neither begins one nor acts on a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        record.message = "\t".join(map(visible, record.message.split("\t")))  # Flower indents by tabs
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        lines = []
+        for entry in traceback.format_exception(*ei):
+            mark = "" if entry.startswith("  ") else "    "  # further lines of an error's own text
+            lines.append(f"\n{mark}".join(map(visible, entry.rstrip("\n").split("\n"))))
+        return "\n".join(lines)
 
 
 @final
@@ -88,7 +105,7 @@ class Tracker:
                 keep_rounds(self._run_dir / name, self._resumed_after)
             self._files[name] = (self._run_dir / name).open("a", encoding="utf-8")
         self._handler = _LogFile(self._run_dir / LOG, encoding="utf-8")
-        self._handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        self._handler.setFormatter(_Lines("%(asctime)s %(levelname)-7s %(message)s"))
         # What Flower's own strategies tell of each round goes to the file; the terminal has the progress.
         self._consoles = {handler: handler.level for handler in logging.getLogger("flwr").handlers}
         for handler, level in self._consoles.items():
@@ -105,7 +122,7 @@ class Tracker:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes everything; what breaks the run off stands in `run.log` with its traceback."""
         self._progress.stop()
@@ -179,8 +196,9 @@ class Tracker:
         write_html(self._run_dir)
         self._console.print(final_table(kept))
         self._finish(kept)
-        self._console.print(f"report: {self._run_dir / REPORT}", markup=False, highlight=False, soft_wrap=True)
-        self._record(logging.INFO, f"finished; report: {self._run_dir / REPORT}")
+        where = f"report: {self._run_dir / REPORT}"
+        self._console.print(visible(where), markup=False, highlight=False, soft_wrap=True)
+        self._record(logging.INFO, f"finished; {where}")
 
     def _write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends rows to a file, visible to readers at once."""

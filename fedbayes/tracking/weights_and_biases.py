@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlparse
 
+from fedbayes import files
 from fedbayes.errors import ConfigError, RunError
-from fedbayes.tracking.run_dir import CHECKPOINTS, CONFIG, PLOTS, REPORT, SWEEP, plain
+from fedbayes.tracking.run_dir import CHECKPOINTS, CONFIG, PLOTS, REPORT, REPORTS, SWEEP, plain, require_own
 
 if TYPE_CHECKING:
     import wandb
@@ -174,6 +175,7 @@ class WeightsAndBiases:
         if summary is None:
             self._run.finish(exit_code=1)
             return where
+        require_own(run_dir)  # what is sent is the run's, and no file elsewhere
         tables = dict(self._clients)
         if summary.get("per_client"):
             tables["final"] = [dict(row) for row in summary["per_client"]]
@@ -190,14 +192,16 @@ class WeightsAndBiases:
         self._run.summary.update(plain(summary))
         if (run_dir / REPORT).exists():
             report = wandb.Artifact(f"report-{self._run.id}", type="report")
-            for path in sorted(run_dir.glob(f"{Path(REPORT).stem}.*")):  # with the tables that the page links to
-                report.add_file(str(path))
+            for path in (run_dir / name for name in REPORTS):  # with the tables that the page links to
+                if path.exists():
+                    report.add_file(str(path))
             self._run.log_artifact(report)
-        stored = sorted((run_dir / CHECKPOINTS).glob("round-*"))
-        if stored:
+        if stored := _checkpoints(run_dir):
             model = wandb.Artifact(
                 f"checkpoint-{self._run.id}", type="model", metadata={"round": summary.get("rounds")}
             )
+            for path in stored[-1].iterdir():
+                files.require_file(path)
             model.add_dir(str(stored[-1]))
             if (run_dir / CONFIG).exists():
                 model.add_file(str(run_dir / CONFIG))
@@ -210,6 +214,12 @@ class WeightsAndBiases:
         if isinstance(step, int):
             self._step = max(self._step, step)
         self._run.log(dict(values), step=self._step)
+
+
+def _checkpoints(run_dir: Path) -> list[Path]:
+    """The run's checkpoints, the newest last."""
+    found = {one.name.removeprefix("round-"): one for one in (run_dir / CHECKPOINTS).glob("round-*")}
+    return [files.require_folder(found[digits]) for digits in sorted(filter(str.isdecimal, found), key=int)]
 
 
 def _id_of(run_dir: Path) -> str | None:

@@ -253,3 +253,9 @@ def test_given_names_are_a_list_of_different_ones(classes: list[str]) -> None:
 def test_without_a_folder_both_lists_are_needed() -> None:
     with pytest.raises(DataError, match=r"data\.root=null needs data\.classes=\[\.\.\.\] and data\.domains"):
         image_folder(None, SIZE, classes=["cat", "dog"])
+
+
+def test_a_name_that_is_no_utf8_is_said(tmp_path):
+    os.makedirs(os.fsencode(tmp_path) + b"/caf\xe9/a")
+    with pytest.raises(DataError, match=r"the name of caf\\udce9 is no UTF-8; rename it"):
+        image_folder(str(tmp_path), 16)

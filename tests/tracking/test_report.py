@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from fedbayes.tracking.comparison import as_markdown, compare, find_runs
+from fedbayes.tracking.comparison import as_markdown, as_table, compare, find_runs
 from fedbayes.tracking.report import main, write_html
 from fedbayes.tracking.result_tables import expected_ece, final_table, size
 from fedbayes.tracking.run_dir import write_json
@@ -250,3 +250,21 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path, capsys, case):
     assert err.count("\n") == 1
     assert str(folder) in err
     assert ("1 unfinished" in err) == (case == "unfinished")
+
+
+def test_a_sweeps_words_are_no_markup_and_a_row_may_lack_its_status(tmp_path):
+    add_run(tmp_path / "0")
+    rows = [{"job": 1, "overrides": ["x=[/evil]", "privacy.groups=[generator]"]}]
+    (tmp_path / "sweep.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = "".join(shown(as_table(compare(find_runs([tmp_path])))).split())
+    assert "x=[/evil],privacy.groups=[generator]" in text
+
+
+def test_a_broken_run_does_not_cost_the_others_theirs(tmp_path, capsys):
+    add_run(tmp_path / "good")
+    add_run(tmp_path / "bad", seed=1)
+    (tmp_path / "bad" / "partition.json").write_text("[]")
+    assert main([str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "partition.json holds a list" in said.err
+    assert "pfedbayespt" in said.out

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from html_reader import Page
 from run_files import HOSTILE, write_run
+from safetensors.numpy import load_file, save_file
 
 from fedbayes.errors import RunError
 from fedbayes.tracking.gallery_view import NOT_MADE, show
@@ -191,3 +192,42 @@ def test_damaged_predictions_are_named(tmp_path):
 def test_a_hundred_clients_make_a_page_of_moderate_size(tmp_path):
     write_run(tmp_path / "run", clients=100, rounds=100)
     assert write_html(tmp_path / "run").stat().st_size < 1_000_000
+
+
+def test_a_map_of_as_many_clients_as_domains_is_left_out_in_no_time(tmp_path):
+    write_run(tmp_path / "run")
+    n = 20_000
+    said = {"probabilities": np.full((n, 2), 0.5, np.float32), "labels": np.zeros(n, np.int64)}
+    save_file({**said, "domains": np.arange(n), "partitions": np.arange(n)}, tmp_path / "run/predictions.safetensors")
+    assert "20000 clients and 20000 domains are too many for a table" in write_html(tmp_path / "run").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"probabilities": np.zeros(60, np.float32)},
+        {"probabilities": np.full((60, 4), np.nan, np.float32)},
+        {"labels": np.zeros(63, np.int64)},
+        {"domains": np.zeros(60, np.float32)},
+        {"partitions": np.zeros((60, 2), np.int64)},
+        {"labels": np.full(60, 9)},
+    ],
+)
+def test_predictions_of_another_form_are_refused(tmp_path, changes):
+    write_run(tmp_path / "run")
+    path = tmp_path / "run" / "predictions.safetensors"
+    save_file({**load_file(path), **changes}, path)
+    with pytest.raises(RunError, match="arrays that do not fit each other"):
+        read_predictions(tmp_path / "run")
+
+
+@pytest.mark.parametrize("number", ["1e999", "1e308", "-1e308", "1" + "0" * 400])
+def test_numbers_that_no_chart_can_hold_are_no_rows_of_a_run(tmp_path, number):
+    write_run(tmp_path / "run")
+    for at, value in ((5, number), (6, "-1e308")):
+        with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+            file.write(f'{{"round": {at}, "phase": "train", "loss": {value}}}\n')
+    write_html(tmp_path / "run")
+    (tmp_path / "run" / "partition.json").write_text(f'{{"clients": [{{"partition": {number}}}]}}')
+    with pytest.raises(RunError, match=r"partition.json cannot be read \(.* is out of range"):
+        write_html(tmp_path / "run")

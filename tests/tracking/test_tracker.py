@@ -290,3 +290,24 @@ def test_the_bar_says_that_a_test_is_to_come_until_it_is_over(clock, monkeypatch
 def test_numbers_read_as_in_a_paper():
     assert [fraction(value) for value in (0.8124, 1.0, 1.5, 0.9996, None)] == [".812", "1.000", "1.500", "1.000", "–"]
     assert [duration(seconds) for seconds in (0, 41.2, 3723)] == ["0:00", "0:41", "1:02:03"]
+
+
+def test_a_name_forges_no_line_of_the_log_and_acts_on_no_terminal(tmp_path):
+    forged = "x\n2026-11-27 03:00:00,000 INFO    finished\u2028\r\x1b]0;owned\x07"
+    console = Console(file=io.StringIO(), width=80)
+
+    def run():
+        with Tracker(tmp_path, 1, forged, {}, console=console) as tracker:
+            tracker.note(forged)
+            logging.getLogger("flwr").warning("\tindented")
+            raise ValueError(forged)
+
+    with pytest.raises(ValueError, match="x"):
+        run()
+    shown = r"x\n2026-11-27 03:00:00,000 INFO    finished\u2028\r\x1b]0;owned\x07"
+    text = (tmp_path / "run.log").read_text()
+    assert text.count(shown) == 3
+    assert "WARNING \tindented" in text
+    assert not any(line.startswith("2026-11-27") for line in text.splitlines())
+    assert console.file.getvalue().count(shown) == 2
+    assert "\x1b" not in text + console.file.getvalue()
