@@ -14,6 +14,9 @@ __all__ = ["main", "write_html"]
 
 COMPARISON = "comparison.html"
 
+MISFITS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What drawing raises where the files of a run hold other things than a run writes."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Draws finished runs again and compares them.
@@ -27,17 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.console import Console
 
     from fedbayes.tracking.comparison import as_markdown, as_table, compare, find_runs
-    from fedbayes.tracking.plots import draw
 
     wanted = _parser().parse_args(argv)
     state = "best" if wanted.best else "final"
     try:
         runs = find_runs(wanted.folders)
         broken = []
-        for run_dir in [] if wanted.table_only else runs:
+        for run_dir in runs:
             try:
-                draw(run_dir)
-                print(write_html(run_dir), file=sys.stderr)
+                _show(run_dir, table_only=wanted.table_only)
             except FedbayesError as error:  # the others are shown all the same
                 broken.append(run_dir)
                 if len(broken) == len(runs):
@@ -77,6 +78,26 @@ def _parser() -> argparse.ArgumentParser:
         "--table-only", action="store_true", help="leave the runs' pictures and pages as they are; with --out, only it"
     )
     return parser
+
+
+def _show(run_dir: Path, *, table_only: bool) -> None:
+    """Draws a run again, or only looks whether it can stand in a table.
+
+    Raises:
+        RunError: if its files are missing, damaged or do not fit together, or a page cannot be written.
+    """
+    from fedbayes.tracking.comparison import compare
+    from fedbayes.tracking.measures import MEASURES
+    from fedbayes.tracking.plots import draw
+
+    try:
+        compare([run_dir], "final", MEASURES)
+        if not table_only:
+            draw(run_dir)
+            print(write_html(run_dir), file=sys.stderr)
+    except MISFITS as error:
+        what = f"{type(error).__name__}: {error}"
+        raise RunError(f"files in {run_dir} are not what a run writes ({what}); remove it, or run it again.") from error
 
 
 def _place(folders: Sequence[Path]) -> Path:

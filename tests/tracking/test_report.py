@@ -268,3 +268,25 @@ def test_a_broken_run_does_not_cost_the_others_theirs(tmp_path, capsys):
     said = capsys.readouterr()
     assert "partition.json holds a list" in said.err
     assert "pfedbayespt" in said.out
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("summary.json", json.dumps({**SUMMARY, "final": {**SUMMARY["final"], "accuracy": 7}})),
+        ("summary.json", json.dumps({**SUMMARY, "final": {**SUMMARY["final"], "reliability": 7}})),
+        ("partition.json", json.dumps({"scheme": "iid", "classes": ["a"], "domains": ["b"], "clients": "abc"})),
+        ("gallery.json", json.dumps({"images": [{"label": 1}]})),
+        ("metrics.jsonl", json.dumps({"phase": "train", "round": 1, "loss": 1.0, "bytes_up": "x"})),
+    ],
+)
+def test_files_that_do_not_fit_cost_their_own_run_alone(tmp_path, capsys, name, text):
+    add_run(tmp_path / "good")
+    bad = add_run(tmp_path / "bad", seed=1)
+    (bad / name).write_text(text + "\n")
+    assert main([str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "pfedbayespt" in out
+    (line,) = [one for one in err.splitlines() if one.startswith("RunError: ")]
+    assert str(bad) in line
+    assert "Traceback" not in err
