@@ -29,9 +29,16 @@ class PEPFedPT(AbstractStrategy):
         self.seen: dict[int, Arrays] = {}
 
     def answer_like(self, arrays: Arrays) -> Arrays:
-        """The server's parameters and, per class, sums of features and their number, in float64."""
+        """The server's parameters and, per class, sums of features and their number, in float64.
+
+        A client that keeps its generator to itself sends no prototypes back, and is sent none before the first round.
+        """
+        kept = not any(name.startswith("generator.") and name != PROTOTYPES for name in arrays)
+        own = {name: array for name, array in arrays.items() if not (kept and name == PROTOTYPES)}
+        if PROTOTYPES not in arrays:
+            return own
         sums = np.zeros(arrays[PROTOTYPES].shape)
-        return {**arrays, "sums": sums, "counts": sums[:, 0]}
+        return {**own, "sums": sums, "counts": sums[:, 0]}
 
     def impossible(self, update: ClientUpdate) -> str | None:
         """Counts that no images can have."""
