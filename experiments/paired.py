@@ -80,11 +80,11 @@ def paired_difference(pairs: Sequence[tuple[Path, Path]], score: str) -> Differe
     seeds, images = [], []
     for first, second in pairs:
         (who, mine), (others, theirs) = scores(first, score), scores(second, score)
-        ids, same = tested(first), tested(second)
-        if not np.array_equal(who, others) or any(not np.array_equal(ids[one], same[one]) for one in np.unique(who)):
+        ids, same, clients = tested(first), tested(second), np.unique(who)
+        if not np.array_equal(who, others) or any(not np.array_equal(ids[one], same[one]) for one in clients):
             raise ValueError(f"{first} and {second} were evaluated on different images; run both on one partition")
-        seeds.append([(mine - theirs)[who == client] for client in np.unique(who)])
-        images.append([ids[client] for client in np.unique(who)])
+        seeds.append([(mine - theirs)[who == client] for client in clients])
+        images.append([ids[client] for client in clients])
     return bootstrap(seeds, images)
 
 

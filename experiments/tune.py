@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
 from sweep import folder_of, run_all
-from tables import TABLES, WAVES, jobs, selected
+from tables import DEFAULTS, TABLES, WAVES, jobs, selected
 
 from fedbayes.configuration import compose
 
@@ -116,10 +116,10 @@ def beyond(method: str, section: str, chosen: tuple[str, ...]) -> list[tuple[str
     and each prompt rate. A posterior: one step in its rate (the scale 1 if that lies inside), and the head rates on
     both sides of the only one that its grid has. A head rate or a temperature alone: the next three.
     """
-    if chosen not in candidates(method, section)[:6]:
+    six = candidates(method, section)[:6]
+    if chosen not in six:
         return []  # it lies beyond already
-    grid = [values(one) for one in candidates(method, section)[:6]]
-    at = values(chosen)
+    grid, at = [values(one) for one in six], values(chosen)
     if len(at) == 1:
         ((key, last),) = at.items()
         ladder = sorted(float(one[key]) for one in grid)
@@ -166,7 +166,7 @@ def chosen_of(method: str, section: str) -> tuple[str, ...]:
         there = str(OmegaConf.select(cfg, key))
         return there == text or (text != "full" and there != "full" and float(there) == float(text))
 
-    for one in candidates(method, section) if section == "mixture" else ():
+    for one in candidates(method, section) if section == DEFAULTS else ():
         if all(stands(key, text) for key, text in values(one).items()):
             return one
     raise LookupError(f"{method} has no choice in {section}; run tune.py {section} --methods {method} --write first")

@@ -96,11 +96,10 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
             "round": checkpoint.server_round,
             "history": checkpoint.history,
             "order": {name: list(arrays) for name, arrays in content.items()},  # safetensors sorts, strategies may not
-            "sha256": {file.name: _digest(file.read_bytes()) for file in sorted(temporary.iterdir())},
+            "sha256": {file.name: _digest(file) for file in sorted(temporary.iterdir())},
         }
-        (temporary / STATE).write_text(json.dumps({**state, "checksum": _checksum(state)}), encoding="utf-8")
-        for place in (*temporary.iterdir(), temporary):
-            _force(place)
+        files.replace(temporary / STATE, json.dumps({**state, "checksum": _checksum(state)}))
+        _force(temporary)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.replace(folder)
@@ -213,9 +212,8 @@ def _read(folder: Path) -> Checkpoint:
         arrays: dict[str, Arrays] = {}
         for key in PARTS:
             path = files.require_size(folder / f"{key}.safetensors")
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != state["sha256"][path.name]:
-                    raise ValueError(f"{path.name} was changed")
+            if _digest(path) != state["sha256"][path.name]:
+                raise ValueError(f"{path.name} was changed")
             loaded = load_file(path)
             arrays[key] = {one: loaded[one] for one in state["order"][key]}
         return Checkpoint(
@@ -232,17 +230,18 @@ def _read(folder: Path) -> Checkpoint:
         raise DamagedError(f"{folder} cannot be read ({error}); run the experiment again.") from error
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checksum(state: Mapping[str, Any]) -> str:
     """Of everything else in a state, in a form that does not depend on how it was written down."""
-    return _digest(json.dumps(state, sort_keys=True).encode())
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _force(path: Path) -> None:
-    """Have the disk hold a file, or a folder's entries."""
+    """Have the disk hold a folder's entries."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)

@@ -11,6 +11,9 @@ from flwr.serverapp.strategy import FedAvg
 from fedbayes.messages import ARRAYS, CONFIG, ROUND, Arrays, ClientUpdate, from_record, read_update, to_record
 from fedbayes.simulation.sampled_grid import SampledGrid
 
+SERVER = "server."
+"""Leads the names of parameters that are never sent."""
+
 
 class AbstractStrategy(FedAvg, ABC):
     """A Flower strategy with two hooks: what goes out to a client, and what is done with the answers.
@@ -38,9 +41,9 @@ class AbstractStrategy(FedAvg, ABC):
         """Arrays with the names, shapes and types that a client's answer has at least; see `fedbayes.guard.misshapen`.
 
         Args:
-            arrays: the server's parameters; an answer has them all unless a method says otherwise.
+            arrays: the server's parameters; an answer has all that may be sent unless a method says otherwise.
         """
-        return arrays
+        return sendable(arrays)
 
     def impossible(self, update: ClientUpdate) -> str | None:  # noqa: ARG002
         """Why an answer of the right form, as it came, cannot be true; None if it may be. Asked before any clipping."""
@@ -107,6 +110,11 @@ def weighted_mean(updates: Sequence[ClientUpdate]) -> Arrays:
         rows = (update.arrays[name].astype(np.float64) * (update.num_examples / total) for update in updates)
         mean[name] = np.asarray(sum(rows), dtype=like.dtype)
     return mean
+
+
+def sendable(arrays: Arrays) -> Arrays:
+    """The server's parameters but for those that are never sent."""
+    return {name: array for name, array in arrays.items() if not name.startswith(SERVER)}
 
 
 def miscounted(update: ClientUpdate, name: str) -> str | None:

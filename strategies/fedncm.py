@@ -29,11 +29,11 @@ class FedNCM(AbstractClassSums):
         ConfigError: if it is not positive.
     """
 
+    summed = ("sums", "counts", "squares")
+
     def __init__(self, *, temperature: float = 1.0) -> None:
         super().__init__()
         self.temperature = require_number("method.strategy.temperature", temperature, 0, open_low=True)
-
-    summed = ("sums", "counts", "squares")
 
     def classifier(self, clients: Sequence[Arrays]) -> tuple[np.ndarray, np.ndarray]:
         """`w_c = mu_c / (v T)`, `b_c = -|mu_c|^2 / (2 v T)`, with `v = (sum |z|^2 - sum_c n_c |mu_c|^2) / (n d)`."""

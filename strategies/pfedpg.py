@@ -28,10 +28,9 @@ from torch import Tensor
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.seeding import generator as seeded
-from strategies.base import AbstractStrategy, weighted_mean
+from strategies.base import SERVER, AbstractStrategy, sendable, weighted_mean
 
 PROMPTS = "generator.base"  # of one client, `(blocks, length, l)`
-SERVER = "server."  # leads the names of what is never sent
 LEARNT = tuple(SERVER + name for name in ("basis", "query", "key", "value", "out"))
 BASIS = LEARNT[0]
 DESCRIPTORS, TRAINED = SERVER + "descriptors", SERVER + "trained"
@@ -63,12 +62,7 @@ class PFedPG(AbstractStrategy):
         """The client's own prompts, and what it shares beside them."""
         self._start()
         own = self.shared[DESCRIPTORS][partition] if self.shared[TRAINED][partition] else self._mean_descriptor()
-        sent = {name: array for name, array in self.shared.items() if not name.startswith(SERVER)}
-        return {**sent, PROMPTS: self._prompts(own)}
-
-    def answer_like(self, arrays: Arrays) -> Arrays:
-        """What clients are sent of the server's parameters."""
-        return {name: array for name, array in arrays.items() if not name.startswith(SERVER)}
+        return {**sendable(self.shared), PROMPTS: self._prompts(own)}
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Descend towards the prompts that came back; the prompts in `shared` are those of the mean descriptor."""

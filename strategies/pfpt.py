@@ -29,10 +29,9 @@ from scipy.optimize import linear_sum_assignment
 
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.messages import Arrays, ClientUpdate
-from strategies.base import AbstractStrategy, weighted_mean
+from strategies.base import SERVER, AbstractStrategy, sendable, weighted_mean
 
 PROMPTS = "generator.base"  # of a client, `(blocks, length, dim)`
-SERVER = "server."  # leads the names of what is never sent
 PARTITIONS, ACTIVATED, SET = SERVER + "partitions", SERVER + "activated", SERVER + "set."
 
 
@@ -63,16 +62,12 @@ class PFPT(AbstractStrategy):
                 f"PFPT matches {PROMPTS} alone, but clients share {', '.join(found) or 'no prompts'}; use "
                 "generator.kind=fixed and leave generator out of method.client.personal."
             )
-        sent = {name: array for name, array in self.shared.items() if not name.startswith(SERVER)}
+        sent = sendable(self.shared)
         known = self.shared.get(PARTITIONS, np.zeros(0, np.int64)).tolist()
         if partition in known:
             rows = self.shared[ACTIVATED][known.index(partition)]  # (blocks, length)
             sent[PROMPTS] = np.stack([self.shared[f"{SET}{block}"][row] for block, row in enumerate(rows)])
         return sent
-
-    def answer_like(self, arrays: Arrays) -> Arrays:
-        """What clients are sent of the server's parameters."""
-        return {name: array for name, array in arrays.items() if not name.startswith(SERVER)}
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """The set that explains the clients' prompts; `generator.base` is what most clients activated of it."""
