@@ -75,7 +75,7 @@ TABLES: dict[str, Table] = {
     "digits_mixture": Table("Styled digits, every client a mixture of five styles (alpha 0.3)", (), "mixture"),
     "digits_label_skew": Table("Styled digits, label Dirichlet 0.1", ("experiment=digits_label_skew",), "label_skew"),
     "digits_mixture_and_label": Table(
-        "Styled digits, styles and labels both mixed (alpha 0.3 each)",
+        "Styled digits, styles and labels both mixed (alpha 0.3 and 0.1)",
         ("experiment=digits_mixture_and_label",),
         "label_skew",
     ),
