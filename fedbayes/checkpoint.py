@@ -12,9 +12,8 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -24,20 +23,16 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from safetensors.numpy import save as to_bytes
 
-from fedbayes import files
+from fedbayes import checkpoint_folders, files
 from fedbayes.errors import RunError
 from fedbayes.messages import Arrays
 from fedbayes.named_arrays import by_name, by_partition, mean_arrays
 
-FOLDER = "checkpoint"
 KEPT = 2  # checkpoints; the older one stands in for a newest one that was damaged
 STATE = "state.json"
 PARTS = ("server", "personal", "strategy", "evaluations")
 """Its files of arrays."""
 FORMAT = 2
-_OWN = re.compile(r"round-[0-9]{5,}")
-_HALF = re.compile(r"\.round-[0-9]{5,}\.[0-9]+")
-"""Names of checkpoints, and of those that a process is writing; what has another name is somebody else's."""
 
 
 class DamagedError(RunError):
@@ -78,15 +73,15 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         RunError: if it cannot be written; those that were there stay.
     """
-    parent = files.require_folder(run_dir / FOLDER)
-    folder = files.require_folder(parent / f"round-{checkpoint.server_round:05d}")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    parent = files.require_folder(run_dir / checkpoint_folders.FOLDER)
+    folder = files.require_folder(checkpoint_folders.folder_of(parent, checkpoint.server_round))
+    temporary = checkpoint_folders.half_of(folder, os.getpid())
     personal = by_name(dict(sorted(checkpoint.personal.items())))
     content = dict(zip(PARTS, (checkpoint.server, personal, checkpoint.strategy, checkpoint.evaluations), strict=True))
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for left in parent.iterdir():
-            if _HALF.fullmatch(left.name):  # of a process that was killed while it wrote
+            if checkpoint_folders.is_half(left):  # of a process that was killed while it wrote
                 shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir()
         for name, arrays in content.items():
@@ -110,8 +105,9 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
             f"the checkpoint of round {checkpoint.server_round} cannot be written to {parent} ({error.strerror}); make "
             f"room or access there, then go on with `fedbayes resume={run_dir}`."
         ) from error
-    there = _folders(run_dir)
-    later = [one for one in there if _number(one) > checkpoint.server_round]  # damaged, or the run would not be here
+    there = checkpoint_folders.finished(run_dir)
+    this = checkpoint.server_round
+    later = [one for one in there if checkpoint_folders.round_of(one) > this]  # damaged, or the run would not be here
     for old in (*later, *[one for one in there if one not in later][:-KEPT]):
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -132,7 +128,7 @@ def newest(run_dir: Path, written: float = math.inf) -> tuple[Checkpoint | None,
     """
     damage: list[str] = []
     incomplete = False
-    for folder in reversed(_folders(run_dir)):
+    for folder in reversed(checkpoint_folders.finished(run_dir)):
         try:
             found = _read(folder)
         except DamagedError as error:
@@ -159,7 +155,7 @@ def latest(run_dir: Path) -> Checkpoint:
     Raises:
         RunError: if there is none, or it cannot be read.
     """
-    folders = _folders(run_dir)
+    folders = checkpoint_folders.finished(run_dir)
     if not folders:
         raise RunError(f"{run_dir} has no checkpoint; it is not a run, or it broke off before its end.")
     return _read(folders[-1])
@@ -174,22 +170,6 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """
     # `save_file` would make a file that nobody but its owner can read.
     files.replace(path, to_bytes({name: np.asarray(array, order="C") for name, array in arrays.items()}))
-
-
-def _folders(run_dir: Path) -> Sequence[Path]:
-    """All finished checkpoints, oldest first.
-
-    Raises:
-        RunError: if one is a link, or their folder is.
-    """
-    parent = files.require_folder(run_dir / FOLDER)
-    own = [one for one in parent.glob("round-*") if _OWN.fullmatch(one.name)]
-    return sorted(map(files.require_folder, own), key=_number)
-
-
-def _number(folder: Path) -> int:
-    """The round in a folder's name."""
-    return int(folder.name.removeprefix("round-"))
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -207,7 +187,7 @@ def _read(folder: Path) -> Checkpoint:
             raise RunError(
                 f"{folder} is of format {state['format']}, this is {FORMAT}; use the fedbayes that wrote it."
             )
-        if state["round"] != _number(folder):
+        if state["round"] != checkpoint_folders.round_of(folder):
             raise ValueError(f"{STATE} is of round {state['round']}")
         arrays: dict[str, Arrays] = {}
         for key in PARTS:
@@ -217,7 +197,7 @@ def _read(folder: Path) -> Checkpoint:
             loaded = load_file(path)
             arrays[key] = {one: loaded[one] for one in state["order"][key]}
         return Checkpoint(
-            server_round=_number(folder),
+            server_round=checkpoint_folders.round_of(folder),
             server=arrays["server"],
             personal=by_partition(arrays["personal"]),
             strategy=arrays["strategy"],

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fedbayes import checkpoint
-from fedbayes.checkpoint import FOLDER, Checkpoint, latest, newest, save
+from fedbayes.checkpoint import Checkpoint, latest, newest, save
+from fedbayes.checkpoint_folders import FOLDER
 from fedbayes.errors import RunError
 
 SERVER = {

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fedbayes import files
+from fedbayes import checkpoint_folders, files
 from fedbayes.errors import FedbayesError, RunError, StoppedError
 
 CONFIG = "config.yaml"
@@ -27,17 +27,16 @@ GALLERY = "gallery.json"
 SWEEP = "sweep.jsonl"  # in the folder that holds the runs
 FINISHED = "finished"  # the status of a job in it that has a result
 
-CHECKPOINTS = "checkpoint"
 WANDB = "wandb"
 _TABLES = tuple(f"{Path(REPORT).stem}.{end}" for end in ("md", "csv", "tex"))
 REPORTS = (REPORT, *_TABLES)
 """A run's page and its tables beside it."""
 _FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, PARTITION, LOG, PREDICTIONS, GALLERY, *REPORTS)
-_FOLDERS = (PLOTS, CHECKPOINTS, WANDB)
+_FOLDERS = (PLOTS, checkpoint_folders.FOLDER, WANDB)
 _OBJECTS = ("attack", "final", "best", "new_clients", "train", "privacy", "per_domain", "bytes", "seconds", "versions")
 
 _MOST = 1e100  # of a number in a run's files
-_MARKS = (CONFIG, METRICS, SUMMARY, CHECKPOINTS)  # any of these: the directory holds a run
+_MARKS = (CONFIG, METRICS, SUMMARY, checkpoint_folders.FOLDER)  # any of these: the directory holds a run
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # file systems without hard links
 

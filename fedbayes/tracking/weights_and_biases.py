@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlparse
 
-from fedbayes import files
+from fedbayes import checkpoint_folders, files
 from fedbayes.errors import ConfigError, RunError
-from fedbayes.tracking.run_dir import CHECKPOINTS, CONFIG, PLOTS, REPORT, REPORTS, SWEEP, plain, require_own
+from fedbayes.tracking.run_dir import CONFIG, PLOTS, REPORT, REPORTS, SWEEP, plain, require_own
 
 if TYPE_CHECKING:
     import wandb
@@ -196,7 +196,7 @@ class WeightsAndBiases:
                 if path.exists():
                     report.add_file(str(path))
             self._run.log_artifact(report)
-        if stored := _checkpoints(run_dir):
+        if stored := checkpoint_folders.finished(run_dir):
             model = wandb.Artifact(
                 f"checkpoint-{self._run.id}", type="model", metadata={"round": summary.get("rounds")}
             )
@@ -214,12 +214,6 @@ class WeightsAndBiases:
         if isinstance(step, int):
             self._step = max(self._step, step)
         self._run.log(dict(values), step=self._step)
-
-
-def _checkpoints(run_dir: Path) -> list[Path]:
-    """The run's checkpoints, the newest last."""
-    found = {one.name.removeprefix("round-"): one for one in (run_dir / CHECKPOINTS).glob("round-*")}
-    return [files.require_folder(found[digits]) for digits in sorted(filter(str.isdecimal, found), key=int)]
 
 
 def _id_of(run_dir: Path) -> str | None:
