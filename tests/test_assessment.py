@@ -1,0 +1,79 @@
+"""When which images are looked at, by whom, and what is fitted on them."""
+
+import numpy as np
+import pytest
+from scripted import Scripted, play, round_loop
+
+from fedbayes.errors import RunError
+
+
+def test_test_images_are_looked_at_only_when_validation_was_better_or_the_run_ends():
+    skill = {(1, "validation"): 2, (2, "validation"): 3, (3, "validation"): 1, (4, "validation"): 1}
+    client = Scripted(skill={**skill, (2, "test"): 1, (4, "test"): 4})
+    progress, _, _ = play(client, rounds=4)
+    assert [one for one in client.evaluated if one[1] == "test"] == [(1, "test"), (2, "test"), (4, "test")]
+    assert (progress.best.server_round, progress.final.server_round) == (2, 4)
+    assert (progress.best.accuracy["mean"], progress.final.accuracy["mean"]) == (0.25, 1.0)
+
+
+def test_held_out_images_are_looked_at_with_the_test_images_and_compared_with_them():
+    client = Scripted(skill={(1, "test"): 3, (1, "held_out"): 1})
+    progress, journal, _ = play(client, rounds=1, held_out=True)
+    assert [split for _, split in client.evaluated] == ["validation", "test", "held_out"]
+    ood = progress.final.summary()["ood"]
+    assert (ood["images"], ood["accuracy"]) == (20, 0.25)
+    assert progress.best.summary()["ood"] == ood
+    # Equal predictions everywhere tell nothing, and that is not the same as telling badly.
+    assert set(ood["auroc"].values()) == set(ood["fpr95"].values()) == {None}
+    row = journal.rows[-1]
+    assert (row["phase"], row["accuracy"], row["ood_auroc_entropy"]) == ("held_out", 0.25, None)
+    assert not any(name.startswith("ood") for name in journal.rows[-2])
+
+
+def test_the_temperature_is_fitted_on_validation_and_not_on_test():
+    client = Scripted(skill={(1, "validation"): 3, (1, "test"): 1})
+    progress, journal, _ = play(client, rounds=1, temperature=True)
+    # Confidence 0.8, right on 3 of 4 validation images: T = log 4 / log 3, and then confidence 0.75 on test.
+    assert progress.final.temperature == pytest.approx(np.log(4) / np.log(3), rel=1e-6)
+    row = journal.rows[-1]
+    assert row["nll_temperature"] == pytest.approx(-(np.log(0.75) + 3 * np.log(0.25)) / 4, rel=1e-6)
+    assert row["ece_temperature"] == pytest.approx(0.5, rel=1e-6)
+    assert "temperature" not in journal.rows[-2]
+    off, plain, _ = play(client, rounds=1)
+    assert "temperature" not in plain.rows[-1]
+    assert off.final.summary()["temperature"] is None
+    assert off.final.summary()["nll"] == progress.final.summary()["nll"]
+
+
+def test_evaluation_happens_every_so_many_rounds_and_at_the_end():
+    client = Scripted()
+    play(client, rounds=5, evaluate_every=2)
+    assert [r for r, split in client.evaluated if split == "validation"] == [2, 4, 5]
+
+
+def test_clients_whose_predictions_are_not_finite_are_named_and_left_out():
+    progress, journal, _ = play(Scripted(silent={1}), clients=3, rounds=1)
+    assert set(progress.final.partitions.tolist()) == {0, 2}
+    assert "round 1: test of client 1 not used: probabilities is not finite" in journal.notes
+
+
+def test_a_run_that_nobody_can_be_evaluated_in_stops():
+    with pytest.raises(RunError, match="no client could be evaluated on validation in round 1"):
+        play(Scripted(silent={0, 1, 2}), clients=3, rounds=1)
+
+
+def test_a_share_of_the_clients_is_evaluated_always_the_same():
+    class Spy(Scripted):
+        def evaluate(self, requests):
+            seen.append([request.partition for request in requests])
+            return super().evaluate(requests)
+
+    seen = []
+    progress, _, _ = play(Spy(), clients=10, rounds=3, evaluate_share=0.3)
+    assert len(seen) >= 4
+    assert all(one == seen[0] for one in seen)
+    assert len(seen[0]) == 3
+    assert progress.final.partitions.unique().tolist() == seen[0]
+    assert play(Spy(), clients=10, seed=5, evaluate_share=0.3)
+    assert seen[-1] != seen[0], "which ones depends on the seed"
+    assert len(round_loop(evaluate_share=0.01).sampling.evaluated) == 1
