@@ -2,8 +2,9 @@
 
     python experiments/sweep.py runs/table --jobs 2 method=fedvpt,pfedbayespt seed=0,1,2
 
-Every combination becomes a run in a folder named after it; a folder with a summary is not run again. Each process uses
-one torch thread, so the numbers are those of `fedbayes -m ... simulation.threads=1`, to the last bit.
+Every combination becomes a run in a folder named after it; a folder with a summary is not run again, and one that was
+made with other settings is named and refused. Each process uses one torch thread, so the numbers are those of
+`fedbayes -m ... simulation.threads=1`, to the last bit.
 """
 
 import argparse
@@ -18,8 +19,11 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 Job = tuple[Path, tuple[str, ...]]
+ONE_THREAD = "simulation.threads=1"
+PATHS = ("run_dir", "data.root", "backbone.checkpoint")
 LONGEST = 180  # characters of a folder's name; file systems allow 255 bytes
 
 
@@ -34,8 +38,13 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def run_all(jobs: Sequence[Job], processes: int) -> list[Path]:
-    """Run what has no summary yet; returns the folders in the order given. Failures are named and leave the rest."""
+    """Run what has no summary yet; returns the folders in the order given. Failures are named and leave the rest.
+
+    Raises:
+        SystemExit: if a run that is there was made with other settings; see `require_same`.
+    """
     waiting = [job for job in jobs if not (job[0] / "summary.json").exists()]
+    require_same(jobs)
     print(f"{len(jobs)} runs, {len(waiting)} to do, {processes} at a time", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     started = time.time()
@@ -48,6 +57,42 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[Path]:
             minutes = (time.time() - started) / 60
             print(f"{number}/{len(waiting)} {minutes:.1f} min {' '.join(overrides)}: {said} ({folder})", flush=True)
     return [folder for folder, _ in jobs]
+
+
+def require_same(jobs: Sequence[Job]) -> None:
+    """Refuse runs that are there and were made with other settings than are asked for now.
+
+    Raises:
+        SystemExit: with the folders and what differs.
+    """
+    found = {folder: differing(folder, overrides) for folder, overrides in jobs if (folder / "summary.json").exists()}
+    if wrong := [f"{folder} has {', '.join(them[:3])}" for folder, them in found.items() if them]:
+        raise SystemExit("\n".join([*wrong, "Remove these to run them anew, or ask for what they were made with."]))
+
+
+def differing(folder: Path, overrides: Sequence[str]) -> list[str]:
+    """The values of a run's `config.yaml` that are others than overrides give now.
+
+    What only one of the two has came or went with a version. Paths may differ: images and weights may lie elsewhere.
+    """
+    from omegaconf import OmegaConf
+
+    from fedbayes.configuration import compose, resolved
+
+    if not (folder / "config.yaml").exists():
+        return ["no config.yaml"]
+    stored = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    had, asked = leaves(stored), leaves(resolved(compose([*overrides, ONE_THREAD])))
+    keys = sorted(key for key in had.keys() & asked.keys() if key not in PATHS and had[key] != asked[key])
+    own = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # a method repeats some of them
+    return [f"{key}={had[key]}, not {asked[key]}" for key in own]
+
+
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Values by their dotted keys."""
+    if not isinstance(node, dict):
+        return {prefix[:-1]: node}
+    return {key: value for name, below in node.items() for key, value in leaves(below, f"{prefix}{name}.").items()}
 
 
 def folder_of(root: Path, overrides: Sequence[str]) -> Path:
@@ -65,7 +110,7 @@ def _run(job: Job) -> None:
     for name in ("metrics.jsonl", "config.yaml", "clients.jsonl"):  # of a run that broke off
         (folder / name).unlink(missing_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
-        simulate([*overrides, "simulation.threads=1", f"run_dir='{folder}'"])
+        simulate([*overrides, ONE_THREAD, f"run_dir='{folder}'"])
 
 
 def main() -> None:

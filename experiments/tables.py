@@ -5,7 +5,8 @@
     python experiments/tables.py list
 
 How settings were chosen, and what counts as a trial, stands in `protocol.md`; the choices are in `selected.yaml`. A run
-that has its summary is not run again, so a table goes on where it stopped. Partition and run share a seed: 0, 1, 2.
+that has its summary is not run again, so a table goes on where it stopped; a run made with other settings than the
+protocol's and the method's choice of today is refused. Partition and run share a seed: 0, 1, 2.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 import yaml
 from paired import Difference, paired_difference
-from sweep import Job, folder_of, run_all
+from sweep import Job, folder_of, require_same, run_all
 
 from fedbayes.tracking.run_dir import SUMMARY, read_json
 
@@ -285,6 +286,9 @@ def main() -> None:
                 )
             todo = list(jobs(name, methods, args.root, args.data, args.weights).values())
             failed |= any(not (folder / SUMMARY).exists() for folder in run_all(todo, args.jobs))
+        else:
+            known = [one for one in methods if one not in unchosen(name, methods)]
+            require_same(list(jobs(name, known, args.root, args.data, args.weights).values()))
         print(f"\n{shown(name, rows(name, methods, args.root))}\n", flush=True)
     sys.exit(failed)
 

@@ -1,9 +1,9 @@
 """Chooses each method's configuration on validation, from the same small number of candidates per method.
 
-    python experiments/tune.py mixture --jobs 2                      # what stands in conf/method/*.yaml
+    python experiments/tune.py mixture --jobs 2                      # for conf/method/*.yaml
     python experiments/tune.py label_skew --jobs 2 --write           # what stands in selected.yaml
     python experiments/tune.py photos --jobs 2 --write --data DIR --weights FILE
-    python experiments/tune.py mixture --jobs 2 --beyond --write     # past the edges of the grids, from what was chosen
+    python experiments/tune.py mixture --jobs 2 --beyond             # and past the edges of the grids, from the best
 
 Seed 100 on partition 0 tunes; the tables use seeds 0, 1, 2. A candidate's score is its NLL on validation after the last
 round. Test images play no part. `protocol.md` says what is tuned where, and what else was tried.
@@ -15,22 +15,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
-from omegaconf import OmegaConf
 from sweep import folder_of, run_all
-from tables import DEFAULTS, TABLES, WAVES, jobs, selected
+from tables import DEFAULTS, TABLES, WAVES, jobs
 
-from fedbayes.configuration import compose
-
+Candidate = tuple[str, ...]
+Ranked = tuple[float, float, Candidate]
+"""NLL and accuracy on validation, and of what."""
 SEED = 100
 SELECTED = Path(__file__).parent / "selected.yaml"
 
 
-def pairs(prompt: Sequence[float], head: Sequence[float]) -> list[tuple[str, ...]]:
+def pairs(prompt: Sequence[float], head: Sequence[float]) -> list[Candidate]:
     """Every pair of learning rates."""
     return [(f"optim.prompt_lr={p}", f"optim.head_lr={h}") for p in prompt for h in head]
 
 
-def posteriors(head: float) -> list[tuple[str, ...]]:
+def posteriors(head: float) -> list[Candidate]:
     """A code on the prompts themselves and a code of 16 dimensions, three times each: rate and scale at the start."""
     return [
         (*space, f"optim.prompt_lr={rate}", f"generator.init_scale={scale}", f"optim.head_lr={head}")
@@ -48,7 +48,7 @@ def posteriors(head: float) -> list[tuple[str, ...]]:
 FULL, CODE = ("generator.code_dim=full", "inference.beta=1e-5"), ("generator.code_dim=16", "inference.beta=1e-3")
 PROMPT = (0.003, 0.01, 0.03)
 DIGITS_HEAD, PHOTOS_HEAD = (0.003, 0.01), (0.001, 0.003)
-HEAD_ALONE = [(f"optim.head_lr={h}",) for h in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)]
+HEAD_ALONE: list[Candidate] = [(f"optim.head_lr={h}",) for h in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)]
 POSTERIOR = ("pfedbayespt", "pfedbayespt_personal", "gaussian_prompts")
 PERSONAL = ("pfedbayespt_personal",)
 """Their heads want the smaller rate."""
@@ -95,7 +95,7 @@ PROTOCOLS = {
 }
 
 
-def candidates(method: str, section: str) -> list[tuple[str, ...]]:
+def candidates(method: str, section: str) -> list[Candidate]:
     """Six configurations of a method, and those of `FURTHER` behind them."""
     head = PHOTOS_HEAD if section == "photos" else DIGITS_HEAD
     if method in TEMPERATURES:
@@ -109,7 +109,7 @@ def candidates(method: str, section: str) -> list[tuple[str, ...]]:
     return [*first, *FURTHER.get((section, method), [])]
 
 
-def beyond(method: str, section: str, chosen: tuple[str, ...]) -> list[tuple[str, ...]]:
+def beyond(method: str, section: str, chosen: Candidate) -> list[Candidate]:
     """Three configurations past the edges of the grid on which the chosen one lies; none if it lies on none.
 
     Two rates: one step in the prompt rate, in the head rate, in both; with the prompt rate inside, the next head rate
@@ -152,31 +152,35 @@ def step(key: str, at: Mapping[str, str], grid: Sequence[Mapping[str, str]]) -> 
     return RATES[place + side] if side else None
 
 
-def chosen_of(method: str, section: str) -> tuple[str, ...]:
-    """What stands in `selected.yaml`, or of the first section in the method's YAML.
-
-    Raises:
-        LookupError: if it has not been chosen yet.
-    """
-    if found := selected(section, method):
-        return found
-    cfg = compose([f"method={method}"])
-
-    def stands(key: str, text: str) -> bool:
-        there = str(OmegaConf.select(cfg, key))
-        return there == text or (text != "full" and there != "full" and float(there) == float(text))
-
-    for one in candidates(method, section) if section == DEFAULTS else ():
-        if all(stands(key, text) for key, text in values(one).items()):
-            return one
-    raise LookupError(f"{method} has no choice in {section}; run tune.py {section} --methods {method} --write first")
-
-
 def score(folder: Path) -> tuple[float, float]:
     """NLL (nats) and accuracy on validation after the last round."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [row for row in rows if row["phase"] == "validation"][-1]
     return last["nll"], last["accuracy"]
+
+
+def run(section: str, tried: Mapping[str, Sequence[Candidate]], args: argparse.Namespace) -> dict[str, list[Ranked]]:
+    """Each method's candidates, run where they have not been, best first."""
+    root, runs = args.folder / section, {}
+    for method, them in tried.items():
+        # The protocol's own job, with the candidate in the place of what had been selected.
+        protocol = jobs(PROTOCOLS[section], [method], root, args.data, args.weights, (SEED,), tuned=False)
+        ((_, job),) = protocol.values()
+        for one in them:
+            runs[method, one] = (*job, *one, "partition.seed=0", "evaluate.every=1000")
+    folders = {key: folder_of(root, (f"method={key[0]}", *key[1])) for key in runs}
+    run_all([(folders[key], one) for key, one in runs.items()], args.jobs)
+    return {method: sorted((*score(folders[method, one]), one) for one in them) for method, them in tried.items()}
+
+
+def write(section: str, best: Mapping[str, Candidate]) -> None:
+    """Put choices into `selected.yaml`; those of the first section are for `conf/method/`, by hand."""
+    if section == DEFAULTS:
+        print("\n".join(f"conf/method/{method}.yaml: {' '.join(one)}" for method, one in best.items()))
+        return
+    chosen = yaml.safe_load(SELECTED.read_text()) or {}
+    chosen.setdefault(section, {}).update({method: list(one) for method, one in best.items()})
+    SELECTED.write_text(HEADER + yaml.safe_dump(chosen, sort_keys=True), encoding="utf-8")
 
 
 def main() -> None:
@@ -188,39 +192,26 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=WAVES["all"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--beyond", action="store_true", help="the chosen one again, and three past its grid's edges")
+    parser.add_argument("--beyond", action="store_true", help="then three more past the edges on which the best lies")
     parser.add_argument("--write", action="store_true", help="put the best into selected.yaml")
     args = parser.parse_args()
-    table, root = PROTOCOLS[args.section], args.folder / args.section
     tried = {method: candidates(method, args.section) for method in args.methods}
+    ranked = run(args.section, tried, args)
     if args.beyond:
-        start = {method: chosen_of(method, args.section) for method in args.methods}
-        tried = {method: [one, *beyond(method, args.section, one)] for method, one in start.items()}
-    runs = {}
-    for method in args.methods:
-        # The protocol's own job, with the candidate in the place of what had been selected.
-        ((_, job),) = jobs(table, [method], root, args.data, args.weights, (SEED,), tuned=False).values()
-        for one in tried[method]:
-            runs[method, one] = (*job, *one, "partition.seed=0", "evaluate.every=1000")
-    folders = {key: folder_of(root, (f"method={key[0]}", *key[1])) for key in runs}
-    run_all([(folders[key], one) for key, one in runs.items()], args.jobs)
-    best = {}
-    for method in args.methods:
-        ranked = sorted((*score(folders[method, one]), one) for one in tried[method])
-        for place, (nll, accuracy, one) in enumerate(ranked):
-            name = " ".join(value.rpartition(".")[2] for value in one)
+        for method, them in ranked.items():
+            tried[method] = list(dict.fromkeys([*tried[method], *beyond(method, args.section, them[0][2])]))
+        ranked = run(args.section, tried, args)
+    for method, them in ranked.items():
+        for place, (nll, accuracy, one) in enumerate(them):
+            name = " ".join(f"{key.rpartition('.')[2]}={text}" for key, text in values(one).items())
             print(f"| {f'`{method}`' if place == 0 else ''} | {name} | {nll:.3f} | {accuracy:.3f} |")
-        if ranked:
-            best[method] = list(ranked[0][2])
     if args.write:
-        chosen = yaml.safe_load(SELECTED.read_text()) or {}
-        chosen.setdefault(args.section, {}).update(best)
-        SELECTED.write_text(HEADER + yaml.safe_dump(chosen, sort_keys=True), encoding="utf-8")
+        write(args.section, {method: them[0][2] for method, them in ranked.items()})
 
 
 HEADER = """\
-# The best candidate by NLL on validation, for each method and kind of protocol: what `tune.py --write` found. Where
-# `mixture` lacks a method, its choice is the default in conf/method/*.yaml.
+# The best candidate by NLL on validation, for each method and kind of protocol: what `tune.py --write` found. What was
+# chosen for `mixture` are the defaults in conf/method/*.yaml.
 """
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
 from fedbayes.configuration import CONF, compose
@@ -54,13 +56,35 @@ def test_all_methods_get_six_candidates_which_compose(modules):
         compose(one)
 
 
-def test_every_method_has_a_choice_in_the_first_section(modules):
-    """In `selected.yaml`, or it is the default in the YAML; a later change of one without the other shows."""
+def test_choices_of_the_first_section_are_written_by_hand_and_the_others_into_the_file(modules, tmp_path, monkeypatch):
     tables, tune = modules
-    for method in tables.WAVES["all"]:
-        compose([f"method={method}", *tune.chosen_of(method, "mixture")])
-    with pytest.raises(LookupError, match=r"run tune\.py office --methods fedvpt --write first"):
-        tune.chosen_of("fedvpt", "office")
+    monkeypatch.setattr(tune, "SELECTED", tmp_path / "selected.yaml")
+    (tmp_path / "selected.yaml").write_text("photos: {fedvpt: [optim.head_lr=1]}\n")
+    tune.write("mixture", {"fedvpt": ("optim.head_lr=2",)})
+    tune.write("photos", {"fedper": ("optim.head_lr=3",)})
+    written = yaml.safe_load((tmp_path / "selected.yaml").read_text())
+    assert written == {"photos": {"fedvpt": ["optim.head_lr=1"], "fedper": ["optim.head_lr=3"]}}
+    assert all(tables.selected("mixture", method) == () for method in METHODS)
+
+
+@pytest.mark.usefixtures("modules")
+def test_a_run_made_with_other_settings_is_refused(tmp_path):
+    sweep = import_module("sweep")
+
+    job = (tmp_path / "run", ("method=fedvpt", "data=imagefolder", "data.root=here"))
+    cfg = compose([*job[1], "simulation.threads=1", "data.root=elsewhere", "run_dir=elsewhere"])
+    job[0].mkdir()
+    sweep.require_same([job])
+    (job[0] / "summary.json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"run has no config\.yaml"):
+        sweep.require_same([job])
+    stored = OmegaConf.to_container(cfg, resolve=True)
+    (job[0] / "config.yaml").write_text(yaml.safe_dump({**stored, "gone": 1}))
+    sweep.require_same([job])
+    other = (job[0], (*job[1], "optim.head_lr=0.5", "method.strategy.aggregate=median"))
+    said = r"run has method\.strategy\.aggregate=mean, not median, optim\.head_lr=0\.01, not 0\.5\nRemove these"
+    with pytest.raises(SystemExit, match=said):
+        sweep.run_all([other], 1)
 
 
 @pytest.mark.parametrize(
