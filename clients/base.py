@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from clients.inputs import Inputs, InputSource
+from clients.own import without_own
 from fedbayes.data.augment import Augment
 from fedbayes.data.federated import FederatedData, Split
 from fedbayes.errors import ConfigError
@@ -83,6 +84,10 @@ class AbstractClient(ABC):
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:  # noqa: ARG002
         """Parameters that each client is evaluated with; a method that trains may adapt them to the client first."""
         return parameters
+
+    def for_strangers(self, parameters: Arrays) -> Arrays:
+        """What somebody predicts with who has no images to adapt to and keeps nothing: the global ones."""
+        return without_own(parameters)
 
     def prepare(self) -> None:
         """Compute what depends on nothing learnt, before the first round's clock runs."""

@@ -21,7 +21,7 @@ from fedbayes.errors import ConfigError, DataError, require_whole
 from fedbayes.guard import Guard, Holdings
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.instantiate import call, later, made_of, plain, takes
-from fedbayes.messages import Arrays
+from fedbayes.messages import Arrays, ClientRequest
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.tuned import MakeWeights
@@ -29,6 +29,7 @@ from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
 from fedbayes.secret import secret
 from fedbayes.simulation.client import CohortClient
+from fedbayes.simulation.hardware import choose_device
 from fedbayes.strategy_state import layers
 from fedbayes.training import Training
 
@@ -103,12 +104,13 @@ def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> 
     """The object that trains and evaluates every client, hostile ones among them."""
     attacker = attack(cfg)
     if attacker is None:
-        return _honest(cfg, federated, prompted)
+        return honest_client(cfg, federated, prompted)
     hostile = attacker.hostile(len(federated))
-    return HostileClients(_honest(cfg, attacker.poison(federated, hostile), prompted), attacker, hostile)
+    return HostileClients(honest_client(cfg, attacker.poison(federated, hostile), prompted), attacker, hostile)
 
 
-def _honest(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
+def honest_client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
+    """The object that trains and evaluates clients as they should be."""
     made = call(
         "method.client",
         later("method.client", cfg.method.client),
@@ -171,6 +173,11 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
     if not isinstance(made, Strategy):
         raise ConfigError(f"method.strategy._target_={cfg.method.strategy._target_} makes no strategy of Flower's.")
     rounds.require(made)
+    if cfg.defence.clip is not None and getattr(made, "closed_form", False):
+        raise ConfigError(
+            f"defence.clip={cfg.defence.clip}: in method={cfg.names.method} clients send sums and take no steps that "
+            "could be clipped; leave it out."
+        )
     if cfg.privacy.noise is not None:
         if OmegaConf.select(cfg, "method.client.pool"):
             raise ConfigError(
@@ -249,9 +256,8 @@ def destinations(cfg: DictConfig, run_dir: Path) -> Sequence[Any]:
 
 def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, FederatedData]:
     """The client of a finished run, ready to predict with its checkpoint's parameters."""
-    engine = simulation(cfg)
     federated = data(cfg)
-    made = _honest(cfg, federated, model(cfg, federated, engine.device))
+    made = honest_client(cfg, federated, model(cfg, federated, choose_device("auto")))
     for name, like in made.initial().items():
         found = checkpoint.server.get(name)
         if found is None or found.shape != like.shape:
@@ -268,6 +274,31 @@ def outgoing(cfg: DictConfig, checkpoint: Checkpoint, partition: int) -> Arrays:
         return checkpoint.server
     inner.shared = dict(checkpoint.server)
     return cast(Arrays, inner.outgoing(checkpoint.server_round + 1, partition))
+
+
+def predicts_with(cfg: DictConfig, made: Any, checkpoint: Checkpoint, partition: int | None) -> Arrays:
+    """What a client of a finished run predicts with, as in its last evaluation.
+
+    Args:
+        cfg: of the run.
+        made: its clients, see `honest_client`.
+        checkpoint: its last.
+        partition: the client; None for a stranger, who has no images to adapt to.
+
+    Raises:
+        ConfigError: for a stranger where clients train on their own images before they predict.
+    """
+    if partition is None:
+        if steps := OmegaConf.select(cfg, "optim.finetune_steps"):
+            raise ConfigError(
+                f"optim.finetune_steps={steps}: in method={cfg.names.method} clients train on their own images before "
+                "they predict; give the partition of one."
+            )
+        return cast(Arrays, made.for_strangers({**checkpoint.server, **checkpoint.personal_of(None)}))
+    sent, kept = outgoing(cfg, checkpoint, partition), checkpoint.personal.get(partition, {})
+    sent = sent if kept else {**sent, **checkpoint.personal_of(None)}
+    request = ClientRequest(partition, checkpoint.server_round, "evaluate", "test", sent, kept)
+    return cast(Arrays, made.adapt([{**sent, **kept}], [request])[0])
 
 
 def _tells_seed(cfg: DictConfig) -> bool:

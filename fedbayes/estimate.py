@@ -1,10 +1,12 @@
 """What a run will cost, without running it: bytes from its first messages, time from a few steps of some clients.
 
-Everything is built as for a run. Then one cohort, cut down to a batch per client, trains for one step and for two, and
-is evaluated, in this process. With T steps of a cohort in a round and D, V, U images to hold, validate and test,
+Everything is built as for a run. Then one cohort, cut down to a batch per client, trains for two steps and for four (two
+models in turn cannot share one), and is evaluated, in this process. With T steps of a cohort in a round and D, V, U
+images to hold, validate and test,
 
-    train    = rounds x cohorts x (fixed + T step),   step = t_two - t_one,   fixed = t_one - step
-    evaluate = evaluations x (V + U) x (seconds per image),   setup = build + D x (seconds per image held)
+    train    = rounds x cohorts x (fixed + T step),   step = (t_four - t_two) / 2,   fixed = t_two - 2 step
+    evaluate = evaluations x ((V + U) x (seconds per image) + 2 x cohorts x tuning),   tuning: where a method has it
+    setup    = build + D x (seconds per image held)
 """
 
 import time
@@ -29,10 +31,12 @@ from fedbayes.summary import peak_memory_mb
 LEFT_OUT = (
     "imports, plots, the report and what strategies compute",
     "test images in rounds that are no best one: every evaluation counts them, which is the most it can be",
+    "held-out images, and new clients after steps of their own",
     "what a method sends or answers otherwise after the second round, or to clients that missed one",
     "simulated faults and attacks",
     "other engines' start, workers and parallel clients: all is measured in this process, on one cohort",
 )
+EPOCHS = (2, 4)
 SOME = 32
 """Images of a client that an evaluation is measured on, at most."""
 
@@ -109,9 +113,9 @@ def estimate(cfg: DictConfig) -> Estimate:
     cohort = cfg.simulation.get("cohort", 1) or len(data)  # other engines train one client at a time
     sampling = loop.sampling
     some = sampling.train(1)[:cohort]
-    clients = [
-        build.client(_with_epochs(cfg, epochs), _cut(data, some, cfg.optim.batch_size), model) for epochs in (1, 2)
-    ]
+    build.client(cfg, data, model)  # which says what is wrong with the run's own settings
+    cut = _cut(data, some, cfg.optim.batch_size)
+    clients = [build.client(_with_epochs(cfg, epochs), cut, model) for epochs in EPOCHS]
     setup = time.perf_counter() - started
     preparing = [_seconds(client.prepare)[0] for client in clients]
     held, held_here = (_held(one) for one in (data, clients[0].data))  # type: ignore[attr-defined]
@@ -132,17 +136,21 @@ def estimate(cfg: DictConfig) -> Estimate:
     arrays, _ = strategy.aggregate_train(1, replies)
     following = strategy.configure_train(2, arrays or initial, ConfigRecord(), federation.view(sampling.train(2)))
     later = payload_bytes(message.content for message in following)
-    step = max(times[1] - times[0], 0.1 * times[0])
-    fixed = max(times[0] - step, 0.0)
+    few, many = EPOCHS
+    step = max((times[1] - times[0]) / (many - few), 0.1 * times[0] / few)
+    fixed = max(times[0] - few * step, 0.0)
     per_cohort = fixed + step * cfg.optim.local_epochs * _steps(cfg, data, some)
     cohorts = -(-sampling.per_round // cohort)
     up = payload_bytes(reply.content for reply in replies) * sampling.per_round // len(replies)
 
-    asked = [
-        address(one, 1, "validation")
-        for one in strategy.configure_evaluate(1, initial, ConfigRecord(), federation.view(some))
-    ]
-    seconds = min(_seconds(partial(_answers, federation, asked, "validation"))[0] for _ in range(2))
+    def looking(adapt: int | None) -> float:
+        """Seconds of one cohort's evaluation, after so many steps of its own; None for the method's number."""
+        messages = strategy.configure_evaluate(1, initial, ConfigRecord(), federation.view(some))
+        asked = [address(one, 1, "validation", adapt=adapt) for one in messages]
+        return min(_seconds(partial(_answers, federation, asked, "validation"))[0] for _ in range(2))
+
+    seconds = looking(adapt=0)
+    tuning = max(looking(adapt=None) - seconds, 0.0) if cfg.optim.finetune_steps else 0.0
     looked_at = sum(len(data.clients[one].validation[:SOME]) for one in some)
     images = sum(len(data.clients[one].validation) + len(data.clients[one].test) for one in sampling.evaluated)
     evaluations = -(-cfg.rounds // loop.assessment.every)
@@ -157,7 +165,8 @@ def estimate(cfg: DictConfig) -> Estimate:
         memory_mb=peak_memory_mb() + cache,
         setup=setup,
         train=cfg.rounds * cohorts * per_cohort,
-        evaluate=evaluations * images * seconds / max(looked_at, 1),
+        evaluate=evaluations
+        * (images * seconds / max(looked_at, 1) + 2 * tuning * -(-len(sampling.evaluated) // cohort)),
     )
 
 

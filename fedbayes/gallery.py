@@ -8,7 +8,7 @@ import base64
 import io
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fedbayes.messages import Arrays
 from fedbayes.models.attention import prompt_attention
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.prompt_codes import codes_of_client
+from fedbayes.simulation.hardware import choose_device
 from fedbayes.tracking.predictions import Predictions, read_predictions
 from fedbayes.tracking.run_dir import GALLERY, write_json
 
@@ -72,9 +73,12 @@ def _gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: Prompte
     ids = _image_ids(found, data)
     stored = checkpoint.latest(run_dir)
     rows = _rows(found) if cfg.evaluate.gallery else {}
-    attention = _attention(
-        cfg, stored, data, model, ids, found.partitions, sorted({i for r in rows.values() for i in r})
-    )
+    client = build.honest_client(cfg, data, model)
+
+    def of(partition: int) -> Arrays:
+        return build.predicts_with(cfg, client, stored, partition)
+
+    attention = _attention(of, data, model, ids, found.partitions, sorted({i for r in rows.values() for i in r}))
     uncertainty = found.prompt_uncertainty
 
     def entry(row: int) -> dict[str, Any]:
@@ -92,7 +96,7 @@ def _gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: Prompte
         }
 
     partition = _most_mixed(found)
-    model.stack([_parameters(cfg, stored, partition)])
+    model.stack([of(partition)])
     return {
         "missing": None if cfg.evaluate.gallery else "Images are left out: evaluate.gallery=false.",
         "images": {name: [entry(row) for row in chosen] for name, chosen in rows.items()},
@@ -131,19 +135,27 @@ def _rows(found: Predictions) -> dict[str, list[int]]:
 
 
 def _attention(
-    cfg: DictConfig,
-    stored: checkpoint.Checkpoint,
+    of: Callable[[int], Arrays],
     data: FederatedData,
     model: PromptedViT,
     ids: np.ndarray,
     partitions: np.ndarray,
     rows: Sequence[int],
 ) -> dict[int, np.ndarray]:
-    """Where the prompts of some images attend, `(rows, columns)` each; without prompts, of none."""
+    """Where the prompts of some images attend, `(rows, columns)` each; without prompts, of none.
+
+    Args:
+        of: what a client predicts with.
+        data: the images.
+        model: is filled anew.
+        ids: the image of each prediction.
+        partitions: the client of each prediction.
+        rows: the predictions to look at.
+    """
     seen: dict[int, np.ndarray] = {}
     for partition in sorted({int(partitions[row]) for row in rows}):
         mine = [row for row in rows if partitions[row] == partition]
-        model.stack([_parameters(cfg, stored, partition)])
+        model.stack([of(partition)])
         with torch.no_grad():
             tokens, z = model.precompute(data.images.images[ids[mine]].to(model.backbone.mean.device))
             prompts: Tensor = model.generator.plain(z.unsqueeze(0))[0]
@@ -151,11 +163,6 @@ def _attention(
         if weights is not None:
             seen.update(zip(mine, weights.cpu().numpy(), strict=True))
     return seen
-
-
-def _parameters(cfg: DictConfig, stored: checkpoint.Checkpoint, partition: int) -> Arrays:
-    """What a client predicts with after the last round."""
-    return {**build.outgoing(cfg, stored, partition), **stored.personal_of(partition)}
 
 
 def _most_mixed(found: Predictions) -> int:
@@ -198,8 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in map(Path, sys.argv[1:] if argv is None else argv):
         try:
             cfg = stored_configuration.read(folder)
-            engine, data = build.simulation(cfg), build.data(cfg)
-            write_gallery(folder, cfg, data, build.model(cfg, data, engine.device))
+            data = build.data(cfg)
+            write_gallery(folder, cfg, data, build.model(cfg, data, choose_device("auto")))
             print(write_html(folder))
         except FedbayesError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -10,7 +10,6 @@ from omegaconf import DictConfig
 from fedbayes import build, checkpoint, stored_configuration
 from fedbayes.data.pixels import Images, to_square
 from fedbayes.errors import RunError
-from fedbayes.messages import Arrays
 from fedbayes.seeding import Streams
 from fedbayes.tracking.progress import fraction
 from fedbayes.tracking.run_dir import SUMMARY, read_summary
@@ -68,23 +67,25 @@ class Run:
         Args:
             images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, PIL images or paths of image files, of any size; or a
                 single image of these kinds.
-            partition: use what this client kept to itself and what the server would send it; None uses what the server
-                has, and the clients' mean of what is theirs, which means little where they share nothing (`local_vpt`).
+            partition: use what this client kept to itself and what the server would send it, adapted to the client's
+                own images where the method does that (`fedbabu`, `pep_fedpt`); None uses what the server has, and the
+                clients' mean of what is theirs, which means little where they share nothing (`local_vpt`).
 
         Returns:
             Probabilities and uncertainty of each image. Equal calls give equal numbers; an image's draws of prompts
             depend on its place in the call, so that equal images at two places differ by the error of those draws.
 
         Raises:
+            ConfigError: for None where clients train on their own images before they predict.
             RunError: if the checkpoint is missing or damaged, or there is no such client.
             DataError: if an image cannot be read.
         """
         client, data, stored = self._restore()
         size = data.images.images.shape[-1]
         pixels = to_square(images, size)
-        personal = self._personal(stored, partition)
-        sent = stored.server if partition is None else build.outgoing(self.config, stored, partition)
-        parameters = {**sent, **personal}
+        if partition is not None and not 0 <= partition < self.config.clients:
+            raise RunError(f"partition={partition} is none of the run's {self.config.clients} clients.")
+        parameters = build.predicts_with(self.config, client, stored, partition)
         streams = Streams(self.config.seed, stored.server_round, [0], "predict")
         (said,), _ = client.predict(client.inputs.of_images(pixels), [parameters], streams)
         return Prediction(
@@ -102,11 +103,6 @@ class Run:
             client, data = build.stored(self.config, stored)
             self._parts.update(client=client, data=data, stored=stored)
         return self._parts["client"], self._parts["data"], self._parts["stored"]
-
-    def _personal(self, stored: checkpoint.Checkpoint, partition: int | None) -> Arrays:
-        if partition is not None and not 0 <= partition < self.config.clients:
-            raise RunError(f"partition={partition} is none of the run's {self.config.clients} clients.")
-        return stored.personal_of(partition)
 
 
 def load(run_dir: str | Path) -> Run:

@@ -4,7 +4,7 @@ Ours say it by `state()` and `restore(state)`. Flower's do not: what their serve
 that are arrays, lists of arrays or mappings of arrays, and their wrappers hold another strategy under `strategy`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,11 @@ def impossible(strategy: Strategy, update: ClientUpdate) -> str | None:
     inner: Any = layers(strategy)[-1]
     found: str | None = inner.impossible(update) if hasattr(inner, "impossible") else None
     return found
+
+
+def counted_by(strategy: Strategy) -> Sequence[str]:
+    """Names of what a strategy counts and nobody learns, see `strategies.base`; none of one of Flower's."""
+    return tuple(getattr(layers(strategy)[-1], "counted", ()))
 
 
 def layers(strategy: Strategy) -> list[Strategy]:

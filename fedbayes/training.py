@@ -23,7 +23,7 @@ from fedbayes.named_arrays import non_finite
 from fedbayes.progress import Progress
 from fedbayes.sampling import Sampling
 from fedbayes.steps import clipped
-from fedbayes.strategy_state import answer_like, impossible, layers, snapshot, state_of
+from fedbayes.strategy_state import answer_like, counted_by, impossible, layers, snapshot, state_of
 
 
 class RoundLog(Protocol):
@@ -109,7 +109,7 @@ class Training:
                 log.note(f"round {server_round}: reply of client {partition} not used: {refusal.reason}")
             void: str | None = f"{len(replies.updates)} usable replies, {self.min_replies} needed"
             if len(replies.updates) >= self.min_replies:
-                self._clip(federation, sent, replies)
+                self._clip(federation, strategy, sent, replies)
                 void = self._aggregate(federation, strategy, progress, server_round, replies)
             if void is None:
                 break
@@ -198,13 +198,16 @@ class Training:
         doubts = {update.partition: impossible(strategy, update) for update in replies.updates}
         return replies.without({one: Refusal(INVALID, what) for one, what in doubts.items() if what is not None})
 
-    def _clip(self, federation: Federation, sent: Sequence[Message], replies: Replies) -> None:
-        """Scale down what walked too far from what it was sent."""
+    def _clip(self, federation: Federation, strategy: Strategy, sent: Sequence[Message], replies: Replies) -> None:
+        """Scale down what walked too far from what it was sent; what is counted took no step."""
         if self.clip is None:
             return
+        counted = counted_by(strategy)
         starts = {federation.partition_of(message): message.content.array_records[ARRAYS] for message in sent}
         for message, update in zip(replies.messages, replies.updates, strict=True):
-            arrays = clipped(from_record(starts[update.partition]), update.arrays, self.clip)
+            start = from_record(starts[update.partition])
+            learnt = {name: array for name, array in update.arrays.items() if name in start and name not in counted}
+            arrays = {**update.arrays, **clipped(start, learnt, self.clip)}
             # Alike: how many images a client has, it says itself.
             message.content = write_reply(replace(update, arrays=arrays, num_examples=1))
 

@@ -21,12 +21,15 @@ class AbstractStrategy(FedAvg, ABC):
     Sampling, guards, order of replies and the round loop are not a strategy's business; see `fedbayes.rounds`.
 
     Attributes:
-        counted: names in `shared` that are counted and not learnt; a server optimiser leaves them alone.
+        counted: names in `shared` that are counted and not learnt: no server optimiser moves them, no clipping shortens
+            them.
+        closed_form: whether parameters are computed afresh each round, so that no step from the old ones has a meaning.
         shared: the server's parameters, taken anew from what Flower hands in before each message, since a wrapper (such
             as Flower's for differential privacy) or a checkpoint may have changed what `aggregate` left.
     """
 
     counted: tuple[str, ...] = ()
+    closed_form: bool = False
 
     def __init__(self) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)

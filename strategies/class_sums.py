@@ -15,7 +15,6 @@ class AbstractClassSums(AbstractStrategy):
 
     Attributes:
         seen: by partition, what its client sent last.
-        closed_form: parameters are computed afresh each round, so no step from the old ones has a meaning.
         summed: names of the arrays that clients send.
     """
 

@@ -22,6 +22,7 @@ from flwr.serverapp.strategy import Strategy
 from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.messages import Arrays, from_record, to_record
 from fedbayes.named_arrays import under
+from fedbayes.strategy_state import counted_by
 from strategies.wrapping import AbstractWrapper
 
 RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}
@@ -96,7 +97,7 @@ class ServerOptimiser(AbstractWrapper):
 
     def _moved(self, name: str, after: np.ndarray) -> np.ndarray:
         """One array after the step, in its own precision."""
-        before = None if name in getattr(self.strategy, "counted", ()) else self.before.get(name)
+        before = None if name in counted_by(self.strategy) else self.before.get(name)
         if before is None or before.shape != after.shape or after.dtype.kind != "f":
             return after
         gradient = before.astype(np.float64) - after

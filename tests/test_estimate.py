@@ -11,7 +11,7 @@ SMALL = ["experiment=smoke", "rounds=3"]
 @pytest.mark.parametrize(
     ("method", "participation"),
     # pFedBayes sends more to clients that have trained before
-    [("pfedbayespt", 0.7), ("fedavg_head", 0.7), ("local_vpt", 1), ("pfedpg", 1), ("pfedbayes", 1), ("fedncm", 1)],
+    [("pfedbayespt", 0.7), ("fedavg_head", 0.7), ("ditto", 0.7), ("pfedpg", 1), ("pfedbayes", 1), ("fedncm", 1)],
 )
 def test_bytes_are_those_of_the_run_to_the_last_one(method, participation, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -48,9 +48,19 @@ def test_time_grows_with_the_rounds_and_the_epochs(tmp_path, monkeypatch):
     assert long["bytes_up"] == short["bytes_up"]
 
 
+def test_steps_before_an_evaluation_are_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    none, some = (
+        simulate([*SMALL, "method=fedbabu", "dry_run=true", f"optim.finetune_steps={steps}"]) for steps in (0, 20)
+    )
+    assert some["evaluate"] > 1.5 * none["evaluate"]
+
+
 def test_errors_are_those_of_the_run():
     with pytest.raises(ConfigError, match="participation=2 is out of range"):
         simulate([*SMALL, "dry_run=true", "participation=2"])
+    with pytest.raises(ConfigError, match=r"optim\.local_epochs=1 cannot be halved"):
+        simulate([*SMALL, "dry_run=true", "method=ditto", "optim.local_epochs=1"])
     with pytest.raises(ConfigError, match="cannot be given beside resume"):
         simulate(["dry_run=true", "resume=somewhere"])
     with pytest.raises(RunError, match="no client could train or be evaluated"):

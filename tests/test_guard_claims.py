@@ -8,6 +8,7 @@ from scripted import Scripted, play
 
 from fedbayes import build
 from fedbayes.configuration import compose
+from fedbayes.errors import ConfigError
 from fedbayes.guard import Holdings
 from fedbayes.messages import ClientRequest, from_record
 from strategies.base import AbstractStrategy, miscounted
@@ -94,3 +95,35 @@ def test_honest_clients_claim_what_the_server_reckons_with(method):
 def test_where_steps_are_clipped_clients_count_alike():
     progress, _, _ = play(Scripted(), clients=3, rounds=1, clip=1.5)
     assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(1 + 1.5 + 1.5) / 3])
+
+
+def test_what_is_counted_or_summed_is_no_step_and_is_not_clipped():
+    class Summing(AbstractStrategy):
+        counted = ("n",)
+
+        def answer_like(self, arrays):
+            return {**arrays, "sums": np.zeros(1)}
+
+        def aggregate(self, updates):
+            self.shared = {name: sum(one.arrays[name] for one in updates) for name in ("w", "n")}
+            self.total = sum(one.arrays["sums"] for one in updates)
+
+    class Counters(Scripted):
+        def initial(self):
+            return {**super().initial(), "n": np.zeros(1)}
+
+        def train(self, requests):
+            extra = {"n": np.full(1, 40.0), "sums": np.full(1, 90.0)}
+            return [replace(one, arrays={**one.arrays, **extra}) for one in super().train(requests)]
+
+    strategy = Summing()
+    progress, _, _ = play(Counters(), clients=3, rounds=1, clip=1.5, strategy=strategy)
+    found = from_record(progress.arrays)
+    assert (found["w"].tolist(), found["n"].tolist(), strategy.total.tolist()) == ([1 + 1.5 + 1.5], [120.0], [270.0])
+
+
+@pytest.mark.parametrize("method", ["fedncm", "fedcof"])
+def test_sums_are_no_steps_that_could_be_clipped(method):
+    cfg = compose([f"method={method}", "defence.clip=15"])
+    with pytest.raises(ConfigError, match=rf"defence\.clip=15: in method={method} clients send sums"):
+        build.strategy(cfg, build.loop(cfg))

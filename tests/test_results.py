@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import fedbayes
 from fedbayes.data.styled_digits import styled_digits
-from fedbayes.errors import DataError, RunError
+from fedbayes.errors import ConfigError, DataError, RunError
 
 SMALL = ["rounds=2", "clients=3", "partition.max_train=20", "prompts.start_layer=3", "evaluate.every=2"]
 
@@ -92,9 +92,9 @@ def test_importing_fedbayes_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("method", ["pfedpg", "fedper", "fedvpt_deep"])
+@pytest.mark.parametrize("method", ["pfedpg", "fedper", "fedbabu", "pep_fedpt", "ditto"])
 def test_a_clients_prediction_is_the_one_it_was_evaluated_with(method, tmp_path):
-    """Through the run directory and back: what the server sends this client, what it kept, and its test images."""
+    """Through the run directory and back: what the server sends this client, what it kept and adapts, its images."""
     fedbayes.simulate([f"method={method}", "experiment=smoke", f"run_dir={tmp_path}/run"])
     loaded = fedbayes.load(tmp_path / "run")
     _, data, _ = loaded._restore()
@@ -105,3 +105,17 @@ def test_a_clients_prediction_is_the_one_it_was_evaluated_with(method, tmp_path)
         rows = kept["partitions"] == partition
         np.testing.assert_allclose(said.probabilities, kept["probabilities"][rows], atol=1e-5)
         np.testing.assert_array_equal(data.images.labels[mine].numpy(), kept["labels"][rows])
+    _stranger(loaded, data.images.images[:2])
+
+
+def _stranger(loaded, images):
+    """Has no images to train on, and nothing of anybody's own."""
+    if loaded.config.names.method == "fedbabu":
+        with pytest.raises(ConfigError, match=r"optim\.finetune_steps=50: .* give the partition of one"):
+            loaded.predict(images)
+        return
+    client, _, stored = loaded._restore()
+    loaded.predict(images)
+    used = client.model.trainable()["head.weight"].detach()[0].numpy()
+    mean = {**stored.server, **stored.personal_of(None)}["head.weight"]
+    np.testing.assert_array_equal(used, mean)
