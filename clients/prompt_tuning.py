@@ -59,8 +59,8 @@ class PromptTuningClient(AbstractClient):
         personal: parts that never leave the client.
         inference: J, K, S and the weight of the KL.
         optim: the local training.
-        pool: train on everybody's training images instead of the client's own: no federation any more, but the bound
-            that one is measured against.
+        pool: train on the training images of all who train instead of the client's own: no federation any more, but
+            what one is measured against.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class PromptTuningClient(AbstractClient):
         beta = self.inference.beta_at(server_round)
         return fit_blocks(
             self.optim,
-            self.training,
+            self.training if steps is None else self.data,
             self.inputs,
             self.model.trainable(),
             lambda inputs: self.objective(inputs, noise, beta),

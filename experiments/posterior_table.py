@@ -57,7 +57,7 @@ def columns(folder: Path) -> dict[str, float | None]:
         "components": final.get("effective_components"),
         "saturation": final.get("bound_saturation"),
         "mixing": final.get("mixing_ratio"),
-        "kept": summary["train"].get("mixing_kept"),
+        "kept": final.get("mixing_kept"),
         "KL": summary["train"].get("kl"),
     }
 

@@ -133,7 +133,7 @@ class Assessment:
         evaluation = replace(Evaluation.of(progress.server_round, phase, replies.updates), temperature=temperature)
         before, after = progress.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
         if before and after is not None and adapt is None:
-            evaluation.metrics["mixing_kept"] = after / before  # by this round's aggregation
+            evaluation.metrics["mixing_kept"] = after / before  # by averaging, as far as the images are alike
         if inside is not None:
             evaluation = replace(evaluation, detection=detection(inside.pooled, evaluation.pooled))
         seconds = time.perf_counter() - started

@@ -46,10 +46,10 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
         self.share = require_number("attack.share", share, 0, 1)
         self.seed = require_whole("seed", seed, 0)
 
-    def hostile(self, clients: int) -> tuple[int, ...]:
-        """The partitions of hostile clients, ascending; depends on the seed alone."""
-        order = numpy_generator(self.seed, "hostile clients").permutation(clients)
-        return tuple(sorted(order[: math.ceil(self.share * clients - 1e-9)].tolist()))
+    def hostile(self, clients: Sequence[int]) -> tuple[int, ...]:
+        """The partitions of hostile clients among those that train, ascending; depends on them and the seed alone."""
+        order = numpy_generator(self.seed, "hostile clients").permutation(np.asarray(clients, np.int64))
+        return tuple(sorted(order[: math.ceil(self.share * len(clients) - 1e-9)].tolist()))
 
     def poison(self, data: FederatedData, hostile: Sequence[int]) -> FederatedData:  # noqa: ARG002  (a hook)
         """The data with what hostile clients train on, and the images that tell success."""
@@ -162,7 +162,7 @@ class LabelFlip(AbstractAttack):
         labels = data.images.labels.clone()
         mine = _training(data, hostile)
         labels[mine] = data.num_classes - 1 - labels[mine]
-        return FederatedData(replace(data.images, labels=labels), data.clients)
+        return data.dealt(data.clients, replace(data.images, labels=labels))
 
 
 @final
@@ -218,7 +218,7 @@ class Backdoor(AbstractAttack):
             given_split=images.given_split[every],
             names=tuple(images.names[i] for i in every.tolist()),
         )
-        return FederatedData(more, clients)
+        return data.dealt(clients, more)
 
     def lie(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
         """`w + scale (u - w)`."""

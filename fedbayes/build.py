@@ -53,7 +53,7 @@ def data(cfg: DictConfig) -> FederatedData:
     splits = call("partition", later("partition", cfg.partition), inside, clients)
     splits = deal_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
     images = corrupt_test(images, splits, asked["corruption"], asked["severity"])
-    return FederatedData(images, splits)
+    return FederatedData(images, splits, sampling(cfg).newcomers)
 
 
 def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT:
@@ -105,7 +105,7 @@ def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> 
     attacker = attack(cfg)
     if attacker is None:
         return honest_client(cfg, federated, prompted)
-    hostile = attacker.hostile(len(federated))
+    hostile = attacker.hostile(sampling(cfg).known)
     return HostileClients(honest_client(cfg, attacker.poison(federated, hostile), prompted), attacker, hostile)
 
 
@@ -184,26 +184,31 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
                 f"privacy.noise={cfg.privacy.noise} hides nobody in method={cfg.names.method}, whose one client "
                 "has the images of all; leave it out."
             )
-        sampling = rounds.sampling
-        sampled = {"clients": len(sampling.known), "per_round": sampling.per_round, "key": sampling.key}
+        drawn = rounds.sampling
+        sampled = {"clients": len(drawn.known), "per_round": drawn.per_round, "key": drawn.key}
         made = cast(Strategy, call("privacy", later("privacy", cfg.privacy), made, **sampled))
     if cfg.server.name in (None, "none"):
         return made
     return cast(Strategy, call("server", later("server", cfg.server), made))
 
 
-def loop(cfg: DictConfig) -> RoundLoop:
-    """The rounds."""
-    sampling = Sampling(
+def sampling(cfg: DictConfig, key: str | None = None) -> Sampling:
+    """Who trains, who is evaluated, and who is new; `key` in place of the seed for the first of these."""
+    return Sampling(
         clients=cfg.clients,
         participation=cfg.participation,
         seed=cfg.seed,
         evaluate_share=cfg.evaluate.participation,
         new_clients=cfg.evaluate.new_clients,
-        key=secret() if cfg.privacy.noise is not None and _tells_seed(cfg) else None,
+        key=key,
     )
+
+
+def loop(cfg: DictConfig) -> RoundLoop:
+    """The rounds."""
+    drawn = sampling(cfg, secret() if cfg.privacy.noise is not None and _tells_seed(cfg) else None)
     training = Training(
-        sampling=sampling,
+        sampling=drawn,
         min_replies=cfg.simulation.min_replies,
         retries=cfg.simulation.retries,
         faults=call("faults", later("faults", cfg.faults), seed=cfg.seed),
@@ -213,7 +218,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         as_sent=cfg.privacy.noise is not None,
     )
     assessment = Assessment(
-        sampling=sampling,
+        sampling=drawn,
         every=cfg.evaluate.every,
         best_by=cfg.evaluate.best_by,
         temperature=cfg.evaluate.temperature,

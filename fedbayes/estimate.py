@@ -1,8 +1,8 @@
 """What a run will cost, without running it: bytes from its first messages, time from a few steps of some clients.
 
-Everything is built as for a run. Then one cohort, cut down to a batch per client, trains for two steps and for four (two
-models in turn cannot share one), and is evaluated, in this process. With T steps of a cohort in a round and D, V, U
-images to hold, validate and test,
+Everything is built as for a run. Then one cohort, cut down to a batch per client, trains for two steps and for four
+(two models in turn cannot share one), and is evaluated, in this process. With T steps of a cohort in a round and D, V,
+U images to hold, validate and test,
 
     train    = rounds x cohorts x (fixed + T step),   step = (t_four - t_two) / 2,   fixed = t_two - 2 step
     evaluate = evaluations x ((V + U) x (seconds per image) + 2 x cohorts x tuning),   tuning: where a method has it
@@ -202,7 +202,7 @@ def _cut(data: FederatedData, some: Sequence[int], batch_size: int) -> Federated
         cut.append(
             replace(client, train=client.train[:most], validation=validation, test=test, held_out=none, triggered=none)
         )
-    return FederatedData(data.images, cut)
+    return data.dealt(cut)
 
 
 def _steps(cfg: DictConfig, data: FederatedData, some: Sequence[int]) -> float:

@@ -102,7 +102,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
             if progress.final is not None:
                 checkpoint.write_arrays(run_dir / PREDICTIONS, progress.final.arrays())
             seconds = {"total": time.perf_counter() - started + progress.before, "setup": progress.started - started}
-            hostile = () if attack is None else attack.hostile(len(data))
+            hostile = () if attack is None else attack.hostile(build.sampling(cfg).known)
             privacy = [layer.spent(cfg.rounds) for layer in layers(strategy) if hasattr(layer, "spent")]
             summary = summarise(
                 cfg, progress, data.images.domain_names, seconds, simulation.device, hostile, next(iter(privacy), None)

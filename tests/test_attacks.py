@@ -23,16 +23,26 @@ SMALL = ["experiment=smoke", "clients=5"]
     ("clients", "share", "count"), [(10, 0.2, 2), (10, 0.0, 0), (5, 0.3, 2), (10, 0.3, 3), (7, 0.05, 1), (7, 1.0, 7)]
 )
 def test_a_share_of_the_clients_is_hostile_the_same_ones_in_every_process(clients, share, count):
-    found = LabelFlip(share=share, seed=3).hostile(clients)
+    found = LabelFlip(share=share, seed=3).hostile(range(clients))
     assert len(set(found)) == len(found) == count
     assert list(found) == sorted(found)
-    assert found == LabelFlip(share=share, seed=3).hostile(clients)
+    assert found == LabelFlip(share=share, seed=3).hostile(range(clients))
     # A larger share has the same clients and more, so that a table's columns differ in nothing else.
-    assert set(found) <= set(LabelFlip(share=1.0, seed=3).hostile(clients))
+    assert set(found) <= set(LabelFlip(share=1.0, seed=3).hostile(range(clients)))
 
 
 def test_who_is_hostile_depends_on_the_seed():
-    assert len({LabelFlip(share=0.3, seed=seed).hostile(20) for seed in range(10)}) > 5
+    assert len({LabelFlip(share=0.3, seed=seed).hostile(range(20)) for seed in range(10)}) > 5
+
+
+def test_who_never_trains_is_not_hostile():
+    found = LabelFlip(share=0.5, seed=3).hostile([1, 4, 6, 8])
+    assert len(found) == 2
+    assert set(found) <= {1, 4, 6, 8}
+    cfg = compose(["experiment=smoke", "clients=6", "evaluate.new_clients=3", "attack=label_flip", "attack.share=1"])
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    assert client._hostile == set(build.sampling(cfg).known) == set(range(6)) - set(data.newcomers)
 
 
 def test_lies_by_hand():
@@ -105,7 +115,7 @@ def update_of(overrides, partition):
 
 def test_hostile_clients_lie_and_honest_ones_do_not():
     attacker = build.attack(compose([*SMALL, "attack=sign_flip"]))
-    (hostile,) = attacker.hostile(5)
+    (hostile,) = attacker.hostile(range(5))
     honest = next(p for p in range(5) if p != hostile)
     for partition, sign in ((hostile, -1), (honest, 1)):
         initial, truth = update_of([], partition)

@@ -44,11 +44,13 @@ class FederatedData:
     Args:
         images: every image once, those of held-out domains after the others.
         clients: the share of each partition.
+        newcomers: partitions that never train.
     """
 
-    def __init__(self, images: ImageSet, clients: Sequence[ClientSplit]) -> None:
+    def __init__(self, images: ImageSet, clients: Sequence[ClientSplit], newcomers: Sequence[int] = ()) -> None:
         self.images = images
         self.clients = tuple(clients)
+        self.newcomers = tuple(newcomers)
 
     def __len__(self) -> int:
         """Number of clients."""
@@ -60,9 +62,13 @@ class FederatedData:
         return len(self.images.classes)
 
     def pooled(self) -> "FederatedData":
-        """The same images with everybody's training images in every client's hands; its other splits stay its own."""
-        everything = np.unique(np.concatenate([client.train for client in self.clients]))
-        return FederatedData(self.images, [replace(client, train=everything) for client in self.clients])
+        """The same images with the training images of all who train in every client's hands; its other splits stay."""
+        ours = [client.train for partition, client in enumerate(self.clients) if partition not in self.newcomers]
+        return self.dealt([replace(client, train=np.unique(np.concatenate(ours))) for client in self.clients])
+
+    def dealt(self, clients: Sequence[ClientSplit], images: ImageSet | None = None) -> "FederatedData":
+        """The same federation with other shares, or other images as well."""
+        return FederatedData(self.images if images is None else images, clients, self.newcomers)
 
     def indices(self, partition: int, split: Split) -> Tensor:
         """Image ids of one client's split, ascending.

@@ -22,7 +22,6 @@ from fedbayes.data.pixels import room_for
 from fedbayes.seeding import numpy_generator
 
 GRAIN = 32  # cells per side of the noise; an image of 32 pixels gets noise pixel by pixel
-CELLS = 8  # pixels per side of a source digit
 
 
 class _Draws:

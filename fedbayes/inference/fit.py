@@ -43,7 +43,9 @@ class LocalTraining:
         clip: largest norm of a client's gradient; null leaves it.
         schedule: of the learning rates over a client's own T steps of a round, t = 0..T-1: `constant`; `linear`,
             `1 - t / T`; or `cosine`, `(1 + cos(pi t / T)) / 2` (Loshchilov & Hutter 2017, arXiv 1608.03983).
-        proximal: mu of `mu/2 |w - w_received|^2`, added to each client's loss (Li et al. 2020, arXiv 1812.06127).
+            Parts that are trained one after another have T steps of their own each.
+        proximal: mu of `mu/2 |w - w_start|^2`, added to each client's loss (Li et al. 2020, arXiv 1812.06127); w_start
+            is what training, or that of a block, begins with: what was received, where a part is trained once.
         blocks: parts of the parameters that are trained one block after another, each for `local_epochs`, as in
             `[[head], [generator]]`; what no block names stays as it is. Null trains everything together.
         finetune_steps: steps of training on a client's own images before it is evaluated; what they learn is thrown
@@ -109,6 +111,12 @@ class LocalTraining:
         """
         rates = {key: self.head_lr if key.startswith("head.") else self.prompt_lr for key in parameters}
         parameters = {key: p for key, p in parameters.items() if rates[key] > 0 and p.numel()}
+        if not parameters:
+            parts = ", ".join(sorted({key.partition(".")[0] for key in rates})) or "any part"
+            raise ConfigError(
+                f"optim.prompt_lr={self.prompt_lr} and optim.head_lr={self.head_lr} leave nothing to train of {parts}; "
+                "raise one of them, or choose other optim.blocks."
+            )
         optimiser = CohortOptimiser(
             parameters,
             name=self.name,

@@ -29,27 +29,6 @@ def size(value: object) -> str:
     return f"{value / 1000**power:,.{1 if power else 0}f} {units[power]}"
 
 
-def expected_ece(reliability: Mapping[str, Any]) -> float | None:
-    """The ECE that a perfectly calibrated model shows on as many images: see `Reliability.ece_floor`.
-
-    Args:
-        reliability: `confidence` and `count` per bin; an empty bin's confidence is null.
-
-    Returns:
-        The expected error, or None where there is no image.
-    """
-    import torch
-
-    from fedbayes.inference.calibration import Reliability
-
-    bins = zip(reliability.get("count") or [], reliability.get("confidence") or [], strict=False)
-    filled = [(int(count), float(confidence)) for count, confidence in bins if count and confidence is not None]
-    if not filled:
-        return None
-    count, confidence = torch.tensor(filled, dtype=torch.float64).unbind(1)
-    return Reliability(confidence, torch.full_like(confidence, torch.nan), count.long()).ece_floor
-
-
 def title(summary: Mapping[str, Any]) -> str:
     """What ran, in one line."""
     parts = [str(summary[name]) for name in ("method", "data", "partition", "backbone") if summary.get(name)]
@@ -72,7 +51,7 @@ def result_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
             "NLL, pooled (nats)": number(state.get("nll")),
             "ECE, pooled": number(state.get("ece")),
             # So few images show an ECE even where confidence is exactly right.
-            "- ECE if perfectly calibrated": number(expected_ece(state.get("reliability") or {})),
+            "- ECE if perfectly calibrated": number(state.get("ece_floor")),
             "adaptive ECE, bins of equal size": number(state.get("adaptive_ece")),
             "- that if perfectly calibrated": number(state.get("adaptive_ece_floor")),
             "temperature, fitted on validation": number(state.get("temperature"), 2),

@@ -152,8 +152,8 @@ class Tracker:
         """Writes a row of `metrics.jsonl` and shows it.
 
         Args:
-            row: `round`, `phase` ("train", "validation", "test" or "held_out") and numbers; NaN and infinity become
-                null.
+            row: `round`, `phase` ("train", "validation", "test", "held_out", "triggered", "new_clients_N" after N steps)
+                and numbers; NaN and infinity become null.
         """
         kept = plain(row)
         self._write(METRICS, [kept])

@@ -36,3 +36,11 @@ def test_a_stand_in_has_as_many_images_as_the_client_all_the_same(data):
             assert mine.shape == its.shape
             assert mine.dtype == its.dtype
             assert torch.equal(its, torch.zeros_like(mine))
+
+
+def test_pooled_images_are_those_of_who_trains():
+    parts = [np.array(one) for one in ([0, 1], [2, 3, 4], [5])]
+    splits = [ClientSplit(train=one, validation=one[:1], test=one[:1]) for one in parts]
+    data = FederatedData(grid(2, 2, 5), splits, newcomers=[1])
+    assert [client.train.tolist() for client in data.pooled().clients] == [[0, 1, 5]] * 3
+    assert data.pooled().newcomers == data.dealt(splits).newcomers == (1,)

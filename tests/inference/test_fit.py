@@ -201,6 +201,13 @@ def test_blocks_are_trained_one_after_another_and_the_rest_stays():
     assert all(not torch.equal(p, start[name]) for name, p in parameters.items())
 
 
+def test_rates_that_leave_nothing_to_train_are_said():
+    training = LocalTraining(**{**DEFAULTS, "head_lr": 0.0})
+    head = {name: p for name, p in problem(2).items() if name.startswith("head.")}
+    with pytest.raises(ConfigError, match=r"optim\.head_lr=0\.0 leave nothing to train of head; raise one"):
+        training.fit(head, batches_of(COUNTS), quadratic(head), STEPS)
+
+
 def test_a_part_is_a_whole_name_and_not_its_beginning():
     training = LocalTraining(**DEFAULTS)
     parameters = {name: torch.zeros(1) for name in ("generator.base", "generator.base_two", "generator.keys.weight")}

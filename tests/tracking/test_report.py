@@ -2,13 +2,12 @@ import io
 import json
 import os
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from fedbayes.tracking.comparison import as_markdown, as_table, compare, find_runs
 from fedbayes.tracking.report import main, write_html
-from fedbayes.tracking.result_tables import expected_ece, final_table, size
+from fedbayes.tracking.result_tables import final_table, size
 from fedbayes.tracking.run_dir import write_json
 
 SUMMARY = {
@@ -66,21 +65,6 @@ def test_the_final_table_shows_values_with_units():
 def test_the_final_table_takes_an_empty_summary_and_strange_names():
     assert "run" in shown(final_table({}))
     assert "[red]a" in shown(final_table({"method": "[red]a", "per_domain": {"[bold]b": {"accuracy": 1.0}}}))
-
-
-def test_expected_ece_passes_over_empty_bins():
-    # E|X / 4 - 1/2| of four fair coins is 3/16.
-    assert expected_ece({"count": [4, 0, 4], "confidence": [0.5, None, 1.0]}) == pytest.approx(3 / 32)
-
-
-def test_expected_ece_of_a_hundred_images_is_a_tenth():
-    rng = np.random.default_rng(0)
-    confidence = rng.uniform(0.1, 1.0, 100)
-    bins = np.minimum((confidence * 15).astype(int), 14)
-    counts = [int((bins == b).sum()) for b in range(15)]
-    means = [float(confidence[bins == b].mean()) if counts[b] else None for b in range(15)]
-    assert expected_ece({"count": counts, "confidence": means}) == pytest.approx(0.11, abs=0.02)
-    assert expected_ece({}) is None
 
 
 def test_held_out_domains_and_temperature_are_shown_where_they_are():
