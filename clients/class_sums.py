@@ -16,6 +16,7 @@ from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
 from fedbayes.data.augment import Augment
 from fedbayes.data.federated import FederatedData
+from fedbayes.errors import ConfigError
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
@@ -31,8 +32,11 @@ class ClassSumsClient(AbstractClient):
         augment: changes of training images; sums are of the plain images.
         cache_mb: bound of the token cache.
         seed: of the run.
-        personal: parts that never leave the client.
+        personal: must be empty: there is nothing to keep.
         squares: also send the sum of the features' squared lengths, one number, which a variance needs.
+
+    Raises:
+        ConfigError: if something is to be personal.
     """
 
     def __init__(
@@ -46,6 +50,10 @@ class ClassSumsClient(AbstractClient):
         personal: Sequence[str],
         squares: bool = False,
     ) -> None:
+        if personal:
+            raise ConfigError(
+                f"method.client.personal={list(personal)}: clients send sums here and have nothing to keep; leave it []."
+            )
         super().__init__(data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal)
         self.squares = squares
 

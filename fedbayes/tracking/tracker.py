@@ -152,7 +152,7 @@ class Tracker:
         """Writes a row of `metrics.jsonl` and shows it.
 
         Args:
-            row: `round`, `phase` ("train", "validation", "test", "held_out", "triggered", "new_clients_N" after N steps)
+            row: `round`, `phase` ("train", "validation", "test", "held_out", "triggered", "new_clients_N" for N steps)
                 and numbers; NaN and infinity become null.
         """
         kept = plain(row)

@@ -7,6 +7,7 @@ from sklearn.neighbors import NearestCentroid
 
 from fedbayes import build
 from fedbayes.configuration import compose
+from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, from_record
 from fedbayes.simulation.in_process import InProcessGrid
 
@@ -20,8 +21,8 @@ class Silent:
         raise AssertionError(text)
 
 
-def made(method):
-    cfg = compose([*SMALL, f"method={method}"])
+def made(method, *overrides):
+    cfg = compose([*SMALL, f"method={method}", *overrides])
     data = build.data(cfg)
     return data, build.client(cfg, data, build.model(cfg, data, "cpu"))
 
@@ -122,3 +123,8 @@ def test_a_stand_in_for_a_failed_neighbour_changes_nothing(cof):
         for partitions in ([1], [1, ~2])
     )
     assert alone.arrays["sums"].tobytes() == beside.arrays["sums"].tobytes()
+
+
+def test_nothing_is_personal_where_clients_send_sums():
+    with pytest.raises(ConfigError, match=r"method\.client\.personal=\['head'\]: clients send sums here"):
+        made("fedncm", "method.client.personal=[head]")
