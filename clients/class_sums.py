@@ -52,7 +52,7 @@ class ClassSumsClient(AbstractClient):
     ) -> None:
         if personal:
             raise ConfigError(
-                f"method.client.personal={list(personal)}: clients send sums here, there is nothing to keep; leave it []."
+                f"method.client.personal={list(personal)}: clients send sums here and keep nothing; leave it []."
             )
         super().__init__(data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal)
         self.squares = squares
