@@ -32,7 +32,7 @@ from fedbayes.models.prompt_sets import mixture
 from fedbayes.models.prompts import AbstractPrompts, ClientLinear, xavier
 from fedbayes.seeding import Streams
 
-OWN = "generator.own"
+OWN_KEY = "generator.own"
 """The client's own key, one-hot; zeros where it is to be found from the image."""
 
 
@@ -109,14 +109,14 @@ class FedAPTClient(AbstractWrappingClient):
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Prompt tuning with each client's own key; whose key it was is not in the reply."""
-        given = [replace(one, arrays={**one.arrays, OWN: self._own(one.partition)}) for one in requests]
+        given = [replace(one, arrays={**one.arrays, OWN_KEY: self._own(one.partition)}) for one in requests]
         updates = self.inner.train(given)
-        return [replace(one, arrays={**one.arrays, OWN: self.model.initial[OWN]}) for one in updates]
+        return [replace(one, arrays={**one.arrays, OWN_KEY: self.model.initial[OWN_KEY]}) for one in updates]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
         """Steps are taken as in training, with the own key; the prediction after them finds keys from the image."""
-        given = [{**one, OWN: self._own(r.partition)} for one, r in zip(parameters, requests, strict=True)]
-        return [{**one, OWN: self.model.initial[OWN]} for one in self.inner.adapt(given, requests)]
+        given = [{**one, OWN_KEY: self._own(r.partition)} for one, r in zip(parameters, requests, strict=True)]
+        return [{**one, OWN_KEY: self.model.initial[OWN_KEY]} for one in self.inner.adapt(given, requests)]
 
     def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
         """Prompts of each image."""
@@ -124,6 +124,6 @@ class FedAPTClient(AbstractWrappingClient):
 
     def _own(self, partition: int) -> np.ndarray:
         """A client's key, one-hot; that of a stand-in is the one of whom it stands in for."""
-        own = np.zeros_like(self.model.initial[OWN])
+        own = np.zeros_like(self.model.initial[OWN_KEY])
         own[max(partition, ~partition) % len(own)] = 1
         return own

@@ -32,7 +32,7 @@ from fedbayes.models.prompt_sets import cosine, mixture
 from fedbayes.models.prompts import AbstractPrompts, xavier
 from fedbayes.seeding import Streams
 
-PRIOR = "generator.prior"
+CLASS_PRIOR = "generator.prior"
 """Share of each class in the client's training images; uniform where nothing is known."""
 
 
@@ -103,15 +103,17 @@ class PEPFedPTClient(AbstractWrappingClient):
         Returns:
             Replies with `sums` and `counts` of features per class, in float64, beside what was trained.
         """
-        given = [replace(one, arrays={**one.arrays, PRIOR: self._prior(one.partition)}) for one in requests]
+        given = [replace(one, arrays={**one.arrays, CLASS_PRIOR: self._prior(one.partition)}) for one in requests]
         return [
-            replace(one, arrays={**one.arrays, PRIOR: self.model.initial[PRIOR], **self._sums(one.partition)})
+            replace(
+                one, arrays={**one.arrays, CLASS_PRIOR: self.model.initial[CLASS_PRIOR], **self._sums(one.partition)}
+            )
             for one in self.inner.train(given)
         ]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
         """The parameters with each client's own prior, after its steps, if there are any."""
-        given = [{**one, PRIOR: self._prior(r.partition)} for one, r in zip(parameters, requests, strict=True)]
+        given = [{**one, CLASS_PRIOR: self._prior(r.partition)} for one, r in zip(parameters, requests, strict=True)]
         return self.inner.adapt(given, requests)
 
     def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:

@@ -27,7 +27,7 @@ from strategies.wrapping import AbstractWrapper
 
 RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}
 """Learning rates that `lr: null` stands for."""
-FIRST, SECOND, INNER = "first/", "second/", "inner/"  # lead the names of m, of v and of the wrapped strategy's state
+FIRST, SECOND, WRAPPED = "first/", "second/", "inner/"  # lead the names of m, of v and of the wrapped strategy's state
 
 
 @final
@@ -87,13 +87,13 @@ class ServerOptimiser(AbstractWrapper):
 
     def state(self) -> Arrays:
         """The moments, float64, and the strategy's own state."""
-        kept = {INNER: super().state(), FIRST: self._first, SECOND: self._second}
+        kept = {WRAPPED: super().state(), FIRST: self._first, SECOND: self._second}
         return {prefix + name: array for prefix, arrays in kept.items() for name, array in arrays.items()}
 
     def restore(self, state: Arrays) -> None:
         """Take back what `state` gave in an earlier process."""
         self._first, self._second = under(FIRST, state), under(SECOND, state)
-        super().restore(under(INNER, state))
+        super().restore(under(WRAPPED, state))
 
     def _moved(self, name: str, after: np.ndarray) -> np.ndarray:
         """One array after the step, in its own precision."""
