@@ -12,11 +12,12 @@ from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, from_record
 from fedbayes.simulation.in_process import InProcessGrid
 
+RATES = ("optim.prompt_lr=0.03", "optim.head_lr=0.01")
 ONE_STEP = ("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.batch_size=64")
 
 
 def make(*overrides, method="ditto"):
-    cfg = compose(["experiment=smoke", f"method={method}", *overrides])
+    cfg = compose(["experiment=smoke", f"method={method}", *RATES, *overrides])
     data = build.data(cfg)
     return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
 
