@@ -111,10 +111,10 @@ def test_every_parameter_that_is_sent_has_been_trained(overrides):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_personal_head_is_in_no_reply(method):
-    cfg, client = make(f"method={method}", "method.client.personal=[head]")
     _, shared = make(f"method={method}", "method.client.personal=[]")
     if not any(name.startswith("head.") for name in shared.initial()):
         pytest.skip("needs a method with a head")
+    cfg, client = make(f"method={method}", "method.client.personal=[head]")
     if build.loop(cfg).sampling.per_round < cfg.clients:
         pytest.skip("needs a method that trains every client; untrained ones are sent the mean head")
     assert not any(name.startswith("head.") for name in client.initial())
