@@ -44,8 +44,9 @@ SECOND = (
     *("fedprox", "local_head", "fedrep", "fedbabu", "ditto", "sgpt", "pep_fedpt", "pfpt", "fedapt", "pfedbayes"),
     *("pfedbayes_mean", "fedlora", "fedavg_full", "centralised"),
 )
-BF16 = ("simulation.precision=bf16",)
-"""Photographs: the frozen backbone in half precision, 2.5 times as fast where the processor multiplies it."""
+PRECISION = "bf16"
+"""Of the frozen backbone for photographs: 2.5 times as fast as float32 on a processor that multiplies it, six times as
+slow on one that does not."""
 DEFAULTS = "mixture"
 """The section whose choices may stand in the methods' own files."""
 WAVES = {"first": FIRST, "second": SECOND, "all": (*FIRST, *SECOND)}
@@ -94,28 +95,28 @@ TABLES: dict[str, Table] = {
     ),
     "office_mixture": Table(
         "Office-Caltech10, every client a mixture of four domains (alpha 0.3), ViT-tiny at 112 px",
-        ("experiment=office_mixture", *BF16),
+        ("experiment=office_mixture",),
         "photos",
         data="office_caltech10",
         backbone=True,
     ),
     "office_fedbn_truncated": Table(
         "Office-Caltech10, one domain a client, equal sizes (FedBN-10 truncated), ViT-tiny at 112 px",
-        ("experiment=office_fedbn_truncated", *BF16),
+        ("experiment=office_fedbn_truncated",),
         "photos",
         data="office_caltech10",
         backbone=True,
     ),
     "cifar10_dirichlet": Table(
         "CIFAR-10 (5,085 training images), ten clients, label Dirichlet 0.1, ViT-tiny at 112 px",
-        ("experiment=cifar10_dirichlet", "data=imagefolder", *BF16),
+        ("experiment=cifar10_dirichlet", "data=imagefolder"),
         "photos",
         data="cifar10",
         backbone=True,
     ),
     "cifar10_disjoint": Table(
         "CIFAR-10 (5,085 training images), five clients with two classes each, ViT-tiny at 112 px",
-        ("experiment=cifar10_disjoint", "data=imagefolder", *BF16),
+        ("experiment=cifar10_disjoint", "data=imagefolder"),
         "photos",
         data="cifar10",
         backbone=True,
@@ -141,13 +142,17 @@ def jobs(
     root: Path,
     data: Path | None,
     weights: Path | None,
+    precision: str = PRECISION,
     seeds: Sequence[int] = SEEDS,
     tuned: bool = True,
 ) -> dict[tuple[str, int], Job]:
-    """The runs of a table, by method and seed; with the methods' defaults if not `tuned`."""
+    """The runs of a table, by method and seed; with the methods' defaults if not `tuned`.
+
+    Where a table needs weights, `precision` is that of the backbone.
+    """
     table = TABLES[name]
     where: list[str] = [] if table.data is None else [f"data.root='{(data or Path()) / table.data}'"]
-    where += [f"backbone.checkpoint='{weights}'"] if table.backbone else []
+    where += [f"backbone.checkpoint='{weights}'", f"simulation.precision={precision}"] if table.backbone else []
     found = {}
     for method in methods:
         for seed in seeds:
@@ -261,6 +266,13 @@ def shown(name: str, lines: Sequence[Row]) -> str:
     return "\n".join([f"**{title}**", "", *table])
 
 
+def ask_for_photographs(parser: argparse.ArgumentParser) -> None:
+    """Add the words that say where images and weights lie, and how the backbone multiplies."""
+    parser.add_argument("--data", type=Path, help="folder that holds digits, office_caltech10 and cifar10")
+    parser.add_argument("--weights", type=Path, help="timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    parser.add_argument("--precision", default=PRECISION, help="of the backbone for photographs: bf16 or float32")
+
+
 def main() -> None:
     """Run, show or list."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -270,10 +282,9 @@ def main() -> None:
     parser.add_argument("--wave", choices=WAVES, default="all")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     parser.add_argument("--root", type=Path, default=Path("runs/tables"))
-    parser.add_argument("--data", type=Path, help="folder that holds digits, office_caltech10 and cifar10")
-    parser.add_argument("--weights", type=Path, help="timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+    ask_for_photographs(parser)
     args = parser.parse_args()
-    methods = args.methods or WAVES[args.wave]
+    methods, where = args.methods or WAVES[args.wave], (args.root, args.data, args.weights)
     if args.action == "list":
         print("\n".join(f"{name:28} {table.title}" for name, table in TABLES.items()))
         return
@@ -284,11 +295,11 @@ def main() -> None:
                 parser.error(
                     f"{', '.join(missing)}: nothing chosen for {name}; run tune.py {TABLES[name].settings} first"
                 )
-            todo = list(jobs(name, methods, args.root, args.data, args.weights).values())
+            todo = list(jobs(name, methods, *where, args.precision).values())
             failed |= any(not (folder / SUMMARY).exists() for folder in run_all(todo, args.jobs))
         else:
             known = [one for one in methods if one not in unchosen(name, methods)]
-            require_same(list(jobs(name, known, args.root, args.data, args.weights).values()))
+            require_same(list(jobs(name, known, *where, args.precision).values()))
         print(f"\n{shown(name, rows(name, methods, args.root))}\n", flush=True)
     sys.exit(failed)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 from sweep import folder_of, run_all
-from tables import DEFAULTS, TABLES, WAVES, jobs
+from tables import DEFAULTS, TABLES, WAVES, ask_for_photographs, jobs
 
 Candidate = tuple[str, ...]
 Ranked = tuple[float, float, Candidate]
@@ -164,7 +164,8 @@ def run(section: str, tried: Mapping[str, Sequence[Candidate]], args: argparse.N
     root, runs = args.folder / section, {}
     for method, them in tried.items():
         # The protocol's own job, with the candidate in the place of what had been selected.
-        protocol = jobs(PROTOCOLS[section], [method], root, args.data, args.weights, (SEED,), tuned=False)
+        where = (root, args.data, args.weights, args.precision)
+        protocol = jobs(PROTOCOLS[section], [method], *where, seeds=(SEED,), tuned=False)
         ((_, job),) = protocol.values()
         for one in them:
             runs[method, one] = (*job, *one, "partition.seed=0", "evaluate.every=1000")
@@ -190,8 +191,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/tuning"))
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--methods", nargs="*", default=WAVES["all"])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--weights", type=Path)
+    ask_for_photographs(parser)
     parser.add_argument("--beyond", action="store_true", help="then three more past the edges on which the best lies")
     parser.add_argument("--write", action="store_true", help="put the best into selected.yaml")
     args = parser.parse_args()
