@@ -1,5 +1,6 @@
 """The device and the torch threads of a process that runs clients."""
 
+import logging
 import os
 
 import torch
@@ -7,6 +8,10 @@ import torch
 from fedbayes.errors import ConfigError, require_choice, require_whole
 from fedbayes.simulation.memory import keep_freed_memory
 
+log = logging.getLogger("fedbayes")
+
+BF16_UNITS = ("amx_bf16", "avx512_bf16")
+"""What x86 processors call their instructions that multiply bfloat16."""
 MOST_THREADS = 1024
 """OpenMP ends a process that asks for many more than a machine can start."""
 
@@ -26,6 +31,16 @@ def choose_device(device: str) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("simulation.device=cuda finds no GPU here; choose one of auto, cpu.")
     return "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+
+
+def warn_of_slow_numbers(precision: str, device: str) -> None:
+    """Say it where bf16 costs time: on an x86 processor without units for it, which converts every number."""
+    has: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    if (precision, device, has.get("architecture")) == ("bf16", "cpu", "x86_64") and not any(map(has.get, BF16_UNITS)):
+        log.warning(
+            "simulation.precision=bf16: this processor cannot multiply bfloat16, so float32 is several times as fast; "
+            "choose it, or a GPU"
+        )
 
 
 def settle(threads: int) -> None:
