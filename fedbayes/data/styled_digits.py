@@ -10,11 +10,13 @@ fractions of the image, so a digit is the same picture at every size.
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
+from sklearn.utils import Bunch
 from torch import Tensor
 
 from fedbayes.data.datasets import GIVEN_NONE, ImageSet
@@ -149,7 +151,29 @@ def styled_digits(image_size: int = 32) -> ImageSet:
     Raises:
         ConfigError: if image_size cannot work.
     """
-    source = load_digits()
+    source = _source()
+    styles = deal_styles(source.target)
+    return ImageSet(
+        images=_drawn(image_size).clone(),
+        labels=torch.tensor(source.target),
+        domains=styles,
+        classes=tuple(str(name) for name in source.target_names),
+        domain_names=tuple(STYLES),
+        given_split=torch.full((len(styles),), GIVEN_NONE, dtype=torch.int8),
+        names=tuple(f"digit {index}" for index in range(len(styles))),
+    )
+
+
+@lru_cache(maxsize=1)  # the runs of a sweep share it
+def _source() -> Bunch:
+    """The handwritten digits, as they come."""
+    return load_digits()
+
+
+@lru_cache(maxsize=1)
+def _drawn(image_size: int) -> Tensor:
+    """Each digit in its style, `(N, 3, image_size, image_size)` in uint8."""
+    source = _source()
     digits = torch.from_numpy(source.images).float().unsqueeze(1) / 16
     styles = deal_styles(source.target)
     images = room_for(len(digits), image_size)
@@ -157,12 +181,4 @@ def styled_digits(image_size: int = 32) -> ImageSet:
         chosen = styles == index
         drawn = draw(digits[chosen], _Draws(style, int(chosen.sum())), image_size)
         images[chosen] = drawn.clamp(0, 1).mul(255).round().to(torch.uint8)
-    return ImageSet(
-        images=images,
-        labels=torch.from_numpy(source.target).long(),
-        domains=styles,
-        classes=tuple(str(name) for name in source.target_names),
-        domain_names=tuple(STYLES),
-        given_split=torch.full((len(digits),), GIVEN_NONE, dtype=torch.int8),
-        names=tuple(f"digit {index}" for index in range(len(digits))),
-    )
+    return images
