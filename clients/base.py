@@ -11,13 +11,12 @@ from torch import Tensor
 
 from clients.inputs import Inputs, InputSource
 from clients.own import without_own
-from fedbayes.data.augment import Augment
-from fedbayes.data.federated import FederatedData, Split
+from fedbayes.data.federated import Split
 from fedbayes.errors import ConfigError
 from fedbayes.inference.predictive import Predictive, negative_log_likelihood, predictive
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
-from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
+from fedbayes.site import Site
 
 
 @final
@@ -38,11 +37,7 @@ class AbstractClient(ABC):
     """Trains and evaluates cohorts of clients; a client is a cohort of one.
 
     Args:
-        data: everybody's images; a request says whose to use.
-        model: the prompted ViT, whose trainable part is filled anew for each cohort.
-        augment: random changes of training images.
-        cache_mb: see `InputSource`.
-        seed: of the run; all draws are keyed by it.
+        site: images, model and seed.
         personal: first parts of parameter names that never leave the client, e.g. `[head]`.
 
     Raises:
@@ -52,19 +47,15 @@ class AbstractClient(ABC):
     def __init__(
         self,
         *,
-        data: FederatedData,
-        model: PromptedViT,
-        augment: Augment,
-        cache_mb: float,
-        seed: int,
+        site: Site,
         personal: Sequence[str],
     ) -> None:
-        self.data, self.model, self.seed = data, model, seed
-        self.inputs = InputSource(data, model, augment, cache_mb)
+        self.data, self.model, self.seed = site.data, site.model, site.seed
+        self.inputs = InputSource(site.data, site.model, site.augment, site.cache_mb)
         if isinstance(personal, str) or not isinstance(personal, Sequence):
             raise ConfigError(f"method.client.personal={personal} is not a list; write [{personal}].")
         self.personal = tuple(f"{name}." for name in personal)
-        names = list(model.initial)
+        names = list(self.model.initial)
         for prefix in self.personal:
             if not any(name.startswith(prefix) for name in names):
                 parts = sorted({name.split(".")[0] for name in names})

@@ -14,12 +14,10 @@ from torch import Tensor
 
 from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
-from fedbayes.data.augment import Augment
-from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
-from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
+from fedbayes.site import Site
 
 
 @final
@@ -27,11 +25,7 @@ class ClassSumsClient(AbstractClient):
     """Sums its images' features per class; predicts by the server's linear classifier.
 
     Args:
-        data: see `AbstractClient`, like the arguments down to `personal`.
-        model: the prompted ViT.
-        augment: changes of training images; sums are of the plain images.
-        cache_mb: bound of the token cache.
-        seed: of the run.
+        site: images, model and seed; sums are of the images as they are, without augmentation.
         personal: must be empty: there is nothing to keep.
         squares: also send the sum of the features' squared lengths, one number, which a variance needs.
 
@@ -42,11 +36,7 @@ class ClassSumsClient(AbstractClient):
     def __init__(
         self,
         *,
-        data: FederatedData,
-        model: PromptedViT,
-        augment: Augment,
-        cache_mb: float,
-        seed: int,
+        site: Site,
         personal: Sequence[str],
         squares: bool = False,
     ) -> None:
@@ -54,7 +44,7 @@ class ClassSumsClient(AbstractClient):
             raise ConfigError(
                 f"method.client.personal={list(personal)}: clients send sums here and keep nothing; leave it []."
             )
-        super().__init__(data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal)
+        super().__init__(site=site, personal=personal)
         self.squares = squares
 
     def initial(self) -> Arrays:

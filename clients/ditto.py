@@ -21,15 +21,13 @@ from clients.inputs import Inputs
 from clients.local import fit_blocks, local_streams
 from clients.own import OWN, own, without_own
 from clients.wrapping import AbstractWrappingClient
-from fedbayes.data.augment import Augment
-from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, require_number
 from fedbayes.inference.elbo import Objective
 from fedbayes.inference.fit import LocalTraining
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
-from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
+from fedbayes.site import Site
 
 
 @final
@@ -37,11 +35,7 @@ class DittoClient(AbstractWrappingClient):
     """Trains the global model, then its own near the one it received.
 
     Args:
-        data: see `AbstractWrappingClient`, like the arguments down to `inference`.
-        model: the prompted ViT.
-        augment: changes of training images.
-        cache_mb: bound of the token cache.
-        seed: of the run.
+        site: images, model and seed.
         personal: parts of the global model that never leave the client.
         inference: of the prompts' posterior, if they have one.
         optim: of both models; each trains for half of its epochs.
@@ -54,26 +48,13 @@ class DittoClient(AbstractWrappingClient):
     def __init__(
         self,
         *,
-        data: FederatedData,
-        model: PromptedViT,
-        augment: Augment,
-        cache_mb: float,
-        seed: int,
+        site: Site,
         personal: Sequence[str],
         inference: InferenceSettings,
         optim: LocalTraining,
         strength: float,
     ) -> None:
-        super().__init__(
-            data=data,
-            model=model,
-            augment=augment,
-            cache_mb=cache_mb,
-            seed=seed,
-            personal=personal,
-            inference=inference,
-            optim=halved(optim),
-        )
+        super().__init__(site=site, personal=personal, inference=inference, optim=halved(optim))
         self.strength = require_number("method.client.strength", strength, 0)
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:

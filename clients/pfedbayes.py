@@ -27,8 +27,6 @@ from clients.inputs import Inputs
 from clients.local import fit_blocks, local_streams
 from clients.own import OWN, own, without_own
 from clients.prompt_tuning import LARGEST_PASS
-from fedbayes.data.augment import Augment
-from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.inference.elbo import Objective
 from fedbayes.inference.fit import LocalTraining
@@ -38,6 +36,7 @@ from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.named_arrays import under
 from fedbayes.seeding import Streams
+from fedbayes.site import Site
 
 
 @final
@@ -45,11 +44,7 @@ class PFedBayesClient(AbstractClient):
     """Trains a posterior over its weights near the global one, and predicts with draws from it.
 
     Args:
-        data: see `AbstractClient`, like the arguments down to `personal`.
-        model: the prompted ViT.
-        augment: changes of training images.
-        cache_mb: bound of the token cache.
-        seed: of the run.
+        site: images, model and seed.
         personal: parts of w that never leave the client.
         inference: J draws of the weights in a training step, S in a prediction, and zeta as `beta`.
         optim: the local training.
@@ -63,30 +58,27 @@ class PFedBayesClient(AbstractClient):
     def __init__(
         self,
         *,
-        data: FederatedData,
-        model: PromptedViT,
-        augment: Augment,
-        cache_mb: float,
-        seed: int,
+        site: Site,
         personal: Sequence[str],
         inference: InferenceSettings,
         optim: LocalTraining,
         init_std: float,
         aggregate: str,
     ) -> None:
-        super().__init__(data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal)
-        if model.generator.code_dim and model.generator.kind != "deterministic":
+        super().__init__(site=site, personal=personal)
+        generator = self.model.generator
+        if generator.code_dim and generator.kind != "deterministic":
             raise ConfigError(
-                f"generator.kind={model.generator.kind} has a posterior over prompts, but pFedBayes has one over the "
+                f"generator.kind={generator.kind} has a posterior over prompts, but pFedBayes has one over the "
                 "weights; use fixed or deterministic."
             )
         self.inference, self.optim = inference, optim
         self.sends_copy = require_choice("method.strategy.aggregate", aggregate, ("mean", "product")) == "mean"
         rho = float(rho_of(torch.tensor(require_number("method.client.init_std", init_std, 0, open_low=True))))
-        self.means = list(model.trainable())
-        spread = {name + RHO: np.full_like(model.initial[name], rho) for name in self.means}
-        self.start: Arrays = {**model.initial, **spread}
-        self.scores = _Scores(model)
+        self.means = list(self.model.trainable())
+        spread = {name + RHO: np.full_like(self.model.initial[name], rho) for name in self.means}
+        self.start: Arrays = {**self.model.initial, **spread}
+        self.scores = _Scores(self.model)
 
     def initial(self) -> Arrays:
         """The shared part of the first prior."""

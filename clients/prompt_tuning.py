@@ -24,8 +24,7 @@ from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
 from clients.local import fit_blocks, local_streams
 from clients.mixing_probe import MixingProbe
-from fedbayes.data.augment import Augment
-from fedbayes.data.federated import Batch, FederatedData
+from fedbayes.data.federated import Batch
 from fedbayes.inference.diagnostics import mixing_variances
 from fedbayes.inference.elbo import Objective, elbo
 from fedbayes.inference.fit import LocalTraining
@@ -35,9 +34,9 @@ from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
-from fedbayes.models.prompted import PromptedViT
 from fedbayes.models.prompts import EXPLICIT, PromptGenerator
 from fedbayes.seeding import Streams
+from fedbayes.site import Site
 
 PROBE_IMAGES = 16
 """Images of a client on which the mixing is measured before and after its training."""
@@ -51,11 +50,7 @@ class PromptTuningClient(AbstractClient):
     """Trains generator and head on the client's images, starting from the server's parameters.
 
     Args:
-        data: see `AbstractClient`, like the arguments down to `personal`.
-        model: the prompted ViT.
-        augment: changes of training images.
-        cache_mb: bound of the token cache.
-        seed: of the run.
+        site: images, model and seed.
         personal: parts that never leave the client.
         inference: J, K, S and the weight of the KL.
         optim: the local training.
@@ -66,20 +61,16 @@ class PromptTuningClient(AbstractClient):
     def __init__(
         self,
         *,
-        data: FederatedData,
-        model: PromptedViT,
-        augment: Augment,
-        cache_mb: float,
-        seed: int,
+        site: Site,
         personal: Sequence[str],
         inference: InferenceSettings,
         optim: LocalTraining,
         pool: bool = False,
     ) -> None:
-        super().__init__(data=data, model=model, augment=augment, cache_mb=cache_mb, seed=seed, personal=personal)
+        super().__init__(site=site, personal=personal)
         self.inference, self.optim = inference, optim
-        self.training = data.pooled() if pool else data
-        generator = model.generator
+        self.training = self.data.pooled() if pool else self.data
+        generator = self.model.generator
         explicit = isinstance(generator, PromptGenerator) and generator.has_posterior
         self.posterior = cast(PromptGenerator, generator) if explicit else None
 

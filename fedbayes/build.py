@@ -30,6 +30,7 @@ from fedbayes.sampling import Sampling
 from fedbayes.secret import secret
 from fedbayes.simulation.client import CohortClient
 from fedbayes.simulation.hardware import choose_device, warn_of_slow_numbers
+from fedbayes.site import Site
 from fedbayes.strategy_state import layers
 from fedbayes.training import Training
 
@@ -115,11 +116,7 @@ def honest_client(cfg: DictConfig, federated: FederatedData, prompted: PromptedV
     made = call(
         "method.client",
         later("method.client", cfg.method.client),
-        data=federated,
-        model=prompted,
-        augment=made_of("augment", cfg.augment),
-        cache_mb=cfg.simulation.cache_mb,
-        seed=cfg.seed,
+        site=Site(federated, prompted, made_of("augment", cfg.augment), cfg.simulation.cache_mb, cfg.seed),
     )
     return cast(CohortClient, made)
 

@@ -35,7 +35,8 @@ from fedbayes.configuration import (
 )
 from fedbayes.errors import ConfigError, FedbayesError, RunError
 from fedbayes.stored_configuration import read as stored_configuration
-from fedbayes.stored_configuration import require_trusted, sweep_again
+from fedbayes.stored_configuration import require_trusted
+from fedbayes.stored_sweep import sweep_again
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""

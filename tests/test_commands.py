@@ -34,7 +34,7 @@ ELSEWHERE = {
     "flower-supernode": "tests/flower_app/test_deployment.py",
     "flwr run": "tests/flower_app/test_deployment.py",
     "fedbayes resume=RUN_DIR": "tests/test_resume.py",
-    "fedbayes resume=SWEEP_DIR": "tests/test_stored_configuration.py",
+    "fedbayes resume=SWEEP_DIR": "tests/test_stored_sweep.py",
     "fedbayes resume=runs/long": "tests/test_resume.py",
     "python experiments/tables.py run digits_mixture --jobs 2": "tests/experiments/test_tables.py",
 }

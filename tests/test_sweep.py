@@ -15,7 +15,7 @@ from processes import COMPILED
 from fedbayes import sweep
 from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError, RunError
-from fedbayes.stored_configuration import sweep_again
+from fedbayes.stored_sweep import sweep_again
 from fedbayes.tracking.run_dir import read_jobs
 
 SMALL = ["experiment=smoke", "method=fedavg_head", "rounds=1"]
