@@ -35,7 +35,7 @@ demo: setup  ## run fedbayes with its defaults, or with ARGS="key=value ..."
 	$(BIN)/fedbayes $(ARGS)
 
 test: lint  ## lint, types, import rules, then the tests (ARGS go to pytest)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --durations=15 $(ARGS)
 
 lint: setup  ## ruff, mypy and the import rules
 	$(BIN)/ruff check .
