@@ -29,7 +29,7 @@ from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
 from fedbayes.secret import secret
 from fedbayes.simulation.client import CohortClient
-from fedbayes.simulation.hardware import choose_device, warn_of_slow_numbers
+from fedbayes.simulation.hardware import choose_device
 from fedbayes.site import Site
 from fedbayes.strategy_state import layers
 from fedbayes.training import Training
@@ -60,7 +60,6 @@ def data(cfg: DictConfig) -> FederatedData:
 def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT:
     """The frozen ViT with its generator and head, on the device."""
     require_whole("seed", cfg.seed, 0)
-    warn_of_slow_numbers(cfg.simulation.precision, device)
     backbone = made_of("backbone", cfg.backbone, having=("cast",), image_size=federated.images.images.shape[-1])
     backbone.cast(cfg.simulation.precision)
     build = partial(

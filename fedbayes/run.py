@@ -61,6 +61,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     from fedbayes.data.partition import describe
     from fedbayes.gallery import write_gallery
     from fedbayes.provenance import differences, provenance
+    from fedbayes.simulation.hardware import slow_numbers
     from fedbayes.strategy_state import layers
     from fedbayes.summary import summarise
     from fedbayes.tracking.run_dir import PARTITION, PREDICTIONS, claimed, reopened, rounds_written, write_json
@@ -87,7 +88,11 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
         with Tracker(
             run_dir, cfg.rounds, title, config, build.destinations(cfg, run_dir), resumed_after=after
         ) as tracker:
-            for text in (*damage, *differences(history.get("made_by"))):
+            # A Flower server's own processor says nothing of its clients'.
+            slow = (
+                None if cfg.names.simulation == "flower" else slow_numbers(cfg.simulation.precision, simulation.device)
+            )
+            for text in filter(None, (*damage, *differences(history.get("made_by")), slow)):
                 tracker.note(text)
             made_by = provenance()
 

@@ -20,9 +20,10 @@ from sklearn.utils import Bunch
 from torch import Tensor
 
 from fedbayes.data.datasets import GIVEN_NONE, ImageSet
-from fedbayes.data.pixels import room_for
+from fedbayes.data.pixels import require_side, room_for
 from fedbayes.seeding import numpy_generator
 
+KEPT = 64  # largest side of pictures that a process draws once, 22 MB; larger ones would fill its memory
 GRAIN = 32  # cells per side of the noise; an image of 32 pixels gets noise pixel by pixel
 
 
@@ -151,10 +152,11 @@ def styled_digits(image_size: int = 32) -> ImageSet:
     Raises:
         ConfigError: if image_size cannot work.
     """
+    small = require_side(image_size) <= KEPT
     source = _source()
     styles = deal_styles(source.target)
     return ImageSet(
-        images=_drawn(image_size).clone(),
+        images=_kept(image_size).clone() if small else _drawn(image_size),
         labels=torch.tensor(source.target),
         domains=styles,
         classes=tuple(str(name) for name in source.target_names),
@@ -171,6 +173,11 @@ def _source() -> Bunch:
 
 
 @lru_cache(maxsize=1)
+def _kept(image_size: int) -> Tensor:
+    """The same pictures as `_drawn`."""
+    return _drawn(image_size)
+
+
 def _drawn(image_size: int) -> Tensor:
     """Each digit in its style, `(N, 3, image_size, image_size)` in uint8."""
     source = _source()

@@ -1,14 +1,11 @@
-"""The device and the torch threads of a process that runs clients."""
+"""The device, the torch threads and the numbers of a process that runs clients."""
 
-import logging
 import os
 
 import torch
 
 from fedbayes.errors import ConfigError, require_choice, require_whole
 from fedbayes.simulation.memory import keep_freed_memory
-
-log = logging.getLogger("fedbayes")
 
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
 """What x86 processors call their instructions that multiply bfloat16."""
@@ -33,14 +30,15 @@ def choose_device(device: str) -> str:
     return "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
 
 
-def warn_of_slow_numbers(precision: str, device: str) -> None:
-    """Say it where bf16 costs time: on an x86 processor without units for it, which converts every number."""
+def slow_numbers(precision: str, device: str) -> str | None:
+    """What to say of `simulation.precision=bf16` on an x86 processor without units for it; None where all is well."""
     has: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
-    if (precision, device, has.get("architecture")) == ("bf16", "cpu", "x86_64") and not any(map(has.get, BF16_UNITS)):
-        log.warning(
-            "simulation.precision=bf16: this processor cannot multiply bfloat16, so float32 is several times as fast; "
-            "choose it, or a GPU"
-        )
+    if (precision, device, has.get("architecture")) != ("bf16", "cpu", "x86_64") or any(map(has.get, BF16_UNITS)):
+        return None
+    return (
+        "simulation.precision=bf16: this processor cannot multiply bfloat16 and converts every number; "
+        "simulation.precision=float32 is many times as fast"
+    )
 
 
 def settle(threads: int) -> None:

@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from fedbayes.data.datasets import GIVEN_NONE, ImageSet
-from fedbayes.data.styled_digits import styled_digits
+from fedbayes.data.styled_digits import _kept, styled_digits
 from fedbayes.errors import ConfigError
 
 
@@ -36,10 +36,22 @@ def test_styles_are_balanced_in_all_and_in_every_class(digits: ImageSet) -> None
 
 def test_it_is_the_same_every_time_and_leaves_global_generators_alone(digits: ImageSet) -> None:
     before = torch.get_rng_state()
+    _kept.cache_clear()
     again = styled_digits(32)
     assert torch.equal(again.images, digits.images)
     assert torch.equal(again.domains, digits.domains)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("size", [8, 65])
+def test_who_writes_into_pictures_changes_nobody_elses(size):
+    one = styled_digits(size)
+    before = one.images.clone()
+    one.images.zero_()
+    one.labels.zero_()
+    another = styled_digits(size)
+    assert torch.equal(another.images, before)
+    assert another.labels.max() == 9
 
 
 def test_a_larger_picture_is_the_same_picture(digits: ImageSet) -> None:
