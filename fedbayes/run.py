@@ -88,10 +88,8 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
         with Tracker(
             run_dir, cfg.rounds, title, config, build.destinations(cfg, run_dir), resumed_after=after
         ) as tracker:
-            # A Flower server's own processor says nothing of its clients'.
-            slow = (
-                None if cfg.names.simulation == "flower" else slow_numbers(cfg.simulation.precision, simulation.device)
-            )
+            here = cfg.names.simulation != "flower"  # or else this processor says nothing of the clients'
+            slow = slow_numbers(cfg.simulation.precision, simulation.device) if here else None
             for text in filter(None, (*damage, *differences(history.get("made_by")), slow)):
                 tracker.note(text)
             made_by = provenance()
