@@ -97,7 +97,7 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def folder_of(root: Path, overrides: Sequence[str]) -> Path:
     """A run's place below the sweep's, readable and unique."""
-    name = ",".join(overrides).replace("/", "_")
+    name = ",".join(overrides).replace("/", "_").replace("'", "").replace('"', "")
     if len(name) > LONGEST:
         name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return root / name

@@ -87,6 +87,14 @@ def test_a_run_made_with_other_settings_is_refused(tmp_path):
         sweep.run_all([other], 1)
 
 
+@pytest.mark.usefixtures("modules")
+def test_quoted_values_make_no_folder_that_the_command_cannot_read(tmp_path):
+    sweep = import_module("sweep")
+    folder = sweep.folder_of(tmp_path, ("method=fedvpt", "data.root='/a b/c'", 'backbone.checkpoint="d"'))
+    assert compose([f"run_dir='{folder}'"]).run_dir == str(folder)
+    assert folder.name == "method=fedvpt,data.root=_a b_c,backbone.checkpoint=d"
+
+
 @pytest.mark.parametrize(
     ("method", "section", "chosen", "expected"),
     [
