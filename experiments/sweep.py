@@ -105,12 +105,13 @@ def folder_of(root: Path, overrides: Sequence[str]) -> Path:
 
 def _run(job: Job) -> None:
     from fedbayes import simulate
+    from fedbayes.configuration import quoted
 
     folder, overrides = job
     for name in ("metrics.jsonl", "config.yaml", "clients.jsonl"):  # of a run that broke off
         (folder / name).unlink(missing_ok=True)
     with contextlib.redirect_stdout(io.StringIO()):
-        simulate([*overrides, ONE_THREAD, f"run_dir='{folder}'"])
+        simulate([*overrides, ONE_THREAD, f"run_dir={quoted(folder)}"])
 
 
 def main() -> None:

@@ -195,6 +195,15 @@ def in_one_line(error: Exception, overrides: Sequence[str]) -> ConfigError:
     return ConfigError(re.sub(r"\s+", " ", text).strip())
 
 
+def quoted(value: object) -> str:
+    """A value's text as an override gives it, whatever characters it has.
+
+    Hydra takes a backslash for itself but before a quote, so only those there are doubled.
+    """
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
+    return f"'{text}'"
+
+
 def _compose(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fedbayes.configuration import CONF
+from fedbayes.configuration import CONF, quoted
 from fedbayes.errors import RunError
 from fedbayes.stored_configuration import values
 
@@ -55,8 +55,7 @@ def sweep_again(words: Sequence[str]) -> list[str]:
     task = [one for one in task if not _sets(one, "resume")]  # of an earlier time that it went on
     outside = [one for one in task if _sets(one, "run_dir") and not _inside(one.partition("=")[2], folder)]
     refused = outside + [one for one in task if not _is_value(one)] + [one for one in own if not HYDRA.fullmatch(one)]
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    again = [f"hydra.sweep.dir='{quoted}'", f"resume='{quoted}'"]
+    again = [f"hydra.sweep.dir={quoted(folder)}", f"resume={quoted(folder)}"]
     if refused:
         raise RunError(
             f"{folder / MULTIRUN} sets {refused[0]}, which may call or write anything; if you trust it, type the sweep "

@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
-from fedbayes.configuration import CONF, compose
+from fedbayes.configuration import CONF, compose, quoted
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")}
@@ -93,6 +93,11 @@ def test_quoted_values_make_no_folder_that_the_command_cannot_read(tmp_path):
     folder = sweep.folder_of(tmp_path, ("method=fedvpt", "data.root='/a b/c'", 'backbone.checkpoint="d"'))
     assert compose([f"run_dir='{folder}'"]).run_dir == str(folder)
     assert folder.name == "method=fedvpt,data.root=_a b_c,backbone.checkpoint=d"
+
+
+@pytest.mark.parametrize("name", ["plain", "it's", 'a "b"', "back\\slash", "two\\\\", "a\\'b\\", "a, b=c [d] {e}"])
+def test_a_quoted_value_is_read_back_as_it_was(name):
+    assert compose([f"run_dir={quoted(name)}"]).run_dir == name
 
 
 @pytest.mark.parametrize(
