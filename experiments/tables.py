@@ -292,7 +292,8 @@ def main() -> None:
     failed = False
     for name in args.tables:
         compared = [OURS] if args.action == "run" else dict.fromkeys((*methods, OURS))  # run_all looks at the others
-        known = [one for one in compared if one not in unchosen(name, [one])]
+        lacking = unchosen(name, tuple(compared))
+        known = [one for one in compared if one not in lacking]
         require_same(list(jobs(name, known, *where, args.precision).values()))
         if args.action == "run":
             if missing := unchosen(name, methods):

@@ -1,12 +1,8 @@
 """What a sweep's folder says of the sweep may come from anybody: it is typed again only where it can call nothing."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import yaml
-from processes import COMPILED
+from processes import fedbayes
 
 from fedbayes.errors import RunError
 from fedbayes.stored_sweep import sweep_again
@@ -82,13 +78,6 @@ def test_what_sweeps_are_made_of_is_kept(tmp_path):
     task = ["seed=0,1", "method=glob(fed*)", "experiment=smoke", "data.root='/a b/c'", "+method.strategy.x=1",
             "partition.alpha=range(0.1,1,step=0.3)", "optim.blocks=[[head],[generator]]", "tracking=wandb"]  # fmt: skip
     assert sweep_again(sweep(tmp_path, task, []))[1:-2] == task
-
-
-def fedbayes(*words, cwd):
-    command = [sys.executable, "-m", "fedbayes.run", *words]
-    return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **COMPILED, "OMP_NUM_THREADS": "1"}
-    )
 
 
 def test_a_sweep_goes_on_finished_jobs_are_skipped_and_a_hostile_one_calls_nothing(tmp_path):

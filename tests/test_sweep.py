@@ -2,15 +2,13 @@
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from importlib.util import find_spec
 
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from processes import COMPILED
+from processes import fedbayes
 
 from fedbayes import sweep
 from fedbayes.configuration import compose
@@ -19,12 +17,6 @@ from fedbayes.stored_sweep import sweep_again
 from fedbayes.tracking.run_dir import read_jobs
 
 SMALL = ["experiment=smoke", "method=fedavg_head", "rounds=1"]
-
-
-def fedbayes(*words, cwd, **environment):
-    command = [sys.executable, "-m", "fedbayes.run", *words]
-    env = {**os.environ, **COMPILED, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env)
 
 
 def table(folder):

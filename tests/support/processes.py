@@ -34,6 +34,13 @@ COMPILED = {
 """Bytecode that all commands of all tests share: each imports torch and timm, maybe from an environment without any."""
 
 
+def fedbayes(*words: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """What the command did in a folder, on one thread."""
+    command = [sys.executable, "-m", "fedbayes.run", *words]
+    env = {**os.environ, **COMPILED, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env)
+
+
 class Marked:
     """Starts commands in a folder; `left` lists the processes, theirs and their children's, that still run."""
 
