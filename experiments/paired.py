@@ -1,5 +1,7 @@
 """Paired comparison of two methods on the same test images: a bootstrap over clients, which bring their images along.
 
+    python experiments/paired.py RUN... --against RUN...    # seeds in one order, e.g. DIR/method=x,seed=*
+
 For every seed s both runs have the same partition, so image i of client c is predicted by both. With d the difference
 of a score (1 if right, or NLL in nats) between them,
 
@@ -15,6 +17,7 @@ replicates. It covers which clients and images a study has happened to see; it d
 that were run, nor that a table holds many intervals.
 """
 
+import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -139,3 +142,20 @@ def shared_covariance(seeds: Sequence[Sequence[np.ndarray]], images: Sequence[Se
     return 2 * sum(
         value * other[name] for first, other in combinations(parts, 2) for name, value in first.items() if name in other
     )
+
+
+def main() -> None:
+    """Print both differences and their intervals."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="run directories of one method, a seed each")
+    parser.add_argument("--against", nargs="+", type=Path, required=True, help="those of the other, in the same order")
+    args = parser.parse_args()
+    if len(args.runs) != len(args.against):
+        parser.error(f"{len(args.runs)} runs against {len(args.against)}; name one of each method for every seed")
+    for score, scale, unit in (("accuracy", 100, "points"), ("nll", 1, "nats")):
+        one = paired_difference(list(zip(args.runs, args.against, strict=True)), score)
+        print(f"{score}: {scale * one.mean:+.3f} {unit} [{scale * one.low:+.3f}, {scale * one.high:+.3f}]")
+
+
+if __name__ == "__main__":
+    main()

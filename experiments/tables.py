@@ -2,6 +2,7 @@
 
     python experiments/tables.py run digits_mixture --jobs 2     # runs in runs/tables/digits_mixture, then the table
     python experiments/tables.py show digits_mixture             # the table alone
+    python experiments/tables.py show digits_mixture --methods pfedpg --against fedper   # differences to another one
     python experiments/tables.py list
 
 How settings were chosen, and what counts as a trial, stands in `protocol.md`; the choices are in `selected.yaml`. A run
@@ -20,6 +21,7 @@ from typing import Any
 
 import yaml
 from paired import Difference, paired_difference
+from protocols import TABLES, WAVES
 from sweep import Job, folder_of, require_same, run_all
 
 from fedbayes.tracking.run_dir import SUMMARY, read_json
@@ -27,101 +29,11 @@ from fedbayes.tracking.run_dir import SUMMARY, read_json
 HERE = Path(__file__).parent
 OURS = "pfedbayespt"
 SEEDS = (0, 1, 2)
-FIRST = (
-    *(
-        "pfedbayespt",
-        "pfedbayespt_personal",
-        "gaussian_prompts",
-        "deterministic_prompts",
-        "fedvpt",
-        "fedvpt_deep",
-        "fedper",
-        "pfedpg",
-    ),
-    *("fedavg_head", "local_vpt", "fedncm", "fedcof"),
-)
-SECOND = (
-    *("fedprox", "local_head", "fedrep", "fedbabu", "ditto", "sgpt", "pep_fedpt", "pfpt", "fedapt", "pfedbayes"),
-    *("pfedbayes_mean", "fedlora", "fedavg_full", "centralised"),
-)
 PRECISION = "bf16"
 """Of the frozen backbone for photographs: 2.5 times as fast as float32 on a processor that multiplies it, and many
 times as slow on one that does not."""
 DEFAULTS = "mixture"
 """The section whose choices may stand in the methods' own files."""
-WAVES = {"first": FIRST, "second": SECOND, "all": (*FIRST, *SECOND)}
-
-
-@dataclass(frozen=True)
-class Table:
-    """One protocol, run for many methods.
-
-    Attributes:
-        title: what it is.
-        overrides: the protocol.
-        settings: the section of `selected.yaml` whose choices it uses.
-        data: folder of images that it needs, below the one named by `--data`; None for what comes with the packages.
-        backbone: whether it needs the weights named by `--weights`.
-        new_clients: whether it is about clients that never trained.
-    """
-
-    title: str
-    overrides: tuple[str, ...]
-    settings: str
-    data: str | None = None
-    backbone: bool = False
-    new_clients: bool = False
-
-
-TABLES: dict[str, Table] = {
-    "digits_mixture": Table("Styled digits, every client a mixture of five styles (alpha 0.3)", (), "mixture"),
-    "digits_label_skew": Table("Styled digits, label Dirichlet 0.1", ("experiment=digits_label_skew",), "label_skew"),
-    "digits_mixture_and_label": Table(
-        "Styled digits, styles and labels both mixed (alpha 0.3 and 0.1)",
-        ("experiment=digits_mixture_and_label",),
-        "label_skew",
-    ),
-    "digits_new_clients": Table(
-        "Styled digits, three of ten clients new after training",
-        ("evaluate.new_clients=3",),
-        "mixture",
-        new_clients=True,
-    ),
-    "three_digits": Table(
-        "MNIST, USPS and scikit-learn's digits, mixed (alpha 0.3)",
-        ("experiment=three_digits",),
-        "mixture",
-        data="digits",
-    ),
-    "office_mixture": Table(
-        "Office-Caltech10, every client a mixture of four domains (alpha 0.3), ViT-tiny at 112 px",
-        ("experiment=office_mixture",),
-        "photos",
-        data="office_caltech10",
-        backbone=True,
-    ),
-    "office_fedbn_truncated": Table(
-        "Office-Caltech10, one domain a client, equal sizes (FedBN-10 truncated), ViT-tiny at 112 px",
-        ("experiment=office_fedbn_truncated",),
-        "photos",
-        data="office_caltech10",
-        backbone=True,
-    ),
-    "cifar10_dirichlet": Table(
-        "CIFAR-10 (5,085 training images), ten clients, label Dirichlet 0.1, ViT-tiny at 112 px",
-        ("experiment=cifar10_dirichlet", "data=imagefolder"),
-        "photos",
-        data="cifar10",
-        backbone=True,
-    ),
-    "cifar10_disjoint": Table(
-        "CIFAR-10 (5,085 training images), five clients with two classes each, ViT-tiny at 112 px",
-        ("experiment=cifar10_disjoint", "data=imagefolder"),
-        "photos",
-        data="cifar10",
-        backbone=True,
-    ),
-}
 
 
 def selected(settings: str, method: str) -> tuple[str, ...]:
@@ -134,6 +46,12 @@ def unchosen(name: str, methods: Sequence[str]) -> list[str]:
     """Methods that a table would run with settings chosen for other images: photographs change rates of their own."""
     settings = TABLES[name].settings
     return [] if settings == DEFAULTS else [one for one in methods if not selected(settings, one)]
+
+
+def folder_of_table(root: Path, name: str, precision: str) -> Path:
+    """Where a table's runs lie; those of photographs in another precision than the usual one lie beside them."""
+    apart = TABLES[name].backbone and precision != PRECISION
+    return root / (f"{name}_{precision}" if apart else name)
 
 
 def jobs(
@@ -150,7 +68,7 @@ def jobs(
 
     Where a table needs weights, `precision` is that of the backbone.
     """
-    table = TABLES[name]
+    table, place = TABLES[name], folder_of_table(root, name, precision)
     where: list[str] = [] if table.data is None else [f"data.root='{(data or Path()) / table.data}'"]
     where += [f"backbone.checkpoint='{weights}'", f"simulation.precision={precision}"] if table.backbone else []
     found = {}
@@ -159,7 +77,7 @@ def jobs(
             short = (f"method={method}", f"seed={seed}")
             chosen = selected(table.settings, method) if tuned else ()
             own = ("evaluate.every=5", *table.overrides, f"partition.seed={seed}", *chosen)
-            found[method, seed] = (folder_of(root / name, short), (*short, *own, *where))
+            found[method, seed] = (folder_of(place, short), (*short, *own, *where))
     return found
 
 
@@ -191,11 +109,10 @@ def measure(summary: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def rows(name: str, methods: Sequence[str], root: Path) -> list[Row]:
-    """A table's lines from the run directories that are there."""
+def rows(methods: Sequence[str], place: Path, against: str = OURS) -> list[Row]:
+    """A table's lines from the run directories that are in `place`, with differences to the method `against`."""
     folders = {
-        method: [folder_of(root / name, (f"method={method}", f"seed={s}")) for s in SEEDS]
-        for method in (OURS, *methods)
+        method: [folder_of(place, (f"method={method}", f"seed={s}")) for s in SEEDS] for method in (against, *methods)
     }
     made = []
     for method in methods:
@@ -205,11 +122,11 @@ def rows(name: str, methods: Sequence[str], root: Path) -> list[Row]:
         runs = [measure(read_json(folder / SUMMARY)) for folder in found]
         values = {key: mean_and_error([run[key] for run in runs]) for key in runs[0]}
         pairs = [
-            (folder, folders[OURS][SEEDS.index(int(folder.name.rpartition("seed=")[2]))])
+            (folder, folders[against][SEEDS.index(int(folder.name.rpartition("seed=")[2]))])
             for folder in found
-            if method != OURS
+            if method != against
         ]
-        pairs = [(mine, ours) for mine, ours in pairs if (ours / SUMMARY).exists()]
+        pairs = [(mine, other) for mine, other in pairs if (other / SUMMARY).exists()]
         difference = {key: paired_difference(pairs, key) for key in ("accuracy", "nll")} if pairs else {}
         made.append(Row(method, len(found), values, difference))
     return made
@@ -222,7 +139,7 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def shown(name: str, lines: Sequence[Row]) -> str:
-    """The table in Markdown; differences are the method's minus pFedBayesPT's."""
+    """The table in Markdown; differences are the method's minus those of the method that has none."""
 
     def cell(row: Row, key: str, digits: int) -> str:
         value, error = row.values[key]
@@ -283,6 +200,7 @@ def main() -> None:
     parser.add_argument("--wave", choices=WAVES, default="all")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     parser.add_argument("--root", type=Path, default=Path("runs/tables"))
+    parser.add_argument("--against", default=OURS, choices=WAVES["all"], metavar="METHOD", help="of the differences")
     ask_for_photographs(parser)
     args = parser.parse_args()
     methods, where = args.methods or WAVES[args.wave], (args.root, args.data, args.weights)
@@ -291,8 +209,8 @@ def main() -> None:
         return
     failed = False
     for name in args.tables:
-        compared = [OURS] if args.action == "run" else dict.fromkeys((*methods, OURS))  # run_all looks at the others
-        lacking = unchosen(name, tuple(compared))
+        compared = (args.against,) if args.action == "run" else (args.against, *methods)  # run_all looks at the others
+        lacking = unchosen(name, compared)
         known = [one for one in compared if one not in lacking]
         require_same(list(jobs(name, known, *where, args.precision).values()))
         if args.action == "run":
@@ -302,7 +220,8 @@ def main() -> None:
                 )
             todo = list(jobs(name, methods, *where, args.precision).values())
             failed |= any(not (folder / SUMMARY).exists() for folder in run_all(todo, args.jobs))
-        print(f"\n{shown(name, rows(name, methods, args.root))}\n", flush=True)
+        found = rows(methods, folder_of_table(args.root, name, args.precision), args.against)
+        print(f"\n{shown(name, found)}\n", flush=True)
     sys.exit(failed)
 
 

@@ -1,9 +1,10 @@
 """Chooses each method's configuration on validation, from the same small number of candidates per method.
 
-    python experiments/tune.py mixture --jobs 2                      # for conf/method/*.yaml
-    python experiments/tune.py label_skew --jobs 2 --write           # what stands in selected.yaml
-    python experiments/tune.py photos --jobs 2 --write --data DIR --weights FILE
-    python experiments/tune.py mixture --jobs 2 --beyond             # and past the edges of the grids, from the best
+    python experiments/tune.py mixture --beyond --jobs 2                      # says what conf/method/*.yaml should hold
+    python experiments/tune.py label_skew --beyond --jobs 2 --write           # puts it into selected.yaml
+    python experiments/tune.py photos --beyond --jobs 2 --write --data DIR --weights FILE
+
+Without `--beyond` no candidate past the edges of the grids is tried, and the choices that lie there are not found.
 
 Seed 100 on partition 0 tunes; the tables use seeds 0, 1, 2. A candidate's score is its NLL on validation after the last
 round. Test images play no part. `protocol.md` says what is tuned where, and what else was tried.
@@ -15,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from protocols import TABLES, WAVES
 from sweep import folder_of, run_all
-from tables import DEFAULTS, TABLES, WAVES, ask_for_photographs, jobs
+from tables import DEFAULTS, ask_for_photographs, jobs
 
 Candidate = tuple[str, ...]
 Ranked = tuple[float, float, Candidate]
@@ -199,7 +201,9 @@ def main() -> None:
     ranked = run(args.section, tried, args)
     if args.beyond:
         for method, them in ranked.items():
-            tried[method] = list(dict.fromkeys([*tried[method], *beyond(method, args.section, them[0][2])]))
+            had = [values(one) for one in tried[method]]
+            more = [one for one in beyond(method, args.section, them[0][2]) if values(one) not in had]
+            tried[method] = [*tried[method], *more]
         ranked = run(args.section, tried, args)
     for method, them in ranked.items():
         for place, (nll, accuracy, one) in enumerate(them):

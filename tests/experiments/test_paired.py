@@ -106,3 +106,18 @@ def test_runs_on_other_images_are_refused(paired, tmp_path):
         other = run(tmp_path / name, sure, two, who, images)
         with pytest.raises(ValueError, match="different images"):
             paired.paired_difference([(one, other)], "nll")
+
+
+def test_the_command_names_both_differences(paired, tmp_path, monkeypatch, capsys):
+    labels, who = [0, 1, 1], [0, 0, 1]
+    good = run(tmp_path / "good", [[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]], labels, who)
+    bad = run(tmp_path / "bad", [[0.4, 0.6], [0.4, 0.6], [0.5, 0.5]], labels, who)
+    monkeypatch.setattr(sys, "argv", ["paired.py", str(good), "--against", str(bad)])
+    paired.main()
+    accuracy, nll = capsys.readouterr().out.splitlines()
+    assert accuracy.startswith("accuracy: +25.000 points [")
+    assert nll.startswith("nll: -0.173 nats [")
+    monkeypatch.setattr(sys, "argv", ["paired.py", str(good), str(bad), "--against", str(bad)])
+    with pytest.raises(SystemExit):
+        paired.main()
+    assert "2 runs against 1" in capsys.readouterr().err

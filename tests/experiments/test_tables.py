@@ -159,7 +159,7 @@ def test_a_line_by_hand(modules, tmp_path):
         name = f"seed={seed}"
         write(tmp_path / "digits_mixture" / f"method=pfedbayespt,{name}", 1.0, 0.1, [[0.9, 0.1], [0.1, 0.9]])
         write(tmp_path / "digits_mixture" / f"method=fedvpt,{name}", accuracy, 0.3, [[0.9, 0.1], [0.9, 0.1]])
-    ours, other = tables.rows("digits_mixture", ["pfedbayespt", "fedvpt", "fedcof"], tmp_path)
+    ours, other = tables.rows(["pfedbayespt", "fedvpt", "fedcof"], tmp_path / "digits_mixture")
     assert (ours.method, other.method) == ("pfedbayespt", "fedvpt")
     assert other.values["accuracy"] == pytest.approx((0.7, 0.2 / 3**0.5))
     assert other.values["kilobytes"][0] == pytest.approx(1.0)
@@ -169,3 +169,18 @@ def test_a_line_by_hand(modules, tmp_path):
     text = tables.shown("digits_mixture", [ours, other])
     assert "| `fedvpt` | 0.700 ± 0.115 | " in text
     assert "-50.0 [" in text
+    turned, none = tables.rows(["pfedbayespt", "fedvpt"], tmp_path / "digits_mixture", "fedvpt")
+    assert turned.difference["accuracy"].mean == pytest.approx(0.5)
+    assert not none.difference
+
+
+def test_runs_of_another_precision_lie_apart_where_it_plays_a_part(modules, tmp_path):
+    tables, _ = modules
+
+    def place(name, precision):
+        (job,) = tables.jobs(name, ["fedvpt"], tmp_path, Path("data"), Path("weights"), precision, seeds=(0,)).values()
+        return job[0].relative_to(tmp_path).as_posix()
+
+    assert place("office_mixture", "bf16") == "office_mixture/method=fedvpt,seed=0"
+    assert place("office_mixture", "float32") == "office_mixture_float32/method=fedvpt,seed=0"
+    assert place("three_digits", "float32") == place("three_digits", "bf16") == "three_digits/method=fedvpt,seed=0"
