@@ -118,6 +118,10 @@ class FedAPTClient(AbstractWrappingClient):
         given = [{**one, OWN_KEY: self._own(r.partition)} for one, r in zip(parameters, requests, strict=True)]
         return [{**one, OWN_KEY: self.model.initial[OWN_KEY]} for one in self.inner.adapt(given, requests)]
 
+    def for_strangers(self, parameters: Arrays) -> Arrays:
+        """The global ones without anybody's key, which privacy's noise may have moved."""
+        return {**super().for_strangers(parameters), OWN_KEY: self.model.initial[OWN_KEY]}
+
     def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
         """Prompts of each image."""
         return self.inner.draw(inputs, parameters, streams)

@@ -94,25 +94,6 @@ def seconds(step: Step, device: str) -> float:
     return clock() - started
 
 
-def matmul_rate(device: str, dtype: torch.dtype, threads: int | None = None, repeats: int = 5) -> float:
-    """Operations per second of the fastest of a few large square products.
-
-    Args:
-        device: `cpu` or `cuda`.
-        dtype: of the factors.
-        threads: of torch on the CPU; None leaves them.
-        repeats: calls of each, of which the median counts.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    return max(_rate(product(side, device, dtype), 2 * side**3, device, repeats) for side in SIDES)
-
-
-def _rate(step: Step, flops: int, device: str, repeats: int) -> float:
-    step()
-    return flops / statistics.median(seconds(step, device) for _ in range(repeats))
-
-
 def shares(steps: Sequence[Step], device: str, dtype: torch.dtype, repeats: int) -> list[tuple[int, float, float]]:
     """Each step's operations, seconds, and rate as a share of the machine's, all taking turns.
 

@@ -154,7 +154,8 @@ def main() -> None:
         parser.error(f"{len(args.runs)} runs against {len(args.against)}; name one of each method for every seed")
     for score, scale, unit in (("accuracy", 100, "points"), ("nll", 1, "nats")):
         one = paired_difference(list(zip(args.runs, args.against, strict=True)), score)
-        print(f"{score}: {scale * one.mean:+.3f} {unit} [{scale * one.low:+.3f}, {scale * one.high:+.3f}]")
+        said = f"{scale * one.mean:+.3f} {unit} [{scale * one.low:+.3f}, {scale * one.high:+.3f}]"
+        print(f"{score}: {said}, {'clear' if one.is_clear else 'not clear'}")
 
 
 if __name__ == "__main__":

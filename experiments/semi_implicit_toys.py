@@ -32,10 +32,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from toy_targets import TARGETS, Target, quasi_normal, sliced_wasserstein
 
 from fedbayes.inference.bounds import lower_bound
-from fedbayes.inference.diagnostics import COLLAPSED, has_collapsed, mixing_ratio, mixing_variances
+from fedbayes.inference.diagnostics import has_collapsed, mixing_ratio, mixing_variances
 from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
+from fedbayes.inference.thresholds import COLLAPSED
 
 COMPONENTS = (20_000, 40_000)  # of the mixture that stands for h; the second tells the bias of the first
 POINTS = 2**12  # for the expectation in the KL

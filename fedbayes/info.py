@@ -18,12 +18,12 @@ from fedbayes.configuration import CONF
 GROUPS = ("method", "data", "partition", "backbone", "simulation", "tracking", "attack", "experiment")
 VALUES = "values"
 SEARCH = "hydra.searchpath="
-HINT = "fedbayes-info GROUP=CHOICE shows the file behind a choice, fedbayes-info values every single value."
+HINT = "fedbayes-info GROUP=CHOICE shows the file behind a choice, fedbayes-info values all outside of the groups."
 EXAMPLES = """examples:
   fedbayes-info                 versions, device, and every choice
   fedbayes-info method data     the choices of these groups
   fedbayes-info method=fedvpt   the file behind a choice: what it sets, and whose it is
-  fedbayes-info values          every single value with its default and a comment
+  fedbayes-info values          all values outside of the groups, with defaults and comments
   fedbayes-info 'hydra.searchpath=[file://DIR]' method
                                 the methods of your own in DIR/method, too"""
 

@@ -9,7 +9,8 @@ from flwr.app import ArrayRecord
 
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.evaluation import Evaluation
-from fedbayes.inference.diagnostics import COLLAPSED, SATURATED, has_collapsed
+from fedbayes.inference.diagnostics import has_collapsed
+from fedbayes.inference.thresholds import COLLAPSED, SATURATED
 from fedbayes.messages import Arrays, from_record, to_record
 from fedbayes.named_arrays import under
 
@@ -70,7 +71,7 @@ class Progress:
         if ratio is not None and has_collapsed(ratio):
             found.append(
                 f"the mixing has collapsed (mixing ratio {ratio:.3f}, below {COLLAPSED}): the posterior is but its "
-                "conditional; raise inference.num_extra or generator.init_mixing, or lower generator.init_scale"
+                "conditional; raise generator.init_mixing, or lower generator.init_scale"
             )
         saturation = self.train.get("bound_saturation")
         if saturation is not None and saturation > SATURATED:

@@ -59,7 +59,7 @@ def sweep_again(words: Sequence[str]) -> list[str]:
     if refused:
         raise RunError(
             f"{folder / MULTIRUN} sets {refused[0]}, which may call or write anything; if you trust it, type the sweep "
-            f"again: fedbayes -m ... {' '.join(again)}."
+            f"again: fedbayes -m ... {' '.join(again)}, with modules of your own in the variable FEDBAYES_TRUST."
         )
     return ["-m", *task, *own, *again]
 

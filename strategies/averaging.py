@@ -8,9 +8,9 @@ from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.messages import Arrays, ClientUpdate
 from fedbayes.models.anchoring import anchored, noise_layers
 from strategies.base import AbstractStrategy, weighted_mean
-from strategies.robust import combined, robust
+from strategies.robust import ROBUST, combined
 
-AGGREGATES = ("mean", "anchored", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
+AGGREGATES = ("mean", "anchored", *ROBUST)
 
 
 @final
@@ -32,7 +32,7 @@ class Averaging(AbstractStrategy):
         self.anchored = require_choice("method.strategy.aggregate", aggregate, AGGREGATES) == "anchored"
         if require_number("method.strategy.hostile", hostile, 0) >= 0.5:
             raise ConfigError(f"method.strategy.hostile={hostile} leaves no honest majority; set it below 0.5.")
-        self._robust = robust(aggregate, hostile)
+        self._robust = ROBUST[aggregate](hostile) if aggregate in ROBUST else None
         self.plain_mean = aggregate == "mean"
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002

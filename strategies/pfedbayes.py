@@ -50,7 +50,7 @@ class PFedBayes(AbstractStrategy):
         ConfigError: if a value is out of range.
     """
 
-    def __init__(self, aggregate: str = "mean", beta: float | None = None) -> None:
+    def __init__(self, aggregate: str, beta: float | None = None) -> None:
         super().__init__()
         self.is_product = require_choice("method.strategy.aggregate", aggregate, ("mean", "product")) == "product"
         self.beta = None if beta is None else require_number("method.strategy.beta", beta, 0, 1, open_low=True)

@@ -51,7 +51,7 @@ class PFedPG(AbstractStrategy):
         ConfigError: if a value is out of range; before the first message, if there are no prompts to generate.
     """
 
-    def __init__(self, *, clients: int, seed: int, lr: float = 0.001, steps: int = 1, width: int = 64) -> None:
+    def __init__(self, *, clients: int, seed: int, lr: float, steps: int, width: int) -> None:
         super().__init__()
         self.clients, self.seed = require_whole("clients", clients, 1), require_whole("seed", seed, 0)
         self.lr = require_number("method.strategy.lr", lr, 0, open_low=True)

@@ -106,7 +106,7 @@ class PrivateAveraging(AbstractWrapper):
         """Flower's hook: the strategy's messages, if noise can hide all that is averaged.
 
         Raises:
-            ConfigError: if nothing is shared, something is counted, or a group is not there.
+            ConfigError: if nothing is shared, something is whole numbers, or a group is not there.
         """
         messages = super().configure_train(server_round, arrays, config, grid)
         if not self.before:

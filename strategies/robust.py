@@ -28,23 +28,6 @@ STEPS, NEAR = 1000, 1e-10
 """Weiszfeld's steps at most, and the relative step at which they end."""
 
 
-def robust(name: str, hostile: float) -> Aggregate | None:
-    """The aggregate of that name; None if there is none.
-
-    Args:
-        name: see above.
-        hostile: f, below 1/2.
-    """
-    found: dict[str, Aggregate] = {
-        "median": partial(np.median, axis=0),
-        "trimmed_mean": partial(_trimmed_mean, hostile=hostile),
-        "krum": partial(krum, hostile=hostile, several=False),
-        "multi_krum": partial(krum, hostile=hostile, several=True),
-        "geometric_median": geometric_median,
-    }
-    return found.get(name)
-
-
 def combined(updates: Sequence[ClientUpdate], aggregate: Aggregate) -> Arrays:
     """An aggregate of whole updates, all arrays of a client taken as one vector, in float64.
 
@@ -105,3 +88,13 @@ def _trimmed_mean(vectors: np.ndarray, hostile: float) -> np.ndarray:
     count = len(vectors)
     cut = min(reckoned(hostile, count), (count - 1) // 2)
     return np.asarray(trim_mean(vectors, (cut + 1e-6) / count))  # it takes the whole part of its product with count
+
+
+ROBUST: dict[str, Callable[[float], Aggregate]] = {
+    "median": lambda hostile: partial(np.median, axis=0),  # noqa: ARG005
+    "trimmed_mean": lambda hostile: partial(_trimmed_mean, hostile=hostile),
+    "krum": lambda hostile: partial(krum, hostile=hostile, several=False),
+    "multi_krum": lambda hostile: partial(krum, hostile=hostile, several=True),
+    "geometric_median": lambda hostile: geometric_median,  # noqa: ARG005
+}
+"""The aggregate of each name above, for f below 1/2."""

@@ -11,6 +11,7 @@ fractions of the image, so a digit is the same picture at every size.
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import final
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ KEPT = 64  # largest side of pictures that a process draws once, 22 MB; larger o
 GRAIN = 32  # cells per side of the noise; an image of 32 pixels gets noise pixel by pixel
 
 
+@final
 class _Draws:
     """Uniform and normal draws for the digits of one style, from a generator of the style's own."""
 

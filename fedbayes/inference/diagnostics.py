@@ -13,12 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedbayes.inference.mixture import Mixture
-
-COLLAPSED = 0.05
-"""Mixing ratio below which a posterior is called collapsed."""
-
-SATURATED = 0.8
-"""Bound saturation above which more draws, or a reverse model, would tighten the bound."""
+from fedbayes.inference.thresholds import COLLAPSED
 
 
 def log_mixture(log_weights: Float[Tensor, "components *batch"]) -> Float[Tensor, "*batch"]:

@@ -146,6 +146,7 @@ def run_folded(
     return out
 
 
+@final
 class _Folded(torch.autograd.Function):
     """`run_folded`: n images of t tokens, h heads of width w. Letters with a `d` are gradients."""
 

@@ -9,9 +9,10 @@ from fedbayes.tracking.confidence_charts import averaged_risk, pooled_bins, reli
 from fedbayes.tracking.curves import Rows, averaged, curve_chart
 from fedbayes.tracking.groups import Group, Spread, look_up, spread
 from fedbayes.tracking.measures import Measure, known
-from fedbayes.tracking.phases import PHASES, phase_chart
+from fedbayes.tracking.phases import phase_chart
 from fedbayes.tracking.posterior_charts import of_groups
 from fedbayes.tracking.predictions import Predictions
+from fedbayes.tracking.result_tables import PHASES
 from fedbayes.tracking.svg import Chart, padded, swatch
 
 _CURVES = (

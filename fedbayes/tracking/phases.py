@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from fedbayes.tracking import page
+from fedbayes.tracking.result_tables import PHASES
 from fedbayes.tracking.svg import Chart, swatch
-
-PHASES = ("setup", "train", "evaluate", "aggregate")
-"""The parts of `seconds` in a summary; what is left of `total` is shown as `other`."""
 
 
 def phase_chart(bars: Sequence[tuple[str, Mapping[str, float]]], what: str = "") -> str:

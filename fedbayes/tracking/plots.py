@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbayes import files
 from fedbayes.tracking import canvas
+from fedbayes.tracking.dealt import dealt
 from fedbayes.tracking.run_dir import (
     CLIENTS,
     METRICS,
@@ -231,22 +232,14 @@ def _reliability(summary: Mapping[str, Any]) -> "Figure | None":
 
 def _partition(partition: Mapping[str, Any]) -> "Figure | None":
     """Images per client, stacked by domain and by label."""
-    clients = sorted(partition.get("clients") or [], key=lambda client: client.get("partition", 0))
-    panels = [
-        (title, names, [_counts(client.get(key), names) for client in clients])
-        for title, key, names in (
-            ("by domain", "domains", [str(name) for name in partition.get("domains") or []]),
-            ("by label", "labels", [str(name) for name in partition.get("classes") or []]),
-        )
-    ]
-    panels = [panel for panel in panels if panel[1] and any(sum(counts) for counts in panel[2])]
-    if not clients or not panels:
+    clients, panels = dealt(partition)
+    if not panels:
         return None
     scheme = partition.get("scheme")
     title = f"Images of each of the {len(clients)} clients" + (f" (partition: {scheme})" if scheme else "")
     figure = canvas.figure(11, 0.5 + 2.9 * len(panels), title)
-    for axes, (name, names, table) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
-        _stack(axes, name, names, table, [client.get("partition", 0) for client in clients])
+    for axes, (what, names, table) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        _stack(axes, f"by {what}", names, table, [client.get("partition", 0) for client in clients])
     return figure
 
 
@@ -292,11 +285,3 @@ def _stack(
     bar = axes.figure.colorbar(ScalarMappable(norm, ListedColormap(colours)), ax=axes, pad=0.01, ticks=ticks)
     bar.ax.set_yticklabels([canvas.short(names[tick]) for tick in ticks], fontsize=8, parse_math=False)
     bar.ax.minorticks_off()
-
-
-def _counts(found: object, names: Sequence[str]) -> list[int]:
-    """Images per name, from a list in the order of the names or from a mapping."""
-    if isinstance(found, Mapping):
-        return [int(found.get(name) or 0) for name in names]
-    counts = [int(count or 0) for count in found] if isinstance(found, Sequence) else []
-    return (counts + [0] * len(names))[: len(names)]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+from fedbayes.inference.thresholds import SATURATED
 from fedbayes.tracking import page
 from fedbayes.tracking.curves import Rows, averaged, curve_chart, series
 
@@ -45,8 +46,8 @@ _OTHERS = (
         "Bound saturation, in training",
         "share of log(K + 1)",
         (("train", "bound_saturation", "saturation", 9),),
-        "Above 0.8 (dashed) the bound is limited by K.",
-        0.8,
+        f"Above {SATURATED} (dashed) the bound is limited by K.",
+        SATURATED,
     ),
     _Panel(
         "Mixing ratio",

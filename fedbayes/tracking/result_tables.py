@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 RESULTS, EACH_DOMAIN, EACH_CLIENT = "Results on the test images", "Each domain", "Each client on its test images"
 DOMAIN_HEAD = ("domain", "images", "accuracy", "NLL (nats)")
 
+PHASES = ("setup", "train", "evaluate", "aggregate")
+"""The parts of `seconds` in a summary; what is left of `total` is shown as `other`."""
+
 
 def number(value: object, digits: int = 3) -> str:
     """A number with so many decimals; a dash where there is none."""
@@ -119,7 +122,7 @@ def client_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 def cost_rows(summary: Mapping[str, Any]) -> list[list[str]]:
     """What the run took."""
     sent, seconds = summary.get("bytes") or {}, summary.get("seconds") or {}
-    parts = [f"{name} {seconds[name]:.1f}" for name in ("setup", "train", "evaluate", "aggregate") if seconds.get(name)]
+    parts = [f"{name} {seconds[name]:.1f}" for name in PHASES if seconds.get(name)]
     rows = []
     if sent:
         rows.append(["sent", f"{size(sent.get('up'))} up, {size(sent.get('down'))} down"])

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedbayes.tracking import page
 from fedbayes.tracking.curves import Rows
+from fedbayes.tracking.dealt import dealt
 from fedbayes.tracking.predictions import Predictions
 from fedbayes.tracking.result_tables import EACH_CLIENT, client_rows, number, size
 
@@ -53,16 +54,9 @@ def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name
 
 def holdings(partition: Mapping[str, Any]) -> str:
     """Images of each client by domain and by label, as shaded tables."""
-    clients = sorted(partition.get("clients") or [], key=lambda client: client.get("partition", 0))
+    clients, found = dealt(partition)
     parts = []
-    for what, key, names in (
-        ("domain", "domains", [str(name) for name in partition.get("domains") or []]),
-        ("label", "labels", [str(name) for name in partition.get("classes") or []]),
-    ):
-        counts = [_counts(client.get(key), names) for client in clients]
-        most = max((count for row in counts for count in row), default=0)
-        if not most:
-            continue
+    for what, names, counts in found:
         if len(names) > _MOST_COLUMNS:
             parts.append(f"<p>{len(names)} {what}s are too many for a table; see partition.json.</p>")
             continue
@@ -71,6 +65,7 @@ def holdings(partition: Mapping[str, Any]) -> str:
             for client, row in zip(clients, counts, strict=True)
         ]
         caption = f"Images of each client by {what}, all splits together; stronger colour is more"
+        most = max(map(max, counts))
         parts.append(_maybe_folded(page.heat_table(caption, ["client", *names], rows, (0.0, most)), len(clients)))
     if not parts:
         return ""
@@ -159,11 +154,3 @@ def sent(rows: Rows) -> str:
 
 def _maybe_folded(inner: str, clients: int) -> str:
     return inner if clients <= _OPEN else page.folded(f"A table of {clients} clients", inner)
-
-
-def _counts(found: object, names: Sequence[str]) -> list[int]:
-    """Images per name, from a list in the order of the names or from a mapping."""
-    if isinstance(found, Mapping):
-        return [int(found.get(name) or 0) for name in names]
-    counts = [int(count or 0) for count in found] if isinstance(found, Sequence) else []
-    return (counts + [0] * len(names))[: len(names)]

@@ -38,6 +38,7 @@ class Destination(Protocol):
         """
 
 
+@final
 class _LogFile(logging.FileHandler):
     """A log whose trouble, such as a full disk, ends the run; Python's own prints it and goes on."""
 
@@ -45,6 +46,7 @@ class _LogFile(logging.FileHandler):
         raise  # it is called while the error is handled
 
 
+@final
 class _Lines(logging.Formatter):
     """A record of the log is a line: what names and errors bring along neither begins one nor acts on a terminal."""
 

@@ -137,3 +137,11 @@ def test_predictions_know_no_key_even_after_steps_on_the_clients_images():
 def test_values_out_of_range_are_refused_by_name(changes, words):
     with pytest.raises(ConfigError, match=words):
         prompts(**changes)
+
+
+def test_strangers_predict_without_anybodys_key_whatever_noise_privacy_has_added():
+    client = make()
+    noisy = {**client.initial(), "generator.own": np.full_like(client.initial()["generator.own"], 0.3)}
+    said = client.for_strangers(noisy)
+    assert not said["generator.own"].any()
+    assert all(np.array_equal(said[name], value) for name, value in noisy.items() if name != "generator.own")

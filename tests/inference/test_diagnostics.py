@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 from fedbayes.inference.diagnostics import (
-    COLLAPSED,
     bound_saturation,
     effective_components,
     has_collapsed,
@@ -17,6 +16,7 @@ from fedbayes.inference.diagnostics import (
     mixing_ratio,
     mixing_variances,
 )
+from fedbayes.inference.thresholds import COLLAPSED
 
 WEIGHTS = st.lists(st.floats(-80, 80), min_size=1, max_size=12)
 

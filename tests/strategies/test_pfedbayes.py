@@ -37,7 +37,7 @@ def test_the_mean_by_hand():
         (0, 1, {"w": np.array([2.0]), "w.rho": np.array([-1.0])}),
         (3, 3, {"w": np.array([6.0]), "w.rho": np.array([-3.0])}),
     ]
-    whole = serve(PFedBayes(), sent, *replies)
+    whole = serve(PFedBayes("mean"), sent, *replies)
     assert (whole["w"].item(), whole["w.rho"].item()) == (5.0, -2.5)
     part = serve(PFedBayes("mean", beta=0.25), sent, *replies)
     assert (part["w"].item(), part["w.rho"].item()) == (0.75 * 10 + 0.25 * 5, 0.75 * -4 + 0.25 * -2.5)
@@ -190,7 +190,10 @@ def test_a_strategy_goes_on_from_its_state():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"aggregate": "median"}, r"method\.strategy\.aggregate=median"), ({"beta": 0}, r"method\.strategy\.beta=0")],
+    [
+        ({"aggregate": "median"}, r"method\.strategy\.aggregate=median"),
+        ({"aggregate": "mean", "beta": 0}, r"method\.strategy\.beta=0"),
+    ],
 )
 def test_values_that_cannot_work_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):

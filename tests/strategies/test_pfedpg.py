@@ -33,7 +33,7 @@ def by_hand(learnt, descriptor):
 
 
 def started(clients=4, **settings):
-    strategy = PFedPG(**{"clients": clients, "seed": 0, "lr": 0.1, "width": WIDTH, **settings})
+    strategy = PFedPG(**{"clients": clients, "seed": 0, "lr": 0.1, "steps": 1, "width": WIDTH, **settings})
     strategy.shared = {PROMPTS: BASE}
     return strategy
 
