@@ -3,7 +3,11 @@
 `import fedbayes` is quick; what needs torch or Flower is loaded at its first use.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read once, when flwr is first imported
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 if TYPE_CHECKING:
     from fedbayes.results import load

@@ -290,15 +290,16 @@ def predicts_with(cfg: DictConfig, made: Any, checkpoint: Checkpoint, partition:
     Raises:
         ConfigError: for a stranger where clients train on their own images before they predict.
     """
+    others = checkpoint.personal_of(None) if cfg.privacy.noise is None else {}  # without noise it leaves no client
     if partition is None:
         if steps := OmegaConf.select(cfg, "optim.finetune_steps"):
             raise ConfigError(
                 f"optim.finetune_steps={steps}: in method={cfg.names.method} clients train on their own images before "
                 "they predict; give the partition of one."
             )
-        return cast(Arrays, made.for_strangers({**checkpoint.server, **checkpoint.personal_of(None)}))
+        return cast(Arrays, made.for_strangers({**checkpoint.server, **others}))
     sent, kept = outgoing(cfg, checkpoint, partition), checkpoint.personal.get(partition, {})
-    sent = sent if kept else {**sent, **checkpoint.personal_of(None)}
+    sent = sent if kept else {**sent, **others}
     request = ClientRequest(partition, checkpoint.server_round, "evaluate", "test", sent, kept)
     return cast(Arrays, made.adapt([{**sent, **kept}], [request])[0])
 

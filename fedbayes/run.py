@@ -17,9 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read once, when flwr is first imported
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes import sweep

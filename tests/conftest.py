@@ -8,6 +8,8 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+import fedbayes  # noqa: F401  (before any test imports flwr: it turns telemetry off)
+
 # Before anything imports the two packages: it rewrites them as they are loaded. Numbers and words are left to mypy and
 # to the constructors' own checks, whose errors would otherwise never be seen.
 SCALARS = "beartype.FrozenDict({int: object, float: object, str: object})"

@@ -7,10 +7,11 @@ from scripted import Scripted, play, round_loop
 from fedbayes.errors import RunError
 
 
-def test_test_images_are_looked_at_only_when_validation_was_better_or_the_run_ends():
+@pytest.mark.parametrize("best_by", ["accuracy", "nll"])
+def test_test_images_are_looked_at_only_when_validation_was_better_or_the_run_ends(best_by):
     skill = {(1, "validation"): 2, (2, "validation"): 3, (3, "validation"): 1, (4, "validation"): 1}
     client = Scripted(skill={**skill, (2, "test"): 1, (4, "test"): 4})
-    progress, _, _ = play(client, rounds=4)
+    progress, _, _ = play(client, rounds=4, best_by=best_by)
     assert [one for one in client.evaluated if one[1] == "test"] == [(1, "test"), (2, "test"), (4, "test")]
     assert (progress.best.server_round, progress.final.server_round) == (2, 4)
     assert (progress.best.accuracy["mean"], progress.final.accuracy["mean"]) == (0.25, 1.0)
@@ -28,6 +29,20 @@ def test_held_out_images_are_looked_at_with_the_test_images_and_compared_with_th
     row = journal.rows[-1]
     assert (row["phase"], row["accuracy"], row["ood_auroc_entropy"]) == ("held_out", 0.25, None)
     assert not any(name.startswith("ood") for name in journal.rows[-2])
+
+
+def test_doubt_about_held_out_images_is_a_sign_that_they_are_that():
+    class Doubtful(Scripted):
+        def evaluate(self, requests):
+            answers = super().evaluate(requests)
+            if requests[0].split == "held_out":
+                for one in answers:
+                    one.arrays["probabilities"][:] = [0.6, 0.4]
+            return answers
+
+    progress, _, _ = play(Doubtful(), rounds=1, held_out=True)
+    auroc = progress.final.summary()["ood"]["auroc"]
+    assert auroc["entropy"] == auroc["confidence"] == 1.0
 
 
 def test_the_temperature_is_fitted_on_validation_and_not_on_test():

@@ -43,6 +43,7 @@ def test_a_good_answer_is_read():
         ({"a": np.ones(2), "w": np.array([1, np.inf], np.float32)}, 3, {}, "w is not finite"),
         (GOOD, 3, {"loss": float("nan")}, "metric loss is nan"),
         (GOOD, 3, {"loss": float("inf")}, "metric loss is inf"),
+        (GOOD, 3, {"loss": 1e300}, "metric loss is 1e+300"),
         (GOOD, 0, {}, "num-examples is 0"),
         (GOOD, -2, {}, "num-examples is -2"),
         ({"w": np.full(4, 6e7, np.float32)}, 3, {}, "its norm is 1.2e+08, above simulation.max_norm=1e+08"),

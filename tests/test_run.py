@@ -15,6 +15,8 @@ from fedbayes.checkpoint import latest
 from fedbayes.configuration import CONF
 from fedbayes.data.styled_digits import styled_digits
 from fedbayes.errors import RunError
+from fedbayes.guard import Holdings
+from fedbayes.rounds import RoundLoop
 from fedbayes.run import simulate
 from fedbayes.tracking.run_dir import read_rows
 
@@ -97,6 +99,10 @@ def test_the_files_agree_with_each_other(finished):
     assert last["nll"] == summary["final"]["nll"]
     best = max((row for row in rows if row["phase"] == "validation"), key=lambda row: (row["accuracy"], -row["round"]))
     assert summary["best"]["round"] == best["round"]
+    trained = {row["round"]: row for row in rows if row["phase"] == "train"}
+    for which in ("best", "final"):
+        found = summary[which]
+        assert found["effective_components"] == trained[found["round"]].get("effective_components")
     partition = read(run_dir / "partition.json")
     tested = [client["test"] for client in partition["clients"]]
     assert [row["images"] for row in summary["per_client"]] == tested
@@ -214,3 +220,19 @@ def test_the_real_command_sweeps_and_one_failing_job_stops_no_other(tmp_path):
     assert count.startswith("1 failed; `fedbayes resume=")
     assert {path.parent.name for path in tmp_path.rglob("summary.json")} == {"1-fedavg_head-s0", "2-fedavg_head-s0"}
     assert not (tmp_path / "sweep" / "0-fedavg_head-s0").exists()
+
+
+def test_a_real_run_knows_what_its_clients_hold(tmp_path, monkeypatch):
+    known, play = [], RoundLoop.run
+
+    def spy(self, *args, **more):
+        known.extend(one for one in (*args, *more.values()) if isinstance(one, Holdings))
+        return play(self, *args, **more)
+
+    monkeypatch.setattr(RoundLoop, "run", spy)
+    simulate([*SMALL, "method=fedavg_head", f"run_dir={tmp_path}/run"])
+    (holdings,) = known
+    clients = read(tmp_path / "run" / "partition.json")["clients"]
+    assert {split: list(images) for split, images in holdings.images.items() if split in ("train", "test")} == {
+        split: [client[split] for client in clients] for split in ("train", "test")
+    }

@@ -40,6 +40,8 @@ def test_a_void_round_is_tried_again_with_the_same_clients():
     assert progress.accepted == {0: 2, 1: 2, 2: 2}
     row = [row for row in journal.rows if row["phase"] == "train"][1]
     assert (row["attempts"], row["dropped"], row["dropped_invalid"], row["replies"]) == (3, 0, 4, 3)
+    one = len(next(iter(progress.arrays.values())).data)
+    assert (row["bytes_down"], row["bytes_up"]) == (9 * one, 5 * one), "of all attempts"
 
 
 class Gaussians(Scripted):

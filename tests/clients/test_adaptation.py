@@ -86,3 +86,18 @@ def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_st
         assert len(heads) == 3
         expected = asked(client, newcomer, 0, {**from_record(progress.arrays), **mean})
         np.testing.assert_allclose(before.pooled.probabilities, expected.arrays["probabilities"], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fedbabu", "pfedbayes"])
+def test_no_steps_are_none_where_a_method_has_steps_of_its_own(method):
+    _, client = make(f"method={method}", "optim.finetune_steps=3")
+    state = client.model.initial if method == "fedbabu" else client.initial()
+
+    def adapted(steps):
+        return client.adapt([state], [ClientRequest(0, 1, "evaluate", "test", state, adapt=steps)])[0]
+
+    none, own = adapted(0), adapted(None)
+    shared = [name for name in none if name in state]
+    assert shared
+    assert all(np.array_equal(none[name], state[name]) for name in shared)
+    assert any(not np.array_equal(own[name], none[name]) for name in shared)

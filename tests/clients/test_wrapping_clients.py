@@ -107,3 +107,15 @@ def test_a_few_rounds_teach_it_something(method):
     _, _, journal, _ = play(method, "rounds=4", "partition.max_train=40", "evaluate.every=4")
     losses = [row["log_likelihood"] for row in journal.rows if row["phase"] == "train"]
     assert losses[-1] > losses[0] + 0.3
+
+
+@pytest.mark.parametrize(("method", "counted"), [("sgpt", "generator.choices"), ("pep_fedpt", "generator.prototypes")])
+def test_what_is_counted_is_moved_by_no_server_optimiser_and_shortened_by_no_clipping(method, counted):
+    def after(*overrides):
+        return from_record(play(method, "rounds=1", *overrides)[1].arrays)
+
+    plain, adam, clipped = after(), after("server.name=adam"), after("defence.clip=0.01")
+    assert plain[counted].any()
+    np.testing.assert_array_equal(adam[counted], plain[counted])
+    np.testing.assert_array_equal(clipped[counted], plain[counted])
+    assert not np.array_equal(clipped["head.weight"], plain["head.weight"])

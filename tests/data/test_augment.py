@@ -74,7 +74,11 @@ def test_a_rotation_turns_about_the_centre_and_keeps_a_disc():
     disc = (100 * (1 - radius)).clamp(min=0).expand(1, 20, 3, 33, 33)
     changed = change(disc, [20], [0], degrees=180)
     torch.testing.assert_close(changed, disc, rtol=0, atol=4)
-    assert (change(pixels(1, 20, 33), [20], [0], degrees=180) - disc).abs().max() > 10
+    ramp = torch.arange(33.0).mul(7).view(1, 1, 1, 1, 33).expand(1, 300, 3, 33, 33)
+    turned = change(ramp, [300], [0], degrees=30)[0, :, 0]
+    along, across = turned[:, 16, 17] - turned[:, 16, 15], turned[:, 15, 16] - turned[:, 17, 16]
+    angles = torch.atan2(across, along).abs().rad2deg()
+    assert 27 < angles.max() <= 30.01
 
 
 def test_a_scale_changes_the_size_of_a_disc():

@@ -166,12 +166,16 @@ def test_one_domain_deals_clients_to_domains_largest_first() -> None:
 
 
 def test_label_dirichlet_with_tiny_alpha_gives_one_label_where_supply_permits() -> None:
-    images = grid(1, 50, 20)
-    rows = describe(scheme("label_dirichlet", alpha=1e-4)(images, 3), images, "")["clients"]
-    assert [sum(row["labels"]) for row in rows] == [334, 333, 333]
-    small = image_set({(0, c): 1000 for c in range(2)})
-    rows = describe(scheme("label_dirichlet", alpha=1e-4, quantity=0.0)(small, 1), small, "")["clients"]
-    assert rows[0]["labels"] == [1000, 1000]
+    images = image_set({(0, c): 1000 for c in range(4)})
+    rows = describe(scheme("label_dirichlet", alpha=1e-4)(images, 40), images, "")["clients"]
+    assert [sum(row["labels"]) for row in rows] == [100] * 40
+    shares = np.array([row["labels"] for row in rows]) / 100
+    effective = np.exp(-(shares * np.log(shares + 1e-12)).sum(1))  # number of labels that matter
+    assert (effective < 1.01).sum() >= 8
+    assert effective.mean() < 2, "labels that many want run out"
+    rows = describe(scheme("label_dirichlet", alpha=100.0)(images, 40), images, "")["clients"]
+    shares = np.array([row["labels"] for row in rows]) / 100
+    assert np.exp(-(shares * np.log(shares + 1e-12)).sum(1)).mean() > 3.5
 
 
 def test_label_shards_shares_each_class_equally_among_its_holders() -> None:

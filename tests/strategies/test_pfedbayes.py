@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 
 from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
-from fedbayes.inference.mean_field import rho_of, std_of
+from fedbayes.inference.mean_field import Natural, rho_of, std_of
 from fedbayes.messages import ClientUpdate, from_record, to_record
 from strategies.pfedbayes import PFedBayes
 
@@ -198,3 +198,11 @@ def test_a_strategy_goes_on_from_its_state():
 def test_values_that_cannot_work_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         PFedBayes(**options)
+
+
+def test_a_product_of_no_precision_stands_where_the_last_prior_stood():
+    strategy = PFedBayes("product")
+    strategy.first, strategy.shared = gaussian([0.0], [1.0]), gaussian([5.0], [0.5])
+    nothing = torch.zeros(1).double()
+    mean, std = moments(strategy._arrays({"w": Natural(nothing, nothing)}))
+    assert (mean.item(), std.item()) == pytest.approx((5.0, 1.0))

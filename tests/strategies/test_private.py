@@ -243,3 +243,12 @@ def test_a_method_that_pools_everybodys_images_hides_nobody():
     cfg = compose(["method=centralised", "privacy.noise=8", "clients=30"])
     with pytest.raises(ConfigError, match="hides nobody in method=centralised"):
         build.strategy(cfg, build.loop(cfg))
+
+
+def test_the_accountant_knows_who_may_be_drawn_and_strangers_get_no_heads_without_noise():
+    cfg = compose(["method=fedper", "clients=30", "privacy.noise=2", "evaluate.new_clients=10", "participation=0.5"])
+    loop = build.loop(cfg)
+    made = build.strategy(cfg, loop)
+    assert not loop.assessment.shares_personal
+    assert build.loop(compose(["method=fedper"])).assessment.shares_personal
+    assert made.spent(3)["epsilon"] == list(spent(2.0, 20, 10, 3, made.delta))

@@ -48,10 +48,20 @@ def test_krum_equals_flowers_where_that_is_exact(several):
     np.testing.assert_allclose(krum(rows, 0.2, several=several), expected, rtol=1e-12)
 
 
+def test_the_hostile_share_is_the_settings():
+    def mean(hostile):
+        strategy = Averaging("trimmed_mean", hostile=hostile)
+        strategy.aggregate([ClientUpdate(p, {"w": np.array([v])}, 1, {}) for p, v in enumerate([0.0, 1, 2, 10, 100])])
+        return strategy.shared["w"].item()
+
+    assert mean(0.4) == pytest.approx(2.0)
+    assert mean(0.2) == pytest.approx(13 / 3)
+
+
 def test_krum_is_exact_where_flowers_cancels():
     """Updates that lie a hundred-thousandth apart, far from 0, in float32."""
-    rows = (np.array([[0.0], [1.0], [3.0], [30.0]]) * 1e-5 + 1e3).astype(np.float64)
-    assert krum(rows, 0.25, several=False)[0] == pytest.approx(rows[0, 0], abs=1.1e-5)
+    rows = np.array([[30.0], [3.0], [0.0], [1.0]]) * 1e-5 + 1e3  # in float32 all differences but the first are lost
+    assert krum(rows, 0.25, several=False)[0] == rows[2, 0]
 
 
 @pytest.mark.parametrize("seed", range(4))
