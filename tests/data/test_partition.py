@@ -176,6 +176,11 @@ def test_label_dirichlet_with_tiny_alpha_gives_one_label_where_supply_permits() 
     rows = describe(scheme("label_dirichlet", alpha=100.0)(images, 40), images, "")["clients"]
     shares = np.array([row["labels"] for row in rows]) / 100
     assert np.exp(-(shares * np.log(shares + 1e-12)).sum(1)).mean() > 3.5
+    rows = describe(scheme("label_dirichlet", alpha=1e-4)(grid(1, 50, 20), 3), grid(1, 50, 20), "")["clients"]
+    assert [sum(row["labels"]) for row in rows] == [334, 333, 333]
+    small = image_set({(0, c): 1000 for c in range(2)})
+    rows = describe(scheme("label_dirichlet", alpha=1e-4, quantity=0.0)(small, 1), small, "")["clients"]
+    assert rows[0]["labels"] == [1000, 1000]
 
 
 def test_label_shards_shares_each_class_equally_among_its_holders() -> None:
