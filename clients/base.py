@@ -39,6 +39,7 @@ class AbstractClient(ABC):
     Args:
         site: images, model and seed.
         personal: first parts of parameter names that never leave the client, e.g. `[head]`.
+        inputs: those of another client of the same site, to share its caches.
 
     Raises:
         ConfigError: if `personal` names nothing that the model has.
@@ -49,9 +50,10 @@ class AbstractClient(ABC):
         *,
         site: Site,
         personal: Sequence[str],
+        inputs: InputSource | None = None,
     ) -> None:
         self.data, self.model, self.seed = site.data, site.model, site.seed
-        self.inputs = InputSource(site.data, site.model, site.augment, site.cache_mb)
+        self.inputs = inputs or InputSource(site.data, site.model, site.augment, site.cache_mb)
         if isinstance(personal, str) or not isinstance(personal, Sequence):
             raise ConfigError(f"method.client.personal={personal} is not a list; write [{personal}].")
         self.personal = tuple(f"{name}." for name in personal)

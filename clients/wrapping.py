@@ -30,6 +30,5 @@ class AbstractWrappingClient(AbstractClient):
         inference: InferenceSettings,
         optim: LocalTraining,
     ) -> None:
-        super().__init__(site=site, personal=personal)
         self.inner = PromptTuningClient(site=site, personal=personal, inference=inference, optim=optim)
-        self.inputs = self.inner.inputs  # one cache for both
+        super().__init__(site=site, personal=personal, inputs=self.inner.inputs)

@@ -16,7 +16,8 @@ The frozen backbone itself is never touched: its modules are run with other weig
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -61,7 +62,9 @@ class AbstractWeights(nn.Module, ABC):
         weights = self.changed(backbone)
         each = {f"vit.{name}": weight.unbind() for name, weight in weights.items()}
         passes = _Pass(backbone.vit, self.start_layer, self.from_pixels)
-        with torch.autocast(entering.device.type, torch.bfloat16, enabled=backbone.tokens_dtype == torch.bfloat16):
+        device, bf16 = entering.device.type, backbone.tokens_dtype == torch.bfloat16
+        fused = nullcontext() if device != "cpu" or not bf16 else _without_fused_attention(backbone.vit)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16), fused:
             found = [
                 functional_call(passes, {name: rows[c] for name, rows in each.items()}, (images,))
                 for c, images in enumerate(entering)
@@ -188,6 +191,19 @@ class _Pass(nn.Module):
         x = class_row(last, x) if is_plain(last) else last(x)
         feature: Tensor = vit.fc_norm(vit.norm(x[:, :1])[:, 0])
         return feature
+
+
+@contextmanager
+def _without_fused_attention(vit: nn.Module) -> Iterator[None]:
+    """Attention as two products and a softmax: on a CPU, torch's fused one takes most of a bfloat16 step going back."""
+    fused: list[Any] = [module for module in vit.modules() if getattr(module, "fused_attn", False)]
+    for attention in fused:
+        attention.fused_attn = False
+    try:
+        yield
+    finally:
+        for attention in fused:
+            attention.fused_attn = True
 
 
 def _nested(root: nn.Module, name: str) -> nn.Module:

@@ -205,6 +205,21 @@ def test_bf16_features_are_close_and_learn_in_float32(random_vit, images, kind):
     torch.testing.assert_close(features[1], features[0], rtol=0, atol=0.15)
 
 
+@pytest.mark.parametrize(("precision", "fused"), [("float32", True), ("bf16", False)])
+def test_on_a_cpu_attention_is_fused_in_float32_alone(random_vit, images, precision, fused):
+    backbone = FrozenViT(random_vit().float(), "small", (0.5,) * 3, (0.25,) * 3).cast(precision)
+    model = prompted(backbone, "low_rank").float()
+    model.stack([model.initial] * 3)
+    ahead, seen = [model.weights.features(backbone, entering(model, images)).grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            ahead += [before for before, _ in node.next_functions]
+    assert any("ScaledDotProduct" in node.name() for node in seen) == fused
+    assert all(block.attn.fused_attn for block in backbone.vit.blocks), "as it was"
+
+
 LEAF = {"low_rank": "b", "all": "weight"}
 
 
