@@ -15,11 +15,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fedbayes.errors import ConfigError, require_bool
+from fedbayes.names import SUBJECT
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 """The configuration files, beside the packages in a checkout, an editable install and a wheel alike."""
 
-NAMED = ("method", "data", "partition", "backbone", "simulation", "attack")
+NAMED = (*SUBJECT, "simulation", "attack")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
 _NOWHERE = object()

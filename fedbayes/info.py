@@ -14,8 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from fedbayes.configuration import CONF
+from fedbayes.names import SUBJECT
 
-GROUPS = ("method", "data", "partition", "backbone", "simulation", "tracking", "attack", "experiment")
+GROUPS = (*SUBJECT, "simulation", "tracking", "attack", "experiment")
 VALUES = "values"
 SEARCH = "hydra.searchpath="
 HINT = "fedbayes-info GROUP=CHOICE shows the file behind a choice, fedbayes-info values all outside of the groups."

@@ -31,6 +31,7 @@ from fedbayes.configuration import (
     resolved,
 )
 from fedbayes.errors import ConfigError, FedbayesError, RunError
+from fedbayes.names import CONFIG
 from fedbayes.stored_configuration import read as stored_configuration
 from fedbayes.stored_configuration import require_trusted
 from fedbayes.stored_sweep import sweep_again
@@ -257,8 +258,6 @@ def _how_again() -> str:
 
 def _job(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     """A job of a sweep: a new run, or in a sweep that goes on whatever its directory needs."""
-    from fedbayes.tracking.run_dir import CONFIG
-
     if cfg.resume is None:
         return run(cfg, run_dir)
     require_trusted(cfg, f"the sweep in {cfg.resume}")

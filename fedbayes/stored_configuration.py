@@ -19,8 +19,8 @@ from yaml import AliasToken, YAMLError, scan
 from fedbayes import files
 from fedbayes.configuration import CONF, absent
 from fedbayes.errors import RunError
+from fedbayes.names import CONFIG
 
-FILE = "config.yaml"
 STRATEGIES = "flwr.serverapp.strategy"
 TRUST = "FEDBAYES_TRUST"
 
@@ -31,9 +31,9 @@ def read(directory: Path) -> DictConfig:
     Raises:
         RunError: if there is none, it cannot be read, it is of another version, or it names what may not be called.
     """
-    path = directory / FILE
+    path = directory / CONFIG
     if not path.is_file():
-        raise RunError(f"{directory} holds no run (no {FILE}); give a run directory.")
+        raise RunError(f"{directory} holds no run (no {CONFIG}); give a run directory.")
     cfg = values(path)
     require_trusted(cfg, str(path))
     if not isinstance(cfg.get("names", cfg), DictConfig):
@@ -83,7 +83,7 @@ def values(path: Path) -> DictConfig:
         raise RunError(f"{path} cannot be read ({str(error).splitlines()[0]}); it is no configuration.") from error
     if not isinstance(cfg, DictConfig):
         raise RunError(f"{path} holds no mapping; it is no configuration.")
-    if path.name == FILE and any("${" in text for text in _texts(OmegaConf.to_container(cfg))):
+    if path.name == CONFIG and any("${" in text for text in _texts(OmegaConf.to_container(cfg))):
         raise RunError(f"{path} holds a reference ($...), which no run writes; replace it by its value.")
     return cfg
 

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from fedbayes.evaluation import Evaluation
+from fedbayes.names import SUBJECT
 from fedbayes.progress import Progress
 from fedbayes.provenance import provenance
 
@@ -44,7 +45,7 @@ def summarise(
     best = {**_result(progress.best, domain_names), **_diagnostics(progress.best_train)}
     busy = progress.seconds["train"]
     return {
-        **{name: cfg.names[name] for name in ("method", "data", "partition", "backbone")},
+        **{name: cfg.names[name] for name in SUBJECT},
         "attack": {"name": cfg.names.attack, "hostile": list(hostile)},
         "seed": cfg.seed,
         "rounds": progress.server_round,

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbayes.errors import require_choice
+from fedbayes.names import SUBJECT
 from fedbayes.tracking.groups import find_runs, flatten
 from fedbayes.tracking.run_dir import CLIENTS, METRICS, read_rows, read_summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NAMES = ("method", "data", "partition", "backbone", "seed")
+NAMES = (*SUBJECT, "seed")
 """Columns that say which run a row is of, after `run`, its directory."""
 ROWS = ("summary", "rounds", "clients")
 

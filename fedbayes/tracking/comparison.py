@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
+from fedbayes.names import SUBJECT
 from fedbayes.texts import visible
-from fedbayes.tracking.groups import NAMES, Group, Spread, find_runs, group, spread, unfinished
+from fedbayes.tracking.groups import Group, Spread, find_runs, group, spread, unfinished
 from fedbayes.tracking.measures import HEADLINE, Measure, best, known
 from fedbayes.tracking.table_formats import inline, markdown
 
@@ -86,9 +87,9 @@ def compare(runs: Sequence[Path], state: str = "final", measures: Sequence[Measu
         table.append((cells, one, spreads))
     table.sort(key=lambda entry: _natural(entry[0]))
     rows = [entry[0] for entry in table]
-    head = (*NAMES, "settings", "seeds", *(measure.label for measure in shown))
+    head = (*SUBJECT, "settings", "seeds", *(measure.label for measure in shown))
     # What is the same in every row is said once, above the table.
-    common = [index for index in range(1, len(NAMES) + 1) if len({row[index] for row in rows}) == 1]
+    common = [index for index in range(1, len(SUBJECT) + 1) if len({row[index] for row in rows}) == 1]
     heading = ", ".join(f"{head[index]} {rows[0][index]}" for index in common if rows[0][index] != "–")
     kept = [index for index in range(len(head)) if index not in common]
     what = "the last round" if state == "final" else "the round best by validation"

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fedbayes import files
+from fedbayes.names import SUBJECT
 from fedbayes.tracking.comparison import Comparison, as_markdown
-from fedbayes.tracking.groups import NAMES, flatten
+from fedbayes.tracking.groups import flatten
 from fedbayes.tracking.result_tables import (
     DOMAIN_HEAD,
     EACH_CLIENT,
@@ -39,7 +40,7 @@ def as_csv(table: Comparison) -> str:
         for found in (*spreads, *accuracies):
             cells += ["", ""] if found is None else [found.mean, "" if found.error is None else found.error]
         rows.append(cells)
-    return _csv([*NAMES, "settings", "seeds", *numbers], rows)
+    return _csv([*SUBJECT, "settings", "seeds", *numbers], rows)
 
 
 def _csv(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any, final
 
 from fedbayes.errors import RunError
-from fedbayes.tracking.run_dir import CONFIG, FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_summary
+from fedbayes.names import CONFIG, SUBJECT
+from fedbayes.tracking.run_dir import FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_summary
 
-NAMES = ("method", "data", "partition", "backbone")
 # Where a run lies, how it is shown and saved, and on what it ran, do not make it another experiment.
 _ASIDE = ("run_dir", "resume", "dry_run", "tracking", "checkpoint", "hydra")
 _MACHINE = (
     *(f"simulation.{one}" for one in ("engine", "threads", "device", "cohort", "cache_mb", "timeout", "patience")),
     "evaluate.gallery",
 )
-_SHARED = ("rounds", "clients", "participation", "evaluate", "attack", "defence", "faults", "privacy", *NAMES[1:])
+_SHARED = ("rounds", "clients", "participation", "evaluate", "attack", "defence", "faults", "privacy", *SUBJECT[1:])
 """Sections that say what the experiment is, rather than the method: to be equal where methods are compared."""
 
 _Key = tuple[Any, ...]
@@ -120,7 +120,7 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
     for run in sorted(runs, key=lambda run: (run / SUMMARY).stat().st_mtime):
         summary = read_summary(run)
         flat = {name: str(value) for name, value in flatten(_config(run))}
-        names = tuple(str(summary.get(name) or "–") for name in NAMES)
+        names = tuple(str(summary.get(name) or "–") for name in SUBJECT)
         fixed = {key: value for key, value in flat.items() if not _is_seed(key) and not key.startswith(_MACHINE)}
         if flat.get("rounds") == _own_rounds(names[0]):  # of a method without training
             fixed.pop("rounds", None)
@@ -165,7 +165,7 @@ def _unlike(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
     """The settings of the experiment in which a group differs from any other of its data, partition or backbone."""
     found = []
     for section in _SHARED:
-        place = NAMES.index(section) if section in NAMES else None
+        place = SUBJECT.index(section) if section in SUBJECT else None
         rivals = [fixed for other, fixed in settings.items() if place is None or other[0][place] == key[0][place]]
         if section == "rounds":  # absent for a method without training
             rivals = [fixed for fixed in rivals if {"rounds"} <= settings[key].keys() & fixed.keys()]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedbayes.names import SUBJECT
 from fedbayes.texts import visible
 from fedbayes.tracking.progress import duration
 
@@ -34,7 +35,7 @@ def size(value: object) -> str:
 
 def title(summary: Mapping[str, Any]) -> str:
     """What ran, in one line."""
-    parts = [str(summary[name]) for name in ("method", "data", "partition", "backbone") if summary.get(name)]
+    parts = [str(summary[name]) for name in SUBJECT if summary.get(name)]
     parts += [f"{name} {summary[name]}" for name in ("seed", "rounds", "clients") if summary.get(name) is not None]
     return visible(" · ".join(parts)) or "run"
 

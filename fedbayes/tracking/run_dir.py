@@ -13,8 +13,8 @@ from typing import Any
 
 from fedbayes import checkpoint_folders, files
 from fedbayes.errors import FedbayesError, RunError, StoppedError
+from fedbayes.names import CONFIG
 
-CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 CLIENTS = "clients.jsonl"
 SUMMARY = "summary.json"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedbayes.names import CONFIG
 from fedbayes.tracking import gallery_view, page, posterior_charts, run_charts, run_tables
 from fedbayes.tracking.confidence_charts import averaged_risk, confidence_gap, pooled_bins, reliability, risk_coverage
 from fedbayes.tracking.exports import write_run_tables
@@ -23,7 +24,6 @@ from fedbayes.tracking.result_tables import (
 )
 from fedbayes.tracking.run_dir import (
     CLIENTS,
-    CONFIG,
     GALLERY,
     METRICS,
     PARTITION,

@@ -11,7 +11,8 @@ from urllib.parse import urlparse
 
 from fedbayes import checkpoint_folders, files
 from fedbayes.errors import ConfigError, RunError
-from fedbayes.tracking.run_dir import CONFIG, PLOTS, REPORT, REPORTS, SWEEP, plain, require_own
+from fedbayes.names import CONFIG
+from fedbayes.tracking.run_dir import PLOTS, REPORT, REPORTS, SWEEP, plain, require_own
 
 if TYPE_CHECKING:
     import wandb

@@ -1,0 +1,7 @@
+"""Names that modules of several layers share."""
+
+CONFIG = "config.yaml"
+"""A run's resolved configuration, in its directory."""
+
+SUBJECT = ("method", "data", "partition", "backbone")
+"""Groups whose choice says what a run is about."""
