@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from journal import Journal
+from smoke import smoke
 
 from fedbayes import build
 from fedbayes.configuration import CONF, compose
@@ -24,9 +25,7 @@ _played = {}
 
 def play(method, *overrides):
     """Two rounds on the small configuration, from nothing; what came out of them."""
-    cfg = compose(["experiment=smoke", f"method={method}", *overrides])
-    data = build.data(cfg)
-    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    cfg, client = smoke(f"method={method}", *overrides)
     client.prepare()
     loop, journal = build.loop(cfg), Journal()
     progress = loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 from scripted import Scripted, play
+from smoke import smoke
 
-from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.faults import Fault, Faults
 from fedbayes.messages import from_record
@@ -49,9 +48,7 @@ def test_shares_and_times_out_of_range_are_refused(wrong):
 
 def real(**settings):
     """The real client of the smoke configuration under the loop."""
-    cfg = compose(["experiment=smoke", "clients=8"])
-    data = build.data(cfg)
-    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    _, client = smoke("clients=8")
     # Cohorts of one: the bits of a client depend on how many train beside it.
     return play(client, grid=InProcessGrid(client, 8, 1), clients=8, rounds=3, **settings)
 

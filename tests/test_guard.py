@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flwr.app import Array, Message, MessageType, MetricRecord
 from scripted import Scripted, play
+from smoke import smoke
 
 from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.guard import Guard, Refusal, form_of, misshapen
 from fedbayes.messages import ClientRequest, ClientUpdate, from_record, write_reply
@@ -165,9 +165,7 @@ def test_the_first_to_answer_does_not_lock_the_others_out(participation, arrays)
 
 @pytest.mark.parametrize("method", ["fedcof", "fedncm", "pep_fedpt", "pfedpg", "pfpt", "sgpt", "fedvpt"])
 def test_what_a_strategy_expects_is_what_honest_clients_answer(method):
-    cfg = compose(["experiment=smoke", f"method={method}", "server.name=none"])
-    data = build.data(cfg)
-    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    cfg, client = smoke(f"method={method}", "server.name=none")
     client.prepare()
     strategy = build.strategy(cfg, build.loop(cfg))
     (answer,) = client.train([ClientRequest(0, 1, "train", "train", client.initial())])

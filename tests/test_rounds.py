@@ -7,9 +7,8 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from scripted import Scripted, play, round_loop
+from smoke import smoke
 
-from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.messages import ClientUpdate, from_record
 from fedbayes.simulation.flower_private import FIRST_NODE
 from fedbayes.simulation.in_process import InProcessGrid
@@ -29,9 +28,7 @@ class RandomNodes(InProcessGrid):
 
 
 def test_the_order_of_nodes_does_not_reach_the_bits_of_a_real_client():
-    cfg = compose(["experiment=smoke", "clients=4"])
-    data = build.data(cfg)
-    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    _, client = smoke("clients=4")
     one, journal, _ = play(client, clients=4)
     other, shuffled, _ = play(client, grid=RandomNodes(client, 4), clients=4)
     for name, array in from_record(one.arrays).items():

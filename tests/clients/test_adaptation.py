@@ -4,17 +4,11 @@ import numpy as np
 import pytest
 import torch
 from journal import Journal
+from smoke import smoke
 
 from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.messages import ClientRequest, from_record
 from fedbayes.simulation.in_process import InProcessGrid
-
-
-def make(*overrides):
-    cfg = compose(["experiment=smoke", *overrides])
-    data = build.data(cfg)
-    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
 
 
 def asked(client, partition, steps, arrays=None, split="test"):
@@ -23,14 +17,14 @@ def asked(client, partition, steps, arrays=None, split="test"):
 
 
 def test_no_steps_are_the_servers_parameters():
-    _, client = make("method=fedvpt")
+    _, client = smoke("method=fedvpt")
     (plain,) = client.evaluate([ClientRequest(1, 3, "evaluate", "test", client.initial())])
     np.testing.assert_array_equal(asked(client, 1, 0).arrays["probabilities"], plain.arrays["probabilities"])
 
 
 def test_steps_are_those_of_the_local_training_on_the_clients_own_images():
     """One step from zero weights of the head, by hand: with SGD, `lr * z^T (onehot - 1/classes)` of the batch."""
-    _, client = make(
+    _, client = smoke(
         *("method=fedavg_head", "optim.name=sgd", "optim.head_lr=0.5", "optim.clip=null", "optim.batch_size=64")
     )
     found = client.adapt([client.initial()], [ClientRequest(2, 3, "evaluate", "test", client.initial(), adapt=1)])
@@ -44,14 +38,14 @@ def test_steps_are_those_of_the_local_training_on_the_clients_own_images():
 
 
 def test_more_steps_fit_the_clients_training_images_better():
-    _, client = make("method=fedvpt")
+    _, client = smoke("method=fedvpt")
     nll = [asked(client, 0, steps, split="train").metrics["nll"] for steps in (0, 5, 40)]
     assert nll[0] > nll[1] + 0.5
     assert nll[1] > nll[2] + 0.03
 
 
 def test_what_was_adapted_is_forgotten_and_depends_on_no_neighbour():
-    _, client = make("method=pfedbayespt")
+    _, client = smoke("method=pfedbayespt")
     arrays = client.initial()
     alone = asked(client, 1, 3, arrays)
     requests = [ClientRequest(p, 3, "evaluate", "test", arrays, adapt=3) for p in (0, 1, 2)]
@@ -62,7 +56,7 @@ def test_what_was_adapted_is_forgotten_and_depends_on_no_neighbour():
 
 @pytest.mark.parametrize("method", ["pfedbayespt", "fedper", "fedncm"])
 def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_steps(method):
-    cfg, client = make(f"method={method}", "clients=4", "evaluate.new_clients=1", "evaluate.adapt_steps=[0,2]")
+    cfg, client = smoke(f"method={method}", "clients=4", "evaluate.new_clients=1", "evaluate.adapt_steps=[0,2]")
     loop, journal, trained = build.loop(cfg), Journal(), []
     inner = client.train
     client.train = lambda requests: trained.extend(r.partition for r in requests) or inner(requests)
@@ -90,7 +84,7 @@ def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_st
 
 @pytest.mark.parametrize("method", ["fedbabu", "pfedbayes"])
 def test_no_steps_are_none_where_a_method_has_steps_of_its_own(method):
-    _, client = make(f"method={method}", "optim.finetune_steps=3")
+    _, client = smoke(f"method={method}", "optim.finetune_steps=3")
     state = client.model.initial if method == "fedbabu" else client.initial()
 
     def adapted(steps):

@@ -4,19 +4,16 @@ import numpy as np
 import pytest
 import torch
 from pyro import poutine
+from smoke import smoke
 
 from clients import prompt_tuning
-from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.messages import ClientRequest
 from fedbayes.seeding import Streams
 
 
 def make(*overrides):
-    cfg = compose(["experiment=smoke", *overrides])
-    data = build.data(cfg)
-    return build.client(cfg, data, build.model(cfg, data, "cpu"))
+    return smoke(*overrides)[1]
 
 
 def elsewhere(client):

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from journal import Journal
+from smoke import smoke
 
 from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, from_record
 from fedbayes.simulation.in_process import InProcessGrid
@@ -17,9 +17,7 @@ ONE_STEP = ("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.batc
 
 
 def make(*overrides, method="ditto"):
-    cfg = compose(["experiment=smoke", f"method={method}", *RATES, *overrides])
-    data = build.data(cfg)
-    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
+    return smoke(f"method={method}", *RATES, *overrides)
 
 
 def request(partition, arrays, personal=None, kind="train", server_round=1, **options):

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from smoke import smoke
 
 from clients.fedapt import KeyedPrompts
-from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest
 
@@ -22,9 +21,7 @@ def prompts(own=None, **changes):
 
 
 def make(*overrides):
-    cfg = compose(["experiment=smoke", "method=fedapt", *overrides])
-    data = build.data(cfg)
-    return build.client(cfg, data, build.model(cfg, data, "cpu"))
+    return smoke("method=fedapt", *overrides)[1]
 
 
 def train(client, *partitions):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from smoke import smoke
 
 from fedbayes import build
 from fedbayes.configuration import compose
@@ -9,9 +10,7 @@ from fedbayes.messages import ClientRequest
 
 
 def make(method, *overrides):
-    cfg = compose(["experiment=smoke", f"method={method}", *overrides])
-    data = build.data(cfg)
-    return build.client(cfg, data, build.model(cfg, data, "cpu"))
+    return smoke(f"method={method}", *overrides)[1]
 
 
 def train(client, *partitions, arrays=None, server_round=1):

@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from smoke import smoke
 
 from clients.pep_fedpt import ClassMixedPrompts
-from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest
 
@@ -37,9 +36,7 @@ def weights_by_hand(z, prototypes, prior, temperature=0.2):
 
 
 def make(*overrides):
-    cfg = compose(["experiment=smoke", "method=pep_fedpt", *overrides])
-    data = build.data(cfg)
-    return build.client(cfg, data, build.model(cfg, data, "cpu"))
+    return smoke("method=pep_fedpt", *overrides)[1]
 
 
 def some_prototypes(client):

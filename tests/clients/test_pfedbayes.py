@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from journal import Journal
+from smoke import smoke
 from torch.distributions import Categorical, Normal, kl_divergence
 from torch.nn import functional as F
 
 from clients.own import own
 from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, from_record
 from fedbayes.seeding import Streams
@@ -19,9 +19,7 @@ MEAN = "method.strategy.aggregate=mean"
 
 
 def make(*overrides, method="pfedbayes"):
-    cfg = compose(["experiment=smoke", f"method={method}", *overrides])
-    data = build.data(cfg)
-    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
+    return smoke(f"method={method}", *overrides)
 
 
 def request(partition, arrays, personal=None, kind="train", server_round=1, **options):

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from smoke import smoke
 
 from fedbayes import build
-from fedbayes.configuration import CONF, compose
+from fedbayes.configuration import CONF
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, from_record
@@ -26,14 +27,8 @@ class Journal:
         assert "mixing" in text or "bound" in text, text  # what a posterior says of itself is no fault
 
 
-def make(*overrides):
-    cfg = compose(["experiment=smoke", *overrides])
-    data = build.data(cfg)
-    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
-
-
 def play(*overrides):
-    cfg, client = make(*overrides)
+    cfg, client = smoke(*overrides)
     loop, journal = build.loop(cfg), Journal()
     grid = InProcessGrid(client, cfg.clients)
     progress = loop.run(grid, build.strategy(cfg, loop), client.initial(), journal)
@@ -50,7 +45,7 @@ def train(client, *partitions, server_round=1, arrays=None):
     ["fixed", "deterministic", "gaussian", "low_rank", "semi_implicit", "semi_implicit inference.reverse=gaussian"],
 )
 def test_a_clients_result_does_not_depend_on_its_cohort(kind):
-    _, client = make("clients=4", *f"generator.kind={kind}".split(), "optim.name=sgd", "partition.quantity=0.7")
+    _, client = smoke("clients=4", *f"generator.kind={kind}".split(), "optim.name=sgd", "partition.quantity=0.7")
     (alone,) = train(client, 2)
     for cohort in ((2, 0), (3, 2, 1), (0, 1, 2, 3)):
         together = next(update for update in train(client, *cohort) if update.partition == 2)
@@ -60,7 +55,7 @@ def test_a_clients_result_does_not_depend_on_its_cohort(kind):
 
 
 def test_a_clients_predictions_do_not_depend_on_its_cohort():
-    _, client = make("clients=4", "partition.test=0.1", "partition.quantity=0.7")
+    _, client = smoke("clients=4", "partition.test=0.1", "partition.quantity=0.7")
     arrays = train(client, 0)[0].arrays
 
     def ask(*partitions):
@@ -74,8 +69,8 @@ def test_a_clients_predictions_do_not_depend_on_its_cohort():
 
 
 def test_draws_differ_between_rounds_clients_and_seeds():
-    _, client = make()
-    _, other = make("seed=1")
+    _, client = smoke()
+    _, other = smoke("seed=1")
     same = client.initial()
     results = [
         train(client, 0)[0],
@@ -97,7 +92,7 @@ VARIANTS = [[f"method={method}"] for method in METHODS] + [
 
 @pytest.mark.parametrize("overrides", VARIANTS, ids=" ".join)
 def test_every_parameter_that_is_sent_has_been_trained(overrides):
-    _, client = make(*overrides)
+    _, client = smoke(*overrides)
     optim = getattr(getattr(client, "inner", client), "optim", None)
     if optim is None:
         pytest.skip("needs a method that trains by gradients")
@@ -117,11 +112,11 @@ def test_every_parameter_that_is_sent_has_been_trained(overrides):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_personal_head_is_in_no_reply(method):
-    _, shared = make(f"method={method}", "method.client.personal=[]")
+    _, shared = smoke(f"method={method}", "method.client.personal=[]")
     if not any(name.startswith("head.") for name in shared.initial()):
         pytest.skip("needs a method with a head")
     shorter = ["optim.finetune_steps=3"] if method == "fedbabu" else []
-    cfg, client = make(f"method={method}", "method.client.personal=[head]", *shorter)
+    cfg, client = smoke(f"method={method}", "method.client.personal=[head]", *shorter)
     if build.loop(cfg).sampling.per_round < cfg.clients:
         pytest.skip("needs a method that trains every client; untrained ones are sent the mean head")
     assert not any(name.startswith("head.") for name in client.initial())
@@ -167,7 +162,7 @@ def test_clients_that_never_trained_predict_with_the_mean_head():
 
 
 def test_the_weight_of_a_reply_is_the_number_of_its_images():
-    _, client = make("partition.quantity=1.0", "partition.max_train=null", "optim.local_epochs=1")
+    _, client = smoke("partition.quantity=1.0", "partition.max_train=null", "optim.local_epochs=1")
     counts = [len(client.data.indices(p, "train")) for p in range(3)]
     assert len(set(counts)) > 1
     assert [update.num_examples for update in train(client, 0, 1, 2)] == counts
@@ -176,7 +171,7 @@ def test_the_weight_of_a_reply_is_the_number_of_its_images():
 def test_tokens_that_do_not_fit_are_computed_again_with_the_same_result():
     updates, answers = [], []
     for megabytes in (2048, 0):
-        _, client = make(f"simulation.cache_mb={megabytes}")
+        _, client = smoke(f"simulation.cache_mb={megabytes}")
         updates.append(train(client, 0, 1)[1])
         asked = [ClientRequest(p, 1, "evaluate", "test", client.initial()) for p in range(3)]
         answers.append(client.evaluate(asked)[2])
@@ -188,7 +183,7 @@ def test_tokens_that_do_not_fit_are_computed_again_with_the_same_result():
 def test_many_images_times_draws_go_through_in_parts_with_the_same_result(monkeypatch):
     import clients.prompt_tuning
 
-    _, client = make("partition.test=0.1")
+    _, client = smoke("partition.test=0.1")
     request = ClientRequest(1, 1, "evaluate", "test", train(client, 1)[0].arrays)
     whole = client.evaluate([request])[0].arrays
     monkeypatch.setattr(clients.prompt_tuning, "LARGEST_PASS", 14)
@@ -197,8 +192,8 @@ def test_many_images_times_draws_go_through_in_parts_with_the_same_result(monkey
 
 
 def test_augmentation_changes_training_and_leaves_predictions_alone():
-    _, plain = make()
-    _, augmented = make("augment.shift=0.2", "augment.degrees=20")
+    _, plain = smoke()
+    _, augmented = smoke("augment.shift=0.2", "augment.degrees=20")
     initial = plain.initial()
     assert not np.array_equal(train(plain, 0)[0].arrays["head.weight"], train(augmented, 0)[0].arrays["head.weight"])
     request = ClientRequest(0, 1, "evaluate", "test", train(plain, 0, arrays=initial)[0].arrays)
@@ -210,7 +205,7 @@ def test_augmentation_changes_training_and_leaves_predictions_alone():
 
 
 def test_the_frozen_backbone_stays_as_it_was():
-    _, client = make()
+    _, client = smoke()
     before = {name: value.clone() for name, value in client.model.backbone.state_dict().items()}
     train(client, 0, 1)
     for name, value in client.model.backbone.state_dict().items():
@@ -267,12 +262,12 @@ def test_under_a_huge_weight_of_the_kl_the_posterior_is_the_same_for_every_image
 @pytest.mark.parametrize("personal", [["foo"], ["generator", "hea"]])
 def test_parts_that_the_model_lacks_are_refused(personal):
     with pytest.raises(ConfigError, match="its parts are generator, head"):
-        make(f"method.client.personal=[{','.join(personal)}]")
+        smoke(f"method.client.personal=[{','.join(personal)}]")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_asks_for_no_test_image(method, monkeypatch):
-    _, client = make(f"method={method}")
+    _, client = smoke(f"method={method}")
     client.prepare()
     asked, indices = set(), FederatedData.indices
     monkeypatch.setattr(

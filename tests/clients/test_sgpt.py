@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from smoke import smoke
 
 from clients.sgpt import FLOOR, GroupPrompts
-from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest
 
@@ -18,9 +17,7 @@ def prompts(**changes):
 
 
 def make(*overrides):
-    cfg = compose(["experiment=smoke", "method=sgpt", *overrides])
-    data = build.data(cfg)
-    return build.client(cfg, data, build.model(cfg, data, "cpu"))
+    return smoke("method=sgpt", *overrides)[1]
 
 
 def train(client, partition, arrays=None):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from journal import Journal
+from smoke import smoke
 from torch.nn import functional as F
 
 import fedbayes
 from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.messages import ClientRequest, from_record
 from fedbayes.simulation.in_process import InProcessGrid
 
@@ -21,14 +21,8 @@ FFA = [LORA, "method.weights.freeze_a=true"]
 VARIANTS = [[LORA], FFA, [LORA, "method.weights.start_layer=2"], [FULL]]
 
 
-def make(*overrides):
-    cfg = compose(["experiment=smoke", *overrides])
-    data = build.data(cfg)
-    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
-
-
 def play(*overrides):
-    cfg, client = make(*overrides)
+    cfg, client = smoke(*overrides)
     loop, journal = build.loop(cfg), Journal()
     progress = loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)
     return client, progress, journal
@@ -41,7 +35,7 @@ def train(client, *partitions, arrays=None):
 
 def test_a_step_of_full_fine_tuning_is_plain_torchs():
     sgd = ("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.prompt_lr=0.05", "optim.head_lr=0.2")
-    _, client = make(FULL, *sgd, "optim.local_epochs=1", "optim.batch_size=64", "head.init_std=0.3")
+    _, client = smoke(FULL, *sgd, "optim.local_epochs=1", "optim.batch_size=64", "head.init_std=0.3")
     vit, images = copy.deepcopy(client.model.backbone.vit), client.data.images
     head = torch.nn.Linear(client.model.backbone.dim, 10)
     head.weight.data = torch.from_numpy(client.initial()["head.weight"].T.copy())
@@ -61,7 +55,7 @@ def test_a_step_of_full_fine_tuning_is_plain_torchs():
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
 def test_a_clients_result_does_not_depend_on_its_cohort(variant):
-    _, client = make(*variant, "clients=4", "optim.name=sgd", "partition.quantity=0.7")
+    _, client = smoke(*variant, "clients=4", "optim.name=sgd", "partition.quantity=0.7")
     (alone,) = train(client, 2)
     for cohort in ((2, 0), (3, 2, 1), (~0, 2)):
         together = next(update for update in train(client, *cohort) if update.partition == 2)
@@ -71,7 +65,7 @@ def test_a_clients_result_does_not_depend_on_its_cohort(variant):
 
 @pytest.mark.parametrize("method", [LORA, FULL])
 def test_a_neighbour_of_nans_changes_no_bit(method):
-    _, client = make(method)
+    _, client = smoke(method)
     arrays = client.initial()
     nan = {name: np.full_like(value, np.nan) for name, value in arrays.items()}
     results = []
@@ -108,7 +102,7 @@ def test_two_rounds_give_the_same_bits_twice_and_the_likelihood_rises(variant):
 def test_only_a_b_and_head_travel_and_with_a_frozen_a_not_even_that():
     sizes = {}
     for name, variant in {"lora": [LORA], "ffa": FFA, "full": [FULL]}.items():
-        _, client = make(*variant)
+        _, client = smoke(*variant)
         sent = {name: array for name, array in train(client, 0)[0].arrays.items() if array.size}
         assert {name: array.shape for name, array in client.initial().items() if array.size} == {
             name: array.shape for name, array in sent.items()
@@ -125,7 +119,7 @@ def test_only_a_b_and_head_travel_and_with_a_frozen_a_not_even_that():
 
 @pytest.mark.parametrize("method", [LORA, FULL])
 def test_blocks_and_personal_parts_go_by_the_names_of_weights(method):
-    _, client = make(method, "optim.blocks=[[head],[weights.blocks.3]]", "method.client.personal=[weights]")
+    _, client = smoke(method, "optim.blocks=[[head],[weights.blocks.3]]", "method.client.personal=[weights]")
     (update,) = train(client, 0)
     assert not any(name.startswith("weights.") for name in update.arrays)
     moved = {name for name, value in update.personal.items() if not np.array_equal(value, client.model.initial[name])}
@@ -135,7 +129,7 @@ def test_blocks_and_personal_parts_go_by_the_names_of_weights(method):
 
 @pytest.mark.parametrize("method", [LORA, FULL])
 def test_steps_before_an_evaluation_fit_the_own_images_and_are_forgotten(method):
-    _, client = make(method)
+    _, client = smoke(method)
     arrays = client.initial()
 
     def nll(steps):
@@ -151,7 +145,7 @@ def test_steps_before_an_evaluation_fit_the_own_images_and_are_forgotten(method)
 def test_a_cache_is_only_that_and_augmentation_acts_on_what_is_learnt_from(variant):
     replies = {}
     for override in ("simulation.cache_mb=2048", "simulation.cache_mb=0", "augment.shift=0.2"):
-        _, client = make(*variant, "optim.name=sgd", override)
+        _, client = smoke(*variant, "optim.name=sgd", override)
         replies[override] = train(client, 0)[0].arrays
     cached, computed, augmented = replies.values()
     for name, array in cached.items():
@@ -160,7 +154,7 @@ def test_a_cache_is_only_that_and_augmentation_acts_on_what_is_learnt_from(varia
 
 
 def test_the_backbone_stays_as_it_was():
-    _, client = make(FULL)
+    _, client = smoke(FULL)
     before = {name: value.clone() for name, value in client.model.backbone.state_dict().items()}
     train(client, 0, 1)
     for name, value in client.model.backbone.state_dict().items():

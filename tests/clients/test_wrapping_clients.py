@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from journal import Journal
+from smoke import smoke
 
 from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.messages import ClientRequest, from_record
 from fedbayes.simulation.in_process import InProcessGrid
 
@@ -14,9 +14,7 @@ UNEQUAL = ("clients=4", "partition.quantity=0.7", "partition.test=0.1")
 
 
 def make(method, *overrides):
-    cfg = compose(["experiment=smoke", f"method={method}", *overrides])
-    data = build.data(cfg)
-    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
+    return smoke(f"method={method}", *overrides)
 
 
 def play(method, *overrides):

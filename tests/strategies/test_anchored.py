@@ -6,9 +6,9 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 from journal import Journal
+from smoke import smoke
 
 from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, to_record
 from fedbayes.models.anchoring import noise_bank
@@ -19,16 +19,10 @@ from strategies.averaging import Averaging
 NOISY = ("generator.noise.weight", "generator.skip.weight")
 
 
-def make(*overrides):
-    cfg = compose(["experiment=smoke", *overrides])
-    data = build.data(cfg)
-    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
-
-
 @pytest.fixture(scope="module")
 def trained():
     """A client and the replies of a round of real training from the common start."""
-    cfg, client = make("optim.local_epochs=3")
+    cfg, client = smoke("optim.local_epochs=3")
     return client, client.train([ClientRequest(p, 1, "train", "", client.initial()) for p in range(cfg.clients)])
 
 
@@ -67,7 +61,7 @@ def test_where_nothing_has_turned_anchoring_takes_nothing_away(trained):
 
 
 def play(*overrides):
-    cfg, client = make(*overrides)
+    cfg, client = smoke(*overrides)
     loop, journal = build.loop(cfg), Journal()
     loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)
     return journal.rows
@@ -96,7 +90,7 @@ def test_every_round_says_what_became_of_the_mixing(aggregate):
 
 
 def test_what_is_received_is_what_the_generator_starts_with():
-    _, client = make()
+    _, client = smoke()
     row = next(row for row in play() if row["phase"] == "train")
     skip, bank = client.initial()["generator.skip.weight"], len(noise_bank(2, 0))
     mixing = float((skip**2).sum()) * bank / (bank - 1)  # f starts at zero; variances are unbiased

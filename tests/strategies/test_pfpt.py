@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 from journal import Journal
+from smoke import smoke
 
 from fedbayes import build
-from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientUpdate, from_record, to_record
 from fedbayes.simulation.in_process import InProcessGrid
@@ -176,9 +176,7 @@ def test_the_most_activated_are_taken_and_the_earlier_of_equals():
 
 
 def test_a_federation_of_two_rounds():
-    cfg = compose(["experiment=smoke", "method=pfpt", "prompts.depth=deep"])
-    data = build.data(cfg)
-    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    cfg, client = smoke("method=pfpt", "prompts.depth=deep")
     loop = build.loop(cfg)
     strategy = build.strategy(cfg, loop)
     progress = loop.run(InProcessGrid(client, cfg.clients), strategy, client.initial(), Journal())
