@@ -14,10 +14,11 @@ import io
 import itertools
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[Path]:
     print(f"{len(jobs)} runs, {len(waiting)} to do, {processes} at a time", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     started = time.time()
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         futures = {pool.submit(_run, job): job for job in waiting}
         for number, future in enumerate(as_completed(futures), 1):
             folder, overrides = futures[future]
@@ -101,6 +102,18 @@ def folder_of(root: Path, overrides: Sequence[str]) -> Path:
     if len(name) > LONGEST:
         name = f"{name[:LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return root / name
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that hands out the jobs is gone; it would go on beside its successor."""
+    parent = parent_process()
+    assert parent is not None, "a worker has one"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(job: Job) -> None:
