@@ -2,9 +2,9 @@
 
     python experiments/sweep.py runs/table --jobs 2 method=fedvpt,pfedbayespt seed=0,1,2
 
-Every combination becomes a run in a folder named after it; a folder with a summary is not run again, and one that was
-made with other settings is named and refused. Each process uses one torch thread, so the numbers are those of
-`fedbayes -m ... simulation.threads=1`, to the last bit.
+Every combination becomes a run in a folder named after it. A folder with a summary is not run again, a run that broke
+off goes on from its last checkpoint, and one that was made with other settings is named and refused. Each process uses
+one torch thread, so the numbers are those of `fedbayes -m ... simulation.threads=1`, to the last bit.
 """
 
 import argparse
@@ -66,7 +66,8 @@ def require_same(jobs: Sequence[Job]) -> None:
     Raises:
         SystemExit: with the folders and what differs.
     """
-    found = {folder: differing(folder, overrides) for folder, overrides in jobs if (folder / "summary.json").exists()}
+    begun = [job for job in jobs if any((job[0] / name).exists() for name in ("config.yaml", "summary.json"))]
+    found = {folder: differing(folder, overrides) for folder, overrides in begun}
     if wrong := [f"{folder} has {', '.join(them[:3])}" for folder, them in found.items() if them]:
         raise SystemExit("\n".join([*wrong, "Remove these to run them anew, or ask for what they were made with."]))
 
@@ -121,10 +122,10 @@ def _run(job: Job) -> None:
     from fedbayes.configuration import quoted
 
     folder, overrides = job
-    for name in ("metrics.jsonl", "config.yaml", "clients.jsonl"):  # of a run that broke off
-        (folder / name).unlink(missing_ok=True)
+    broken_off = (folder / "config.yaml").exists()
+    asked = [f"resume={quoted(folder)}"] if broken_off else [*overrides, ONE_THREAD, f"run_dir={quoted(folder)}"]
     with contextlib.redirect_stdout(io.StringIO()):
-        simulate([*overrides, ONE_THREAD, f"run_dir={quoted(folder)}"])
+        simulate(asked)
 
 
 def main() -> None:

@@ -1,11 +1,14 @@
-"""The processes of a sweep."""
+"""A sweep's processes, and runs of it that broke off."""
 
+import importlib
+import json
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 
+import pytest
 from processes import Marked
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -27,18 +30,39 @@ if __name__ == "__main__":
 """
 
 
+@pytest.fixture
+def sweep(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module("sweep")
+
+
+def test_a_run_that_broke_off_goes_on_and_only_with_its_own_settings(sweep, tmp_path):
+    folder, asked = tmp_path / "one", ("experiment=smoke", "method=fedvpt", "rounds=2")
+    sweep._run((folder, asked))
+    whole = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").unlink()
+    (folder / "checkpoint" / "round-00002").rename(tmp_path / "gone")
+    with pytest.raises(SystemExit, match="rounds=2, not 3"):
+        sweep.require_same([(folder, (*asked[:2], "rounds=3"))])
+    sweep.require_same([(folder, asked)])
+    sweep._run((folder, asked))
+    assert json.loads((folder / "summary.json").read_text())["final"] == whole["final"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["round"] for row in rows if row["phase"] == "train"] == [1, 2]
+
+
 def test_workers_end_with_the_one_that_hands_out_the_jobs(tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
-    sweep = Marked(tmp_path, PYTHONPATH=os.pathsep.join([str(EXPERIMENTS), str(tmp_path)]))
+    started = Marked(tmp_path, PYTHONPATH=os.pathsep.join([str(EXPERIMENTS), str(tmp_path)]))
     try:
-        process = sweep.start(sys.executable, "slow.py", log="log")
+        process = started.start(sys.executable, "slow.py", log="log")
         end = time.monotonic() + 60
         while not (tmp_path / "begun").exists():
             assert time.monotonic() < end, (tmp_path / "log").read_text()
             time.sleep(0.05)
-        assert len(sweep.left()) > 1
+        assert len(started.left()) > 1
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert sweep.left(patience=20) == []
+        assert started.left(patience=20) == []
     finally:
-        sweep.end()
+        started.end()
