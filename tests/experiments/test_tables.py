@@ -135,8 +135,10 @@ def test_past_the_edges_of_other_grids(modules):
     assert "optim.prompt_lr=0.03" in tune.beyond("pfedbayespt", "mixture", edge)[0]
 
 
-def test_a_table_on_other_images_runs_nothing_that_was_not_chosen_for_them(modules):
+def test_a_table_on_other_images_runs_nothing_that_was_not_chosen_for_them(modules, monkeypatch, tmp_path):
     tables, _ = modules
+    (tmp_path / "selected.yaml").write_text("photos: {fedvpt: [optim.prompt_lr=0.5]}")
+    monkeypatch.setattr(tables, "HERE", tmp_path)
     assert tables.unchosen("digits_mixture", ["fedvpt", "fedavg_full"]) == []
     assert tables.unchosen("office_mixture", ["fedvpt", "fedavg_full"]) == ["fedavg_full"]
 
