@@ -22,6 +22,9 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from fedbayes.names import CONFIG
+from fedbayes.tracking.run_dir import SUMMARY
+
 Job = tuple[Path, tuple[str, ...]]
 ONE_THREAD = "simulation.threads=1"
 PATHS = ("run_dir", "data.root", "backbone.checkpoint")
@@ -44,7 +47,7 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[Path]:
     Raises:
         SystemExit: if a run that is there was made with other settings; see `require_same`.
     """
-    waiting = [job for job in jobs if not (job[0] / "summary.json").exists()]
+    waiting = [job for job in jobs if not (job[0] / SUMMARY).exists()]
     require_same(jobs)
     print(f"{len(jobs)} runs, {len(waiting)} to do, {processes} at a time", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -66,7 +69,7 @@ def require_same(jobs: Sequence[Job]) -> None:
     Raises:
         SystemExit: with the folders and what differs.
     """
-    begun = [job for job in jobs if any((job[0] / name).exists() for name in ("config.yaml", "summary.json"))]
+    begun = [job for job in jobs if any((job[0] / name).exists() for name in (CONFIG, SUMMARY))]
     found = {folder: differing(folder, overrides) for folder, overrides in begun}
     if wrong := [f"{folder} has {', '.join(them[:3])}" for folder, them in found.items() if them]:
         raise SystemExit("\n".join([*wrong, "Remove these to run them anew, or ask for what they were made with."]))
@@ -81,9 +84,9 @@ def differing(folder: Path, overrides: Sequence[str]) -> list[str]:
 
     from fedbayes.configuration import compose, resolved
 
-    if not (folder / "config.yaml").exists():
-        return ["no config.yaml"]
-    stored = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    if not (folder / CONFIG).exists():
+        return [f"no {CONFIG}"]
+    stored = OmegaConf.to_container(OmegaConf.load(folder / CONFIG))
     had, asked = leaves(stored), leaves(resolved(compose([*overrides, ONE_THREAD])))
     keys = sorted(key for key in had.keys() & asked.keys() if key not in PATHS and had[key] != asked[key])
     own = [key for key in keys if not any(key.endswith(f".{other}") for other in keys)]  # a method repeats some of them
@@ -122,7 +125,7 @@ def _run(job: Job) -> None:
     from fedbayes.configuration import quoted
 
     folder, overrides = job
-    broken_off = (folder / "config.yaml").exists()
+    broken_off = (folder / CONFIG).exists()
     asked = [f"resume={quoted(folder)}"] if broken_off else [*overrides, ONE_THREAD, f"run_dir={quoted(folder)}"]
     with contextlib.redirect_stdout(io.StringIO()):
         simulate(asked)
@@ -137,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     jobs = [(folder_of(args.folder, one), one) for one in combinations(args.overrides)]
     folders = run_all(jobs, args.jobs)
-    sys.exit(any(not (folder / "summary.json").exists() for folder in folders))
+    sys.exit(any(not (folder / SUMMARY).exists() for folder in folders))
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ class AbstractWeights(nn.Module, ABC):
         each = {f"vit.{name}": weight.unbind() for name, weight in weights.items()}
         passes = _Pass(backbone.vit, self.start_layer, self.from_pixels)
         device, bf16 = entering.device.type, backbone.tokens_dtype == torch.bfloat16
-        fused = nullcontext() if device != "cpu" or not bf16 else _without_fused_attention(backbone.vit)
-        with torch.autocast(device, torch.bfloat16, enabled=bf16), fused:
+        attention = _without_fused_attention(backbone.vit) if bf16 and device == "cpu" else nullcontext()
+        with torch.autocast(device, torch.bfloat16, enabled=bf16), attention:
             found = [
                 functional_call(passes, {name: rows[c] for name, rows in each.items()}, (images,))
                 for c, images in enumerate(entering)
