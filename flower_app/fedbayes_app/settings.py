@@ -20,7 +20,7 @@ def configuration(overrides: str) -> DictConfig:
         overrides: separated and quoted as in a shell.
 
     Raises:
-        ConfigError: if they cannot be understood, or ask for another engine than this one.
+        ConfigError: if they cannot be understood, or ask for another engine than this one or for what only the command does.
     """
     try:
         words = shlex.split(overrides)
@@ -36,6 +36,8 @@ def configuration(overrides: str) -> DictConfig:
             f"resume={cfg.resume} does not work in a Flower App, whose clients forget what they kept when a run ends; "
             "run it again, or resume a run of the command fedbayes."
         )
+    if cfg.dry_run:
+        raise ConfigError(f"dry_run={cfg.dry_run} does not run in a Flower App; ask fedbayes, it starts nothing.")
     return cfg
 
 

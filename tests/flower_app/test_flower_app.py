@@ -66,6 +66,7 @@ def test_a_run_that_fails_has_another_exit_status(shell):
         ("data=imagefolder", "ConfigError: data.root has no default; add data.root=VALUE."),
         ("clients=0", "ConfigError: clients=0 is not a whole number of at least 1; give one, e.g. clients=1."),
         ("simulation=ray", "ConfigError: simulation=ray does not run in a Flower App; leave it out, or run fedbayes."),
+        ("dry_run=true", "ConfigError: dry_run=True does not run in a Flower App; ask fedbayes, it starts nothing."),
     ],
 )
 def test_a_bad_override_is_one_line_before_anything_starts(overrides, said, shell):
