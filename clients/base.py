@@ -14,7 +14,8 @@ from clients.own import without_own
 from fedbayes.data.federated import Split
 from fedbayes.errors import ConfigError
 from fedbayes.inference.predictive import Predictive, negative_log_likelihood, predictive
-from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.messages import ClientRequest, ClientUpdate
+from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import Streams
 from fedbayes.site import Site
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
 from fedbayes.errors import ConfigError
-from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.messages import ClientRequest, ClientUpdate
+from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import Streams
 from fedbayes.site import Site
 

@@ -25,7 +25,8 @@ from fedbayes.errors import ConfigError, require_number
 from fedbayes.inference.elbo import Objective
 from fedbayes.inference.fit import LocalTraining
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.messages import ClientRequest, ClientUpdate
+from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import Streams
 from fedbayes.site import Site
 

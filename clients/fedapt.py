@@ -23,14 +23,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clients.base import Draws
-from clients.inputs import Inputs
 from clients.wrapping import AbstractWrappingClient
 from fedbayes.errors import require_number, require_whole
-from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompt_sets import mixture
 from fedbayes.models.prompts import AbstractPrompts, ClientLinear, xavier
-from fedbayes.seeding import Streams
+from fedbayes.named_arrays import Arrays
 
 OWN_KEY = "generator.own"
 """The client's own key, one-hot; zeros where it is to be found from the image."""
@@ -121,10 +119,6 @@ class FedAPTClient(AbstractWrappingClient):
     def for_strangers(self, parameters: Arrays) -> Arrays:
         """The global ones without anybody's key, which privacy's noise may have moved."""
         return {**super().for_strangers(parameters), OWN_KEY: self.model.initial[OWN_KEY]}
-
-    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
-        """Prompts of each image."""
-        return self.inner.draw(inputs, parameters, streams)
 
     def _own(self, partition: int) -> np.ndarray:
         """A client's key, one-hot; that of a stand-in is the one of whom it stands in for."""

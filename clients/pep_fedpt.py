@@ -22,15 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from clients.base import Draws
 from clients.class_sums import class_sums
-from clients.inputs import Inputs
 from clients.wrapping import AbstractWrappingClient
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompt_sets import cosine, mixture
 from fedbayes.models.prompts import AbstractPrompts, xavier
-from fedbayes.seeding import Streams
+from fedbayes.named_arrays import Arrays
 
 CLASS_PRIOR = "generator.prior"
 """Share of each class in the client's training images; uniform where nothing is known."""
@@ -115,10 +113,6 @@ class PEPFedPTClient(AbstractWrappingClient):
         """The parameters with each client's own prior, after its steps, if there are any."""
         given = [{**one, CLASS_PRIOR: self._prior(r.partition)} for one, r in zip(parameters, requests, strict=True)]
         return self.inner.adapt(given, requests)
-
-    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
-        """Prompts of each image."""
-        return self.inner.draw(inputs, parameters, streams)
 
     def _prior(self, partition: int) -> np.ndarray:
         """Share of each class in a client's training images."""

@@ -32,9 +32,9 @@ from fedbayes.inference.elbo import Objective
 from fedbayes.inference.fit import LocalTraining
 from fedbayes.inference.mean_field import PRIOR, RHO, divergence, rho_of, std_of
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.named_arrays import under
+from fedbayes.named_arrays import Arrays, under
 from fedbayes.seeding import Streams
 from fedbayes.site import Site
 

@@ -33,8 +33,9 @@ from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompts import EXPLICIT, PromptGenerator
+from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import Streams
 from fedbayes.site import Site
 

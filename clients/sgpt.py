@@ -12,9 +12,12 @@ P_S and head, then groups, keys and head; the loss has the term `-cos(q, k_g)`, 
 `strategies/sgpt.py` is the server's side.
 
 Choice, key term and orthonormal initial keys follow the authors' code. What is different here: prompts replace those of
-the block before instead of joining them, the head reads the class token alone and not its mean with group prompts, the
-group prompts are also there while P_S is trained, and q enters the cosine as it is, where the code cuts off what is
-negative. Its second choice for data of several domains, by the majority of a batch, supposes one domain per client.
+the block before instead of joining them, so that group prompts are read by the last `group_blocks` alone, where the
+code puts them into two or three blocks in the middle and keeps them up to the last; the head reads the class token
+alone and not its mean with group prompts; the group prompts are also there while P_S is trained; all clients of a round
+are sent the same r_g, where the code counts client after client; and q enters the cosine as it is, where the code cuts
+off what is negative. Its second choice for data of several domains, by the majority of a batch, supposes one domain per
+client.
 """
 
 from collections.abc import Sequence
@@ -26,14 +29,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clients.base import Draws
-from clients.inputs import Inputs
 from clients.wrapping import AbstractWrappingClient
 from fedbayes.errors import ConfigError, require_whole
-from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompt_sets import cosine, mixture
 from fedbayes.models.prompts import AbstractPrompts, xavier
-from fedbayes.seeding import Streams
+from fedbayes.named_arrays import Arrays
 
 CHOICES = "generator.choices"
 """How often each group has been chosen: of all clients on its way out, of one client's images on its way back."""
@@ -134,10 +135,12 @@ class SGPTClient(AbstractWrappingClient):
         return [replace(one, arrays={**one.arrays, CHOICES: mine}) for one, mine in zip(updates, counts, strict=True)]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """The parameters after the client's steps, if there are any."""
-        return self.inner.adapt(parameters, requests)
+        """Steps are taken as in training; the prediction after them knows no earlier choices: nearest keys."""
+        return [self._predicting(one) for one in self.inner.adapt(parameters, requests)]
 
-    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
-        """Prompts of each image's nearest key."""
-        nothing = self.model.initial[CHOICES]
-        return self.inner.draw(inputs, [{**one, CHOICES: nothing} for one in parameters], streams)
+    def for_strangers(self, parameters: Arrays) -> Arrays:
+        """The global ones, without the choices of others."""
+        return self._predicting(super().for_strangers(parameters))
+
+    def _predicting(self, parameters: Arrays) -> Arrays:
+        return {**parameters, CHOICES: self.model.initial[CHOICES]}

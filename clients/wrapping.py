@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
-from clients.base import AbstractClient
+from clients.base import AbstractClient, Draws
+from clients.inputs import Inputs
 from clients.prompt_tuning import PromptTuningClient
 from fedbayes.inference.fit import LocalTraining
 from fedbayes.inference.settings import InferenceSettings
+from fedbayes.messages import ClientRequest
+from fedbayes.named_arrays import Arrays
+from fedbayes.seeding import Streams
 from fedbayes.site import Site
 
 
@@ -32,3 +36,11 @@ class AbstractWrappingClient(AbstractClient):
     ) -> None:
         self.inner = PromptTuningClient(site=site, personal=personal, inference=inference, optim=optim)
         super().__init__(site=site, personal=personal, inputs=self.inner.inputs)
+
+    def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
+        """The parameters after the steps that are asked for, if any."""
+        return self.inner.adapt(parameters, requests)
+
+    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
+        """Prompts of each image."""
+        return self.inner.draw(inputs, parameters, streams)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from fedbayes.tracking.run_dir import METRICS, SUMMARY, read_json, read_rows
+
 SAMPLE_SECONDS = 0.25
 
 
@@ -98,9 +100,9 @@ def watched(overrides: Sequence[str]) -> Watched:
         return Watched(
             wall=wall,
             start_up=float((Path(folder) / "first-round").read_text()) - started,
-            rows=[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()],
+            rows=read_rows(run / METRICS),
             spans=spans,
-            summary=json.loads((run / "summary.json").read_text()),
+            summary=read_json(run / SUMMARY),
             peak_mb=peak[0] or None,
             workers=len({span["process"] for span in spans}),
         )

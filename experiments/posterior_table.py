@@ -10,14 +10,14 @@ row is the mean over seeds ± its standard error; "validation" is what defaults 
 """
 
 import argparse
-import json
-import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sweep import folder_of, run_all
+
+from fedbayes.tracking.groups import spread_text
+from fedbayes.tracking.run_dir import METRICS, SUMMARY, read_json, read_rows
 
 EXTRA, NOISE_DIMS, SAMPLES = (0, 1, 10, 100), (2, 8, 32), (1, 2, 8, 32)
 
@@ -42,9 +42,8 @@ def configurations() -> dict[str, tuple[str, ...]]:
 
 def columns(folder: Path) -> dict[str, float | None]:
     """The numbers of one run."""
-    summary = json.loads((folder / "summary.json").read_text())
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    validation = [row for row in rows if row["phase"] == "validation"][-1]
+    summary = read_json(folder / SUMMARY)
+    validation = [row for row in read_rows(folder / METRICS) if row["phase"] == "validation"][-1]
     final: dict[str, Any] = summary["final"]
     ood = final.get("ood") or {}
     return {
@@ -62,16 +61,6 @@ def columns(folder: Path) -> dict[str, float | None]:
     }
 
 
-def shown(values: Sequence[float | None]) -> str:
-    """Mean ± standard error, or a dash."""
-    numbers = [value for value in values if value is not None]
-    if not numbers:
-        return "–"
-    if len(numbers) == 1:
-        return f"{numbers[0]:.3f}"
-    return f"{statistics.mean(numbers):.3f} ± {statistics.stdev(numbers) / math.sqrt(len(numbers)):.3f}"
-
-
 def table(rows: dict[str, tuple[str, ...]], runs: Callable[[tuple[str, ...]], list[Path]]) -> list[str]:
     """Markdown, one line per configuration whose runs are there; columns without a number are left out."""
     found = {name: [columns(folder) for folder in runs(overrides)] for name, overrides in rows.items()}
@@ -80,7 +69,7 @@ def table(rows: dict[str, tuple[str, ...]], runs: Callable[[tuple[str, ...]], li
     heads = [head for head in every[0] if any(one[head] is not None for one in every)]
     lines = ["| posterior | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, each in found.items():
-        cells = [shown([one[head] for one in each]) for head in heads]
+        cells = [spread_text([one[head] for one in each]) for head in heads]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 

@@ -29,9 +29,9 @@ from scipy.ndimage import distance_transform_edt
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from fedbayes.models.zoo import SHIPPED
 from fedbayes.seeding import key
 
-ASSET = Path(__file__).parent.parent / "fedbayes" / "assets" / "vit_letters32.safetensors"
 ARCHITECTURE: dict[str, Any] = {
     "img_size": 32,
     "patch_size": 4,
@@ -201,7 +201,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="schedule by the clock instead (not repeatable to the last bit)")
     parser.add_argument("--stop", type=int, help="end after so many steps, before the schedule does")
     parser.add_argument("--init", type=Path, help="go on from these weights (the head starts afresh)")
-    parser.add_argument("--out", type=Path, default=ASSET)
+    parser.add_argument("--out", type=Path, default=SHIPPED)
     parser.add_argument("--save-every", type=int, default=500, help="steps between intermediate files")
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")

@@ -27,9 +27,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fedbayes.data.styled_digits import styled_digits
+from fedbayes.models.zoo import SHIPPED
 from fedbayes.seeding import key
 
-ASSET = Path(__file__).parent.parent / "fedbayes" / "assets" / "vit_letters32.safetensors"
 GRID = {"scale__with_std": [True, False], "classify__C": [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0]}
 
 
@@ -84,7 +84,7 @@ def accuracy(features: NDArray[np.float32], labels: NDArray[np.int64], folds: in
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=Path, default=ASSET)
+    parser.add_argument("--weights", type=Path, default=SHIPPED)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--only", choices=("frozen", "pixels", "pixels, aligned", "random"), help="one row of the table"

@@ -42,6 +42,7 @@ from fedbayes.inference.gaussian import AmortisedNormal
 from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
+from fedbayes.tracking.groups import spread_text
 
 NOISE = 10
 DRAWS = 32
@@ -191,12 +192,6 @@ def one_fit(name: str, method: str, num_extra: int, seed: int, steps: int, exact
     return {"ms_per_step": ms, "steps": steps, **judged(q, log_joint, num_extra, exact)}
 
 
-def spread(values: list[float]) -> str:
-    """Mean, and its standard error where there is one."""
-    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.3f}{error}"
-
-
 def print_tables(rows: list[tuple[str, int, list[dict[str, Any]]]]) -> None:
     """One line per method and K: means over seeds, ± their standard error."""
     print("| method | K | KL (nats) | bracket | fits | ms per step | effective components | mixing ratio |")
@@ -209,7 +204,7 @@ def print_tables(rows: list[tuple[str, int, list[dict[str, Any]]]]) -> None:
                 *(statistics.mean(f["kl_plain"][i] for f in fits) for i in (0, 1))
             )
         cells = [
-            spread([statistics.mean(one["kl"][:2]) for one in fits]),
+            spread_text([statistics.mean(one["kl"][:2]) for one in fits]),
             bound,
             str(len(fits)),
             f"{statistics.mean(one['ms_per_step'] for one in fits):.1f}",
@@ -220,7 +215,7 @@ def print_tables(rows: list[tuple[str, int, list[dict[str, Any]]]]) -> None:
     names = list(rows[0][2][0]["distances"])
     print("\n| method | K | " + " | ".join(names) + " |\n|---|---|" + "---|" * len(names))
     for method, num_extra, fits in rows:
-        cells = [spread([one["distances"][name] for one in fits]) for name in names]
+        cells = [spread_text([one["distances"][name] for one in fits]) for name in names]
         print(f"| {method} | {'' if method == 'gaussian' else num_extra} | " + " | ".join(cells) + " |")
 
 

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.thresholds import COLLAPSED
+from fedbayes.tracking.groups import spread_text
 
 COMPONENTS = (20_000, 40_000)  # of the mixture that stands for h; the second tells the bias of the first
 POINTS = 2**12  # for the expectation in the KL
@@ -213,13 +214,6 @@ def perform_all(jobs: Sequence[Job], out: Path, processes: int) -> list[dict[str
     return [future.result() for future in futures]
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard error."""
-    if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{mean(values):.4f} ± {stdev(values) / len(values) ** 0.5:.4f}"
-
-
 def table(results: Sequence[dict[str, Any]], floors: dict[str, float]) -> str:
     """Both methods on every target, means over seeds."""
     lines = [
@@ -231,7 +225,7 @@ def table(results: Sequence[dict[str, Any]], floors: dict[str, float]) -> str:
         ratio, effective, seconds = (
             mean(r[key] for r in rows) for key in ("mixing_ratio", "effective_components", "seconds")
         )
-        kl, sw2 = (spread([r[key] for r in rows]) for key in ("kl", "sw2"))
+        kl, sw2 = (spread_text([r[key] for r in rows], digits=4) for key in ("kl", "sw2"))
         published = "{} ± {}".format(*TARGETS[target].published_sw2) if name == "SIVI" else ""
         components = f"{effective:.1f} of {rows[0]['job']['recipe']['num_extra'] + 1}"
         lines.append(

@@ -9,11 +9,12 @@ the paired interval over clients and images must hold zero.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
 from paired import paired_difference
+
+from fedbayes.tracking.run_dir import METRICS, read_rows
 
 FAULTS = {"drop": 0.3, "error": 0.05, "nan": 0.02}
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -45,8 +46,8 @@ def play(rounds: int, clients: int, faults: dict[str, float], folder: Path, coho
         ])  # fmt: skip
     finally:
         checkpoint.save = save
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {"summary": summary, "memory": memory, "trains": [row for row in rows if row["phase"] == "train"]}
+    trains = [row for row in read_rows(folder / METRICS) if row["phase"] == "train"]
+    return {"summary": summary, "memory": memory, "trains": trains}
 
 
 def expected(rounds: int, clients: int, seed: int = 0) -> dict[str, int]:

@@ -36,9 +36,20 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     axes = []
     for override in overrides:
         key, _, values = override.partition("=")
-        parts = [values] if values.startswith("[") else values.split(",")
-        axes.append([f"{key}={value}" for value in parts])
+        axes.append([f"{key}={value}" for value in outside_brackets(values)])
     return list(itertools.product(*axes))
+
+
+def outside_brackets(text: str) -> list[str]:
+    """A text cut at the commas that no bracket encloses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in ")}]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def run_all(jobs: Sequence[Job], processes: int) -> list[Path]:

@@ -11,19 +11,18 @@ protocol's and the method's choice of today is refused. Partition and run share 
 """
 
 import argparse
-import math
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from paired import Difference, paired_difference
 from protocols import TABLES, WAVES
 from sweep import Job, folder_of, require_same, run_all
 
+from fedbayes.tracking.groups import Spread, spread
 from fedbayes.tracking.run_dir import SUMMARY, read_json
 
 HERE = Path(__file__).parent
@@ -87,7 +86,7 @@ class Row:
 
     method: str
     seeds: int
-    values: dict[str, tuple[float, float | None]]
+    values: dict[str, Spread]
     difference: dict[str, Difference]
 
 
@@ -120,7 +119,7 @@ def rows(methods: Sequence[str], place: Path, against: str = OURS) -> list[Row]:
         if not found:
             continue
         runs = [measure(read_json(folder / SUMMARY)) for folder in found]
-        values = {key: mean_and_error([run[key] for run in runs]) for key in runs[0]}
+        values = {key: cast(Spread, spread([run[key] for run in runs])) for key in runs[0]}
         pairs = [
             (folder, folders[against][SEEDS.index(int(folder.name.rpartition("seed=")[2]))])
             for folder in found
@@ -132,18 +131,12 @@ def rows(methods: Sequence[str], place: Path, against: str = OURS) -> list[Row]:
     return made
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and its standard error; None for a single value."""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return statistics.fmean(values), error
-
-
 def shown(name: str, lines: Sequence[Row]) -> str:
     """The table in Markdown; differences are the method's minus those of the method that has none."""
 
     def cell(row: Row, key: str, digits: int) -> str:
-        value, error = row.values[key]
-        return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+        found = row.values[key]
+        return f"{found.mean:.{digits}f}" + ("" if found.error is None else f" ± {found.error:.{digits}f}")
 
     def gap(row: Row, key: str, scale: float, digits: int) -> str:
         if key not in row.difference:
@@ -171,8 +164,8 @@ def shown(name: str, lines: Sequence[Row]) -> str:
             [
                 f"`{row.method}`",
                 *(cell(row, key, 3) for key in ("accuracy", "best", "worst", "nll", "ece")),
-                f"{row.values['kilobytes'][0]:.1f}",
-                f"{row.values['seconds'][0]:.0f}",
+                f"{row.values['kilobytes'].mean:.1f}",
+                f"{row.values['seconds'].mean:.0f}",
                 gap(row, "accuracy", 100, 1),
                 gap(row, "nll", 1, 3),
             ]

@@ -11,7 +11,6 @@ round. Test images play no part. `protocol.md` says what is tuned where, and wha
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,8 @@ import yaml
 from protocols import TABLES, WAVES
 from sweep import folder_of, run_all
 from tables import DEFAULTS, ask_for_photographs, jobs
+
+from fedbayes.tracking.run_dir import METRICS, read_rows
 
 Candidate = tuple[str, ...]
 Ranked = tuple[float, float, Candidate]
@@ -156,8 +157,7 @@ def step(key: str, at: Mapping[str, str], grid: Sequence[Mapping[str, str]]) -> 
 
 def score(folder: Path) -> tuple[float, float]:
     """NLL (nats) and accuracy on validation after the last round."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    last = [row for row in rows if row["phase"] == "validation"][-1]
+    last = [row for row in read_rows(folder / METRICS) if row["phase"] == "validation"][-1]
     return last["nll"], last["accuracy"]
 
 

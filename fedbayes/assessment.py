@@ -112,7 +112,8 @@ class Assessment:
             adapt: steps that new clients train before.
         """
         started = time.perf_counter()
-        asked = federation.view(self.sampling.evaluated if adapt is None else self.sampling.newcomers)
+        partitions = self.sampling.evaluated if adapt is None else self.sampling.newcomers
+        asked = federation.view([one for one in partitions if federation.images_of(one, split) != 0])
         phase = split if adapt is None else f"new_clients_{adapt}"
         # Clients that were never trained take the mean of what trained ones keep to themselves.
         strangers = self.shares_personal and len(progress.accepted) < len(federation.partitions)

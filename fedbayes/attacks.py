@@ -9,7 +9,8 @@ With w what a client was sent and u what it learnt, the update that is told to t
 
 Sign flip and label flip: Fang et al. (USENIX Security 2020, arXiv 1911.11815); scaling and the backdoor: Bagdasaryan et
 al. (AISTATS 2020, arXiv 1807.00459), whose success is the share of images of other classes that the square turns into
-`target`. What a client keeps to itself is what it learnt: it lies to others only.
+`target`. What a client keeps to itself is what it learnt: it lies to others only. Counts of images (FedNCM, FedCOF,
+PEP-FedPT, SGPT) it lies about like the rest, and servers refuse counts that cannot be.
 """
 
 import math
@@ -22,7 +23,8 @@ import numpy as np
 
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.messages import Arrays, ClientRequest, ClientUpdate
+from fedbayes.messages import ClientRequest, ClientUpdate
+from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import numpy_generator
 from fedbayes.simulation.client import CohortClient
 from fedbayes.steps import base, length, moved
@@ -54,6 +56,10 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
     def poison(self, data: FederatedData, hostile: Sequence[int]) -> FederatedData:  # noqa: ARG002  (a hook)
         """The data with what hostile clients train on, and the images that tell success."""
         return data
+
+    def marked(self, data: FederatedData) -> list[np.ndarray]:
+        """The test images of each client, by id, whose copies tell success; none unless the attack has a mark."""
+        return [np.empty(0, np.int64) for _ in data.clients]
 
     def lie(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002  (a hook)
         """What a hostile client tells the server.
@@ -201,8 +207,7 @@ class Backdoor(AbstractAttack):
         rng = numpy_generator(self.seed, "backdoor images")
         mine = np.sort(rng.permutation(mine)[: round(self._images * len(mine))])
         clients, every = [], np.arange(len(images))
-        for client in data.clients:
-            others = client.test[images.labels[client.test].numpy() != self._target]
+        for client, others in zip(data.clients, self.marked(data), strict=True):
             clients.append(replace(client, triggered=np.arange(len(every), len(every) + len(others))))
             every = np.concatenate([every, others])
         pixels, labels = images.images[every].clone(), images.labels[every].clone()
@@ -219,6 +224,11 @@ class Backdoor(AbstractAttack):
             names=tuple(images.names[i] for i in every.tolist()),
         )
         return data.dealt(clients, more)
+
+    def marked(self, data: FederatedData) -> list[np.ndarray]:
+        """Test images of other classes than the target."""
+        labels = data.images.labels.numpy()
+        return [client.test[labels[client.test] != self._target] for client in data.clients]
 
     def lie(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
         """`w + scale (u - w)`."""

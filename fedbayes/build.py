@@ -17,21 +17,23 @@ from fedbayes.checkpoint import Checkpoint
 from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import SPLITS, FederatedData
 from fedbayes.data.held_out import deal_out, hold_out
+from fedbayes.data.splits import require_divisions
 from fedbayes.errors import ConfigError, DataError, require_whole
 from fedbayes.guard import Guard, Holdings
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.instantiate import call, later, made_of, plain, takes
-from fedbayes.messages import Arrays, ClientRequest
+from fedbayes.messages import ClientRequest
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.tuned import MakeWeights
+from fedbayes.named_arrays import Arrays
 from fedbayes.rounds import RoundLoop
 from fedbayes.sampling import Sampling
 from fedbayes.secret import secret
 from fedbayes.simulation.client import CohortClient
 from fedbayes.simulation.hardware import choose_device
 from fedbayes.site import Site
-from fedbayes.strategy_state import layers
+from fedbayes.strategy_state import layers, restore
 from fedbayes.training import Training
 
 
@@ -51,7 +53,8 @@ def data(cfg: DictConfig) -> FederatedData:
         )
     asked = plain(cfg.evaluate)
     inside, images = hold_out(images, asked["held_out"])
-    splits = call("partition", later("partition", cfg.partition), inside, clients)
+    found = call("partition", later("partition", cfg.partition), inside, clients)
+    splits = require_divisions(found, len(inside), clients, elsewhere=_elsewhere(cfg))
     splits = deal_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
     images = corrupt_test(images, splits, asked["corruption"], asked["severity"])
     return FederatedData(images, splits, sampling(cfg).newcomers)
@@ -243,7 +246,8 @@ def holdings(cfg: DictConfig, federated: FederatedData) -> Holdings:
         trained = federated.pooled() if OmegaConf.select(cfg, "method.client.pool") else federated
         images = {split: [len(getattr(one, split)) for one in federated.clients] for split in SPLITS}
         images["train"] = [len(one.train) for one in trained.clients]
-        images["triggered"] = images["test"]  # those of other classes, with the mark
+        if (attacker := attack(cfg)) is not None:
+            images["triggered"] = [len(one) for one in attacker.marked(federated)]
     return Holdings(federated.num_classes, len(federated.images.domain_names), images)
 
 
@@ -271,6 +275,7 @@ def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, Feder
 def outgoing(cfg: DictConfig, checkpoint: Checkpoint, partition: int) -> Arrays:
     """What the server of a finished run would send to a client next; methods may send each its own."""
     made = strategy(cfg, loop(cfg))
+    restore(made, checkpoint.strategy)
     inner: Any = layers(made)[-1]
     if not hasattr(inner, "outgoing"):  # one of Flower's own
         return checkpoint.server

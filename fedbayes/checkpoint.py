@@ -25,8 +25,7 @@ from safetensors.numpy import save as to_bytes
 
 from fedbayes import checkpoint_folders, files
 from fedbayes.errors import RunError
-from fedbayes.messages import Arrays
-from fedbayes.named_arrays import by_name, by_partition, mean_arrays
+from fedbayes.named_arrays import Arrays, by_name, by_partition, mean_arrays
 
 KEPT = 2  # checkpoints; the older one stands in for a newest one that was damaged
 STATE = "state.json"

@@ -42,7 +42,8 @@ def require_whole(name: str, value: object, minimum: int, maximum: int | None = 
     Raises:
         ConfigError: naming the key, the value and the range.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum or value > (maximum or value):
+    most = math.inf if maximum is None else maximum
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= most:
         span = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise ConfigError(f"{name}={value} is not a whole number {span}; give one, e.g. {name}={minimum}.")
     return value

@@ -11,14 +11,8 @@ from flwr.serverapp import Grid
 
 from fedbayes.errors import RunError
 from fedbayes.guard import Guard, Holdings, Refusal, first_line
-from fedbayes.messages import (
-    Arrays,
-    ClientUpdate,
-    ask_partition,
-    ask_personal,
-    give_personal,
-    read_partition,
-)
+from fedbayes.messages import ClientUpdate, ask_partition, ask_personal, give_personal, read_partition
+from fedbayes.named_arrays import Arrays
 from fedbayes.simulation.client import QUERY_PERSONAL, QUERY_RESTORE
 from fedbayes.simulation.sampled_grid import SampledGrid
 
@@ -95,6 +89,10 @@ class Federation:
         """Whom a message is for."""
         return self._partitions[message.metadata.dst_node_id]
 
+    def images_of(self, partition: int, split: str) -> int | None:
+        """How many images of a split a client has; None where that is not known."""
+        return None if self.holdings is None else self.holdings.of(split, partition)
+
     def ask(self, messages: Iterable[Message], split: str) -> Replies:
         """Send messages and sort the answers: float sums depend on their order, and engines answer as they finish.
 
@@ -106,7 +104,7 @@ class Federation:
         answered = {self._partitions[r.metadata.src_node_id]: r for r in self._send(sent)}
         replies = Replies([], [], {})
         for partition in sorted(map(self.partition_of, sent)):
-            images = None if self.holdings is None else self.holdings.of(split, partition)
+            images = self.images_of(partition, split)
             checked = self.guard.read(partition, answered.get(partition), images)
             if isinstance(checked, Refusal):
                 replies.dropped[partition] = checked

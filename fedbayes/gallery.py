@@ -21,9 +21,9 @@ from torch import Tensor
 from fedbayes import build, checkpoint, stored_configuration
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import DataError, FedbayesError
-from fedbayes.messages import Arrays
 from fedbayes.models.attention import prompt_attention
 from fedbayes.models.prompted import PromptedViT
+from fedbayes.named_arrays import Arrays
 from fedbayes.prompt_codes import codes_of_client
 from fedbayes.simulation.hardware import choose_device
 from fedbayes.tracking.predictions import Predictions, read_predictions

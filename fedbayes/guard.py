@@ -12,8 +12,8 @@ import numpy as np
 from flwr.app import Message
 
 from fedbayes.errors import require_number
-from fedbayes.messages import Arrays, ClientUpdate, read_personal, read_update
-from fedbayes.named_arrays import non_finite
+from fedbayes.messages import ClientUpdate, read_personal, read_update
+from fedbayes.named_arrays import Arrays, non_finite
 from fedbayes.steps import norm
 
 log = logging.getLogger("fedbayes")

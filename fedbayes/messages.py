@@ -14,8 +14,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from fedbayes.array_bytes import checked, decoded, encoded
 from fedbayes.errors import ConfigError
+from fedbayes.named_arrays import Arrays
 
-Arrays = dict[str, np.ndarray]
 Kind = Literal["train", "evaluate"]
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"

@@ -1,10 +1,11 @@
-"""What is done with named arrays off the wire: one flat name for those of several owners, their mean, their check."""
+"""Parameters by name, and what is done with them off the wire: flat names for several owners, mean, check."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedbayes.messages import Arrays
+Arrays = dict[str, np.ndarray]
+"""A client's or the server's parameters by name, without a client axis."""
 
 
 def by_name(seen: Mapping[int, Arrays]) -> Arrays:

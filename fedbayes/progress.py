@@ -11,8 +11,8 @@ from fedbayes.checkpoint import Checkpoint
 from fedbayes.evaluation import Evaluation
 from fedbayes.inference.diagnostics import has_collapsed
 from fedbayes.inference.thresholds import COLLAPSED, SATURATED
-from fedbayes.messages import Arrays, from_record, to_record
-from fedbayes.named_arrays import under
+from fedbayes.messages import from_record, to_record
+from fedbayes.named_arrays import Arrays, under
 
 _NEWCOMERS = "newcomers-"  # leads the names of evaluations of new clients in a checkpoint
 _PLAIN = ("best_validation", "best_train", "train", "bytes_up", "bytes_down", "seconds", "images", "form")
@@ -32,7 +32,7 @@ class Progress:
         best_validation: that round's validation score; larger is better.
         final: the evaluation on test after the last round.
         newcomers: the evaluations of new clients on test after the last round, by steps of adaptation.
-        best_train: that round's mean training metrics.
+        best_train: the best round's mean training metrics.
         train: the last round's.
         bytes_up: of all training replies.
         bytes_down: of all training requests.

@@ -16,7 +16,8 @@ from fedbayes.checkpoint import Checkpoint
 from fedbayes.errors import ConfigError, StoppedError, require_number, require_whole
 from fedbayes.federation import Federation
 from fedbayes.guard import INVALID, Guard, Holdings, outlandish
-from fedbayes.messages import Arrays, to_record
+from fedbayes.messages import to_record
+from fedbayes.named_arrays import Arrays
 from fedbayes.progress import Progress
 from fedbayes.strategy_state import restore, state_of
 from fedbayes.training import RoundLog, Training

@@ -269,12 +269,12 @@ def _job(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     return resume(run_dir)
 
 
-def run_dir_of(cfg: DictConfig, sweep: Path | None = None) -> Path:
+def run_dir_of(cfg: DictConfig, job: Path | None = None) -> Path:
     """`run_dir` if given, else a job's folder of the sweep, else a new folder under `runs/`."""
     if cfg.run_dir is not None:
         return Path(cfg.run_dir)
-    if sweep is not None:
-        return sweep
+    if job is not None:
+        return job
     now = datetime.now()
     name = f"{now:%H-%M-%S}-{cfg.names.method}-{cfg.names.data}-s{cfg.seed}"
     first = Path("runs") / f"{now:%Y-%m-%d}" / name

@@ -55,7 +55,7 @@ class Streams:
     def normal(
         self, lead: Sequence[int], counts: Sequence[int], size: int, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Standard normal draws of shape `(*lead, C, B, size)`, B the largest of `counts`.
+        """Standard normal draws of shape `(*lead, C, B, size)`, B the largest of `counts`, at least 1.
 
         Client c draws `(*lead, counts[c], size)` from its own generator, zeros fill the rest: neither its neighbours
         nor their numbers of images reach its draws. Drawn on the CPU, so that they are the same on every device.
@@ -66,7 +66,7 @@ class Streams:
             size: the last dimension.
             device: where the result goes.
         """
-        noise = torch.zeros(*lead, len(counts), max(counts), size)
+        noise = torch.zeros(*lead, len(counts), max(1, *counts), size)
         for c, (count, one) in enumerate(zip(counts, self._generators, strict=True)):
             noise[..., c, :count, :] = torch.randn(*lead, count, size, generator=one)
         return noise.to(device)

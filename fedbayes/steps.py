@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fedbayes.messages import Arrays
+from fedbayes.named_arrays import Arrays
 
 
 def base(sent: Arrays, name: str, like: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def moved(sent: Arrays, learnt: Arrays, scale: float) -> Arrays:
     return steps
 
 
-def clipped(sent: Arrays, learnt: Arrays, norm: float) -> Arrays:
-    """The same, its step scaled down to `norm` if it is longer."""
+def clipped(sent: Arrays, learnt: Arrays, longest: float) -> Arrays:
+    """The same, its step scaled down to `longest` if it is longer."""
     found = length(sent, learnt)
-    return learnt if found <= norm else moved(sent, learnt, norm / found)
+    return learnt if found <= longest else moved(sent, learnt, longest / found)

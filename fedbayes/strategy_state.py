@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from flwr.serverapp.strategy import Strategy
 
-from fedbayes.messages import Arrays, ClientUpdate
+from fedbayes.messages import ClientUpdate
+from fedbayes.named_arrays import Arrays
 
 INNER = "strategy"
 """Where a wrapper holds what it wraps."""
@@ -96,6 +97,11 @@ def impossible(strategy: Strategy, update: ClientUpdate) -> str | None:
 def counted_by(strategy: Strategy) -> Sequence[str]:
     """Names of what a strategy counts and nobody learns, see `strategies.base`; none of one of Flower's."""
     return tuple(getattr(layers(strategy)[-1], "counted", ()))
+
+
+def unstepped_by(strategy: Strategy) -> Sequence[str]:
+    """Names of what no step of an optimiser has a meaning for: counted, or made afresh each round."""
+    return (*counted_by(strategy), *getattr(layers(strategy)[-1], "afresh", ()))
 
 
 def layers(strategy: Strategy) -> list[Strategy]:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import final
 
 from fedbayes.errors import ConfigError, require_choice, require_number
-from fedbayes.messages import Arrays, ClientUpdate
+from fedbayes.messages import ClientUpdate
 from fedbayes.models.anchoring import anchored, noise_layers
+from fedbayes.named_arrays import Arrays
 from strategies.base import AbstractStrategy, weighted_mean
 from strategies.robust import ROBUST, combined
 

@@ -8,7 +8,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedbayes.messages import ARRAYS, CONFIG, ROUND, Arrays, ClientUpdate, from_record, read_update, to_record
+from fedbayes.messages import ARRAYS, CONFIG, ROUND, ClientUpdate, from_record, read_update, to_record
+from fedbayes.named_arrays import Arrays
 from fedbayes.simulation.sampled_grid import SampledGrid
 
 SERVER = "server."
@@ -24,12 +25,19 @@ class AbstractStrategy(FedAvg, ABC):
         counted: names in `shared` that are counted and not learnt: no server optimiser moves them, no clipping shortens
             them.
         closed_form: whether parameters are computed afresh each round, so that no step from the old ones has a meaning.
+        plain_mean: whether `aggregate` does nothing but average what clients send, which privacy's noise is made for.
         shared: the server's parameters, taken anew from what Flower hands in before each message, since a wrapper (such
             as Flower's for differential privacy) or a checkpoint may have changed what `aggregate` left.
     """
 
     counted: tuple[str, ...] = ()
     closed_form: bool = False
+    plain_mean: bool = False
+
+    @property
+    def afresh(self) -> tuple[str, ...]:
+        """Names in `shared` of which alone what `closed_form` says is so."""
+        return ()
 
     def __init__(self) -> None:
         super().__init__(min_train_nodes=1, min_evaluate_nodes=1, min_available_nodes=1)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedbayes.messages import Arrays, ClientUpdate
-from fedbayes.named_arrays import by_name, by_partition
+from fedbayes.messages import ClientUpdate
+from fedbayes.named_arrays import Arrays, by_name, by_partition
 from strategies.base import AbstractStrategy, miscounted
 
 

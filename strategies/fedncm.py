@@ -14,7 +14,7 @@ from typing import final
 import numpy as np
 
 from fedbayes.errors import require_number
-from fedbayes.messages import Arrays
+from fedbayes.named_arrays import Arrays
 from strategies.class_sums import AbstractClassSums, class_means, total
 
 

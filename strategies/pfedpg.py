@@ -26,11 +26,12 @@ import torch
 from torch import Tensor
 
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.messages import Arrays, ClientUpdate
+from fedbayes.messages import ClientUpdate
+from fedbayes.models.prompts import BASE as PROMPTS
+from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import generator as seeded
 from strategies.base import SERVER, AbstractStrategy, sendable, weighted_mean
 
-PROMPTS = "generator.base"  # of one client, `(blocks, length, l)`
 LEARNT = tuple(SERVER + name for name in ("basis", "query", "key", "value", "out"))
 BASIS = LEARNT[0]
 DESCRIPTORS, TRAINED = SERVER + "descriptors", SERVER + "trained"
@@ -93,7 +94,12 @@ class PFedPG(AbstractStrategy):
         """The initial parameters, around the prompts that clients start from."""
         if DESCRIPTORS in self.shared:
             return
-        base = self.shared[PROMPTS]
+        base = self.shared.get(PROMPTS)
+        if base is None:
+            raise ConfigError(
+                f"pFedPG generates {PROMPTS}, but clients share none; use generator.kind=fixed and leave generator out "
+                "of method.client.personal."
+            )
         if base.size == 0:
             raise ConfigError("prompts.length=0 leaves pFedPG no prompts to generate; set prompts.length=1 or more.")
         basis = base.reshape(-1, base.shape[-1])

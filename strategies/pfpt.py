@@ -28,10 +28,11 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.messages import Arrays, ClientUpdate
+from fedbayes.messages import ClientUpdate
+from fedbayes.models.prompts import BASE as PROMPTS
+from fedbayes.named_arrays import Arrays
 from strategies.base import SERVER, AbstractStrategy, sendable, weighted_mean
 
-PROMPTS = "generator.base"  # of a client, `(blocks, length, dim)`
 PARTITIONS, ACTIVATED, SET = SERVER + "partitions", SERVER + "activated", SERVER + "set."
 
 
@@ -53,6 +54,11 @@ class PFPT(AbstractStrategy):
         self.noise = require_number("method.strategy.noise", noise, 0, open_low=True)
         self.mass = require_number("method.strategy.mass", mass, 0, open_low=True)
         self.sweeps = require_whole("method.strategy.sweeps", sweeps, 0)
+
+    @property
+    def afresh(self) -> tuple[str, ...]:
+        """The set, whose order is another one each round, and what is taken from it."""
+        return (PROMPTS, *(name for name in self.shared if name.startswith(SET)))
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
         """The client's own choice of the set, or the common one."""

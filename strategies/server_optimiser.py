@@ -20,9 +20,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedbayes.errors import ConfigError, require_choice, require_number
-from fedbayes.messages import Arrays, from_record, to_record
-from fedbayes.named_arrays import under
-from fedbayes.strategy_state import counted_by
+from fedbayes.messages import from_record, to_record
+from fedbayes.named_arrays import Arrays, under
+from fedbayes.strategy_state import unstepped_by
 from strategies.wrapping import AbstractWrapper
 
 RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}
@@ -35,7 +35,7 @@ class ServerOptimiser(AbstractWrapper):
     """A strategy whose aggregate becomes a step of an optimiser; it wraps any, also Flower's own.
 
     Floating-point arrays that a round had before and after, in one shape, are optimised, unless the strategy says
-    that they are counted; all others are passed on as it left them.
+    that they are counted or made afresh; all others are passed on as it left them.
 
     Args:
         strategy: the wrapped one.
@@ -97,7 +97,7 @@ class ServerOptimiser(AbstractWrapper):
 
     def _moved(self, name: str, after: np.ndarray) -> np.ndarray:
         """One array after the step, in its own precision."""
-        before = None if name in counted_by(self.strategy) else self.before.get(name)
+        before = None if name in unstepped_by(self.strategy) else self.before.get(name)
         if before is None or before.shape != after.shape or after.dtype.kind != "f":
             return after
         gradient = before.astype(np.float64) - after

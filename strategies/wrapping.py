@@ -7,7 +7,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedbayes.messages import Arrays, from_record
+from fedbayes.messages import from_record
+from fedbayes.named_arrays import Arrays
 from fedbayes.strategy_state import restore, state_of
 
 

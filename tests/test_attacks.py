@@ -1,5 +1,7 @@
 """Hostile clients: who they are, what they tell by hand, what they train on, and that they act in a real run."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,25 @@ def test_every_attack_runs_and_is_written_down(attack, tmp_path):
     assert (success is None) == (attack != "backdoor")
     if success is not None:
         assert 0 <= success <= 1
+
+
+def test_clients_whose_test_images_all_are_of_the_target_are_not_asked(tmp_path):
+    """One class each, so client by client either all test images get the mark or none."""
+    alone = ["partition=label_shards", "partition.classes_per_client=1", "attack=backdoor", "attack.share=0.1"]
+    asked = ["experiment=smoke", "clients=10", *alone]
+    data = build.data(compose(asked))
+    tested = [set(data.images.labels[one.test].tolist()) for one in data.clients]
+    target = next(min(classes) for classes in tested if len(classes) == 1)
+    attacker = build.attack(compose([*asked, f"attack.target={target}"]))
+    counts = [len(one) for one in attacker.marked(data)]
+    assert 0 in counts
+    assert build.holdings(compose([*asked, f"attack.target={target}"]), data).images["triggered"] == counts
+    summary = simulate([*asked, f"attack.target={target}", "simulation.cohort=1", f"run_dir={tmp_path / 'run'}"])
+    assert summary["final"]["backdoor_success"] is not None
+    rows = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
+    told = {row["partition"] for row in rows if row["phase"] == "triggered"}
+    assert told == {p for p, count in enumerate(counts) if count}
+    assert "not used" not in (tmp_path / "run" / "run.log").read_text()
 
 
 def test_a_strong_backdoor_opens(tmp_path):

@@ -7,7 +7,8 @@ from flwr.serverapp.strategy import FedAdam
 from fedbayes import build
 from fedbayes.checkpoint import Checkpoint
 from fedbayes.configuration import compose, resolved
-from fedbayes.errors import ConfigError, FedbayesError
+from fedbayes.data.splits import ClientSplit
+from fedbayes.errors import ConfigError, FedbayesError, PartitionError
 
 
 def test_a_strategy_of_flowers_is_chosen_by_its_name_alone():
@@ -135,3 +136,26 @@ def test_values_that_are_missing_or_point_to_nothing_are_named(overrides, said):
     with pytest.raises(ConfigError, match=said) as caught:
         resolved(compose(overrides))
     assert "\n" not in str(caught.value)
+
+
+EMPTY, SOME = np.empty(0, np.int64), np.arange(3)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([ClientSplit(SOME, SOME, SOME)], "gave 1 entries for clients=2; return one ClientSplit for each"),
+        ([ClientSplit(SOME, SOME, SOME), SOME], "gave 2 entries for clients=2; return one ClientSplit for each"),
+        (None, "gave NoneType for clients=2"),
+        ([ClientSplit(SOME, SOME, SOME), ClientSplit(EMPTY, SOME, SOME)], "client 1 of 2 no images for training"),
+        ([ClientSplit(SOME, EMPTY, SOME)] * 2, "client 0 of 2 no images for validation"),
+        ([ClientSplit(SOME, SOME, EMPTY)] * 2, "client 0 of 2 no images for tests"),
+        ([ClientSplit(SOME, SOME, SOME - 1)] * 2, "images for tests that are none of 0 to 1796; return their indices"),
+        ([ClientSplit(SOME + 1795, SOME, SOME)] * 2, "images for training that are none of 0 to 1796"),
+        ([ClientSplit(SOME > 1, SOME, SOME)] * 2, "images for training that are none of 0 to 1796"),
+    ],
+)
+def test_a_partition_from_elsewhere_that_divides_nothing_is_named(found, said, monkeypatch):
+    monkeypatch.setattr("fedbayes.data.partition.iid", lambda *_, **__: found)
+    with pytest.raises(PartitionError, match=said):
+        build.data(compose(["experiment=smoke", "clients=2", "partition=iid"]))

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import fedbayes
+from fedbayes import build
 from fedbayes.data.styled_digits import styled_digits
 from fedbayes.errors import ConfigError, DataError, RunError
 
@@ -116,6 +117,17 @@ def test_a_clients_prediction_is_the_one_it_was_evaluated_with(method, more, tmp
         np.testing.assert_allclose(said.probabilities, kept["probabilities"][rows], atol=1e-5)
         np.testing.assert_array_equal(data.images.labels[mine].numpy(), kept["labels"][rows])
     _stranger(loaded, data.images.images[:2])
+
+
+def test_what_a_server_sends_that_depends_on_what_it_remembers_is_sent_again(tmp_path):
+    """Here a client's prior, from which its steps before an evaluation start."""
+    fedbayes.simulate(["method=pfedbayes", "experiment=smoke", f"run_dir={tmp_path}/run"])
+    loaded = fedbayes.load(tmp_path / "run")
+    _, _, stored = loaded._restore()
+    sent = [build.outgoing(loaded.config, stored, partition) for partition in range(3)]
+    priors = [{name: array for name, array in one.items() if name not in stored.server} for one in sent]
+    assert all("prior.head.weight" in one for one in priors)
+    assert not np.array_equal(priors[0]["prior.head.weight"], priors[1]["prior.head.weight"])
 
 
 def _stranger(loaded, images):

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fedbayes.data.datasets import ImageSet
 from fedbayes.data.splits import ClientSplit
-from fedbayes.errors import require_choice, require_number, require_whole
+from fedbayes.errors import require_choice, require_whole
 from fedbayes.seeding import numpy_generator
 
 SMALL, LARGE = 32, 224
@@ -72,8 +72,7 @@ def corrupt_test(images: ImageSet, clients: Sequence[ClientSplit], corruption: o
     Raises:
         ConfigError: if there is no such corruption or severity.
     """
-    level = require_whole("evaluate.severity", severity, 1)
-    require_number("evaluate.severity", level, 1, SEVERITIES)
+    level = require_whole("evaluate.severity", severity, 1, SEVERITIES)
     if corruption is None:
         return images
     kind = require_choice("evaluate.corruption", corruption, tuple(CORRUPTIONS))

@@ -46,13 +46,14 @@ def hub(
 
     Raises:
         ConfigError: if `image_size` cannot work, the extra is not installed, or there is no such column.
-        DataError: if the set or a split is not to be had, or an image cannot be read.
+        DataError: if the set or a split is not to be had, a split has no labels, or an image cannot be read.
     """
     require_side(image_size)
     asked = {GIVEN_TRAIN: train, GIVEN_VALIDATION: validation, GIVEN_TEST: test}
     parts = {given: _load(name, subset, split) for given, split in asked.items() if split is not None}
     features = parts[GIVEN_TRAIN].features
     image = image or _first(features, "Image", "image", name)
+    _require_column(features, image, "image", name)
     label = label or _first(features, "ClassLabel", "label", name)
     class_names, labels = _coded(parts, label, "label", name)
     domain_names, domains = ((name,), [0] * len(labels)) if domain is None else _coded(parts, domain, "domain", name)
@@ -105,14 +106,25 @@ def _first(features: Any, kind: str, place: str, name: str) -> str:
     )
 
 
+def _require_column(features: Any, column: str, place: str, name: str) -> None:
+    """Raises a `ConfigError` if there is no such column."""
+    if column not in features:
+        raise ConfigError(f"data.{place}={column} is no column of {name}; choose among {', '.join(features)}.")
+
+
 def _coded(parts: dict[int, Any], column: str, place: str, name: str) -> tuple[tuple[str, ...], list[int]]:
     """Names of what a column holds, and the position among them of each image's value, over all splits."""
     features = parts[GIVEN_TRAIN].features
-    if column not in features:
-        raise ConfigError(f"data.{place}={column} is no column of {name}; choose among {', '.join(features)}.")
+    _require_column(features, column, place, name)
     values = [value for part in parts.values() for value in part[column]]
     known = getattr(features[column], "names", None)
     if known is not None:
-        return tuple(map(str, known)), [int(value) for value in values]
-    found, codes = np.unique(np.array(values), return_inverse=True)
-    return tuple(map(str, found)), codes.tolist()
+        codes = [int(value) for value in values]
+        if min(codes, default=0) < 0:  # so the Hub marks test images whose labels are kept back
+            raise DataError(
+                f"data.name={name}: {codes.count(-1)} images have no {column}; set data.test or data.validation to a "
+                "split that has, or to null."
+            )
+        return tuple(map(str, known)), codes
+    found, places = np.unique(np.array(values), return_inverse=True)
+    return tuple(map(str, found)), places.tolist()

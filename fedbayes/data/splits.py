@@ -11,6 +11,7 @@ from fedbayes.data.allocation import Ints, Rules
 from fedbayes.data.datasets import GIVEN_TEST, GIVEN_TRAIN, GIVEN_VALIDATION, ImageSet
 from fedbayes.errors import PartitionError
 
+KINDS = {"train": "training", "validation": "validation", "test": "tests"}
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -74,11 +75,44 @@ def split(image_set: ImageSet, owner: Ints, rules: Rules, settings: str, remedy:
             start += count
         train = np.sort(free[start:][: rules.max_train])
         one = ClientSplit(train=train, validation=parts[GIVEN_VALIDATION], test=parts[GIVEN_TEST])
-        for name in ("train", "validation", "test"):
+        for name in KINDS:
             if not len(getattr(one, name)):
-                raise PartitionError(f"{who} no image to {name} with ({settings}); {remedy}.")
+                raise PartitionError(f"{who} no image for {KINDS[name]} ({settings}); {remedy}.")
         splits.append(one)
     return tuple(splits)
+
+
+def require_divisions(found: object, images: int, clients: int, *, elsewhere: bool) -> tuple[ClientSplit, ...]:
+    """Return what a partition gave if it divides these images among these clients.
+
+    Args:
+        found: a `ClientSplit` for each client.
+        images: how many there are to divide.
+        clients: number of clients.
+        elsewhere: whether clients may have all their images somewhere else.
+
+    Raises:
+        PartitionError: naming the client and what is wrong.
+    """
+    splits = tuple(found) if isinstance(found, Sequence) else ()
+    if len(splits) != clients or not all(isinstance(one, ClientSplit) for one in splits):
+        what = f"{len(splits)} entries" if isinstance(found, Sequence) else type(found).__name__
+        raise PartitionError(
+            f"the partition gave {what} for clients={clients}; return one ClientSplit for each client."
+        )
+    for client, one in enumerate(splits):
+        parts = {KINDS[name]: getattr(one, name) for name in KINDS}
+        if elsewhere and not any(map(len, parts.values())):
+            continue
+        for name, ids in parts.items():
+            who = f"the partition gave client {client} of {clients}"
+            if not len(ids):
+                raise PartitionError(f"{who} no images for {name}; every client needs some for all three.")
+            if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= images:
+                raise PartitionError(
+                    f"{who} images for {name} that are none of 0 to {images - 1}; return their indices."
+                )
+    return splits
 
 
 def describe(splits: Sequence[ClientSplit], image_set: ImageSet, scheme: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from fedbayes.errors import require_choice, require_number, require_whole
+from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 
 REVERSE = ("none", "gaussian")
 
@@ -21,7 +21,7 @@ class InferenceSettings:
             (`fedbayes.inference.reverse`); only a semi-implicit posterior has noise to model.
 
     Raises:
-        ConfigError: if a value is out of range.
+        ConfigError: if a value is out of range, or a reverse model has no KL to learn from.
     """
 
     def __init__(
@@ -40,6 +40,11 @@ class InferenceSettings:
         self.beta = require_number("inference.beta", beta, 0)
         self.beta_warmup = require_whole("inference.beta_warmup", beta_warmup, 0)
         self.reverse = require_choice("inference.reverse", reverse, REVERSE)
+        if self.beta == 0 and self.reverse != "none":
+            raise ConfigError(
+                f"inference.reverse={reverse} learns from the KL, which inference.beta=0 leaves out; set "
+                "inference.reverse=none or a beta above 0."
+            )
 
     def beta_at(self, server_round: int) -> float:
         """The KL weight in a round, counted from 1."""

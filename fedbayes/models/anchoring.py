@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fedbayes.errors import ConfigError
-from fedbayes.models.prompted import Arrays
 from fedbayes.models.prompts import NOISE_COLUMNS, NOISE_ROWS, REVERSE_MEANS
+from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import generator as seeded
 
 SMALLEST_BANK = 32

@@ -24,7 +24,8 @@ def prompt_attention(
 
     Returns:
         Weights of the patches; what they lack to a sum of 1 goes to class token and prompts. None where no prompt
-        enters the backbone, or a block is another than the original ViT's, or patches lie in no square.
+        enters the backbone, a block is another than the original ViT's, patches lie in no square, or tokens are not
+        float32.
     """
     vit, length = model.backbone.vit, prompts.shape[2]
     side = math.isqrt(model.backbone.num_tokens - 1)

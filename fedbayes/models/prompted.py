@@ -13,10 +13,8 @@ from fedbayes.errors import ConfigError, require_choice, require_number, require
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompts import AbstractPrompts, ClientLinear
 from fedbayes.models.tuned import MakeWeights
+from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import generator as seeded
-
-Arrays = dict[str, np.ndarray]
-"""A client's or the server's parameters by name, without the client axis."""
 
 
 @runtime_checkable  # the tests check every argument's type
@@ -68,10 +66,8 @@ class PromptedViT(nn.Module):
     ) -> None:
         super().__init__()
         require_choice("prompts.depth", depth, ("shallow", "deep"))
-        require_whole("prompts.start_layer", start_layer, 0)
+        require_whole("prompts.start_layer", start_layer, 0, backbone.depth - 1)
         require_number("head.init_std", head_std, 0)
-        if start_layer >= backbone.depth:
-            require_choice("prompts.start_layer", str(start_layer), [str(i) for i in range(backbone.depth)])
         self.backbone, self.classes = backbone, classes
         # Without prompts nothing learnt enters the blocks: all of them lie "below" and are computed once per image.
         self.start_layer = start_layer if length else backbone.depth

@@ -35,6 +35,9 @@ KINDS = ("fixed", "deterministic", "gaussian", "low_rank", "semi_implicit")
 EXPLICIT = ("gaussian", "low_rank")
 """Kinds whose posterior has a density."""
 
+BASE = "generator.base"
+"""The name of `P_base` in a client's state, `(blocks, length, dim)`."""
+
 # How the parameters below meet the noise, by their names in a client's state: a row for each direction of eps, an
 # innermost column for each, or outputs of which the first m are means of eps. `fedbayes.models.anchoring` turns them.
 NOISE_ROWS = ("generator.skip.weight", "generator.noise.weight")

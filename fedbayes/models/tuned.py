@@ -111,9 +111,7 @@ class LowRankWeights(AbstractWeights):
     ) -> None:
         super().__init__()
         require_whole("method.weights.rank", rank, 1)
-        require_whole("method.weights.start_layer", start_layer, 0)
-        if start_layer >= backbone.depth:
-            require_choice("method.weights.start_layer", str(start_layer), [str(i) for i in range(backbone.depth)])
+        require_whole("method.weights.start_layer", start_layer, 0, backbone.depth - 1)
         if isinstance(targets, str) or not targets:
             raise ConfigError(f"method.weights.targets={targets} is no list of names; write e.g. [attn.qkv].")
         linear = [name for name, module in backbone.vit.blocks[0].named_modules() if isinstance(module, nn.Linear)]

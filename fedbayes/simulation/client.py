@@ -14,7 +14,6 @@ import numpy as np
 from flwr.app import Error, MessageType, RecordDict
 
 from fedbayes.messages import (
-    Arrays,
     ClientRequest,
     ClientUpdate,
     Kind,
@@ -25,7 +24,7 @@ from fedbayes.messages import (
     write_personal,
     write_reply,
 )
-from fedbayes.named_arrays import non_finite
+from fedbayes.named_arrays import Arrays, non_finite
 from fedbayes.simulation.flower_private import client_error
 
 log = logging.getLogger("fedbayes")

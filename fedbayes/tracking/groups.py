@@ -72,6 +72,12 @@ def spread(values: Sequence[float]) -> Spread | None:
     return Spread(statistics.fmean(values), error, len(values))
 
 
+def spread_text(values: Sequence[float | None], digits: int = 3) -> str:
+    """Mean ± standard error of the numbers there are, or a dash."""
+    found = spread([value for value in values if value is not None])
+    return "–" if found is None else found.text(digits)
+
+
 def look_up(node: object, path: Sequence[str]) -> float | None:
     """The number at a place inside objects of objects; None where there is none."""
     for name in path:

@@ -23,11 +23,11 @@ def phase_chart(bars: Sequence[tuple[str, Mapping[str, float]]], what: str = "")
     phases = [phase for phase in (*PHASES, "other") if any(phase in seconds for _, seconds in timed)]
     longest = max(sum(seconds.get(phase, 0.0) for phase in phases) for _, seconds in timed)
     title = "Seconds by phase" + (f", {what}" if what else "")
-    few = len(timed) > 1
-    x_names = [(place, name.split(" ")[0] if few else "") for place, (name, _) in enumerate(timed)]
+    several = len(timed) > 1
+    x_names = [(place, name.split(" ")[0] if several else "") for place, (name, _) in enumerate(timed)]
     chart = Chart(
         title,
-        "number of the group" if few else "",
+        "number of the group" if several else "",
         "seconds",
         (-0.6, len(timed) - 0.4),
         (0.0, longest * 1.05 or 1.0),
@@ -40,7 +40,7 @@ def phase_chart(bars: Sequence[tuple[str, Mapping[str, float]]], what: str = "")
             chart.bar((place - 0.38, place + 0.38), (low, low + value), series + 1, f"{name}: {phase} {value:.1f} s")
             low += value
     alt = "Stacked bars of seconds; the table below holds the same numbers."
-    head = ["group" if few else "run", *phases, "total"]
+    head = ["group" if several else "run", *phases, "total"]
     rows = [
         [name, *(f"{seconds[phase]:,.1f}" if phase in seconds else "–" for phase in phases), _total(seconds)]
         for name, seconds in timed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlparse
 
 from fedbayes import checkpoint_folders, files
-from fedbayes.errors import ConfigError, RunError
+from fedbayes.errors import ConfigError, RunError, require_choice
 from fedbayes.names import CONFIG
 from fedbayes.tracking.run_dir import PLOTS, REPORT, REPORTS, SWEEP, plain, require_own
 
@@ -61,8 +61,7 @@ def choose_mode(requested: str, environment: Mapping[str, str], home: Path) -> s
         ConfigError: for another word, here or in `WANDB_MODE`.
         RunError: if online was asked for and there is no key; W&B would stop and ask for one.
     """
-    if requested not in _MODES:
-        raise ConfigError(f"tracking mode={requested!r} is unknown; choose one of {', '.join(_MODES)}.")
+    require_choice("tracking.destinations.mode", requested, _MODES)
     mode = environment.get("WANDB_MODE") or "auto" if requested == "auto" else requested
     if mode not in (*_MODES, "run", "dryrun", "shared"):
         raise ConfigError(f"WANDB_MODE={mode!r} is unknown; set it to online, offline or disabled, or unset it.")

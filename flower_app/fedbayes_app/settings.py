@@ -20,7 +20,7 @@ def configuration(overrides: str) -> DictConfig:
         overrides: separated and quoted as in a shell.
 
     Raises:
-        ConfigError: if they cannot be understood, or ask for another engine than this one or for what only the command does.
+        ConfigError: if they cannot be understood, or ask for another engine or for what only the command does.
     """
     try:
         words = shlex.split(overrides)

@@ -148,6 +148,16 @@ def test_predictions_take_the_nearest_key_whatever_was_chosen_before():
     np.testing.assert_array_equal(*(one.arrays["probabilities"] for one in answers))
 
 
+def test_whoever_looks_at_the_prompts_of_a_prediction_gets_the_nearest_keys_too():
+    client = make()
+    state = {**train(client, 0).arrays, "generator.choices": np.float32([50, 1, 0, 7, 2])}
+    for adapt in (None, 1):
+        (used,) = client.adapt([state], [ClientRequest(0, 1, "evaluate", "test", state, adapt=adapt)])
+        assert not used["generator.choices"].any()
+        assert np.array_equal(used["head.weight"], state["head.weight"]) == (adapt is None)
+    assert not client.for_strangers(state)["generator.choices"].any()
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -194,8 +194,8 @@ def test_an_image_is_corrupted_in_the_same_way_whoever_holds_it():
     ("override", "said"),
     [
         ("evaluate.corruption=snow", r"evaluate\.corruption=snow is unknown; choose one of gaussian_noise, shot_noise"),
-        ("evaluate.severity=0", r"evaluate\.severity=0 is not a whole number of at least 1"),
-        ("evaluate.severity=6", r"evaluate\.severity=6 is out of range; .* at least 1 and at most 5"),
+        ("evaluate.severity=0", r"evaluate\.severity=0 is not a whole number from 1 to 5"),
+        ("evaluate.severity=6", r"evaluate\.severity=6 is not a whole number from 1 to 5"),
         ("evaluate.severity=2.5", r"evaluate\.severity=2\.5 is not a whole number"),
     ],
 )

@@ -98,12 +98,19 @@ def test_a_column_of_words_gives_sorted_domains_over_all_splits(asked):
         ({"label": "weather"}, "data.label=weather is no column"),
         ({"test": "exam"}, r"with split exam is not to be had \(no split exam\); correct data.name"),
         ({"image": "id"}, "org/animals/train/0 cannot be read"),
+        ({"image": "picture"}, "data.image=picture is no column of org/animals; choose among id, img, style, fine"),
     ],
 )
 def test_what_is_not_there_is_named(asked, settings, said):
     with pytest.raises((ConfigError, DataError), match=said) as caught:
         hub("org/animals", 8, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_labels_that_are_kept_back_are_said(asked, monkeypatch):
+    monkeypatch.setitem(SPLITS["test"][0], "fine", -1)
+    with pytest.raises(DataError, match=r"org/animals: 1 images have no fine; set data\.test or data\.validation"):
+        hub("org/animals", 8, test="test")
 
 
 def test_without_a_column_of_the_kind_one_is_to_be_chosen(asked, monkeypatch):

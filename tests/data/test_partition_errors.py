@@ -66,5 +66,5 @@ def test_a_client_with_too_little_is_named() -> None:
     ):
         scheme("domain_mixture", quantity=3.0, min_images=10)(grid(4, 6, 20), 40)
     images = grid(2, 2, 10, given_split=[0] * 15 + [2] * 5 + [0] * 20)
-    with pytest.raises(PartitionError, match=r"client \d of 2 received no image to test with \(one of 2 domains"):
+    with pytest.raises(PartitionError, match=r"client \d of 2 received no image for tests \(one of 2 domains"):
         scheme("one_domain")(images, 2)

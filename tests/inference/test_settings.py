@@ -40,3 +40,8 @@ def test_beta_rises_linearly_and_stays():
 def test_values_out_of_range_are_refused_by_name(key, value):
     with pytest.raises(ConfigError, match=rf"inference\.{key}={value}"):
         InferenceSettings(**{**DEFAULTS, key: value})
+
+
+def test_a_reverse_model_needs_a_kl_to_learn_from():
+    with pytest.raises(ConfigError, match=r"inference\.reverse=gaussian learns from the KL, which inference\.beta=0"):
+        InferenceSettings(**{**DEFAULTS, "reverse": "gaussian", "beta": 0})

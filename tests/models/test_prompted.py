@@ -232,7 +232,7 @@ def test_a_copy_is_a_client_of_its_own(make):
     ("options", "message"),
     [
         ({"depth": "middle"}, r"prompts\.depth=middle is unknown; choose one of shallow, deep"),
-        ({"start_layer": 3}, r"prompts\.start_layer=3 is unknown; choose one of 0, 1, 2"),
+        ({"start_layer": 3}, r"prompts\.start_layer=3 is not a whole number from 0 to 2"),
         ({"start_layer": -1}, r"prompts\.start_layer=-1"),
         ({"kind": "magic"}, r"generator\.kind=magic is unknown"),
     ],

@@ -228,7 +228,7 @@ LEAF = {"low_rank": "b", "all": "weight"}
     [
         ({"rank": 0}, r"method\.weights\.rank=0"),
         ({"alpha": 0}, r"method\.weights\.alpha=0"),
-        ({"start_layer": 3}, r"method\.weights\.start_layer=3 is unknown; choose one of 0, 1, 2"),
+        ({"start_layer": 3}, r"method\.weights\.start_layer=3 is not a whole number from 0 to 2"),
         ({"start_layer": -1}, r"method\.weights\.start_layer=-1"),
         ({"targets": ["attn.q"]}, r"method\.weights\.targets=attn\.q is unknown; choose one of attn\.qkv, attn\.proj"),
         ({"targets": "attn.qkv"}, r"method\.weights\.targets=attn\.qkv is no list"),

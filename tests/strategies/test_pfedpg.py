@@ -197,6 +197,9 @@ def test_without_prompts_there_is_nothing_to_generate():
     strategy.shared = {PROMPTS: np.zeros((1, 0, L))}
     with pytest.raises(ConfigError, match=r"prompts\.length=0"):
         strategy.outgoing(1, 0)
+    strategy.shared = {"head.bias": np.zeros(3)}
+    with pytest.raises(ConfigError, match=r"generates generator\.base, but clients share none; .*kind=fixed"):
+        strategy.outgoing(1, 0)
 
 
 class Silent:

@@ -14,6 +14,7 @@ from fedbayes.simulation.sampled_grid import SampledGrid
 from strategies.averaging import Averaging
 from strategies.base import AbstractStrategy
 from strategies.fedncm import FedNCM
+from strategies.pfpt import PFPT
 from strategies.server_optimiser import ServerOptimiser
 
 FLOWERS = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -245,3 +246,14 @@ def test_what_is_counted_is_passed_on_and_what_is_learnt_beside_it_is_not():
     (found,) = play(ServerOptimiser(Counting(), name="adam"), answers, START)
     np.testing.assert_array_equal(found["b"], answers[0][0]["b"])
     assert np.abs(found["w"] - answers[0][0]["w"]).max() > 0.1
+
+
+def test_prompts_whose_order_is_another_one_each_round_are_passed_on_and_the_head_beside_them_is_not():
+    rng = np.random.default_rng(0)
+    start = {"generator.base": rng.normal(size=(1, 2, 3)).astype("f4"), "head.bias": np.zeros(3, "f4")}
+    answers = [[{name: rng.normal(size=like.shape).astype("f4") for name, like in start.items()}] * 2 for _ in range(2)]
+    plain = play(PFPT(noise=1.0, mass=1.0, sweeps=5), answers, start)
+    stepped = play(ServerOptimiser(PFPT(noise=1.0, mass=1.0, sweeps=5), name="adam"), answers, start)
+    for one, other in zip(plain, stepped, strict=True):
+        assert {name for name in one if not np.array_equal(one[name], other[name])} == {"head.bias"}
+        assert "server.set.0" in one

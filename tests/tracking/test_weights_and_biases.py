@@ -192,7 +192,7 @@ def test_online_without_a_key_is_an_error_and_no_prompt(no_key, tmp_path):
 
 
 def test_an_unknown_mode_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"'onlin'.*auto, online"):
+    with pytest.raises(ConfigError, match=r"mode=onlin is.*auto, online"):
         choose_mode("onlin", {}, tmp_path)
     with pytest.raises(ConfigError, match="WANDB_MODE='nonsense'"):
         choose_mode("auto", {"WANDB_MODE": "nonsense"}, tmp_path)
