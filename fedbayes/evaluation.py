@@ -64,9 +64,7 @@ class Evaluation:
             Predictive(torch.from_numpy(u.arrays["probabilities"]), torch.from_numpy(u.arrays["expected_entropy"]))
             for u in updates
         ]
-        total = sum(u.num_examples for u in updates)
-        names = [name for name in updates[0].metrics if name not in ("accuracy", "nll")]
-        metrics = {name: sum(u.metrics[name] * u.num_examples for u in updates) / total for name in names}
+        metrics = {name: value for name, value in over_images(updates).items() if name not in ("accuracy", "nll")}
         if "mixing_variance" in metrics:
             metrics["mixing_ratio"] = mixing_ratio(metrics["mixing_variance"], metrics["conditional_variance"])
         return cls(
@@ -246,3 +244,12 @@ def detection(inside: Predictive, outside: Predictive) -> dict[str, dict[str, fl
         "auroc": {name: auroc(*pair) if tells[name] else None for name, pair in pairs.items()},
         "fpr95": {name: fpr95(*pair) if tells[name] else None for name, pair in pairs.items()},
     }
+
+
+def over_images(updates: Sequence[ClientUpdate]) -> dict[str, float]:
+    """Each metric averaged over the images of those clients that report it."""
+    means: dict[str, float] = {}
+    for name in dict.fromkeys(name for update in updates for name in update.metrics):
+        pairs = [(update.metrics[name], update.num_examples) for update in updates if name in update.metrics]
+        means[name] = sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
+    return means

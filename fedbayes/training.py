@@ -14,6 +14,7 @@ from flwr.app import ConfigRecord, Message
 from flwr.serverapp.strategy import Strategy
 
 from fedbayes.errors import ConfigError, StoppedError, require_number, require_whole
+from fedbayes.evaluation import over_images
 from fedbayes.faults import Fault, Faults
 from fedbayes.federation import Federation, Replies
 from fedbayes.guard import FAILED, INVALID, LATE, Refusal, form_of, misshapen
@@ -247,16 +248,13 @@ class Training:
 
 
 def mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:
-    """Each metric averaged over the images of those that report it.
+    """Metrics of training over images.
 
     Returns:
         With a mixing, also `mixing_ratio_received` of the generators that clients were sent and `mixing_ratio_sent` of
         those that they sent back: before aggregation.
     """
-    means: dict[str, float] = {}
-    for name in dict.fromkeys(name for update in updates for name in update.metrics):
-        pairs = [(update.metrics[name], update.num_examples) for update in updates if name in update.metrics]
-        means[name] = sum(value * count for value, count in pairs) / sum(count for _, count in pairs)
+    means = over_images(updates)
     for when in ("received", "sent"):
         if {f"mixing_variance_{when}", f"conditional_variance_{when}"} <= means.keys():
             mixing, conditional = (means.pop(f"{kind}_variance_{when}") for kind in ("mixing", "conditional"))

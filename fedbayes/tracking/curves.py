@@ -9,6 +9,13 @@ from fedbayes.tracking.svg import Chart, padded, swatch
 
 Rows = Sequence[Mapping[str, Any]]
 
+LEARNING = (
+    ("train", "loss", "Train loss", "nats per image"),
+    ("validation", "accuracy", "Validation accuracy", "share right, mean over clients"),
+    ("validation", "nll", "Validation NLL", "nats per image"),
+)
+"""What a run's learning curves show: phase, name in a row, title and unit."""
+
 
 def series(rows: Rows, phase: str, name: str) -> dict[int, float]:
     """A number by round, where there is any."""
@@ -18,6 +25,24 @@ def series(rows: Rows, phase: str, name: str) -> dict[int, float]:
         if row.get("phase") == phase and row.get("round") is not None and isinstance(row.get(name), int | float)
     }
     return dict(sorted(found.items()))
+
+
+def middle(clients: Rows, phase: str, name: str) -> list[tuple[int, float, float]]:
+    """Rounds, and between what the middle 80 % of the clients lay in each.
+
+    Args:
+        clients: rows of `clients.jsonl`.
+        phase: theirs.
+        name: of the number.
+    """
+    import numpy as np
+
+    found: dict[int, list[float]] = {}
+    for row in clients:
+        if row.get("phase") == phase and row.get("round") is not None and isinstance(row.get(name), int | float):
+            found.setdefault(row["round"], []).append(row[name])
+    ends = {at: np.quantile(values, (0.1, 0.9)).tolist() for at, values in sorted(found.items())}
+    return [(at, low, high) for at, (low, high) in ends.items()]
 
 
 def averaged(runs: Sequence[Rows], phase: str, name: str) -> dict[int, Spread]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedbayes import files
 from fedbayes.tracking import canvas
+from fedbayes.tracking.curves import LEARNING, middle, series
 from fedbayes.tracking.dealt import dealt
 from fedbayes.tracking.run_dir import (
     CLIENTS,
@@ -70,46 +71,32 @@ def _subject(summary: Mapping[str, Any], *names: str) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _series(rows: Sequence[Mapping[str, Any]], phase: str, name: str) -> tuple[list[int], list[float]]:
-    """Rounds and values where there are any."""
-    found = sorted((row["round"], row[name]) for row in rows if row.get("phase") == phase and _both(row, name))
-    return [point[0] for point in found], [point[1] for point in found]
-
-
-def _both(row: Mapping[str, Any], name: str) -> bool:
-    return row.get("round") is not None and row.get(name) is not None
-
-
 def _learning_curve(
     rows: Sequence[Mapping[str, Any]], clients: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> "Figure | None":
     """Train loss, validation accuracy and validation NLL over rounds, each with its own scale."""
-    import numpy as np
     from matplotlib.ticker import MaxNLocator
 
-    panels = [
-        ("train", "loss", "Train loss", "nats per image", canvas.TRAIN),
-        ("validation", "accuracy", "Validation accuracy", "share right, mean over clients", canvas.VALIDATION),
-        ("validation", "nll", "Validation NLL", "nats per image", canvas.VALIDATION),
-    ]
-    panels = [panel for panel in panels if _series(rows, panel[0], panel[1])[0]]
+    panels = [panel for panel in LEARNING if series(rows, panel[0], panel[1])]
     if not panels:
         return None
     figure = canvas.figure(3.7 * max(len(panels), 2), 3.2, f"Learning over rounds{_subject(summary)}")
     best = (summary.get("best") or {}).get("round")
-    for axes, (phase, name, title, unit, colour) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
-        rounds, values = _series(rows, phase, name)
-        spread: dict[int, list[float]] = {}
-        for row in clients:
-            if row.get("phase") == phase and phase == "validation" and _both(row, name):
-                spread.setdefault(row["round"], []).append(row[name])
-        shown = sorted(spread)
-        if len(shown) > 1:
-            low, high = (np.array([np.quantile(spread[r], q) for r in shown]) for q in (0.1, 0.9))
+    for axes, (phase, name, title, unit) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        colour = canvas.TRAIN if phase == "train" else canvas.VALIDATION
+        line, band = series(rows, phase, name), middle(clients, phase, name)
+        rounds = list(line)
+        if len(band) > 1:
+            shown, low, high = zip(*band, strict=True)
             axes.fill_between(shown, low, high, color=colour, alpha=0.14, linewidth=0, label="middle 80 % of clients")
-        axes.plot(rounds, values, color=colour, linewidth=1.8, marker="o", markersize=3 if len(rounds) <= 40 else 0)
+        axes.plot(
+            rounds,
+            list(line.values()),
+            color=colour,
+            linewidth=1.8,
+            marker="o",
+            markersize=3 if len(rounds) <= 40 else 0,
+        )
         if best is not None and phase == "validation":
             axes.axvline(best, color=canvas.MUTED, linestyle="--", linewidth=1, label=f"best by validation ({best})")
         if axes.get_legend_handles_labels()[0]:

@@ -4,33 +4,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedbayes.tracking import page
-from fedbayes.tracking.curves import Rows, curve_chart, series
+from fedbayes.tracking.curves import LEARNING, Rows, curve_chart, middle, series
 from fedbayes.tracking.groups import Spread, look_up
 from fedbayes.tracking.result_tables import number
 from fedbayes.tracking.svg import Chart, padded
 
-_LEARNING = (
-    ("train", "loss", "Train loss", "nats per image", 4),
-    ("validation", "accuracy", "Validation accuracy", "share right, mean over clients", 1),
-    ("validation", "nll", "Validation NLL", "nats per image", 1),
-)
+_SERIES = {"train": 4, "validation": 1}
 
 
 def learning(rows: Rows, clients: Rows, summary: Mapping[str, Any]) -> str:
     """Train loss, validation accuracy and validation NLL over rounds, with the middle of the clients."""
-    import numpy as np
-
     best = look_up(summary, ("best", "round"))
     figures = []
-    for phase, name, title, unit, colour in _LEARNING:
+    for phase, name, title, unit in LEARNING:
+        colour = _SERIES[phase]
         line = series(rows, phase, name)
         if not line:
             continue
-        spreads: dict[int, list[float]] = {}
-        for row in clients:
-            if row.get("phase") == phase and isinstance(row.get(name), int | float) and row.get("round") in line:
-                spreads.setdefault(row["round"], []).append(row[name])
-        band = [(at, *np.quantile(values, (0.1, 0.9)).tolist()) for at, values in sorted(spreads.items())]
+        band = [ends for ends in middle(clients, phase, name) if ends[0] in line]
         shown = [*line.values(), *(end for _, *ends in band for end in ends)]
         chart = Chart(title, "round", unit, (min(line), max(line)), padded(shown), whole_x=True)
         chart.band(band, colour)
