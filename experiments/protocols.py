@@ -1,4 +1,4 @@
-"""What is compared on what: the methods in two waves, and the protocol of every table."""
+"""What is compared on what: the methods in two waves and ablations, and the protocol of every table."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,9 @@ SECOND = (
     *("fedprox", "local_head", "fedrep", "fedbabu", "ditto", "sgpt", "pep_fedpt", "pfpt", "fedapt", "pfedbayes"),
     *("pfedbayes_mean", "fedlora", "fedavg_full", "centralised"),
 )
-WAVES = {"first": FIRST, "second": SECOND, "all": (*FIRST, *SECOND)}
+ABLATIONS = ("gaussian_prompts_personal", "deterministic_prompts_personal")
+"""What tells whether personal heads or the posterior make the difference of `pfedbayespt_personal`."""
+WAVES = {"first": FIRST, "second": SECOND, "ablations": ABLATIONS, "all": (*FIRST, *SECOND, *ABLATIONS)}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 METHODS_SECTION = re.search(r"^## Methods$.*?(?=^## )", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
 ROWS = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", METHODS_SECTION, re.MULTILINE))
-WITHOUT_PAPER = {"deterministic_prompts", "gaussian_prompts", "local_head", "local_vpt", "centralised"}
+WITHOUT_PAPER = {
+    *("deterministic_prompts", "gaussian_prompts", "deterministic_prompts_personal", "gaussian_prompts_personal"),
+    *("local_head", "local_vpt", "centralised"),
+}
 """Ablations and bounds, which are named after what they are."""
 
 _played = {}

@@ -25,6 +25,8 @@ def train(client, *partitions, arrays=None, server_round=1):
         ("fedprox", {"generator", "head"}, set()),
         ("centralised", {"generator", "head"}, set()),
         ("pfedbayespt_personal", {"generator"}, {"head"}),
+        ("gaussian_prompts_personal", {"generator"}, {"head"}),
+        ("deterministic_prompts_personal", {"generator"}, {"head"}),
         ("fedper", {"generator"}, {"head"}),
         ("fedrep", {"generator"}, {"head"}),
         ("fedbabu", {"generator"}, {"head"}),
