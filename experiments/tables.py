@@ -135,8 +135,7 @@ def shown(name: str, lines: Sequence[Row]) -> str:
     """The table in Markdown; differences are the method's minus those of the method that has none."""
 
     def cell(row: Row, key: str, digits: int) -> str:
-        found = row.values[key]
-        return f"{found.mean:.{digits}f}" + ("" if found.error is None else f" ± {found.error:.{digits}f}")
+        return row.values[key].text(digits)
 
     def gap(row: Row, key: str, scale: float, digits: int) -> str:
         if key not in row.difference:

@@ -53,8 +53,8 @@ PROMPT = (0.003, 0.01, 0.03)
 DIGITS_HEAD, PHOTOS_HEAD = (0.003, 0.01), (0.001, 0.003)
 HEAD_ALONE: list[Candidate] = [(f"optim.head_lr={h}",) for h in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)]
 PERSONAL = ("pfedbayespt_personal", "gaussian_prompts_personal")
-POSTERIOR = ("pfedbayespt", "gaussian_prompts", *PERSONAL)
 """Posteriors whose heads, of one client each, want the smaller rate."""
+POSTERIOR = ("pfedbayespt", "gaussian_prompts", *PERSONAL)
 NO_PROMPTS = ("fedavg_head", "local_head")
 TEMPERATURES = {"fedncm": (1, 2, 4, 8, 16, 32), "fedcof": (0.25, 0.5, 0.7, 1, 1.4, 2)}
 """Of the probabilities of what is not trained; accuracy does not depend on it."""

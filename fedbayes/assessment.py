@@ -77,7 +77,7 @@ class Assessment:
         if self.held_out:
             outside = self._evaluate(federation, strategy, progress, "held_out", log, inside=test)
             test = replace(test, outside=outside)
-        if self.backdoor:
+        if self.backdoor and any(federation.images_of(one, "triggered") != 0 for one in self.sampling.evaluated):
             marked = self._evaluate(federation, strategy, progress, "triggered", log)
             test = replace(test, backdoor_success=marked.accuracy["weighted"])
         if score > progress.best_validation:
@@ -112,15 +112,17 @@ class Assessment:
             adapt: steps that new clients train before.
         """
         started = time.perf_counter()
-        partitions = self.sampling.evaluated if adapt is None else self.sampling.newcomers
-        asked = federation.view([one for one in partitions if federation.images_of(one, split) != 0])
+        asked = federation.view(self.sampling.evaluated if adapt is None else self.sampling.newcomers)
         phase = split if adapt is None else f"new_clients_{adapt}"
         # Clients that were never trained take the mean of what trained ones keep to themselves.
         strangers = self.shares_personal and len(progress.accepted) < len(federation.partitions)
         extra = mean_arrays([progress.personal[one] for one in sorted(progress.personal)]) if strangers else None
         messages = []
         for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), asked):
-            accepted = progress.accepted.get(federation.partition_of(message), 0)
+            partition = federation.partition_of(message)
+            if federation.images_of(partition, split) == 0:
+                continue
+            accepted = progress.accepted.get(partition, 0)
             own = extra if accepted == 0 else None
             messages.append(address(message, accepted, split, own, adapt, seconds=self.timeout))
         replies = federation.ask(messages, split)

@@ -42,7 +42,7 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
     """
 
     measures_success = False
-    """Whether there are images whose predictions tell how well it worked."""
+    """Whether there are images whose predictions tell how well it worked; `marked` says which."""
 
     def __init__(self, *, share: float, seed: int) -> None:
         self.share = require_number("attack.share", share, 0, 1)

@@ -73,18 +73,20 @@ class RoundLoop:
                     f"method.strategy.{name}={getattr(strategy, name)} would sample a second time, by another "
                     "generator; leave it at 1.0 and set participation."
                 )
+        trained = self.sampling.per_round
+        looked_at = min(len(group) for group in (self.sampling.evaluated, self.sampling.newcomers) if group)
         shown = {
-            "min_train_nodes": self.sampling.per_round,
-            "min_available_nodes": self.sampling.per_round,
-            "min_evaluate_nodes": len(self.sampling.evaluated),
+            "min_train_nodes": trained,
+            "min_available_nodes": min(trained, looked_at),
+            "min_evaluate_nodes": looked_at,
         }
         waits = {name: most for name, most in shown.items() if getattr(strategy, name, 0) > most}
         if waits:
             remedy = " ".join(f"+method.strategy.{name}={most}" for name, most in waits.items())
             raise ConfigError(
-                f"{type(strategy).__name__} would wait for ever: {' and '.join(waits)} exceed the "
-                f"{self.sampling.per_round} of {self.sampling.clients} clients that train in a round; set {remedy}, or "
-                "raise participation."
+                f"{type(strategy).__name__} would wait for ever: {' and '.join(waits)} exceed the clients that it is "
+                f"shown ({trained} of {self.sampling.clients} in training, {looked_at} in an evaluation); set {remedy}, "
+                "or show it more."
             )
 
     def run(

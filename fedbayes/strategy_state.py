@@ -100,7 +100,7 @@ def counted_by(strategy: Strategy) -> Sequence[str]:
 
 
 def unstepped_by(strategy: Strategy) -> Sequence[str]:
-    """Names of what no step of an optimiser has a meaning for: counted, or made afresh each round."""
+    """Names of what a server optimiser has no step for: counted, or made afresh each round."""
     return (*counted_by(strategy), *getattr(layers(strategy)[-1], "afresh", ()))
 
 

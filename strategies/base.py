@@ -36,7 +36,7 @@ class AbstractStrategy(FedAvg, ABC):
 
     @property
     def afresh(self) -> tuple[str, ...]:
-        """Names in `shared` of which alone what `closed_form` says is so."""
+        """Names in `shared` that each round makes anew, so that no server optimiser moves them."""
         return ()
 
     def __init__(self) -> None:

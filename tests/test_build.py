@@ -152,6 +152,7 @@ EMPTY, SOME = np.empty(0, np.int64), np.arange(3)
         ([ClientSplit(SOME, SOME, EMPTY)] * 2, "client 0 of 2 no images for tests"),
         ([ClientSplit(SOME, SOME, SOME - 1)] * 2, "images for tests that are none of 0 to 1796; return their indices"),
         ([ClientSplit(SOME + 1795, SOME, SOME)] * 2, "images for training that are none of 0 to 1796"),
+        ([ClientSplit([0, 1], SOME, SOME)] * 2, "images for training as a list; return a NumPy array"),
         ([ClientSplit(SOME > 1, SOME, SOME)] * 2, "images for training that are none of 0 to 1796"),
     ],
 )

@@ -48,6 +48,16 @@ def test_strategies_that_would_sample_or_wait_by_themselves_are_refused(name, se
         loop.require(getattr(strategy, name)(**settings))
 
 
+def test_one_newcomer_alone_is_evaluated_and_no_strategy_waits_for_a_second():
+    from flwr.serverapp.strategy import FedAvg
+
+    loop = round_loop(new_clients=1)
+    said = r"min_available_nodes and min_evaluate_nodes exceed .* \(4 of 5 in training, 1 in an evaluation\)"
+    with pytest.raises(ConfigError, match=said):
+        loop.require(FedAvg())
+    loop.require(FedAvg(min_available_nodes=1, min_evaluate_nodes=1))
+
+
 def test_a_strategy_that_relies_on_its_clients_is_refused_before_it_silently_becomes_another():
     from flwr.serverapp.strategy import FedProx
 

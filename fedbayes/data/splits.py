@@ -106,6 +106,8 @@ def require_divisions(found: object, images: int, clients: int, *, elsewhere: bo
             continue
         for name, ids in parts.items():
             who = f"the partition gave client {client} of {clients}"
+            if not isinstance(ids, np.ndarray):
+                raise PartitionError(f"{who} images for {name} as a {type(ids).__name__}; return a NumPy array.")
             if not len(ids):
                 raise PartitionError(f"{who} no images for {name}; every client needs some for all three.")
             if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= images:

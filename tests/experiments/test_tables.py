@@ -28,13 +28,13 @@ def modules():
 
 def test_the_waves_hold_every_method_once(modules):
     tables, _ = modules
-    assert sorted(tables.WAVES["all"]) == sorted(METHODS)
+    assert sorted([*tables.WAVES["all"], *tables.WAVES["ablations"]]) == sorted(METHODS)
 
 
 def test_every_run_of_every_table_composes_into_a_folder_of_its_own(modules, tmp_path):
     tables, _ = modules
     for name in tables.TABLES:
-        found = tables.jobs(name, tables.WAVES["all"], tmp_path, Path("data"), Path("weights"))
+        found = tables.jobs(name, METHODS, tmp_path, Path("data"), Path("weights"))
         assert len(found) == 3 * len(METHODS)
         assert len({folder for folder, _ in found.values()}) == len(found)
         for method, seed in (("pfedbayespt", 0), ("fedncm", 2)):
@@ -46,7 +46,7 @@ def test_all_methods_get_six_candidates_which_compose(modules):
     tables, tune = modules
     different = set()
     for section in tune.PROTOCOLS:
-        for method in tables.WAVES["all"]:
+        for method in METHODS:
             found = tune.candidates(method, section)
             more = len(tune.FURTHER.get((section, method), ()))
             assert len(set(found)) == 6 + more
