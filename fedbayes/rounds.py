@@ -85,8 +85,8 @@ class RoundLoop:
             remedy = " ".join(f"+method.strategy.{name}={most}" for name, most in waits.items())
             raise ConfigError(
                 f"{type(strategy).__name__} would wait for ever: {' and '.join(waits)} exceed the clients that it is "
-                f"shown ({trained} of {self.sampling.clients} in training, {looked_at} in an evaluation); set {remedy}, "
-                "or show it more."
+                f"shown ({trained} of {self.sampling.clients} in training, {looked_at} in an evaluation); set "
+                f"{remedy}, or show it more."
             )
 
     def run(

@@ -43,7 +43,7 @@ def test_every_run_of_every_table_composes_into_a_folder_of_its_own(modules, tmp
 
 
 def test_all_methods_get_six_candidates_which_compose(modules):
-    tables, tune = modules
+    _, tune = modules
     different = set()
     for section in tune.PROTOCOLS:
         for method in METHODS:
