@@ -70,6 +70,12 @@ _DEEP = ((), ("optim.prompt_lr=0.01",), ("optim.prompt_lr=0.003", "optim.head_lr
 _FEDVPT = ("optim.prompt_lr=0.01", "optim.head_lr=0.001")
 FURTHER = {
     ("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002)),
+    ("label_skew", "ditto"): [
+        ("optim.prompt_lr=0.03", "optim.head_lr=0.01", f"method.client.strength={lam:g}") for lam in (0.1, 0.3, 3, 10)
+    ],
+    ("label_skew", "fedprox"): [
+        ("optim.prompt_lr=0.1", "optim.head_lr=0.03", f"optim.proximal={mu:g}") for mu in (0.001, 0.01, 0.1, 1)
+    ],
     ("photos", "pfedbayespt"): [
         (*_BEST, more)
         for more in (
@@ -89,7 +95,8 @@ FURTHER = {
         *pairs((0.01,), (0.002,)),
     ],
 }
-"""Trials beyond the six: of pFedBayesPT, and as many of the strongest rival; see `protocol.md`."""
+"""Trials beyond the six: of pFedBayesPT, and as many of the strongest rival; how far from the global model clients may
+go, at the best rates, where their labels differ. See `protocol.md`."""
 
 PROTOCOLS = {
     "mixture": "digits_mixture",
