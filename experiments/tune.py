@@ -73,6 +73,10 @@ FURTHER = {
     ("label_skew", "ditto"): [
         ("optim.prompt_lr=0.03", "optim.head_lr=0.01", f"method.client.strength={lam:g}") for lam in (0.1, 0.3, 3, 10)
     ],
+    ("label_skew", "pfedbayes"): [
+        ("optim.prompt_lr=0.003", "optim.head_lr=0.01", f"inference.beta={zeta:g}")
+        for zeta in (0.0003, 0.001, 0.01, 0.03)
+    ],
     ("label_skew", "fedprox"): [
         ("optim.prompt_lr=0.1", "optim.head_lr=0.03", f"optim.proximal={mu:g}") for mu in (0.001, 0.01, 0.1, 1)
     ],
