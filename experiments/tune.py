@@ -66,6 +66,7 @@ WHOLE = ("fedavg_full",)
 WEIGHTS = (0.0001, 0.0003, 0.001)
 
 _BEST = (*CODE, "optim.prompt_lr=0.03", "generator.init_scale=0.5", "optim.head_lr=0.001")
+_PERSONAL = (*FULL, "optim.prompt_lr=0.01", "generator.init_scale=0.1", "optim.head_lr=0.001")
 _DEEP = ((), ("optim.prompt_lr=0.01",), ("optim.prompt_lr=0.003", "optim.head_lr=0.003"))
 _FEDVPT = ("optim.prompt_lr=0.01", "optim.head_lr=0.001")
 FURTHER = {
@@ -76,6 +77,13 @@ FURTHER = {
     ("label_skew", "pfedbayes"): [
         ("optim.prompt_lr=0.003", "optim.head_lr=0.01", f"inference.beta={zeta:g}")
         for zeta in (0.0003, 0.001, 0.01, 0.03)
+    ],
+    ("label_skew", "pfedbayes_mean"): [
+        ("optim.prompt_lr=0.1", "optim.head_lr=0.01", f"inference.beta={zeta:g}") for zeta in (0.01, 0.03, 0.3, 1)
+    ],
+    ("label_skew", "pfedbayespt_personal"): [
+        (*_PERSONAL, more)
+        for more in ("inference.beta=1e-4", "inference.beta=1e-6", "generator.noise_dim=8", "generator.init_scale=0.3")
     ],
     ("label_skew", "fedprox"): [
         ("optim.prompt_lr=0.1", "optim.head_lr=0.03", f"optim.proximal={mu:g}") for mu in (0.001, 0.01, 0.1, 1)
