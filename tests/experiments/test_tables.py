@@ -50,8 +50,9 @@ def test_all_methods_get_six_candidates_which_compose(modules):
             found = tune.candidates(method, section)
             more = len(tune.FURTHER.get((section, method), ()))
             assert len(set(found)) == 6 + more
-            whose = method if method in tune.TEMPERATURES else "pfedbayespt"
-            different |= {(f"method={whose}", *one) for one in found}
+            for one in found:
+                whose = method if any(value.startswith("method.") for value in one) else "pfedbayespt"
+                different.add((f"method={whose}", *one))
     for one in different:
         compose(one)
 
