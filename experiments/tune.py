@@ -33,6 +33,11 @@ def pairs(prompt: Sequence[float], head: Sequence[float]) -> list[Candidate]:
     return [(f"optim.prompt_lr={p}", f"optim.head_lr={h}") for p in prompt for h in head]
 
 
+def around(best: Candidate, key: str, values: Sequence[float]) -> list[Candidate]:
+    """The best candidate with other values of a key."""
+    return [(*best, f"{key}={value:g}") for value in values]
+
+
 def posteriors(head: float) -> list[Candidate]:
     """A code on the prompts themselves and a code of 16 dimensions, three times each: rate and scale at the start."""
     return [
@@ -67,26 +72,20 @@ WEIGHTS = (0.0001, 0.0003, 0.001)
 
 _BEST = (*CODE, "optim.prompt_lr=0.03", "generator.init_scale=0.5", "optim.head_lr=0.001")
 _PERSONAL = (*FULL, "optim.prompt_lr=0.01", "generator.init_scale=0.1", "optim.head_lr=0.001")
+((_DITTO,), (_FEDPROX,)) = pairs((0.03,), (0.01,)), pairs((0.1,), (0.03,))
+((_PRODUCT,), (_MEAN,)) = pairs((0.003,), (0.01,)), pairs((0.1,), (0.01,))
 _DEEP = ((), ("optim.prompt_lr=0.01",), ("optim.prompt_lr=0.003", "optim.head_lr=0.003"))
 _FEDVPT = ("optim.prompt_lr=0.01", "optim.head_lr=0.001")
 FURTHER = {
     ("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002)),
-    ("label_skew", "ditto"): [
-        ("optim.prompt_lr=0.03", "optim.head_lr=0.01", f"method.client.strength={lam:g}") for lam in (0.1, 0.3, 3, 10)
-    ],
-    ("label_skew", "pfedbayes"): [
-        ("optim.prompt_lr=0.003", "optim.head_lr=0.01", f"inference.beta={zeta:g}")
-        for zeta in (0.0003, 0.001, 0.01, 0.03)
-    ],
-    ("label_skew", "pfedbayes_mean"): [
-        ("optim.prompt_lr=0.1", "optim.head_lr=0.01", f"inference.beta={zeta:g}") for zeta in (0.01, 0.03, 0.3, 1)
-    ],
+    ("label_skew", "ditto"): around(_DITTO, "method.client.strength", (0.1, 0.3, 3, 10)),
+    ("label_skew", "fedprox"): [_FEDPROX, *around(_FEDPROX, "optim.proximal", (0.001, 0.1, 1))],
+    ("label_skew", "pfedbayes"): around(_PRODUCT, "inference.beta", (0.0003, 0.001, 0.01, 0.03)),
+    ("label_skew", "pfedbayes_mean"): [_MEAN, *around(_MEAN, "inference.beta", (0.01, 0.03, 0.3, 1))],
     ("label_skew", "pfedbayespt_personal"): [
-        (*_PERSONAL, more)
-        for more in ("inference.beta=1e-4", "inference.beta=1e-6", "generator.noise_dim=8", "generator.init_scale=0.3")
-    ],
-    ("label_skew", "fedprox"): [
-        ("optim.prompt_lr=0.1", "optim.head_lr=0.03", f"optim.proximal={mu:g}") for mu in (0.001, 0.01, 0.1, 1)
+        _PERSONAL,
+        *((*_PERSONAL, more) for more in ("inference.beta=1e-4", "inference.beta=1e-6", "generator.noise_dim=8")),
+        (*_PERSONAL, "generator.init_scale=0.3"),
     ],
     ("photos", "pfedbayespt"): [
         (*_BEST, more)
