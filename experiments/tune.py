@@ -76,7 +76,25 @@ _PERSONAL = (*FULL, "optim.prompt_lr=0.01", "generator.init_scale=0.1", "optim.h
 ((_PRODUCT,), (_MEAN,)) = pairs((0.003,), (0.01,)), pairs((0.1,), (0.01,))
 _DEEP = ((), ("optim.prompt_lr=0.01",), ("optim.prompt_lr=0.003", "optim.head_lr=0.003"))
 _FEDVPT = ("optim.prompt_lr=0.01", "optim.head_lr=0.001")
+_STEPS = (
+    *("optim.schedule=cosine", "optim.batch_size=16", "optim.batch_size=64"),
+    *("optim.weight_decay=0.01", "optim.weight_decay=0.1"),
+)
+_LENGTHS = ("prompts.length=4", "prompts.length=8", "prompts.length=32", "prompts.length=64")
+_FIXED, _ONE = ("optim.prompt_lr=0.03", "optim.head_lr=0.01"), ("optim.prompt_lr=0.01", "optim.head_lr=0.003")
 FURTHER = {
+    ("mixture", "fedvpt"): [
+        *((*_FIXED, more) for more in (*_LENGTHS, *_STEPS)),
+        (*_FIXED, "prompts.length=32", "optim.schedule=cosine"),
+        *pairs((0.03,), (0.005, 0.02)),
+        *pairs((0.02, 0.05), (0.01,)),
+    ],
+    ("mixture", "deterministic_prompts"): [
+        *((*_ONE, more) for more in (*_LENGTHS[1:3], *_STEPS, "generator.code_dim=4", "generator.code_dim=64")),
+        *((*_ONE, more) for more in ("generator.decoder_scale=0.3", "generator.hidden=128")),
+        *pairs((0.01,), (0.002, 0.005)),
+        *pairs((0.02,), (0.003,)),
+    ],
     ("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002)),
     ("label_skew", "ditto"): around(_DITTO, "method.client.strength", (0.1, 0.3, 3, 10)),
     ("label_skew", "fedprox"): [_FEDPROX, *around(_FEDPROX, "optim.proximal", (0.001, 0.1, 1))],
