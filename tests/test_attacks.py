@@ -154,10 +154,11 @@ def test_clients_whose_test_images_all_are_of_the_target_are_not_asked(tmp_path)
     assert 0 in counts
     assert build.holdings(compose([*asked, f"attack.target={target}"]), data).images["triggered"] == counts
     summary = simulate([*asked, f"attack.target={target}", "simulation.cohort=1", f"run_dir={tmp_path / 'run'}"])
-    assert summary["final"]["backdoor_success"] is not None
     rows = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
-    told = {row["partition"] for row in rows if row["phase"] == "triggered"}
-    assert told == {p for p, count in enumerate(counts) if count}
+    last = {row["partition"]: row for row in rows if row["phase"] == "triggered"}  # of the final test
+    assert {partition: row["images"] for partition, row in last.items()} == {p: n for p, n in enumerate(counts) if n}
+    taken_in = sum(row["accuracy"] * row["images"] for row in last.values())
+    assert summary["final"]["backdoor_success"] == pytest.approx(taken_in / sum(counts))
     assert "not used" not in (tmp_path / "run" / "run.log").read_text()
 
 
