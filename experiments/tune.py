@@ -81,6 +81,13 @@ _STEPS = (
     *("optim.weight_decay=0.01", "optim.weight_decay=0.1"),
 )
 _LENGTHS = ("prompts.length=4", "prompts.length=8", "prompts.length=32", "prompts.length=64")
+_RANKS = tuple((f"method.weights.rank={rank}", f"method.weights.alpha={2 * rank}") for rank in (2, 8, 16))
+_LOW_RANK = (
+    *(*_RANKS, ("method.weights.alpha=16",), ("method.weights.freeze_a=true",)),
+    ("method.weights.targets=[attn.qkv,attn.proj,mlp.fc1,mlp.fc2]",),
+)
+((_LORA,), (_LORA_PHOTOS,)) = pairs((0.003,), (0.003,)), pairs((0.001,), (0.0003,))
+((_FULL,), (_FULL_PHOTOS,)) = pairs((0.0003,), (0.003,)), pairs((3e-05,), (0.0003,))
 _FIXED, _ONE = ("optim.prompt_lr=0.03", "optim.head_lr=0.01"), ("optim.prompt_lr=0.01", "optim.head_lr=0.003")
 FURTHER = {
     ("mixture", "fedvpt"): [
@@ -94,6 +101,20 @@ FURTHER = {
         *((*_ONE, more) for more in ("generator.decoder_scale=0.3", "generator.hidden=128")),
         *pairs((0.01,), (0.002, 0.005)),
         *pairs((0.02,), (0.003,)),
+    ],
+    ("mixture", "fedlora"): [
+        *((*_LORA, *more) for more in _LOW_RANK),
+        *((*_LORA, more) for more in ("method.weights.alpha=4", "method.weights.start_layer=1", *_STEPS[:4])),
+        *pairs((0.005,), (0.003,)),
+        *pairs((0.003,), (0.005,)),
+    ],
+    ("mixture", "fedavg_full"): [
+        *((*_FULL, more) for more in _STEPS),
+        *pairs((0.0002, 0.0005), (0.003,)),
+        *pairs((0.0003,), (0.002, 0.005)),
+        *pairs((0.0005,), (0.002,)),
+        *((*one, _STEPS[0]) for one in pairs((0.0005, 0.001), (0.003,)) + pairs((0.001,), (0.001,))),
+        (*pairs((0.0005,), (0.003,))[0], "optim.batch_size=64"),
     ],
     ("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002)),
     ("label_skew", "ditto"): around(_DITTO, "method.client.strength", (0.1, 0.3, 3, 10)),
@@ -122,6 +143,22 @@ FURTHER = {
         *((*_FEDVPT, f"prompts.length={length}") for length in (4, 8, 32, 64)),
         *((*_FEDVPT, more) for more in ("optim.schedule=cosine", "optim.batch_size=16", "optim.weight_decay=0.01")),
         *pairs((0.01,), (0.002,)),
+    ],
+    ("photos", "fedlora"): [
+        _LORA_PHOTOS,
+        *((*_LORA_PHOTOS, *more) for more in _LOW_RANK),
+        *((*_LORA_PHOTOS, more) for more in ("method.weights.start_layer=4", *_STEPS[:4])),
+        *pairs((0.0003,), (0.0003, 0.0001)),
+        *pairs((0.001,), (0.0001,)),
+    ],
+    ("photos", "fedavg_full"): [
+        _FULL_PHOTOS,
+        *((*_FULL_PHOTOS, more) for more in _STEPS),
+        *pairs((1e-05,), (0.0003, 0.0001)),
+        *pairs((3e-05,), (0.0001, 0.0005)),
+        *pairs((0.0001,), (0.0001,)),
+        *pairs((2e-05, 5e-05), (0.0003,)),
+        *((*one, _STEPS[0]) for one in pairs((5e-05, 0.0001), (0.0003,))),
     ],
 }
 """Trials beyond the six: of pFedBayesPT, and as many of the strongest rival; how far from the global model clients may
