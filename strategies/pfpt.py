@@ -6,7 +6,8 @@ for one of its prompts, which lies around it:
     a_tk ~ Bernoulli(p_k),   s_tj ~ N(phi_k, sigma^2 I) where s_tj is the prompt for which t activates k
 
 Likelihood is maximised in turns: over a client's matching, given the others', by the Hungarian algorithm, and over phi,
-which is the mean of what is matched to it. K is not fixed. In the paper, networks that map phi to p and sigma are
+the mean of what is matched to it, in which every client counts alike: where all match what they began with, this is
+federated averaging of prompts, unweighted. K is not fixed. In the paper, networks that map phi to p and sigma are
 learnt, K begins at one for each prompt received, and what nobody activates is dropped. Here sigma is a number, and p is
 integrated out under the prior that lets K grow, the Indian buffet process of mass gamma (Griffiths & Ghahramani 2011),
 which leaves every step in closed form. With n other clients at phi_k, whose mean is m,

@@ -23,12 +23,15 @@ WITHOUT_PAPER = {
 }
 """Ablations and bounds, which are named after what they are."""
 
+UNEQUAL = ("partition.quantity=2.5", "partition.min_images=6", "partition.seed=2")
+"""Six, eight and eight training images: means over clients and over images differ."""
+
 _played = {}
 
 
-def play(method, *overrides):
+def play(method):
     """Two rounds on the small configuration, from nothing; what came out of them."""
-    cfg, client = smoke(f"method={method}", *overrides)
+    cfg, client = smoke(f"method={method}", *UNEQUAL)
     client.prepare()
     loop, journal = build.loop(cfg), Journal()
     progress = loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)
@@ -72,10 +75,8 @@ def test_predictions_are_probabilities(method):
 
 
 def test_no_two_methods_give_the_same_result():
-    """Beyond rounding. PFPT with the noise that validation prefers matches every prompt to itself, which is FedVPT."""
+    """Beyond rounding, each as its file has it."""
     found = {method: played(method)[0].final.pooled.probabilities for method in METHODS}
-    assert np.allclose(found["pfpt"], found["fedvpt"], atol=1e-5), "then the README's word on PFPT is no longer true"
-    found["pfpt"] = play("pfpt", "method.strategy.noise=0.05")[0].final.pooled.probabilities
     same = [
         (one, other)
         for place, one in enumerate(METHODS)

@@ -120,7 +120,7 @@ def test_two_rounds_average_what_is_shared_by_images_and_go_on_from_what_is_pers
     states = [start] * cfg.clients
     for _ in range(2):
         states = [stepped(client, p, states[p]) for p in clients]
-        mean = {name: sum(n * one[name] for n, one in zip(images, states)) / sum(images) for name in start}
+        mean = {name: sum(n * one[name] for n, one in zip(images, states, strict=True)) / sum(images) for name in start}
         states = [{name: one[name] if name in personal else mean[name] for name in one} for one in states]
     assert len(set(images)) > 1
     assert np.abs(states[0][WEIGHT] - states[1][WEIGHT]).max() > 1e-3
