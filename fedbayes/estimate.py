@@ -16,7 +16,8 @@ from functools import partial
 from typing import TypeVar, final
 
 import numpy as np
-from flwr.app import ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp.strategy import Strategy
 from omegaconf import DictConfig, open_dict
 
 from fedbayes import build
@@ -24,6 +25,7 @@ from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.federation import Federation
 from fedbayes.messages import address, payload_bytes, read_update, to_record
+from fedbayes.sampling import Sampling
 from fedbayes.simulation.hardware import choose_device
 from fedbayes.simulation.in_process import InProcessGrid
 from fedbayes.summary import peak_memory_mb
@@ -120,54 +122,89 @@ def estimate(cfg: DictConfig) -> Estimate:
     preparing = [_seconds(client.prepare)[0] for client in clients]
     held, held_here = (_held(one) for one in (data, clients[0].data))  # type: ignore[attr-defined]
     setup += preparing[-1] * held / held_here
-
+    federations = [Federation(InProcessGrid(one, len(data), cohort), len(data), loop.guard) for one in clients]
     initial = to_record(clients[0].initial())
-    times: list[float] = []
-    replies: Sequence[Message] = []
-    for client in clients:
-        federation = Federation(InProcessGrid(client, len(data), cohort), len(data), loop.guard)
-        everybody = federation.view(sampling.train(1))
-        sent = list(strategy.configure_train(1, initial, ConfigRecord(), everybody))
-        down = payload_bytes(message.content for message in sent)
-        asked = [address(one, 0, "train") for one in sent if federation.partition_of(one) in some]
-        measured = [_seconds(partial(_answers, federation, asked, "train")) for _ in range(2)]
-        times.append(min(seconds for seconds, _ in measured))
-        replies = measured[-1][1]
-    arrays, _ = strategy.aggregate_train(1, replies)
-    following = strategy.configure_train(2, arrays or initial, ConfigRecord(), federation.view(sampling.train(2)))
-    later = payload_bytes(message.content for message in following)
-    few, many = EPOCHS
-    step = max((times[1] - times[0]) / (many - few), 0.1 * times[0] / few)
-    fixed = max(times[0] - few * step, 0.0)
-    per_cohort = fixed + step * cfg.optim.local_epochs * _steps(cfg, data, some)
-    cohorts = -(-sampling.per_round // cohort)
-    up = payload_bytes(reply.content for reply in replies) * sampling.per_round // len(replies)
-
-    def looking(adapt: int | None) -> float:
-        """Seconds of one cohort's evaluation, after so many steps of its own; None for the method's number."""
-        messages = strategy.configure_evaluate(1, initial, ConfigRecord(), federation.view(some))
-        asked = [address(one, 1, "validation", adapt=adapt) for one in messages]
-        return min(_seconds(partial(_answers, federation, asked, "validation"))[0] for _ in range(2))
-
-    seconds = looking(adapt=0)
-    tuning = max(looking(adapt=None) - seconds, 0.0) if cfg.optim.finetune_steps else 0.0
+    training = _train(federations, strategy, initial, sampling, some)
+    seconds = _looking(federations[-1], strategy, initial, some, adapt=0)
+    tuned = _looking(federations[-1], strategy, initial, some, adapt=None) if cfg.optim.finetune_steps else seconds
+    steps = cfg.optim.local_epochs * _steps(cfg, data, some)
+    cohorts, evaluated = -(-sampling.per_round // cohort), -(-len(sampling.evaluated) // cohort)
     looked_at = sum(len(data.clients[one].validation[:SOME]) for one in some)
     images = sum(len(data.clients[one].validation) + len(data.clients[one].test) for one in sampling.evaluated)
-    evaluations = -(-cfg.rounds // loop.assessment.every)
+    evaluation = images * seconds / max(looked_at, 1) + 2 * max(tuned - seconds, 0.0) * evaluated
     cache = min((held - held_here) * model.entering_bytes / 2**20, cfg.simulation.cache_mb)
     return Estimate(
-        bytes_up=up,
-        bytes_down=down,
-        bytes_down_later=later,
+        bytes_up=training.bytes_up,
+        bytes_down=training.bytes_down,
+        bytes_down_later=training.bytes_down_later,
         rounds=cfg.rounds,
-        sent=sum(int(np.prod(array.shape)) for array in read_update(0, replies[0].content).arrays.values()),
+        sent=training.sent,
         trained=sum(int(np.prod(p.shape[1:])) for p in model.trainable().values()),
         memory_mb=peak_memory_mb() + cache,
         setup=setup,
-        train=cfg.rounds * cohorts * per_cohort,
-        evaluate=evaluations
-        * (images * seconds / max(looked_at, 1) + 2 * tuning * -(-len(sampling.evaluated) // cohort)),
+        train=cfg.rounds * cohorts * (training.fixed + training.step * steps),
+        evaluate=-(-cfg.rounds // loop.assessment.every) * evaluation,
     )
+
+
+@final
+@dataclass(frozen=True)
+class _Training:
+    """Of one round's training.
+
+    Attributes:
+        bytes_up: of all replies.
+        bytes_down: of the first round's requests.
+        bytes_down_later: of the second round's.
+        sent: numbers in one client's reply.
+        fixed: seconds that a cohort takes whatever it trains.
+        step: seconds of a cohort's step.
+    """
+
+    bytes_up: int
+    bytes_down: int
+    bytes_down_later: int
+    sent: int
+    fixed: float
+    step: float
+
+
+def _train(
+    federations: Sequence[Federation],
+    strategy: Strategy,
+    initial: ArrayRecord,
+    sampling: Sampling,
+    some: Sequence[int],
+) -> _Training:
+    """Train a cohort for each number of `EPOCHS`, aggregate once, and look at the second round's messages."""
+    times: list[float] = []
+    for federation in federations:
+        sent = list(strategy.configure_train(1, initial, ConfigRecord(), federation.view(sampling.train(1))))
+        asked = [address(one, 0, "train") for one in sent if federation.partition_of(one) in some]
+        measured = [_seconds(partial(_answers, federation, asked, "train")) for _ in range(2)]
+        times.append(min(seconds for seconds, _ in measured))
+    _, replies = measured[-1]
+    arrays, _ = strategy.aggregate_train(1, replies)
+    following = strategy.configure_train(2, arrays or initial, ConfigRecord(), federation.view(sampling.train(2)))
+    few, many = EPOCHS
+    step = max((times[1] - times[0]) / (many - few), 0.1 * times[0] / few)
+    return _Training(
+        bytes_up=payload_bytes(reply.content for reply in replies) * sampling.per_round // len(replies),
+        bytes_down=payload_bytes(message.content for message in sent),
+        bytes_down_later=payload_bytes(message.content for message in following),
+        sent=sum(int(np.prod(array.shape)) for array in read_update(0, replies[0].content).arrays.values()),
+        fixed=max(times[0] - few * step, 0.0),
+        step=step,
+    )
+
+
+def _looking(
+    federation: Federation, strategy: Strategy, initial: ArrayRecord, some: Sequence[int], adapt: int | None
+) -> float:
+    """Seconds of a cohort's evaluation after so many steps of its clients' own; None for the method's number."""
+    messages = strategy.configure_evaluate(1, initial, ConfigRecord(), federation.view(some))
+    asked = [address(one, 1, "validation", adapt=adapt) for one in messages]
+    return min(_seconds(partial(_answers, federation, asked, "validation"))[0] for _ in range(2))
 
 
 def _answers(federation: Federation, asked: Iterable[Message], split: str) -> Sequence[Message]:

@@ -6,7 +6,7 @@ From the strategy's messages over simulated faults, clients and guard to the str
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -41,6 +41,33 @@ class RoundLog(Protocol):
     def note(self, text: str) -> None:
         """A sentence for the reader."""
         ...
+
+
+@dataclass
+class _Spent:
+    """What a round has taken so far, in all its attempts.
+
+    Attributes:
+        seconds: of the clients' work.
+        bytes_down: sent.
+        bytes_up: of the answers that came and could be read.
+        refused: answers that could not be used, by kind.
+        attempts: so far.
+    """
+
+    seconds: float = 0.0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    attempts: int = 0
+
+    def add(self, seconds: float, sent: Sequence[Message], replies: Replies) -> None:
+        """One more attempt."""
+        self.seconds += seconds
+        self.bytes_down += payload_bytes(message.content for message in sent)
+        self.bytes_up += payload_bytes(reply.content for reply in replies.messages)
+        self.refused.update(refusal.kind for refusal in replies.dropped.values())
+        self.attempts += 1
 
 
 @final
@@ -96,16 +123,12 @@ class Training:
                 strategy and parameters are as they were.
         """
         chosen = self.sampling.train(server_round)
-        refused: Counter[str] = Counter()
-        seconds, up, down, attempt = 0.0, 0, 0, 0
+        spent = _Spent()
         while True:
-            sent, faults = self._messages(federation, strategy, progress, chosen, server_round, attempt)
+            sent, faults = self._messages(federation, strategy, progress, chosen, server_round, spent.attempts)
             started = time.perf_counter()
             replies = self._answers(federation, strategy, progress, sent, faults)
-            seconds += time.perf_counter() - started
-            down += payload_bytes(message.content for message in sent)
-            up += payload_bytes(reply.content for reply in replies.messages)
-            refused.update(refusal.kind for refusal in replies.dropped.values())
+            spent.add(time.perf_counter() - started, sent, replies)
             for partition, refusal in replies.dropped.items():
                 log.note(f"round {server_round}: reply of client {partition} not used: {refusal.reason}")
             void: str | None = f"{len(replies.updates)} usable replies, {self.min_replies} needed"
@@ -114,36 +137,49 @@ class Training:
                 void = self._aggregate(federation, strategy, progress, server_round, replies)
             if void is None:
                 break
-            attempt += 1
-            if attempt > self.retries:
+            if spent.attempts > self.retries:
                 raise StoppedError(
-                    f"round {server_round} is void after {attempt} attempts: {void}; run.log names each client's "
-                    "reason. Raise simulation.retries, lower simulation.min_replies, or mend the clients."
+                    f"round {server_round} is void after {spent.attempts} attempts: {void}; run.log names each "
+                    "client's reason. Raise simulation.retries, lower simulation.min_replies, or mend the clients."
                 )
-            log.note(f"round {server_round} is void: {void}; attempt {attempt + 1} of {self.retries + 1}")
-        progress.accepted |= {update.partition: server_round for update in replies.updates}
-        progress.seconds["train"] += seconds
-        progress.bytes_down += down
-        progress.bytes_up += up
-        images = sum(update.num_examples for update in replies.updates) * self.passes
+            log.note(f"round {server_round} is void: {void}; attempt {spent.attempts + 1} of {self.retries + 1}")
+        waited = {"virtual_seconds": self._virtual(faults)} if self.faults.any else {}
+        self._tell(progress, server_round, len(chosen), replies.updates, spent, waited, log)
+
+    def _tell(
+        self,
+        progress: Progress,
+        server_round: int,
+        clients: int,
+        updates: Sequence[ClientUpdate],
+        spent: "_Spent",
+        waited: Mapping[str, float],
+        log: RoundLog,
+    ) -> None:
+        """Count what the round took, and log it."""
+        images = sum(update.num_examples for update in updates) * self.passes
+        progress.accepted |= {update.partition: server_round for update in updates}
+        progress.seconds["train"] += spent.seconds
+        progress.bytes_down += spent.bytes_down
+        progress.bytes_up += spent.bytes_up
         progress.images += images
-        progress.train = mean_metrics(replies.updates)
+        progress.train = mean_metrics(updates)
         log.log(
             {
                 **progress.train,
                 "round": server_round,
                 "phase": "train",
                 "images": images,
-                "images_per_second": images / seconds if seconds > 0 else None,
-                "seconds": seconds,
-                "bytes_up": up,
-                "bytes_down": down,
-                "clients": len(chosen),
-                "replies": len(replies.updates),
-                "dropped": len(chosen) - len(replies.updates),
-                **{f"dropped_{kind}": refused[kind] for kind in (LATE, FAILED, INVALID)},
-                "attempts": attempt + 1,
-                **({"virtual_seconds": self._virtual(faults)} if self.faults.any else {}),
+                "images_per_second": images / spent.seconds if spent.seconds > 0 else None,
+                "seconds": spent.seconds,
+                "bytes_up": spent.bytes_up,
+                "bytes_down": spent.bytes_down,
+                "clients": clients,
+                "replies": len(updates),
+                "dropped": clients - len(updates),
+                **{f"dropped_{kind}": spent.refused[kind] for kind in (LATE, FAILED, INVALID)},
+                "attempts": spent.attempts,
+                **waited,
             }
         )
         log.log_clients(
@@ -155,7 +191,7 @@ class Training:
                     "partition": update.partition,
                     "images": update.num_examples,
                 }
-                for update in replies.updates
+                for update in updates
             ]
         )
 
