@@ -71,6 +71,7 @@ WHOLE = ("fedavg_full",)
 WEIGHTS = (0.0001, 0.0003, 0.001)
 
 _BEST = (*CODE, "optim.prompt_lr=0.03", "generator.init_scale=0.5", "optim.head_lr=0.001")
+_CODE = (*CODE, "optim.prompt_lr=0.03", "generator.init_scale=0.5", "optim.head_lr=0.01")
 _PERSONAL = (*FULL, "optim.prompt_lr=0.01", "generator.init_scale=0.1", "optim.head_lr=0.001")
 ((_DITTO,), (_FEDPROX,)) = pairs((0.03,), (0.01,)), pairs((0.1,), (0.03,))
 ((_PRODUCT,), (_MEAN,)) = pairs((0.003,), (0.01,)), pairs((0.1,), (0.01,))
@@ -90,6 +91,10 @@ _LOW_RANK = (
 ((_FULL,), (_FULL_PHOTOS,)) = pairs((0.0003,), (0.003,)), pairs((3e-05,), (0.0003,))
 _FIXED, _ONE = ("optim.prompt_lr=0.03", "optim.head_lr=0.01"), ("optim.prompt_lr=0.01", "optim.head_lr=0.003")
 FURTHER = {
+    ("mixture", "pfedbayespt"): [
+        *((*_CODE, more) for more in ("inference.beta=1e-2", "inference.beta=1e-4")),
+        *((*_CODE, "prompts.depth=deep", *more) for more in _DEEP),
+    ],
     ("mixture", "fedvpt"): [
         *((*_FIXED, more) for more in (*_LENGTHS, *_STEPS)),
         (*_FIXED, "prompts.length=32", "optim.schedule=cosine"),
@@ -186,15 +191,13 @@ def candidates(method: str, section: str) -> list[Candidate]:
 
 
 def beyond(method: str, section: str, chosen: Candidate) -> list[Candidate]:
-    """Three configurations past the edges of the grid on which the chosen one lies; none if it lies on none.
+    """Three configurations past the edges of the grid on which the best of the six lies; none if it lies on none.
 
     Two rates: one step in the prompt rate, in the head rate, in both; with the prompt rate inside, the next head rate
     and each prompt rate. A posterior: one step in its rate (the scale 1 if that lies inside), and the head rates on
     both sides of the only one that its grid has. A head rate or a temperature alone: the next three.
     """
     six = candidates(method, section)[:6]
-    if chosen not in six:
-        return []  # it lies beyond already
     grid, at = [values(one) for one in six], values(chosen)
     if len(at) == 1:
         ((key, last),) = at.items()
@@ -214,6 +217,13 @@ def beyond(method: str, section: str, chosen: Candidate) -> list[Candidate]:
     else:
         moves = [{PROMPT_LR: one, HEAD_LR: f"{head:g}"} for one in dict.fromkeys(row[PROMPT_LR] for row in grid)]
     return [tuple(f"{key}={text}" for key, text in {**at, **move}.items()) for move in moves]
+
+
+def untried(method: str, section: str, ranked: Sequence[Ranked]) -> list[Candidate]:
+    """What lies past the edges and has not been tried; what `FURTHER` has found moves no edge."""
+    six, had = candidates(method, section)[:6], [values(one) for *_, one in ranked]
+    best = next(one for *_, one in ranked if one in six)
+    return [one for one in beyond(method, section, best) if values(one) not in had]
 
 
 def values(candidate: Sequence[str]) -> dict[str, str]:
@@ -274,9 +284,7 @@ def main() -> None:
     ranked = run(args.section, tried, args)
     if args.beyond:
         for method, them in ranked.items():
-            had = [values(one) for one in tried[method]]
-            more = [one for one in beyond(method, args.section, them[0][2]) if values(one) not in had]
-            tried[method] = [*tried[method], *more]
+            tried[method] = [*tried[method], *untried(method, args.section, them)]
         ranked = run(args.section, tried, args)
     for method, them in ranked.items():
         for place, (nll, accuracy, one) in enumerate(them):

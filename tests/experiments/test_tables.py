@@ -107,7 +107,6 @@ def test_a_quoted_value_is_read_back_as_it_was(name):
         ("fedvpt", "mixture", (0.03, 0.01), [(0.1, 0.01), (0.03, 0.03), (0.1, 0.03)]),
         ("fedper", "label_skew", (0.003, 0.003), [(0.001, 0.003), (0.003, 0.001), (0.001, 0.001)]),
         ("pfedpg", "mixture", (0.01, 0.003), [(0.003, 0.001), (0.01, 0.001), (0.03, 0.001)]),
-        ("fedvpt", "photos", (0.1, 0.03), []),
     ],
 )
 def test_past_the_edges_of_a_grid_of_two_rates(modules, method, section, chosen, expected):
@@ -117,6 +116,18 @@ def test_past_the_edges_of_a_grid_of_two_rates(modules, method, section, chosen,
         return (f"optim.prompt_lr={prompt:g}", f"optim.head_lr={head:g}")
 
     assert tune.beyond(method, section, rates(*chosen)) == [rates(*one) for one in expected]
+
+
+def test_further_candidates_move_no_edge_and_are_not_tried_twice(modules):
+    """FedProx's best of six under label skew has .03 .01; its further ones, with mu 1 in front, hold .1 .03 already."""
+    _, tune = modules
+    six, further = tune.candidates("fedprox", "label_skew")[:6], tune.FURTHER["label_skew", "fedprox"]
+    corner = ("optim.prompt_lr=0.03", "optim.head_lr=0.01")
+    ranked = [(0.5, 0.8, one) for one in (*further, corner, *six)]
+    assert tune.untried("fedprox", "label_skew", ranked) == [
+        ("optim.prompt_lr=0.1", "optim.head_lr=0.01"),
+        ("optim.prompt_lr=0.03", "optim.head_lr=0.03"),
+    ]
 
 
 def test_past_the_edges_of_other_grids(modules):
