@@ -113,12 +113,27 @@ def test_who_is_left_out_is_one_domain_and_every_client_has_another(name):
     assert sorted(np.flatnonzero(row["domains"]).tolist() for row in rows) == [[0], [1], [2]]
 
 
-def test_disjoint_clients_share_no_class():
-    images, rows = dealt("cifar10_disjoint")
+@pytest.mark.parametrize(("name", "classes"), [("cifar10_disjoint", 2), ("cifar100_disjoint", 10)])
+def test_disjoint_clients_share_no_class(name, classes):
+    images, rows = dealt(name)
     held = np.array([counts(row, "train", images.labels) > 0 for row in rows])
-    assert (held.sum(1) == 2).all()
+    assert (held.sum(1) == classes).all()
     assert (held.sum(0) == 1).all()
     assert all(np.array_equal(held[i], counts(row, "test", images.labels) > 0) for i, row in enumerate(rows))
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("_mixture")])
+def test_mixtures_of_domains_cross_with_label_skew_as_their_files_say(name):
+    def classes_to_a_client(*overrides):
+        _, rows = dealt(name, *overrides)
+        labels = np.array([row["labels"] for row in rows], float)
+        shares = labels / labels.sum(1, keepdims=True)
+        assert np.median([np.count_nonzero(row["domains"]) for row in rows]) > 1, "still several domains inside each"
+        return np.exp(-(shares * np.log(shares + 1e-12)).sum(1)).mean()
+
+    crossing = "partition=domain_and_label partition.label_alpha=0.1"
+    assert f"# Crossed with label skew: {crossing}." in (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert classes_to_a_client(*crossing.split()) < 0.7 * classes_to_a_client()
 
 
 @pytest.mark.parametrize("classes", [10, 50])
