@@ -17,7 +17,7 @@ import math
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast, final
+from typing import final
 
 import numpy as np
 
@@ -88,7 +88,7 @@ class HostileClients:
     @property
     def data(self) -> FederatedData:
         """The images of all of them, poisoned ones among them."""
-        return cast(FederatedData, self._client.data)  # type: ignore[attr-defined]
+        return self._client.data
 
     def prepare(self) -> None:
         """Whatever the honest object needs."""

@@ -120,7 +120,7 @@ def estimate(cfg: DictConfig) -> Estimate:
     clients = [build.client(_with_epochs(cfg, epochs), cut, model) for epochs in EPOCHS]
     setup = time.perf_counter() - started
     preparing = [_seconds(client.prepare)[0] for client in clients]
-    held, held_here = (_held(one) for one in (data, clients[0].data))  # type: ignore[attr-defined]
+    held, held_here = (_held(one) for one in (data, clients[0].data))
     setup += preparing[-1] * held / held_here
     federations = [Federation(InProcessGrid(one, len(data), cohort), len(data), loop.guard) for one in clients]
     initial = to_record(clients[0].initial())

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from flwr.app import Error, MessageType, RecordDict
 
+from fedbayes.data.federated import FederatedData
 from fedbayes.messages import (
     ClientRequest,
     ClientUpdate,
@@ -39,6 +40,11 @@ QUERY_RESTORE = f"{MessageType.QUERY}.{RESTORE}"
 
 class CohortClient(Protocol):
     """Trains and evaluates cohorts; `clients.base.AbstractClient` is the one ancestor of all of ours."""
+
+    @property
+    def data(self) -> FederatedData:
+        """All images, and who holds which."""
+        ...
 
     def prepare(self) -> None:
         """Whatever is needed once, before the first round."""
