@@ -260,7 +260,7 @@ def run(section: str, tried: Mapping[str, Sequence[Candidate]], args: argparse.N
 
 
 def write(section: str, best: Mapping[str, Candidate]) -> None:
-    """Put choices into `selected.yaml`; those of the first section are for `conf/method/`, by hand."""
+    """Put choices into `selected.yaml`; those of the first section are for `conf/method/`, by hand, rates at least."""
     if section == DEFAULTS:
         print("\n".join(f"conf/method/{method}.yaml: {' '.join(one)}" for method, one in best.items()))
         return
@@ -295,8 +295,8 @@ def main() -> None:
 
 
 HEADER = """\
-# The best candidate by NLL on validation, for each method and kind of protocol: what `tune.py --write` found. What was
-# chosen for `mixture` are the defaults in conf/method/*.yaml.
+# The best candidate by NLL on validation, for each method and kind of protocol: what `tune.py --write` found. Rates that
+# were chosen for `mixture` are the defaults in conf/method/*.yaml; here is what the other sections do not share.
 """
 
 if __name__ == "__main__":
