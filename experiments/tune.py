@@ -295,8 +295,8 @@ def main() -> None:
 
 
 HEADER = """\
-# The best candidate by NLL on validation, for each method and kind of protocol: what `tune.py --write` found. Rates that
-# were chosen for `mixture` are the defaults in conf/method/*.yaml; here is what the other sections do not share.
+# The best candidate by NLL on validation, for each method and kind of protocol: what `tune.py --write` found. Rates
+# that were chosen for `mixture` are the defaults in conf/method/*.yaml; here is what the other sections do not share.
 """
 
 if __name__ == "__main__":
