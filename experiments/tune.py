@@ -70,9 +70,8 @@ WHOLE = ("fedavg_full",)
 """All weights of the ViT want smaller rates than prompts."""
 WEIGHTS = (0.0001, 0.0003, 0.001)
 
-_BEST = (*CODE, "optim.prompt_lr=0.03", "generator.init_scale=0.5", "optim.head_lr=0.001")
-_CODE = (*CODE, "optim.prompt_lr=0.03", "generator.init_scale=0.5", "optim.head_lr=0.01")
-_PERSONAL = (*FULL, "optim.prompt_lr=0.01", "generator.init_scale=0.1", "optim.head_lr=0.001")
+_BEST, _BEST_DIGITS = posteriors(0.001)[5], posteriors(0.01)[5]
+_PERSONAL = posteriors(0.001)[2]
 ((_DITTO,), (_FEDPROX,)) = pairs((0.03,), (0.01,)), pairs((0.1,), (0.03,))
 ((_PRODUCT,), (_MEAN,)) = pairs((0.003,), (0.01,)), pairs((0.1,), (0.01,))
 _DEEP = ((), ("optim.prompt_lr=0.01",), ("optim.prompt_lr=0.003", "optim.head_lr=0.003"))
@@ -92,8 +91,8 @@ _LOW_RANK = (
 _FIXED, _ONE = ("optim.prompt_lr=0.03", "optim.head_lr=0.01"), ("optim.prompt_lr=0.01", "optim.head_lr=0.003")
 FURTHER = {
     ("mixture", "pfedbayespt"): [
-        *((*_CODE, more) for more in ("inference.beta=1e-2", "inference.beta=1e-4")),
-        *((*_CODE, "prompts.depth=deep", *more) for more in _DEEP),
+        *((*_BEST_DIGITS, more) for more in ("inference.beta=1e-2", "inference.beta=1e-4")),
+        *((*_BEST_DIGITS, "prompts.depth=deep", *more) for more in _DEEP),
     ],
     ("mixture", "fedvpt"): [
         *((*_FIXED, more) for more in (*_LENGTHS, *_STEPS)),

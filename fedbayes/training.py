@@ -43,6 +43,7 @@ class RoundLog(Protocol):
         ...
 
 
+@final
 @dataclass
 class _Spent:
     """What a round has taken so far, in all its attempts.

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from journal import Journal
-from smoke import smoke
+from smoke import play_rounds, smoke
 
 from fedbayes import build
 from fedbayes.configuration import CONF, compose
 from fedbayes.messages import from_record
-from fedbayes.simulation.in_process import InProcessGrid
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -33,8 +32,8 @@ def play(method):
     """Two rounds on the small configuration, from nothing; what came out of them."""
     cfg, client = smoke(f"method={method}", *UNEQUAL)
     client.prepare()
-    loop, journal = build.loop(cfg), Journal()
-    progress = loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)
+    journal = Journal()
+    progress = play_rounds(cfg, client, journal)
     return progress, journal.numbers, journal.client_rows
 
 

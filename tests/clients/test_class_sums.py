@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
+from smoke import play_rounds
 
 from fedbayes import build
 from fedbayes.configuration import compose
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, from_record
-from fedbayes.simulation.in_process import InProcessGrid
 
 SMALL = ["experiment=smoke", "clients=4", "partition.max_train=20"]
 
@@ -45,8 +45,7 @@ def pooled(data, client, split):
 
 def play(client, method, *overrides):
     cfg = compose([*SMALL, f"method={method}", *overrides])
-    loop = build.loop(cfg)
-    return loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), Silent())
+    return play_rounds(cfg, client, Silent())
 
 
 def test_fedncm_predicts_as_scikit_learns_nearest_centroid(ncm):

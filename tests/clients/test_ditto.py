@@ -5,12 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from journal import Journal
-from smoke import smoke
+from smoke import play_rounds, smoke
 
 from fedbayes import build
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, from_record
-from fedbayes.simulation.in_process import InProcessGrid
 
 RATES = ("optim.prompt_lr=0.03", "optim.head_lr=0.01")
 ONE_STEP = ("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.batch_size=64")
@@ -121,8 +120,8 @@ def test_results_do_not_depend_on_the_cohort():
 
 def test_a_federation_sends_global_models_alone_and_a_checkpoint_has_the_own_ones():
     cfg, client = make("clients=4", "participation=0.5", "rounds=1")
-    loop, journal = build.loop(cfg), Journal()
-    progress = loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), journal)
+    journal = Journal()
+    progress = play_rounds(cfg, client, journal)
     assert set(from_record(progress.arrays)) == set(client.model.initial)
     trained = sorted(progress.accepted)
     assert sorted(progress.personal) == trained

@@ -3,17 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from journal import Journal
-from smoke import smoke
+from smoke import play_rounds, smoke
 from torch.distributions import Categorical, Normal, kl_divergence
 from torch.nn import functional as F
 
 from clients.own import own
-from fedbayes import build
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, from_record
 from fedbayes.seeding import Streams
-from fedbayes.simulation.in_process import InProcessGrid
 
 MEAN = "method.strategy.aggregate=mean"
 
@@ -209,8 +206,7 @@ def test_results_do_not_depend_on_the_cohort(kind):
 @pytest.mark.parametrize("aggregate", ["mean", "product"])
 def test_a_federation_runs_with_the_same_names_on_both_sides(aggregate):
     cfg, client = make(f"method.strategy.aggregate={aggregate}", "clients=4", "participation=0.5")
-    loop = build.loop(cfg)
-    progress = loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), Journal())
+    progress = play_rounds(cfg, client)
     shared = from_record(progress.arrays)
     assert {name: array.shape for name, array in shared.items()} == {n: a.shape for n, a in client.initial().items()}
     assert sorted(progress.personal) == sorted(progress.accepted)

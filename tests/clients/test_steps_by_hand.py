@@ -9,13 +9,10 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from journal import Journal
-from smoke import smoke
+from smoke import play_rounds, smoke
 from torch.nn import functional as F
 
-from fedbayes import build
 from fedbayes.messages import ClientRequest, from_record
-from fedbayes.simulation.in_process import InProcessGrid
 
 BASE, WEIGHT, BIAS = "generator.base", "head.weight", "head.bias"
 HEAD = (WEIGHT, BIAS)
@@ -145,9 +142,7 @@ def test_fedbabu_steps_the_prompts_in_training_and_head_and_prompts_before_an_ev
 
 def after_two_rounds(method, *overrides):
     cfg, client = made(method, *overrides)
-    loop = build.loop(cfg)
-    grid = InProcessGrid(client, cfg.clients)
-    progress = loop.run(grid, build.strategy(cfg, loop), client.initial(), Journal())
+    progress = play_rounds(cfg, client)
     return client, range(cfg.clients), from_record(progress.arrays), progress.personal
 
 

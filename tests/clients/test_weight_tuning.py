@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 from journal import Journal
-from smoke import smoke
+from smoke import play_rounds, smoke
 from torch.nn import functional as F
 
 import fedbayes
-from fedbayes import build
 from fedbayes.messages import ClientRequest, from_record
-from fedbayes.simulation.in_process import InProcessGrid
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -23,8 +21,8 @@ VARIANTS = [[LORA], FFA, [LORA, "method.weights.start_layer=2"], [FULL]]
 
 def play(*overrides):
     cfg, client = smoke(*overrides)
-    loop, journal = build.loop(cfg), Journal()
-    progress = loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)
+    journal = Journal()
+    progress = play_rounds(cfg, client, journal)
     return client, progress, journal
 
 

@@ -6,9 +6,8 @@ import pytest
 import torch
 from flwr.app import ConfigRecord
 from journal import Journal
-from smoke import smoke
+from smoke import play_rounds, smoke
 
-from fedbayes import build
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientRequest, to_record
 from fedbayes.models.anchoring import noise_bank
@@ -62,8 +61,8 @@ def test_where_nothing_has_turned_anchoring_takes_nothing_away(trained):
 
 def play(*overrides):
     cfg, client = smoke(*overrides)
-    loop, journal = build.loop(cfg), Journal()
-    loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)
+    journal = Journal()
+    play_rounds(cfg, client, journal)
     return journal.rows
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord
+from smoke import play_rounds
 
 from fedbayes import build
 from fedbayes.configuration import compose
@@ -222,8 +223,7 @@ def test_two_rounds_of_the_method_as_configured_with_strangers_and_newcomers():
     )
     data = build.data(cfg)
     client = build.client(cfg, data, build.model(cfg, data, "cpu"))
-    loop = build.loop(cfg)
-    progress = loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), Silent())
+    progress = play_rounds(cfg, client, Silent())
     learnt = from_record(progress.arrays)
     assert np.flatnonzero(learnt[TRAINED]).tolist() == sorted(progress.accepted)
     assert progress.newcomers

@@ -5,13 +5,10 @@ import math
 
 import numpy as np
 import pytest
-from journal import Journal
-from smoke import smoke
+from smoke import play_rounds, smoke
 
-from fedbayes import build
 from fedbayes.errors import ConfigError
 from fedbayes.messages import ClientUpdate, from_record, to_record
-from fedbayes.simulation.in_process import InProcessGrid
 from strategies.pfpt import PFPT, log_likelihood, match, most_activated, summarise
 
 RNG = np.random.default_rng(0)
@@ -175,11 +172,19 @@ def test_the_most_activated_are_taken_and_the_earlier_of_equals():
     assert most_activated(np.array([[0, 1], [2, 3]]), 2).tolist() == [0, 1]
 
 
+def test_on_clients_of_equal_size_the_noise_of_its_file_gives_fedvpt_and_a_smaller_one_does_not():
+    """As the README says: what is matched to where it began is averaged as FedVPT does."""
+    fedvpt, pfpt, parted = (
+        play_rounds(*smoke(*overrides)).final.pooled.probabilities
+        for overrides in (["method=fedvpt"], ["method=pfpt"], ["method=pfpt", "method.strategy.noise=0.05"])
+    )
+    np.testing.assert_allclose(pfpt, fedvpt, atol=1e-5)
+    assert not np.allclose(parted, fedvpt, rtol=0, atol=1e-4)
+
+
 def test_a_federation_of_two_rounds():
     cfg, client = smoke("method=pfpt", "prompts.depth=deep")
-    loop = build.loop(cfg)
-    strategy = build.strategy(cfg, loop)
-    progress = loop.run(InProcessGrid(client, cfg.clients), strategy, client.initial(), Journal())
+    progress = play_rounds(cfg, client)
     shared = from_record(progress.arrays)
     for name, like in client.initial().items():
         assert shared[name].shape == like.shape

@@ -1,10 +1,14 @@
-"""The client of a small run, as a run would have it."""
+"""The client of a small run, as a run would have it, and its rounds in this process."""
 
+from journal import Journal
 from omegaconf import DictConfig
 
 from fedbayes import build
 from fedbayes.configuration import compose
+from fedbayes.progress import Progress
 from fedbayes.simulation.client import CohortClient
+from fedbayes.simulation.in_process import InProcessGrid
+from fedbayes.training import RoundLog
 
 
 def smoke(*overrides: str) -> tuple[DictConfig, CohortClient]:
@@ -12,3 +16,10 @@ def smoke(*overrides: str) -> tuple[DictConfig, CohortClient]:
     cfg = compose(["experiment=smoke", *overrides])
     data = build.data(cfg)
     return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
+
+
+def play_rounds(cfg: DictConfig, client: CohortClient, log: RoundLog | None = None) -> Progress:
+    """All rounds of a configuration, from nothing, with a new server; a journal that nobody reads where no log is."""
+    loop = build.loop(cfg)
+    grid = InProcessGrid(client, cfg.clients)
+    return loop.run(grid, build.strategy(cfg, loop), client.initial(), log or Journal())
