@@ -5,25 +5,16 @@ import sys
 import time
 from pathlib import Path
 
+import measure
 import pytest
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
-
-@pytest.fixture
-def measure(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    import measure
-
-    return measure
-
-
-def test_overlapping_spans_count_once(measure):
+def test_overlapping_spans_count_once():
     assert measure.covered([]) == 0
     assert measure.covered([(5.0, 6.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6)]) == 4.0
 
 
-def test_memory_of_a_process_includes_its_children(measure):
+def test_memory_of_a_process_includes_its_children():
     if not Path("/proc/self/smaps_rollup").exists():
         pytest.skip("needs /proc/self/smaps_rollup, which Linux has")
     grow = "import subprocess, sys, time; x = b'1' * {}; {} time.sleep(30)"
@@ -41,7 +32,7 @@ def test_memory_of_a_process_includes_its_children(measure):
             process.kill()
 
 
-def test_a_watched_run_is_a_run_and_its_overhead_is_what_clients_leave(measure):
+def test_a_watched_run_is_a_run_and_its_overhead_is_what_clients_leave():
     run = measure.watched(["experiment=smoke", "method=fedvpt", "rounds=3"])
     assert [row["round"] for row in run.rows if row["phase"] == "train"] == [1, 2, 3]
     trained = [span for span in run.spans if span["kind"] == "train"]
@@ -53,6 +44,6 @@ def test_a_watched_run_is_a_run_and_its_overhead_is_what_clients_leave(measure):
     assert run.workers == 1
 
 
-def test_a_run_that_fails_says_why(measure):
+def test_a_run_that_fails_says_why():
     with pytest.raises(RuntimeError, match="rounds=0"):
         measure.watched(["experiment=smoke", "rounds=0"])

@@ -2,23 +2,11 @@
 
 import json
 import sys
-from importlib import import_module
-from pathlib import Path
 
 import numpy as np
+import paired
 import pytest
 from safetensors.numpy import save_file
-
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-
-
-@pytest.fixture(scope="module")
-def paired():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        yield import_module("paired")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
 
 
 def width(found):
@@ -27,7 +15,7 @@ def width(found):
 
 
 @pytest.mark.parametrize("between", [0.0, 0.3])
-def test_the_interval_is_as_wide_as_theory_says(paired, between):
+def test_the_interval_is_as_wide_as_theory_says(between):
     """Clients' means spread with variance b, images inside with w: the mean has variance b/C + w/(C n)."""
     rng = np.random.default_rng(1)
     clients, images = 2000, 50
@@ -49,7 +37,7 @@ def study(rng, shared, seeds=3, clients=10, images=30):
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.6])
-def test_intervals_hold_the_truth_as_often_as_they_say(paired, shared):
+def test_intervals_hold_the_truth_as_often_as_they_say(shared):
     """Of 300 studies 95 % do, give or take 1.3; the images that seeds have in common are reckoned with."""
     rng = np.random.default_rng(2)
     studies = [study(rng, shared) for _ in range(300)]
@@ -60,19 +48,19 @@ def test_intervals_hold_the_truth_as_often_as_they_say(paired, shared):
         assert np.mean(blind) < 0.88
 
 
-def test_clients_count_equally_and_seeds_too(paired):
+def test_clients_count_equally_and_seeds_too():
     seeds = [[np.zeros(1), np.ones(99)], [np.full(10, 3.0), np.full(10, 5.0)]]
     assert paired.bootstrap(seeds).mean == pytest.approx((0.5 + 4) / 2)
 
 
-def test_a_constant_difference_has_no_width_and_is_clear(paired):
+def test_a_constant_difference_has_no_width_and_is_clear():
     found = paired.bootstrap([[np.full(7, 0.25)] * 3])
     assert (found.mean, found.low, found.high) == pytest.approx((0.25,) * 3)
     assert found.is_clear
     assert not paired.bootstrap([[np.array([-1.0, 1.0]), np.array([1.0, 1.0]), np.array([-1.0, -1.0])]]).is_clear
 
 
-def test_a_single_client_is_refused(paired):
+def test_a_single_client_is_refused():
     with pytest.raises(ValueError, match="two clients at least"):
         paired.bootstrap([[np.ones(3)]])
 
@@ -90,7 +78,7 @@ def run(folder, probabilities, labels, partitions, images=None):
     return folder
 
 
-def test_differences_of_two_runs_by_hand(paired, tmp_path):
+def test_differences_of_two_runs_by_hand(tmp_path):
     labels, who = [0, 1, 1], [0, 0, 1]
     good = run(tmp_path / "good", [[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]], labels, who)
     bad = run(tmp_path / "bad", [[0.4, 0.6], [0.4, 0.6], [0.5, 0.5]], labels, who)
@@ -99,7 +87,7 @@ def test_differences_of_two_runs_by_hand(paired, tmp_path):
     assert nll == pytest.approx(-np.log(0.8 / 0.4) / 4, abs=1e-6)
 
 
-def test_runs_on_other_images_are_refused(paired, tmp_path):
+def test_runs_on_other_images_are_refused(tmp_path):
     sure, two = [[1.0, 0.0], [1.0, 0.0]], [0, 0]
     one = run(tmp_path / "one", sure, two, [0, 1])
     for name, who, images in (("clients", [0, 2], None), ("images", [0, 1], [0, 7])):
@@ -108,7 +96,7 @@ def test_runs_on_other_images_are_refused(paired, tmp_path):
             paired.paired_difference([(one, other)], "nll")
 
 
-def test_the_command_names_both_differences(paired, tmp_path, monkeypatch, capsys):
+def test_the_command_names_both_differences(tmp_path, monkeypatch, capsys):
     labels, who = [0, 1, 1], [0, 0, 1]
     good = run(tmp_path / "good", [[0.8, 0.2], [0.4, 0.6], [0.5, 0.5]], labels, who)
     bad = run(tmp_path / "bad", [[0.4, 0.6], [0.4, 0.6], [0.5, 0.5]], labels, who)

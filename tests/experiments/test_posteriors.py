@@ -2,43 +2,23 @@
 
 import json
 import math
-import sys
-from importlib import import_module
-from pathlib import Path
 
+import posterior_targets as targets
 import pytest
+import semi_implicit_posteriors as fits
 import torch
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LOG_Z = 1.5
 LOC, COVARIANCE = torch.tensor([1.0, -2.0]).double(), torch.tensor([[1.0, 0.9], [0.9, 4.0]]).double()
 GAUSSIAN = MultivariateNormal(LOC, COVARIANCE)
-
-
-@pytest.fixture(scope="module")
-def targets():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        yield import_module("posterior_targets")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
-
-
-@pytest.fixture(scope="module")
-def fits():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        yield import_module("semi_implicit_posteriors")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
 
 
 def unnormalised(p):
     return GAUSSIAN.log_prob(p.double()) + LOG_Z
 
 
-def test_logistic_joint_by_hand(targets):
+def test_logistic_joint_by_hand():
     design, labels = torch.tensor([[1.0, 2.0], [1.0, -1.0]]).double(), torch.tensor([1.0, 0.0]).double()
     p = torch.tensor([0.5, -0.25]).double()  # x^T p = 0 and 0.75
     likelihood = -math.log(2) - math.log(1 + math.exp(0.75))
@@ -47,7 +27,7 @@ def test_logistic_joint_by_hand(targets):
     torch.testing.assert_close(float(found), likelihood + prior)
 
 
-def test_count_joint_by_hand(targets):
+def test_count_joint_by_hand():
     # One leaf each with 0, 1 and 2 mites at r = 2, prob = 1/2: masses 1/4, 1/4, 3/16. Exponential and flat priors.
     p = torch.tensor([math.log(2), 0.0]).double()
     jacobian = 2 * 0.25
@@ -55,14 +35,14 @@ def test_count_joint_by_hand(targets):
     torch.testing.assert_close(float(found), math.log(3 / 256) - 2 + math.log(jacobian))
 
 
-def test_data_are_those_of_the_paper(targets):
+def test_data_are_those_of_the_paper():
     assert (sum(targets.MITES), sum(x * leaves for x, leaves in enumerate(targets.MITES))) == (150, 172)
     design, labels = targets.waveforms()
     assert design.shape == (400, 22)
     assert 100 < labels.sum() < 170  # a third of the rows
 
 
-def test_quadrature_of_a_gaussian_is_exact(targets):
+def test_quadrature_of_a_gaussian_is_exact():
     found = targets.quadrature(unnormalised, (-8.0, -20.0), (10.0, 16.0), 200)
     assert abs(found.log_z - LOG_Z) < 1e-9
     assert found.error < 1e-9
@@ -71,7 +51,7 @@ def test_quadrature_of_a_gaussian_is_exact(targets):
     assert found.correlation[0][1] == pytest.approx(0.45)
 
 
-def test_quadrature_of_the_counts_does_not_depend_on_its_grid(targets):
+def test_quadrature_of_the_counts_does_not_depend_on_its_grid():
     coarse, fine = (
         targets.quadrature(targets.count_joint(), (-2.5, -4.0), (5.0, 4.0), points) for points in (300, 450)
     )
@@ -79,13 +59,13 @@ def test_quadrature_of_the_counts_does_not_depend_on_its_grid(targets):
     assert fine.notes["mass on the rim"] < 1e-6
 
 
-def test_laplace_finds_a_gaussian(targets):
+def test_laplace_finds_a_gaussian():
     found = targets.laplace(unnormalised, 2)
     torch.testing.assert_close(found.loc, LOC)
     torch.testing.assert_close(found.covariance_matrix, COVARIANCE)
 
 
-def test_evidence_of_a_gaussian_both_ways(targets):
+def test_evidence_of_a_gaussian_both_ways():
     shifted = MultivariateNormal(LOC + 0.3, 0.8 * COVARIANCE)
     log_z, error, share, weighted = targets.log_evidence(unnormalised, shifted, 20_000)
     assert 0.001 < error < 0.02
@@ -97,7 +77,7 @@ def test_evidence_of_a_gaussian_both_ways(targets):
     assert abs(backwards - LOG_Z) < 4 * error
 
 
-def test_distances_by_hand(targets):
+def test_distances_by_hand():
     exact = targets.moments(torch.tensor([[0.0, 0.0], [2.0, 4.0]]))
     other = targets.moments(torch.tensor([[1.0, 0.0], [3.0, 8.0]]))
     values = list(targets.distances(other, exact).values())
@@ -105,7 +85,7 @@ def test_distances_by_hand(targets):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_kl_of_a_fit_that_is_gaussian(fits, monkeypatch, reverse):
+def test_kl_of_a_fit_that_is_gaussian(monkeypatch, reverse):
     monkeypatch.setattr(fits, "COMPONENTS", 20)
     monkeypatch.setattr(fits, "REVERSE_COMPONENTS", 5)
     q = fits.SemiImplicit(2, reverse)
@@ -122,7 +102,7 @@ def test_kl_of_a_fit_that_is_gaussian(fits, monkeypatch, reverse):
     assert found["mixing_ratio"] == 0
 
 
-def test_fit_raises_the_bound_and_the_plain_model_starts_at_the_reverse_one(fits):
+def test_fit_raises_the_bound_and_the_plain_model_starts_at_the_reverse_one():
     torch.manual_seed(0)
     q = fits.SemiImplicit(2, reverse=True)
     p = q(50).rsample((100,))
@@ -138,7 +118,7 @@ def test_fit_raises_the_bound_and_the_plain_model_starts_at_the_reverse_one(fits
     assert before + 0.5 < after < 0.1
 
 
-def test_a_file_that_is_there_is_not_made_again(fits, tmp_path):
+def test_a_file_that_is_there_is_not_made_again(tmp_path):
     first = fits.kept(tmp_path / "a.json", lambda: {"x": 1})
     again = fits.kept(tmp_path / "a.json", lambda: pytest.fail("made again"))
     assert first == again == json.loads((tmp_path / "a.json").read_text())

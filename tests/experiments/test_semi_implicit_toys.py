@@ -1,35 +1,22 @@
 """The toy experiment where everything is known: a mixing without f, whose law is a normal."""
 
 import json
-import sys
-from importlib import import_module
-from pathlib import Path
 
 import pytest
+import semi_implicit_toys as toys
 import torch
 from torch.distributions import Normal
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-
-
-@pytest.fixture(scope="module")
-def toys():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        yield import_module("semi_implicit_toys")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
-
 
 @pytest.fixture
-def quick(toys, monkeypatch):
+def quick(monkeypatch):
     for name, value in {"COMPONENTS": (2_000, 4_000), "POINTS": 512, "SAMPLES": 1_000}.items():
         monkeypatch.setattr(toys, name, value)
     return toys
 
 
 @pytest.fixture
-def without_f(toys):
+def without_f():
     torch.manual_seed(0)
     posterior = toys.Posterior(toys.Recipe(scale=(0.5, 1.0)))
     for parameter in posterior.f.parameters():
@@ -37,7 +24,7 @@ def without_f(toys):
     return posterior
 
 
-def test_density_of_a_linear_mixing_is_the_normal_it_is(toys, without_f):
+def test_density_of_a_linear_mixing_is_the_normal_it_is(without_f):
     law = Normal(torch.zeros(2), torch.tensor([1.25, 2.0]).sqrt())
     z = law.sample((200,))
     exact = law.log_prob(z).sum(-1)
@@ -56,7 +43,7 @@ def test_divergence_of_a_normal_from_a_normal(quick, without_f):
     assert found["mixing_ratio"] == pytest.approx(2 / 3.25, abs=0.03)
 
 
-def test_two_steps_with_the_reverse_model_move_every_parameter(toys):
+def test_two_steps_with_the_reverse_model_move_every_parameter():
     recipe = toys.Recipe(reverse=True, num_extra=3, draws=20, steps=2)
     torch.manual_seed(0)
     start, end = toys.Posterior(recipe), toys.fit(toys.TARGETS["banana"], recipe, 0)

@@ -1,6 +1,5 @@
 """A sweep's processes, and runs of it that broke off."""
 
-import importlib
 import json
 import os
 import signal
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sweep
 from processes import Marked
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -30,19 +30,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture
-def sweep(monkeypatch):
-    monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    return importlib.import_module("sweep")
-
-
-def test_values_are_separated_by_commas_outside_brackets(sweep):
+def test_values_are_separated_by_commas_outside_brackets():
     found = sweep.combinations(["a=1,2", "b=[x],[y,z]", "c=[[p,q],[r]]", "d={u:1,v:2}"])
     assert [one[:2] for one in found] == [("a=1", "b=[x]"), ("a=1", "b=[y,z]"), ("a=2", "b=[x]"), ("a=2", "b=[y,z]")]
     assert {one[2:] for one in found} == {("c=[[p,q],[r]]", "d={u:1,v:2}")}
 
 
-def test_a_run_that_broke_off_goes_on_and_only_with_its_own_settings(sweep, tmp_path):
+def test_a_run_that_broke_off_goes_on_and_only_with_its_own_settings(tmp_path):
     folder, asked = tmp_path / "one", ("experiment=smoke", "method=fedvpt", "rounds=2")
     sweep._run((folder, asked))
     whole = json.loads((folder / "summary.json").read_text())

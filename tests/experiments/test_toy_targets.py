@@ -1,13 +1,8 @@
 """The toy targets by quadrature, against their exact moments; the two helpers against closed forms."""
 
-import sys
-from importlib import import_module
-from pathlib import Path
-
 import pytest
 import torch
-
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+import toy_targets as toys
 
 # entropy in nats, mean, variance, covariance
 EXACT = {
@@ -17,17 +12,8 @@ EXACT = {
 }
 
 
-@pytest.fixture(scope="module")
-def toys():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        yield import_module("toy_targets")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
-
-
 @pytest.mark.parametrize("name", EXACT)
-def test_density_is_normalised_and_has_the_published_moments(toys, name):
+def test_density_is_normalised_and_has_the_published_moments(name):
     x, y = torch.linspace(-14, 14, 281, dtype=torch.float64), torch.linspace(-12, 50, 621, dtype=torch.float64)
     grid = torch.cartesian_prod(x, y)
     log_p = toys.TARGETS[name].log_density(grid.float()).double()
@@ -43,7 +29,7 @@ def test_density_is_normalised_and_has_the_published_moments(toys, name):
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_draws_come_from_the_density(toys, name):
+def test_draws_come_from_the_density(name):
     torch.manual_seed(0)
     target = toys.TARGETS[name]
     z = target.sample(100_000)
@@ -53,7 +39,7 @@ def test_draws_come_from_the_density(toys, name):
     assert z.var(0).tolist() == pytest.approx(variance, rel=0.03)
 
 
-def test_sliced_distance_of_a_shift_is_its_root_mean_square_projection(toys):
+def test_sliced_distance_of_a_shift_is_its_root_mean_square_projection():
     torch.manual_seed(0)
     z = torch.randn(2_000, 2)
     assert toys.sliced_wasserstein(z, z) == 0
@@ -61,7 +47,7 @@ def test_sliced_distance_of_a_shift_is_its_root_mean_square_projection(toys):
     assert toys.sliced_wasserstein(z, z + torch.tensor([3.0, 0.0]), 5_000) == pytest.approx(4.5**0.5, rel=0.03)
 
 
-def test_quasi_normal_draws_have_the_moments_of_a_normal(toys):
+def test_quasi_normal_draws_have_the_moments_of_a_normal():
     noise = toys.quasi_normal(0)
     z = torch.cat([noise(torch.Size((256, 2))), noise(torch.Size((16, 16, 2))).reshape(-1, 2)])
     assert len(z.unique(dim=0)) == 512, "the second call goes on where the first stopped"
