@@ -10,15 +10,17 @@ first round, when it is everybody's prior, in precisions Lambda and with M clien
     Lambda = sum_m Lambda_m - (M - 1) Lambda_0,   mu = Lambda^-1 (sum_m Lambda_m mu_m - (M - 1) Lambda_0 mu_0)
 
 Later w has seen the images already. So the server remembers the factor t_m that each client has contributed, sends it
-`w / t_m` as its prior, from which it finds q_m, and updates (Ashman et al. 2022, arXiv 2202.12275)
+`p_m = w / t_m` as its prior, from which it finds q_m, and updates (Ashman et al. 2022, arXiv 2202.12275)
 
-    t_m <- t_m (q_m / w)^beta,   w <- p_0 prod_m t_m
+    t_m <- t_m^(1 - beta) (q_m / p_m)^beta,   w <- p_0 prod_m t_m
 
-There are no weights n_m: precisions know how many images they rest on. On a linear-Gaussian model and with beta = 1, w
-is the posterior of the pooled images of all clients that were ever sampled. Other models' factors may leave w, or a
-prior, less precise than p_0, even negatively so: there p_0's precision is taken (`mean_field.at_least`). M clients that
-each went a little way together go M times as far, so where a round's training is short, beta is better near 1 / M,
-which changes how soon w is reached but not which. The paper has `mean` alone.
+There are no weights n_m: precisions know how many images they rest on. On a linear-Gaussian model, with beta = 1 and
+the clients' zeta = 1, w is the posterior of the pooled images of all clients that were ever sampled; with another zeta
+their likelihood counts 1 / zeta times. Other models' factors may leave w, or a prior, less precise than p_0, even
+negatively so: there p_0's precision is taken (`mean_field.at_least`), for what is sent and not in the factors, so that
+a p_m which had to be raised counts for no image. M clients that each went a little way together go M times as far, so
+where a round's training is short, beta is better near 1 / M, which changes how soon w is reached but not which. The
+paper has `mean` alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -64,8 +66,7 @@ class PFedBayes(AbstractStrategy):
             self.first = dict(self.shared)
         if partition not in self.factors:
             return self.shared
-        prior = {name: _natural(self.shared, name).over(factor) for name, factor in self.factors[partition].items()}
-        return {**self.shared, **{PRIOR + name: array for name, array in self._arrays(prior).items()}}
+        return {**self.shared, **{PRIOR + name: array for name, array in self._prior(partition).items()}}
 
     def state(self) -> Arrays:
         """p_0 and the factor of each client."""
@@ -106,15 +107,21 @@ class PFedBayes(AbstractStrategy):
         names = [name for name in self.shared if name + RHO in self.shared]
         beta = 1 / len(updates) if self.beta is None else self.beta
         for update in updates:
-            known, new = self.factors.get(update.partition, {}), {}
+            known, prior, new = self.factors.get(update.partition, {}), self._prior(update.partition), {}
             for name in names:
-                step = _natural(update.arrays, name).over(_natural(self.shared, name)).power(beta)
-                new[name] = product([known[name], step]) if name in known else step
+                step = _natural(update.arrays, name).over(_natural(prior, name)).power(beta)
+                new[name] = product([known[name].power(1 - beta), step]) if name in known else step
             self.factors[update.partition] = new
         everyone = sorted(self.factors)
         return self._arrays(
             {name: product([_natural(self.first, name), *(self.factors[m][name] for m in everyone)]) for name in names}
         )
+
+    def _prior(self, partition: int) -> Arrays:
+        """What a client's posterior is held to in this round, as it is sent: w without what it has contributed."""
+        if partition not in self.factors:
+            return self.shared
+        return self._arrays({n: _natural(self.shared, n).over(t) for n, t in self.factors[partition].items()})
 
     def _arrays(self, found: Mapping[str, Natural]) -> Arrays:
         """Gaussians as they are sent, nowhere less precise than the first prior."""

@@ -160,6 +160,28 @@ def test_evidence_that_would_widen_the_prior_leaves_its_precision():
     assert mean[0] == pytest.approx(0.5 / 9 + 0.5 / 25)
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.5])
+def test_a_prior_that_was_raised_counts_for_no_image(beta):
+    """Likelihoods of precision -1/2 and 2 on p_0 = N(0, 1): w has 2.5, and without the second's images .5, raised to 1.
+
+    Whose prior was raised trains from what it is sent, so its factor stays what its images say, however many rounds.
+    """
+
+    def reply(evidence):
+        def answer(sent):
+            mean, std = moments({name: sent.get(f"prior.{name}", sent[name]) for name in sent})
+            precision = std**-2 + evidence
+            return gaussian((mean * std**-2 + evidence) / precision, precision**-0.5)
+
+        return answer
+
+    strategy, shared = PFedBayes("product", beta=beta), gaussian([0.0], [1.0])
+    for server_round in range(1, 60):
+        shared = serve(strategy, shared, (0, 1, reply(-0.5)), (1, 1, reply(2.0)), server_round=server_round)
+    mean, std = moments(shared)
+    np.testing.assert_allclose([mean.item(), std.item()], [1.5 / 2.5, 2.5**-0.5], rtol=1e-9)
+
+
 @pytest.mark.parametrize("aggregate", ["mean", "product"])
 def test_what_is_no_gaussian_is_averaged_and_types_stay(aggregate):
     def sent(scale):
