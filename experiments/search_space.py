@@ -51,6 +51,7 @@ RATES = (1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 1
 WHOLE = ("fedavg_full",)
 """All weights of the ViT want smaller rates than prompts."""
 WEIGHTS = (0.0001, 0.0003, 0.001)
+RANK = {"method.weights.rank": "4", "method.weights.alpha": "8"}
 
 _BEST, _BEST_DIGITS = posteriors(0.001)[5], posteriors(0.01)[5]
 _PERSONAL = posteriors(0.001)[2]
@@ -180,7 +181,13 @@ def candidates(method: str, section: str) -> list[Candidate]:
         first = posteriors(head[0] if section == "photos" or method in PERSONAL else head[1])
     else:
         first = pairs(WEIGHTS if method in WHOLE else PROMPT, head)
-    return [*first, *FURTHER.get((section, method), [])]
+    every = [*first, *FURTHER.get((section, method), [])]
+    return [with_rank(one) for one in every] if method == "fedlora" else every
+
+
+def with_rank(candidate: Candidate) -> Candidate:
+    """A candidate of LoRA's with the rank and alpha that its trials began with, but for what it says itself."""
+    return (*candidate, *(f"{key}={text}" for key, text in RANK.items() if key not in values(candidate)))
 
 
 def beyond(method: str, section: str, chosen: Candidate) -> list[Candidate]:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import yaml
 from paired import Difference, paired_difference
-from protocols import TABLES, WAVES
+from protocols import EVERY, TABLES, WAVES
 from sweep import Job, folder_of, require_same, run_all
 
 from fedbayes.tracking.groups import Spread, spread
@@ -32,7 +32,7 @@ PRECISION = "bf16"
 """Of the frozen backbone for photographs: 2.5 times as fast as float32 on a processor that multiplies it, and many
 times as slow on one that does not."""
 DEFAULTS = "mixture"
-"""The section whose choices may stand in the methods' own files."""
+"""The section whose choices are the methods' own defaults."""
 
 
 def selected(settings: str, method: str) -> tuple[str, ...]:
@@ -189,25 +189,25 @@ def main() -> None:
     parser.add_argument("action", choices=("run", "show", "list"))
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="names; see list")
     parser.add_argument("--methods", nargs="*", help="default: those of the wave")
-    parser.add_argument("--wave", choices=WAVES, default="all")
+    parser.add_argument("--wave", choices=WAVES, default="both")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     parser.add_argument("--root", type=Path, default=Path("runs/tables"))
-    known = (*WAVES["all"], *WAVES["ablations"])
-    parser.add_argument("--against", default=OURS, choices=known, metavar="METHOD", help="of the differences")
+    says = "of the differences; it gets the first row"
+    parser.add_argument("--against", default=OURS, choices=EVERY, metavar="METHOD", help=says)
     ask_for_photographs(parser)
     args = parser.parse_args()
-    methods, where = args.methods or WAVES[args.wave], (args.root, args.data, args.weights)
+    asked, where = args.methods or WAVES[args.wave], (args.root, args.data, args.weights)
+    methods = (args.against, *(one for one in asked if one != args.against))
     if args.action == "list":
         print("\n".join(f"{name:28} {table.title}" for name, table in TABLES.items()))
         return
     failed = False
     for name in args.tables:
-        compared = (args.against,) if args.action == "run" else (args.against, *methods)  # run_all looks at the others
-        lacking = unchosen(name, compared)
-        known = [one for one in compared if one not in lacking]
-        require_same(list(jobs(name, known, *where, args.precision).values()))
-        if args.action == "run":
-            if missing := unchosen(name, methods):
+        missing = unchosen(name, methods)
+        if args.action == "show":  # run_all looks at what it finds
+            require_same(list(jobs(name, [m for m in methods if m not in missing], *where, args.precision).values()))
+        else:
+            if missing:
                 parser.error(
                     f"{', '.join(missing)}: nothing chosen for {name}; run tune.py {TABLES[name].settings} first"
                 )

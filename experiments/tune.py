@@ -55,7 +55,7 @@ def run(section: str, tried: Mapping[str, Sequence[Candidate]], args: argparse.N
 
 
 def write(section: str, best: Mapping[str, Candidate]) -> None:
-    """Put choices into `selected.yaml`; those of the first section are for `conf/method/`, by hand, rates at least."""
+    """Put choices into `selected.yaml`; those of the first section are for `conf/method/`, by hand."""
     if section == DEFAULTS:
         print("\n".join(f"conf/method/{method}.yaml: {' '.join(one)}" for method, one in best.items()))
         return
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("section", choices=PROTOCOLS)
     parser.add_argument("--folder", type=Path, default=Path("runs/tuning"))
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--methods", nargs="*", default=WAVES["all"])
+    parser.add_argument("--methods", nargs="*", default=WAVES["both"])
     ask_for_photographs(parser)
     parser.add_argument("--beyond", action="store_true", help="then three more past the edges on which the best lies")
     parser.add_argument("--write", action="store_true", help="put the best into selected.yaml")

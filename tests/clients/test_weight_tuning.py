@@ -108,7 +108,7 @@ def test_only_a_b_and_head_travel_and_with_a_frozen_a_not_even_that():
         sizes[name] = sum(array.size for array in sent.values())
         leaves = {one.rpartition(".")[2] for one in sent if one.startswith("weights.")}
         assert name == "full" or leaves == {"lora": {"a", "b"}, "ffa": {"b"}}[name]
-    blocks, width, rank, head = 4, 96, 4, 96 * 10 + 10
+    blocks, width, rank, head = 4, 96, 16, 96 * 10 + 10
     assert sizes["ffa"] == blocks * rank * (3 * width + width) + head
     assert sizes["lora"] == sizes["ffa"] + blocks * rank * 2 * width
     vit = client.model.backbone.vit

@@ -18,7 +18,7 @@ METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")}
 
 
 def test_the_waves_hold_every_method_once():
-    assert sorted([*tables.WAVES["all"], *tables.WAVES["ablations"]]) == sorted(METHODS)
+    assert sorted(tables.EVERY) == sorted(METHODS)
 
 
 def test_every_run_of_every_table_composes_into_a_folder_of_its_own(tmp_path):
@@ -38,8 +38,7 @@ def test_choices_of_the_first_section_are_written_by_hand_and_the_others_into_th
     tune.write("photos", {"fedper": ("optim.head_lr=3",)})
     written = yaml.safe_load((tmp_path / "selected.yaml").read_text())
     assert written == {"photos": {"fedvpt": ["optim.head_lr=1"], "fedper": ["optim.head_lr=3"]}}
-    own = {method for method in METHODS if tables.selected("mixture", method)}
-    assert own == {"fedlora"}, "its rank, which the other sections do not share; all others' choices are their defaults"
+    assert not any(tables.selected("mixture", method) for method in METHODS), "choices that are the methods' defaults"
 
 
 def test_a_run_made_with_other_settings_is_refused(tmp_path):
@@ -111,7 +110,6 @@ def test_a_line_by_hand(tmp_path):
 
 
 def test_runs_of_another_precision_lie_apart_where_it_plays_a_part(tmp_path):
-
     def place(name, precision):
         (job,) = tables.jobs(name, ["fedvpt"], tmp_path, Path("data"), Path("weights"), precision, seeds=(0,)).values()
         return job[0].relative_to(tmp_path).as_posix()
