@@ -1,7 +1,7 @@
 r"""Training-free classification of frozen features: clients send sums per class, the server makes a linear classifier.
 
 What is sent per class c is `sum z` and `n_c`, which is the class mean and count of FedNCM (Legate et al., NeurIPS 2023,
-arXiv 2402.01862) and of FedCOF (Goswami et al., NeurIPS 2025, arXiv 2412.14326) in a form that adds up exactly. The
+arXiv 2306.03937) and of FedCOF (Goswami et al., NeurIPS 2025, arXiv 2412.14326) in a form that adds up exactly. The
 classifier that comes back is `p(y = c | z) = softmax_c(w_c . z + b_c)`; what w and b are is the strategy's business.
 """
 

@@ -1,4 +1,4 @@
-r"""FedNCM's server: nearest class mean of the pooled features (Legate et al., NeurIPS 2023, arXiv 2402.01862).
+r"""FedNCM's server: nearest class mean of the pooled features (Legate et al., NeurIPS 2023, arXiv 2306.03937).
 
 The paper classifies by the nearest mean. For probabilities, classes are taken as Gaussians with those means and one
 common variance v, estimated from the same sums; that choice is ours:
