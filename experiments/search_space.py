@@ -51,7 +51,11 @@ RATES = (1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 1
 WHOLE = ("fedavg_full",)
 """All weights of the ViT want smaller rates than prompts."""
 WEIGHTS = (0.0001, 0.0003, 0.001)
-RANK = {"method.weights.rank": "4", "method.weights.alpha": "8"}
+BEGAN = {
+    "fedlora": {"method.weights.rank": "4", "method.weights.alpha": "8"},
+    "fedavg_full": {"optim.weight_decay": "0"},
+}
+"""What a method had while it was tuned, where its default is a further candidate's."""
 
 _BEST, _BEST_DIGITS = posteriors(0.001)[5], posteriors(0.01)[5]
 _PERSONAL = posteriors(0.001)[2]
@@ -181,13 +185,15 @@ def candidates(method: str, section: str) -> list[Candidate]:
         first = posteriors(head[0] if section == "photos" or method in PERSONAL else head[1])
     else:
         first = pairs(WEIGHTS if method in WHOLE else PROMPT, head)
-    every = [*first, *FURTHER.get((section, method), [])]
-    return [with_rank(one) for one in every] if method == "fedlora" else every
+    return [as_it_began(method, one) for one in (*first, *FURTHER.get((section, method), []))]
 
 
-def with_rank(candidate: Candidate) -> Candidate:
-    """A candidate of LoRA's with the rank and alpha that its trials began with, but for what it says itself."""
-    return (*candidate, *(f"{key}={text}" for key, text in RANK.items() if key not in values(candidate)))
+def as_it_began(method: str, candidate: Candidate) -> Candidate:
+    """A candidate with what is in `BEGAN`, but for what it says itself."""
+    return (
+        *candidate,
+        *(f"{key}={text}" for key, text in BEGAN.get(method, {}).items() if key not in values(candidate)),
+    )
 
 
 def beyond(method: str, section: str, chosen: Candidate) -> list[Candidate]:
