@@ -170,12 +170,13 @@ FURTHER = {
         *((*one, _STEPS[0]) for one in pairs((5e-05, 0.0001), (0.0003,))),
     ],
 }
-"""Trials beyond the six: of pFedBayesPT, and as many of the strongest rival; how far from the global model clients may
-go, at the best rates, where their labels differ. See `protocol.md`."""
+"""Trials beyond the six: of pFedBayesPT, of the strongest rivals, and how far from the global model clients may go, at
+the best rates, where their labels differ. Some begin with the choice so far, which is made again beside them and counts
+as no trial. `protocol.md` says what matches what."""
 
 
 def candidates(method: str, section: str) -> list[Candidate]:
-    """Six configurations of a method, and those of `FURTHER` behind them."""
+    """Six configurations of a method, and those of `FURTHER` behind them, each with what is in `BEGAN`."""
     head = PHOTOS_HEAD if section == "photos" else DIGITS_HEAD
     if method in TEMPERATURES:
         return [(f"method.strategy.temperature={one:g}",) for one in TEMPERATURES[method]]
