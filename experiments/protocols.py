@@ -22,7 +22,7 @@ SECOND = (
 ABLATIONS = ("gaussian_prompts_personal", "deterministic_prompts_personal")
 """What tells whether personal heads or the posterior make the difference of `pfedbayespt_personal`."""
 WAVES = {"first": FIRST, "second": SECOND, "ablations": ABLATIONS, "both": (*FIRST, *SECOND)}
-EVERY = (*FIRST, *SECOND, *ABLATIONS)
+EVERY = (*WAVES["both"], *ABLATIONS)
 
 
 @dataclass(frozen=True)

@@ -76,16 +76,6 @@ _LOW_RANK = (
 ((_LORA,), (_LORA_PHOTOS,)) = pairs((0.003,), (0.003,)), pairs((0.001,), (0.0003,))
 ((_FULL,), (_FULL_PHOTOS,)) = pairs((0.0003,), (0.003,)), pairs((3e-05,), (0.0003,))
 ((_FULL_THEN,), (_FULL_FAST,)) = pairs((0.0003,), (0.002,)), pairs((0.0005,), (0.002,))
-_AROUND_FULL = (
-    *(f"optim.proximal={mu:g}" for mu in (0.001, 0.01, 0.1, 1)),
-    *(f"optim.clip={norm}" for norm in (0.3, 3, "null")),
-    *(f"optim.weight_decay={share:g}" for share in (0.03, 0.1, 0.3)),
-    *("optim.schedule=linear", "optim.batch_size=64"),
-)
-_SERVERS = (
-    *(("server.name=momentum", f"server.lr={rate:g}") for rate in (0.3, 0.1)),
-    *(("server.name=adam", f"server.lr={rate:g}") for rate in (0.001, 0.0003)),
-)
 _FIXED, _ONE = ("optim.prompt_lr=0.03", "optim.head_lr=0.01"), ("optim.prompt_lr=0.01", "optim.head_lr=0.003")
 FURTHER = {
     ("mixture", "pfedbayespt"): [
@@ -117,8 +107,12 @@ FURTHER = {
         *pairs((0.0005,), (0.002,)),
         *((*one, _STEPS[0]) for one in pairs((0.0005, 0.001), (0.003,)) + pairs((0.001,), (0.001,))),
         (*pairs((0.0005,), (0.003,))[0], "optim.batch_size=64"),
-        *((*_FULL_THEN, more) for more in _AROUND_FULL),
-        *((*_FULL_THEN, *more) for more in _SERVERS),
+        *around(_FULL_THEN, "optim.proximal", (0.001, 0.01, 0.1, 1)),
+        *around(_FULL_THEN, "optim.clip", (0.3, 3)),
+        *around(_FULL_THEN, "optim.weight_decay", (0.03, 0.1, 0.3)),
+        *((*_FULL_THEN, more) for more in ("optim.clip=null", "optim.schedule=linear", "optim.batch_size=64")),
+        *around((*_FULL_THEN, "server.name=momentum"), "server.lr", (0.3, 0.1)),
+        *around((*_FULL_THEN, "server.name=adam"), "server.lr", (0.001, 0.0003)),
         *pairs((0.00025, 0.0004), (0.002,)),
         *pairs((0.0003,), (0.0015,)),
         *pairs((0.0005,), (0.001,)),
@@ -149,8 +143,7 @@ FURTHER = {
         *pairs((0.1,), (0.001, 0.003)),
         *pairs((0.003, 0.01, 0.03), (0.0003,)),
         *pairs((0.001,), (0.001,)),
-        *((*_FEDVPT, f"prompts.length={length}") for length in (4, 8, 32, 64)),
-        *((*_FEDVPT, more) for more in ("optim.schedule=cosine", "optim.batch_size=16", "optim.weight_decay=0.01")),
+        *((*_FEDVPT, more) for more in (*_LENGTHS, *_STEPS[:2], "optim.weight_decay=0.01")),
         *pairs((0.01,), (0.002,)),
     ],
     ("photos", "fedlora"): [

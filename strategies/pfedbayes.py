@@ -64,9 +64,8 @@ class PFedBayes(AbstractStrategy):
         """w, and beside it the prior of a client that has contributed to it; what goes out first is p_0."""
         if self.is_product and not self.first:
             self.first = dict(self.shared)
-        if partition not in self.factors:
-            return self.shared
-        return {**self.shared, **{PRIOR + name: array for name, array in self._prior(partition).items()}}
+        prior = {PRIOR + name: array for name, array in self._prior(partition).items()}
+        return {**self.shared, **prior} if prior else self.shared  # the same object for all shares its bytes
 
     def state(self) -> Arrays:
         """p_0 and the factor of each client."""
@@ -107,7 +106,7 @@ class PFedBayes(AbstractStrategy):
         names = [name for name in self.shared if name + RHO in self.shared]
         beta = 1 / len(updates) if self.beta is None else self.beta
         for update in updates:
-            known, prior, new = self.factors.get(update.partition, {}), self._prior(update.partition), {}
+            known, prior, new = self.factors.get(update.partition, {}), self.shared | self._prior(update.partition), {}
             for name in names:
                 step = _natural(update.arrays, name).over(_natural(prior, name)).power(beta)
                 new[name] = product([known[name].power(1 - beta), step]) if name in known else step
@@ -118,10 +117,9 @@ class PFedBayes(AbstractStrategy):
         )
 
     def _prior(self, partition: int) -> Arrays:
-        """What a client's posterior is held to in this round, as it is sent: w without what it has contributed."""
-        if partition not in self.factors:
-            return self.shared
-        return self._arrays({n: _natural(self.shared, n).over(t) for n, t in self.factors[partition].items()})
+        """What the posterior of a client is held to that has contributed to w: w without that. Others' is w itself."""
+        factors = self.factors.get(partition, {})
+        return self._arrays({name: _natural(self.shared, name).over(factor) for name, factor in factors.items()})
 
     def _arrays(self, found: Mapping[str, Natural]) -> Arrays:
         """Gaussians as they are sent, nowhere less precise than the first prior."""
