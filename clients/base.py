@@ -11,13 +11,13 @@ from torch import Tensor
 
 from clients.inputs import Inputs, InputSource
 from clients.own import without_own
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.data.federated import Split
 from fedbayes.errors import ConfigError
-from fedbayes.inference.predictive import Predictive, negative_log_likelihood, predictive
-from fedbayes.messages import ClientRequest, ClientUpdate
-from fedbayes.named_arrays import Arrays
+from fedbayes.metrics.predictive import Predictive, negative_log_likelihood, predictive
 from fedbayes.seeding import Streams
-from fedbayes.site import Site
+from fedbayes.simulation.client import ClientSetup
 
 
 @final
@@ -38,9 +38,9 @@ class AbstractClient(ABC):
     """Trains and evaluates cohorts of clients; a client is a cohort of one.
 
     Args:
-        site: images, model and seed.
+        setup: images, model and seed.
         personal: first parts of parameter names that never leave the client, e.g. `[head]`.
-        inputs: those of another client of the same site, to share its caches.
+        inputs: those of another client of the same setup, to share its caches.
 
     Raises:
         ConfigError: if `personal` names nothing that the model has.
@@ -49,12 +49,12 @@ class AbstractClient(ABC):
     def __init__(
         self,
         *,
-        site: Site,
+        setup: ClientSetup,
         personal: Sequence[str],
         inputs: InputSource | None = None,
     ) -> None:
-        self.data, self.model, self.seed = site.data, site.model, site.seed
-        self.inputs = inputs or InputSource(site.data, site.model, site.augment, site.cache_mb)
+        self.data, self.model, self.seed = setup.data, setup.model, setup.seed
+        self.inputs = inputs or InputSource(setup.data, setup.model, setup.augment, setup.cache_mb)
         if isinstance(personal, str) or not isinstance(personal, Sequence):
             raise ConfigError(f"method.client.personal={personal} is not a list; write [{personal}].")
         self.personal = tuple(f"{name}." for name in personal)

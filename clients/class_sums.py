@@ -14,11 +14,11 @@ from torch import Tensor
 
 from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest, ClientUpdate
-from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import Streams
-from fedbayes.site import Site
+from fedbayes.simulation.client import ClientSetup
 
 
 @final
@@ -26,7 +26,7 @@ class ClassSumsClient(AbstractClient):
     """Sums its images' features per class; predicts by the server's linear classifier.
 
     Args:
-        site: images, model and seed; sums are of the images as they are, without augmentation.
+        setup: images, model and seed; sums are of the images as they are, without augmentation.
         personal: must be empty: there is nothing to keep.
         squares: also send the sum of the features' squared lengths, one number, which a variance needs.
 
@@ -37,7 +37,7 @@ class ClassSumsClient(AbstractClient):
     def __init__(
         self,
         *,
-        site: Site,
+        setup: ClientSetup,
         personal: Sequence[str],
         squares: bool = False,
     ) -> None:
@@ -45,7 +45,7 @@ class ClassSumsClient(AbstractClient):
             raise ConfigError(
                 f"method.client.personal={list(personal)}: clients send sums here and keep nothing; leave it []."
             )
-        super().__init__(site=site, personal=personal)
+        super().__init__(setup=setup, personal=personal)
         self.squares = squares
 
     def initial(self) -> Arrays:

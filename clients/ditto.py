@@ -21,14 +21,14 @@ from clients.inputs import Inputs
 from clients.local import fit_blocks, local_streams
 from clients.own import OWN, own, without_own
 from clients.wrapping import AbstractWrappingClient
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError, require_number
 from fedbayes.inference.elbo import Objective
-from fedbayes.inference.fit import LocalTraining
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.messages import ClientRequest, ClientUpdate
-from fedbayes.named_arrays import Arrays
+from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
-from fedbayes.site import Site
+from fedbayes.simulation.client import ClientSetup
 
 
 @final
@@ -36,7 +36,7 @@ class DittoClient(AbstractWrappingClient):
     """Trains the global model, then its own near the one it received.
 
     Args:
-        site: images, model and seed.
+        setup: images, model and seed.
         personal: parts of the global model that never leave the client.
         inference: of the prompts' posterior, if they have one.
         optim: of both models; each trains for half of its epochs.
@@ -49,13 +49,13 @@ class DittoClient(AbstractWrappingClient):
     def __init__(
         self,
         *,
-        site: Site,
+        setup: ClientSetup,
         personal: Sequence[str],
         inference: InferenceSettings,
         optim: LocalTraining,
         strength: float,
     ) -> None:
-        super().__init__(site=site, personal=personal, inference=inference, optim=halved(optim))
+        super().__init__(setup=setup, personal=personal, inference=inference, optim=halved(optim))
         self.strength = require_number("method.client.strength", strength, 0)
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:

@@ -24,11 +24,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from clients.wrapping import AbstractWrappingClient
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import require_number, require_whole
-from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompt_sets import mixture
 from fedbayes.models.prompts import AbstractPrompts, ClientLinear, xavier
-from fedbayes.named_arrays import Arrays
 
 OWN_KEY = "generator.own"
 """The client's own key, one-hot; zeros where it is to be found from the image."""

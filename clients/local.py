@@ -9,7 +9,7 @@ from torch import Tensor
 from clients.inputs import Inputs, InputSource
 from fedbayes.data.federated import FederatedData
 from fedbayes.inference.elbo import Objective
-from fedbayes.inference.fit import LocalTraining
+from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 
 

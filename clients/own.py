@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedbayes.named_arrays import Arrays, under
+from fedbayes.arrays import Arrays, under
 
 OWN = "own."
 """Leads the names of what is the client's own, among what it keeps."""

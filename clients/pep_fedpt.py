@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from clients.class_sums import class_sums
 from clients.wrapping import AbstractWrappingClient
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompt_sets import cosine, mixture
 from fedbayes.models.prompts import AbstractPrompts, xavier
-from fedbayes.named_arrays import Arrays
 
 CLASS_PRIOR = "generator.prior"
 """Share of each class in the client's training images; uniform where nothing is known."""

@@ -27,16 +27,16 @@ from clients.inputs import Inputs
 from clients.local import fit_blocks, local_streams
 from clients.own import OWN, own, without_own
 from clients.prompt_tuning import LARGEST_PASS
+from fedbayes.arrays import Arrays, under
+from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.inference.elbo import Objective
-from fedbayes.inference.fit import LocalTraining
 from fedbayes.inference.mean_field import PRIOR, RHO, divergence, rho_of, std_of
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.named_arrays import Arrays, under
+from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
-from fedbayes.site import Site
+from fedbayes.simulation.client import ClientSetup
 
 
 @final
@@ -44,7 +44,7 @@ class PFedBayesClient(AbstractClient):
     """Trains a posterior over its weights near the global one, and predicts with draws from it.
 
     Args:
-        site: images, model and seed.
+        setup: images, model and seed.
         personal: parts of w that never leave the client.
         inference: J draws of the weights in a training step, S in a prediction, and zeta as `beta`.
         optim: the local training.
@@ -58,14 +58,14 @@ class PFedBayesClient(AbstractClient):
     def __init__(
         self,
         *,
-        site: Site,
+        setup: ClientSetup,
         personal: Sequence[str],
         inference: InferenceSettings,
         optim: LocalTraining,
         init_std: float,
         aggregate: str,
     ) -> None:
-        super().__init__(site=site, personal=personal)
+        super().__init__(setup=setup, personal=personal)
         generator = self.model.generator
         if generator.code_dim and generator.kind != "deterministic":
             raise ConfigError(

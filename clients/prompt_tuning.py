@@ -24,20 +24,20 @@ from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
 from clients.local import fit_blocks, local_streams
 from clients.mixing_probe import MixingProbe
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.data.federated import Batch
 from fedbayes.inference.diagnostics import mixing_variances
 from fedbayes.inference.elbo import Objective, elbo
-from fedbayes.inference.fit import LocalTraining
 from fedbayes.inference.gaussian import AmortisedNormal
 from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompts import EXPLICIT, PromptGenerator
-from fedbayes.named_arrays import Arrays
+from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
-from fedbayes.site import Site
+from fedbayes.simulation.client import ClientSetup
 
 PROBE_IMAGES = 16
 """Images of a client on which the mixing is measured before and after its training."""
@@ -51,7 +51,7 @@ class PromptTuningClient(AbstractClient):
     """Trains generator and head on the client's images, starting from the server's parameters.
 
     Args:
-        site: images, model and seed.
+        setup: images, model and seed.
         personal: parts that never leave the client.
         inference: J, K, S and the weight of the KL.
         optim: the local training.
@@ -62,13 +62,13 @@ class PromptTuningClient(AbstractClient):
     def __init__(
         self,
         *,
-        site: Site,
+        setup: ClientSetup,
         personal: Sequence[str],
         inference: InferenceSettings,
         optim: LocalTraining,
         pool: bool = False,
     ) -> None:
-        super().__init__(site=site, personal=personal)
+        super().__init__(setup=setup, personal=personal)
         self.inference, self.optim = inference, optim
         self.training = self.data.pooled() if pool else self.data
         generator = self.model.generator

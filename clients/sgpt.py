@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clients.wrapping import AbstractWrappingClient
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError, require_whole
-from fedbayes.messages import ClientRequest, ClientUpdate
 from fedbayes.models.prompt_sets import cosine, mixture
 from fedbayes.models.prompts import AbstractPrompts, xavier
-from fedbayes.named_arrays import Arrays
 
 CHOICES = "generator.choices"
 """How often each group has been chosen: of all clients on its way out, of one client's images on its way back."""

@@ -5,19 +5,19 @@ from collections.abc import Sequence
 from clients.base import AbstractClient, Draws
 from clients.inputs import Inputs
 from clients.prompt_tuning import PromptTuningClient
-from fedbayes.inference.fit import LocalTraining
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.messages import ClientRequest
-from fedbayes.named_arrays import Arrays
+from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
-from fedbayes.site import Site
+from fedbayes.simulation.client import ClientSetup
 
 
 class AbstractWrappingClient(AbstractClient):
     """Has a client that tunes prompts; what is sent to that one and what it answers is the method's business.
 
     Args:
-        site: images, model and seed.
+        setup: images, model and seed.
         personal: parts that never leave the client.
         inference: see `PromptTuningClient`.
         optim: the local training.
@@ -29,13 +29,13 @@ class AbstractWrappingClient(AbstractClient):
     def __init__(
         self,
         *,
-        site: Site,
+        setup: ClientSetup,
         personal: Sequence[str],
         inference: InferenceSettings,
         optim: LocalTraining,
     ) -> None:
-        self.inner = PromptTuningClient(site=site, personal=personal, inference=inference, optim=optim)
-        super().__init__(site=site, personal=personal, inputs=self.inner.inputs)
+        self.inner = PromptTuningClient(setup=setup, personal=personal, inference=inference, optim=optim)
+        super().__init__(setup=setup, personal=personal, inputs=self.inner.inputs)
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
         """The parameters after the steps that are asked for, if any."""

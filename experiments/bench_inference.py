@@ -19,11 +19,11 @@ import torch
 from torch.nn import functional as F
 
 from fedbayes import build
-from fedbayes.configuration import compose
+from fedbayes.config.compose import compose
 from fedbayes.inference.bounds import lower_bound
 from fedbayes.inference.mixing import Pushforward
-from fedbayes.inference.optim import CohortOptimiser
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
+from fedbayes.optim.cohort import CohortOptimiser
 from fedbayes.seeding import Streams
 
 Step = Callable[[], None]

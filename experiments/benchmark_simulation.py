@@ -88,8 +88,8 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    from fedbayes.provenance import versions
     from fedbayes.simulation.hardware import available_cores
+    from fedbayes.tracking.provenance import versions
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cores": available_cores(), "processor": platform.machine(), "gpu": gpu, "versions": versions()}

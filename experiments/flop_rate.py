@@ -30,11 +30,11 @@ from torch.utils.flop_counter import (
 
 from clients.prompt_tuning import PromptTuningClient
 from fedbayes import build
-from fedbayes.configuration import compose
-from fedbayes.inference.optim import CohortOptimiser
+from fedbayes.config.compose import compose
 from fedbayes.models.backbone import FrozenViT
+from fedbayes.optim.cohort import CohortOptimiser
 from fedbayes.seeding import Streams
-from fedbayes.simulation.memory import keep_freed_memory
+from fedbayes.simulation.hardware import keep_freed_memory
 
 Step = Callable[[], None]
 SIDES = (1024, 2048, 3072)

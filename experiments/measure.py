@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from fedbayes.tracking.run_dir import METRICS, SUMMARY, read_json, read_rows
+from fedbayes.storage.run_dir import METRICS, SUMMARY, read_json, read_rows
 
 SAMPLE_SECONDS = 0.25
 
@@ -177,7 +177,8 @@ class _Timed:
 def main() -> None:
     """Run the overrides as `fedbayes` does, with timed clients."""
     folder, *overrides = sys.argv[1:]
-    from fedbayes import build, rounds, simulate
+    from fedbayes import build, simulate
+    from fedbayes.server import rounds
 
     plain, begin = build.ClientFactory, rounds.Progress
 

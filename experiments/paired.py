@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from fedbayes.inference.predictive import negative_log_likelihood
-from fedbayes.tracking.run_dir import PARTITION, PREDICTIONS, read_json
+from fedbayes.metrics.predictive import negative_log_likelihood
+from fedbayes.storage.run_dir import PARTITION, PREDICTIONS, read_json
 
 REPLICATES = 2000
 

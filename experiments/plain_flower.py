@@ -57,7 +57,7 @@ class PlainVPT(nn.Module):
 def federated() -> Any:
     """The images and who holds which, once per process."""
     from fedbayes import build
-    from fedbayes.configuration import compose
+    from fedbayes.config.compose import compose
 
     return build.data(compose([]))
 

@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from fedbayes.data.styled_digits import styled_digits
+from fedbayes.data.sources.styled_digits import styled_digits
 from fedbayes.models.zoo import SHIPPED
 from fedbayes.seeding import key
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sweep import Job, folder_of, run_all
 
-from fedbayes.tracking.run_dir import SUMMARY, read_json
+from fedbayes.storage.run_dir import SUMMARY, read_json
 
 ATTACKS = {
     "sign_flip": ("attack=sign_flip", "attack.scale=-5"),

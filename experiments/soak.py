@@ -14,7 +14,7 @@ from pathlib import Path
 
 from paired import paired_difference
 
-from fedbayes.tracking.run_dir import METRICS, read_rows
+from fedbayes.storage.run_dir import METRICS, read_rows
 
 FAULTS = {"drop": 0.3, "error": 0.05, "nan": 0.02}
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -27,7 +27,8 @@ def resident_mb() -> float:
 
 def play(rounds: int, clients: int, faults: dict[str, float], folder: Path, cohort: int) -> dict:
     """One run; memory is read whenever a checkpoint is written, after every round."""
-    from fedbayes import checkpoint, simulate
+    from fedbayes import simulate
+    from fedbayes.storage import checkpoint
 
     memory: list[float] = []
     save = checkpoint.save
@@ -52,8 +53,8 @@ def play(rounds: int, clients: int, faults: dict[str, float], folder: Path, coho
 
 def expected(rounds: int, clients: int, seed: int = 0) -> dict[str, int]:
     """How often each fault was drawn."""
-    from fedbayes.faults import Faults
-    from fedbayes.sampling import Sampling
+    from fedbayes.server.sampling import Sampling
+    from fedbayes.simulation.faults import Faults
 
     sampling, faults = Sampling(clients=clients, participation=0.05, seed=seed), Faults(seed=seed, **FAULTS)
     drawn = [faults.of(r, 0, p).kind for r in range(1, rounds + 1) for p in sampling.train(r)]

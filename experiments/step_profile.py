@@ -17,9 +17,9 @@ import torch
 from flop_rate import client_of, seconds, shares, step_of
 
 from clients.prompt_tuning import PromptTuningClient
-from fedbayes.inference import fit
-from fedbayes.inference.optim import CohortOptimiser
-from fedbayes.messages import ClientRequest
+from fedbayes.comm.messages import ClientRequest
+from fedbayes.optim import local_training as fit
+from fedbayes.optim.cohort import CohortOptimiser
 from fedbayes.simulation.hardware import available_cores
 
 PHASES = {

@@ -22,8 +22,8 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from fedbayes.names import CONFIG
-from fedbayes.tracking.run_dir import SUMMARY
+from fedbayes.storage.names import CONFIG
+from fedbayes.storage.run_dir import SUMMARY
 
 Job = tuple[Path, tuple[str, ...]]
 ONE_THREAD = "simulation.threads=1"
@@ -93,7 +93,7 @@ def differing(folder: Path, overrides: Sequence[str]) -> list[str]:
     """
     from omegaconf import OmegaConf
 
-    from fedbayes.configuration import compose, resolved
+    from fedbayes.config.compose import compose, resolved
 
     if not (folder / CONFIG).exists():
         return [f"no {CONFIG}"]
@@ -133,7 +133,7 @@ def _end_with_parent() -> None:
 
 def _run(job: Job) -> None:
     from fedbayes import simulate
-    from fedbayes.configuration import quoted
+    from fedbayes.config.compose import quoted
 
     folder, overrides = job
     broken_off = (folder / CONFIG).exists()

@@ -22,8 +22,8 @@ from paired import Difference, paired_difference
 from protocols import EVERY, TABLES, WAVES
 from sweep import Job, folder_of, require_same, run_all
 
-from fedbayes.tracking.groups import Spread, spread
-from fedbayes.tracking.run_dir import SUMMARY, read_json
+from fedbayes.report.groups import Spread, spread
+from fedbayes.storage.run_dir import SUMMARY, read_json
 
 HERE = Path(__file__).parent
 OURS = "pfedbayespt"

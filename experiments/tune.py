@@ -20,7 +20,7 @@ from search_space import Candidate, Ranked, candidates, untried, values
 from sweep import folder_of, run_all
 from tables import DEFAULTS, ask_for_photographs, jobs
 
-from fedbayes.tracking.run_dir import METRICS, read_rows
+from fedbayes.storage.run_dir import METRICS, read_rows
 
 SEED = 100
 SELECTED = Path(__file__).parent / "selected.yaml"

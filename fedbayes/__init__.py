@@ -10,9 +10,9 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read once, when flwr is 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 if TYPE_CHECKING:
-    from fedbayes.results import load
+    from fedbayes.load import load
+    from fedbayes.report.frame import frame
     from fedbayes.run import simulate
-    from fedbayes.tables import frame
 
 __all__ = ["frame", "load", "simulate"]
 
@@ -24,11 +24,11 @@ def __getattr__(name: str) -> Any:
 
         return simulate
     if name == "load":
-        from fedbayes.results import load
+        from fedbayes.load import load
 
         return load
     if name == "frame":
-        from fedbayes.tables import frame
+        from fedbayes.report.frame import frame
 
         return frame
     raise AttributeError(f"module 'fedbayes' has no attribute '{name}'")

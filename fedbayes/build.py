@@ -11,30 +11,29 @@ from typing import Any, cast, final
 from flwr.serverapp.strategy import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fedbayes.assessment import Assessment
-from fedbayes.attacks import AbstractAttack, HostileClients
-from fedbayes.checkpoint import Checkpoint
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientRequest
+from fedbayes.config.instantiate import call, later, made_of, plain, takes
 from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import SPLITS, FederatedData
-from fedbayes.data.held_out import deal_out, hold_out
-from fedbayes.data.splits import require_divisions
+from fedbayes.data.partitions.held_out import deal_out, hold_out
+from fedbayes.data.partitions.splits import require_divisions
 from fedbayes.errors import ConfigError, DataError, require_whole
-from fedbayes.guard import Guard, Holdings
 from fedbayes.inference.reverse import GaussianReverse
-from fedbayes.instantiate import call, later, made_of, plain, takes
-from fedbayes.messages import ClientRequest
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.tuned import MakeWeights
-from fedbayes.named_arrays import Arrays
-from fedbayes.rounds import RoundLoop
-from fedbayes.sampling import Sampling
-from fedbayes.secret import secret
-from fedbayes.simulation.client import CohortClient
+from fedbayes.server.evaluate_round import Assessment
+from fedbayes.server.privacy_key import secret
+from fedbayes.server.rounds import RoundLoop
+from fedbayes.server.sampling import Sampling
+from fedbayes.server.strategy_state import layers, restore
+from fedbayes.server.train_round import Training
+from fedbayes.server.validation import Guard, Holdings
+from fedbayes.simulation.attacks import AbstractAttack, HostileClients
+from fedbayes.simulation.client import ClientSetup, CohortClient
 from fedbayes.simulation.hardware import choose_device
-from fedbayes.site import Site
-from fedbayes.strategy_state import layers, restore
-from fedbayes.training import Training
+from fedbayes.storage.checkpoint import Checkpoint
 
 
 def simulation(cfg: DictConfig) -> Any:
@@ -118,7 +117,7 @@ def honest_client(cfg: DictConfig, federated: FederatedData, prompted: PromptedV
     made = call(
         "method.client",
         later("method.client", cfg.method.client),
-        site=Site(federated, prompted, made_of("augment", cfg.augment), cfg.simulation.cache_mb, cfg.seed),
+        setup=ClientSetup(federated, prompted, made_of("augment", cfg.augment), cfg.simulation.cache_mb, cfg.seed),
     )
     return cast(CohortClient, made)
 

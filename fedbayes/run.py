@@ -19,8 +19,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedbayes import sweep
-from fedbayes.configuration import (
+from fedbayes.commands import sweep
+from fedbayes.commands.resume_sweep import sweep_again
+from fedbayes.config.compose import (
     CONF,
     compose,
     in_one_line,
@@ -30,11 +31,10 @@ from fedbayes.configuration import (
     require_options,
     resolved,
 )
+from fedbayes.config.stored import read as stored_configuration
+from fedbayes.config.stored import require_trusted
 from fedbayes.errors import ConfigError, FedbayesError, RunError
-from fedbayes.names import CONFIG
-from fedbayes.stored_configuration import read as stored_configuration
-from fedbayes.stored_configuration import require_trusted
-from fedbayes.stored_sweep import sweep_again
+from fedbayes.storage.names import CONFIG
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""
@@ -55,14 +55,16 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     Raises:
         FedbayesError: for what a user can mend.
     """
-    from fedbayes import build, checkpoint
-    from fedbayes.data.partition import describe
-    from fedbayes.gallery import write_gallery
-    from fedbayes.provenance import differences, provenance
+    from fedbayes import build
+    from fedbayes.data.partitions.schemes import describe
+    from fedbayes.report.gallery import write_gallery
+    from fedbayes.report.run_page import publish
+    from fedbayes.server.strategy_state import layers
     from fedbayes.simulation.hardware import slow_numbers
-    from fedbayes.strategy_state import layers
-    from fedbayes.summary import summarise
-    from fedbayes.tracking.run_dir import PARTITION, PREDICTIONS, claimed, reopened, rounds_written, write_json
+    from fedbayes.storage import checkpoint
+    from fedbayes.storage.run_dir import PARTITION, PREDICTIONS, claimed, reopened, rounds_written, write_json
+    from fedbayes.tracking.provenance import differences, provenance
+    from fedbayes.tracking.summary import summarise
     from fedbayes.tracking.tracker import Tracker
 
     started = time.perf_counter()
@@ -110,7 +112,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
                 cfg, progress, data.images.domain_names, seconds, simulation.device, hostile, next(iter(privacy), None)
             )
             write_gallery(run_dir, cfg, data, model)
-            tracker.report(summary)
+            tracker.report(summary, publish)
     return summary
 
 
@@ -126,17 +128,15 @@ def resume(run_dir: Path) -> dict[str, Any]:
     Raises:
         FedbayesError: if there is no run, another process is at work on it, or it cannot go on.
     """
-    from fedbayes.tracking.plots import draw
-    from fedbayes.tracking.report import write_html
-    from fedbayes.tracking.run_dir import REPORT, SUMMARY, read_summary
+    from fedbayes.report.run_page import publish
+    from fedbayes.storage.run_dir import REPORT, SUMMARY, read_summary
 
     cfg = stored_configuration(run_dir)
     summary = read_summary(run_dir)
     if not summary:
         return run(cfg, run_dir, resumed=True)
     if not (run_dir / REPORT).exists():  # it was ended between its summary and its pictures
-        draw(run_dir)
-        write_html(run_dir)
+        publish(run_dir)
     accuracy = OmegaConf.select(OmegaConf.create(summary), "final.accuracy.mean")
     if not isinstance(accuracy, float | int):
         raise RunError(f"{run_dir / SUMMARY} is no summary of a finished run; remove it, and resume again.")
@@ -165,12 +165,12 @@ def simulate(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def dry_run(cfg: DictConfig) -> dict[str, Any]:
-    """Print what a run would cost, without a run directory; see `fedbayes.estimate`.
+    """Print what a run would cost, without a run directory; see `fedbayes.commands.dry_run`.
 
     Returns:
-        The fields of `fedbayes.estimate.Estimate`, and `minutes`.
+        The fields of `fedbayes.commands.dry_run.Estimate`, and `minutes`.
     """
-    from fedbayes.estimate import estimate
+    from fedbayes.commands.dry_run import estimate
 
     resolved(cfg)  # refuses what a run would refuse
     found = estimate(cfg)
@@ -182,7 +182,7 @@ def main() -> None:
     """Entry point of the command; exits with 2 and one line if the user asked for something that cannot work.
 
     In a sweep the other jobs still run; each failed one is named when it fails, and all of them again at the end with
-    their errors, as in the sweep's own folder; see `fedbayes.sweep`.
+    their errors, as in the sweep's own folder; see `fedbayes.commands.sweep`.
     Ctrl-C and SIGTERM end it with 130; what the run has written until then stays.
     """
     import hydra

@@ -20,7 +20,7 @@ from types import FrameType
 
 from fedbayes_app.settings import configuration
 
-from fedbayes.configuration import resolved
+from fedbayes.config.compose import resolved
 from fedbayes.errors import FedbayesError, require_number, require_whole
 
 APP = Path(__file__).resolve().parent

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError, require_choice, require_number
-from fedbayes.messages import ClientUpdate
 from fedbayes.models.anchoring import anchored, noise_layers
-from fedbayes.named_arrays import Arrays
 from strategies.base import AbstractStrategy, weighted_mean
 from strategies.robust import ROBUST, combined
 

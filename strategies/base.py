@@ -8,8 +8,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedbayes.messages import ARRAYS, CONFIG, ROUND, ClientUpdate, from_record, read_update, to_record
-from fedbayes.named_arrays import Arrays
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ARRAYS, CONFIG, ROUND, ClientUpdate, from_record, read_update, to_record
 from fedbayes.simulation.sampled_grid import SampledGrid
 
 SERVER = "server."
@@ -19,7 +19,7 @@ SERVER = "server."
 class AbstractStrategy(FedAvg, ABC):
     """A Flower strategy with two hooks: what goes out to a client, and what is done with the answers.
 
-    Sampling, guards, order of replies and the round loop are not a strategy's business; see `fedbayes.rounds`.
+    Sampling, guards, order of replies and the round loop are not a strategy's business; see `fedbayes.server.rounds`.
 
     Attributes:
         counted: names in `shared` that are counted and not learnt: no server optimiser moves them, no clipping shortens
@@ -49,7 +49,7 @@ class AbstractStrategy(FedAvg, ABC):
         return self.shared
 
     def answer_like(self, arrays: Arrays) -> Arrays:
-        """Arrays with the names, shapes and types that a client's answer has at least; see `fedbayes.guard.misshapen`.
+        """Arrays with the names, shapes and types that each client answer has at least; see `server.validation`.
 
         Args:
             arrays: the server's parameters; an answer has all that may be sent unless a method says otherwise.

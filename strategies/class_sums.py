@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedbayes.messages import ClientUpdate
-from fedbayes.named_arrays import Arrays, by_name, by_partition
+from fedbayes.arrays import Arrays, by_name, by_partition
+from fedbayes.comm.messages import ClientUpdate
 from strategies.base import AbstractStrategy, miscounted
 
 

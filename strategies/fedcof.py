@@ -18,8 +18,8 @@ from typing import final
 
 import numpy as np
 
+from fedbayes.arrays import Arrays
 from fedbayes.errors import require_number
-from fedbayes.named_arrays import Arrays
 from strategies.class_sums import AbstractClassSums, class_means, total
 
 

@@ -6,8 +6,8 @@ from typing import final
 
 import numpy as np
 
-from fedbayes.messages import ClientUpdate
-from fedbayes.named_arrays import Arrays, by_name, by_partition
+from fedbayes.arrays import Arrays, by_name, by_partition
+from fedbayes.comm.messages import ClientUpdate
 from strategies.base import AbstractStrategy, miscounted, weighted_mean
 from strategies.class_sums import class_means
 

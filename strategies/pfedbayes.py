@@ -30,10 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import require_choice, require_number
 from fedbayes.inference.mean_field import PRIOR, RHO, Natural, at_least, diagonal, product, rho_of, std_of
-from fedbayes.messages import ClientUpdate
-from fedbayes.named_arrays import Arrays
 from strategies.base import AbstractStrategy, weighted_mean
 
 FIRST, PRECISION, SHIFT = "first", "precision", "shift"

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.messages import ClientUpdate
 from fedbayes.models.prompts import BASE as PROMPTS
-from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import generator as seeded
 from strategies.base import SERVER, AbstractStrategy, sendable, weighted_mean
 

@@ -28,10 +28,10 @@ from typing import final
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.messages import ClientUpdate
 from fedbayes.models.prompts import BASE as PROMPTS
-from fedbayes.named_arrays import Arrays
 from strategies.base import SERVER, AbstractStrategy, sendable, weighted_mean
 
 PARTITIONS, ACTIVATED, SET = SERVER + "partitions", SERVER + "activated", SERVER + "set."

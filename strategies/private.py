@@ -14,7 +14,7 @@ The noise is keyed by the clipped steps too: a round that is computed again afte
 noise if it is the same, and with noise of its own if it is not. Whoever knows the key and the steps knows the noise;
 whoever knows the key knows who is drawn, too, which the accountant takes for unknown. In a simulation the key is the
 run's seed, and the guarantee one against readers who do not know it; in a Flower App, whose clients do, it is a secret
-of the server's process (`fedbayes.secret`). The generator is NumPy's, which was not made for cryptography.
+of the server's process (`fedbayes.server.privacy_key`). The generator is NumPy's, which was not made for cryptography.
 
 What is private are the parameters that the server hands out. The run's own log (losses, evaluations) is a simulation's
 privilege and is not covered. Nor is what clients keep to themselves: it is in no reply, but a simulation asks for it
@@ -32,10 +32,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fedbayes.arrays import clipped, moved
+from fedbayes.comm.messages import from_record, read_update, to_record, write_reply
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.messages import from_record, read_update, to_record, write_reply
 from fedbayes.seeding import numpy_generator
-from fedbayes.steps import clipped, moved
 from strategies.wrapping import AbstractWrapper
 
 RANGE = 1e-12, 1e6

@@ -20,8 +20,8 @@ import numpy as np
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from scipy.spatial.distance import pdist, squareform
 
-from fedbayes.messages import ClientUpdate
-from fedbayes.named_arrays import Arrays
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ClientUpdate
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
 

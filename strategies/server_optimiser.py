@@ -19,10 +19,10 @@ import numpy as np
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.serverapp.strategy import Strategy
 
+from fedbayes.arrays import Arrays, under
+from fedbayes.comm.messages import from_record, to_record
 from fedbayes.errors import ConfigError, require_choice, require_number
-from fedbayes.messages import from_record, to_record
-from fedbayes.named_arrays import Arrays, under
-from fedbayes.strategy_state import unstepped_by
+from fedbayes.server.strategy_state import unstepped_by
 from strategies.wrapping import AbstractWrapper
 
 RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}

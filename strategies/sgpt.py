@@ -14,8 +14,8 @@ from typing import final
 
 import numpy as np
 
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import require_number
-from fedbayes.messages import ClientUpdate
 from strategies.base import AbstractStrategy, miscounted, weighted_mean
 
 CHOICES = "generator.choices"

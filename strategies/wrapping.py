@@ -7,9 +7,9 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedbayes.messages import from_record
-from fedbayes.named_arrays import Arrays
-from fedbayes.strategy_state import restore, state_of
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import from_record
+from fedbayes.server.strategy_state import restore, state_of
 
 
 class AbstractWrapper(Strategy, ABC):

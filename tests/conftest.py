@@ -42,8 +42,7 @@ def _seeded() -> None:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without plots and gallery: they take most of a small run's time, and not everything is about them."""
-    from fedbayes import gallery
-    from fedbayes.tracking import plots
+    from fedbayes.report import gallery, plots
 
     monkeypatch.setattr(plots, "draw", lambda run_dir: [])
     monkeypatch.setattr(gallery, "write_gallery", lambda *_: None)

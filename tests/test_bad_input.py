@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fedbayes.configuration import CONF
+from fedbayes.config.compose import CONF
 from fedbayes.run import main
 
 

@@ -5,10 +5,10 @@ import pytest
 from flwr.serverapp.strategy import FedAdam
 
 from fedbayes import build
-from fedbayes.checkpoint import Checkpoint
-from fedbayes.configuration import compose, resolved
-from fedbayes.data.splits import ClientSplit
+from fedbayes.config.compose import compose, resolved
+from fedbayes.data.partitions.splits import ClientSplit
 from fedbayes.errors import ConfigError, FedbayesError, PartitionError
+from fedbayes.storage.checkpoint import Checkpoint
 
 
 def test_a_strategy_of_flowers_is_chosen_by_its_name_alone():
@@ -73,7 +73,7 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
     def broken(image_size):
         raise ValueError("a bug")
 
-    monkeypatch.setattr("fedbayes.data.styled_digits.styled_digits", broken)
+    monkeypatch.setattr("fedbayes.data.sources.styled_digits.styled_digits", broken)
     with pytest.raises(Exception, match="a bug") as caught:
         build.data(compose())
     assert not isinstance(caught.value, FedbayesError)
@@ -157,6 +157,6 @@ EMPTY, SOME = np.empty(0, np.int64), np.arange(3)
     ],
 )
 def test_a_partition_from_elsewhere_that_divides_nothing_is_named(found, said, monkeypatch):
-    monkeypatch.setattr("fedbayes.data.partition.iid", lambda *_, **__: found)
+    monkeypatch.setattr("fedbayes.data.partitions.schemes.iid", lambda *_, **__: found)
     with pytest.raises(PartitionError, match=said):
         build.data(compose(["experiment=smoke", "clients=2", "partition=iid"]))

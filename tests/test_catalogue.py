@@ -9,8 +9,8 @@ from journal import Journal
 from smoke import play_rounds, smoke
 
 from fedbayes import build
-from fedbayes.configuration import CONF, compose
-from fedbayes.messages import from_record
+from fedbayes.comm.messages import from_record
+from fedbayes.config.compose import CONF, compose
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

@@ -8,7 +8,7 @@ import re
 import pytest
 from pages import PAGES, ROOT, SMALL, Shell, commands, words
 
-from fedbayes.configuration import CONF, compose
+from fedbayes.config.compose import CONF, compose
 
 PAGE_TESTS = {"docs/extend/", "docs/tutorial.md"}
 """Pages whose commands belong together; tests/docs/test_docs.py runs them in their order."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from fedbayes import simulate
-from fedbayes.configuration import CONF, compose
+from fedbayes.config.compose import CONF, compose
 from fedbayes.errors import FedbayesError
 
 pytestmark = pytest.mark.usefixtures("no_pictures")

@@ -11,10 +11,11 @@ import pytest
 import yaml
 from breaking import broken
 
-from fedbayes import checkpoint, simulate
-from fedbayes.configuration import CONF
+from fedbayes import simulate
+from fedbayes.config.compose import CONF
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.run import resume
+from fedbayes.storage import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -155,7 +156,7 @@ def test_a_first_round_that_stays_void_leaves_a_directory_to_go_on_with(tmp_path
     with pytest.raises(RunError, match="round 1 is void after 3 attempts"):
         simulate([*SMALL, "faults.drop=1.0", f"run_dir={run_dir}"])
     assert "no answer in time (simulated)" in (run_dir / "run.log").read_text()
-    monkeypatch.setattr("fedbayes.faults.Faults.any", False)
+    monkeypatch.setattr("fedbayes.simulation.faults.Faults.any", False)
     resume(run_dir)
     assert (run_dir / "summary.json").exists()
 
@@ -219,7 +220,7 @@ def test_a_run_that_another_process_is_at_work_on_is_refused(tmp_path, monkeypat
 
 
 def test_a_changed_version_is_said(tmp_path, monkeypatch):
-    from fedbayes import provenance
+    from fedbayes.tracking import provenance
 
     broken([*SMALL, f"run_dir={tmp_path / 'run'}"], monkeypatch, 1)
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "9.9"})
@@ -243,7 +244,7 @@ def killed_at_random(overrides, tmp_path, kills, seed):
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["fedbayes.run", "fedbayes.build", "fedbayes.tracking.plots", "timm", "sklearn.datasets"]
+        ["fedbayes.run", "fedbayes.build", "fedbayes.report.plots", "timm", "sklearn.datasets"]
     )
     whole = tmp_path / "whole"
     for folder in (tmp_path / "warm", whole):  # the first also waits for imports

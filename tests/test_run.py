@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 import fedbayes
-from fedbayes.checkpoint import latest
-from fedbayes.configuration import CONF
-from fedbayes.data.styled_digits import styled_digits
+from fedbayes.config.compose import CONF
+from fedbayes.data.sources.styled_digits import styled_digits
 from fedbayes.errors import RunError
-from fedbayes.guard import Holdings
-from fedbayes.rounds import RoundLoop
 from fedbayes.run import simulate
-from fedbayes.tracking.run_dir import read_rows
+from fedbayes.server.rounds import RoundLoop
+from fedbayes.server.validation import Holdings
+from fedbayes.storage.checkpoint import latest
+from fedbayes.storage.run_dir import read_rows
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 SMALL = ["experiment=smoke"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedbayes.steps import base, clipped, length, moved
+from fedbayes.arrays import base, clipped, length, moved
 
 SENT = {"a": np.array([1.0, 1.0], np.float32), "b": np.array([[0.0]]), "n": np.array([7])}
 LEARNT = {"a": np.array([1.0, 4.0], np.float32), "b": np.array([[4.0]]), "n": np.array([9]), "new": np.zeros(3)}

@@ -15,9 +15,9 @@ import zipfile
 import pytest
 from processes import COMPILED
 
-from fedbayes.configuration import CONF
+from fedbayes.config.compose import CONF
+from fedbayes.config.instantiate import require_own
 from fedbayes.errors import ConfigError
-from fedbayes.neighbours import require_own
 
 ROOT = CONF.parent
 UV = shutil.which("uv")
@@ -110,7 +110,7 @@ def test_packages_of_the_same_name_are_refused_before_they_run(tmp_path, monkeyp
             return importlib.util.spec_from_file_location(name, tmp_path / "clients.py")
         return importlib.util.find_spec(name)
 
-    monkeypatch.setattr("fedbayes.neighbours.find_spec", found)
+    monkeypatch.setattr("fedbayes.config.instantiate.find_spec", found)
     with pytest.raises(ConfigError, match=r"clients is taken from .*clients\.py and not from .*clients: it is first"):
         require_own()
 

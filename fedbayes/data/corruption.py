@@ -29,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from fedbayes.data.datasets import ImageSet
-from fedbayes.data.splits import ClientSplit
+from fedbayes.data.partitions.splits import ClientSplit
 from fedbayes.errors import require_choice, require_whole
 from fedbayes.seeding import numpy_generator
 

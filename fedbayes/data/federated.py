@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedbayes.data.datasets import ImageSet
-from fedbayes.data.partition import ClientSplit
+from fedbayes.data.partitions.schemes import ClientSplit
 from fedbayes.seeding import Streams
 
 Split = Literal["train", "validation", "test", "held_out", "triggered"]

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fedbayes.arrays import Arrays
 from fedbayes.errors import ConfigError
 from fedbayes.models.prompts import NOISE_COLUMNS, NOISE_ROWS, REVERSE_MEANS
-from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import generator as seeded
 
 SMALLEST_BANK = 32

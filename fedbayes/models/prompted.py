@@ -9,11 +9,11 @@ from jaxtyping import Float, Num, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fedbayes.arrays import Arrays
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompts import AbstractPrompts, ClientLinear
 from fedbayes.models.tuned import MakeWeights
-from fedbayes.named_arrays import Arrays
 from fedbayes.seeding import generator as seeded
 
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
+from fedbayes.comm.messages import seconds_for
 from fedbayes.errors import FedbayesError
-from fedbayes.messages import seconds_for
 from fedbayes.simulation.client import PERSONAL, QUERY_PERSONAL, QUERY_RESTORE, RESTORE, CohortClient, answer
 from fedbayes.simulation.flower_private import client_error
 from fedbayes.simulation.node import partition_of, shares_personal

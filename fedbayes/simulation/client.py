@@ -7,14 +7,14 @@ bit, what they would have got beside a healthy client: their bits depend on the 
 import logging
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, final
 
 import numpy as np
 from flwr.app import Error, MessageType, RecordDict
 
-from fedbayes.data.federated import FederatedData
-from fedbayes.messages import (
+from fedbayes.arrays import Arrays, non_finite
+from fedbayes.comm.messages import (
     ClientRequest,
     ClientUpdate,
     Kind,
@@ -25,7 +25,9 @@ from fedbayes.messages import (
     write_personal,
     write_reply,
 )
-from fedbayes.named_arrays import Arrays, non_finite
+from fedbayes.data.augment import Augment
+from fedbayes.data.federated import FederatedData
+from fedbayes.models.prompted import PromptedViT
 from fedbayes.simulation.flower_private import client_error
 
 log = logging.getLogger("fedbayes")
@@ -36,6 +38,26 @@ QUERY_PERSONAL = f"{MessageType.QUERY}.{PERSONAL}"
 RESTORE = "restore"
 QUERY_RESTORE = f"{MessageType.QUERY}.{RESTORE}"
 """Message type that gives a client back what it kept before the run broke off."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ClientSetup:
+    """Images, model and seed of the clients that one object plays; every client class takes it.
+
+    Attributes:
+        data: everybody's images; a request says whose to use.
+        model: the prompted ViT, whose trainable part is filled anew for each cohort.
+        augment: random changes of training images.
+        cache_mb: largest size of the cache of tokens, megabytes.
+        seed: of the run; all draws are keyed by it.
+    """
+
+    data: FederatedData
+    model: PromptedViT
+    augment: Augment
+    cache_mb: float
+    seed: int
 
 
 class CohortClient(Protocol):

@@ -1,16 +1,20 @@
-"""The device, the torch threads and the numbers of a process that runs clients."""
+"""The device, the torch threads, the numbers and the memory of a process that runs clients."""
 
+import ctypes
 import os
+import sys
 
 import torch
 
 from fedbayes.errors import ConfigError, require_choice, require_whole
-from fedbayes.simulation.memory import keep_freed_memory
 
 BF16_UNITS = ("amx_bf16", "avx512_bf16")
 """What x86 processors call their instructions that multiply bfloat16."""
 MOST_THREADS = 1024
 """OpenMP ends a process that asks for many more than a machine can start."""
+# From glibc's malloc.h; the largest threshold that it takes is 32 MB.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_FROM_HEAP, _NEVER_TRIM = 32 * 2**20, 2**31 - 1
 
 
 def available_cores() -> int:
@@ -54,3 +58,21 @@ def choose_threads(threads: int | None, otherwise: int) -> int:
         ConfigError: if it is no such whole number.
     """
     return otherwise if threads is None else require_whole("simulation.threads", threads, 1, MOST_THREADS)
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees instead of handing it back to the system.
+
+    A step's activations are hundreds of megabytes that come and go. By default each comes as fresh zeroed pages, which
+    costs about as much as computing what goes into them. The process stays as large as its largest step.
+
+    Returns:
+        Whether it could be done: on Linux with glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from other C libraries
+    if set_option is None:
+        return False
+    wanted = ((_M_MMAP_THRESHOLD, _LARGEST_FROM_HEAP), (_M_TRIM_THRESHOLD, _NEVER_TRIM))
+    return all(set_option(option, value) == 1 for option, value in wanted)

@@ -6,8 +6,8 @@ is personal unless its owner starts it with `share-personal=true`, whatever the 
 
 from collections.abc import Mapping
 
+from fedbayes.comm.messages import PARTITION
 from fedbayes.errors import ConfigError
-from fedbayes.messages import PARTITION
 
 PARTITIONS, ROOT, SHARES = "num-partitions", "data-root", "share-personal"
 REMEDY = "start the SuperNode with --node-config 'data-root=\"DIR\" partition-id=P num-partitions=CLIENTS'"

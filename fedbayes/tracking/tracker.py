@@ -5,18 +5,18 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO, final
 
-from fedbayes.texts import visible
-from fedbayes.tracking.progress import RoundProgress
-from fedbayes.tracking.run_dir import CLIENTS, LOG, METRICS, REPORT, SUMMARY, keep_rounds, plain, write_json
+from fedbayes.storage.run_dir import CLIENTS, LOG, METRICS, REPORT, SUMMARY, keep_rounds, plain, write_json
+from fedbayes.text import visible
+from fedbayes.tracking.console import RoundProgress
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 _LOGGERS = ("fedbayes", "flwr")
 
@@ -181,22 +181,17 @@ class Tracker:
         self._record(logging.INFO, text)
         self._progress.note(text)
 
-    def report(self, summary: Mapping[str, Any]) -> None:
+    def report(self, summary: Mapping[str, Any], publish: "Callable[[Path], RenderableType]") -> None:
         """Ends the run: summary, pictures and report on disk, the table on the terminal.
 
         Args:
             summary: the object of `summary.json`.
+            publish: draws the pictures and the page of a run directory, and returns the table to print.
         """
-        from fedbayes.tracking.plots import draw
-        from fedbayes.tracking.result_tables import final_table
-        from fedbayes.tracking.run_page import write_html
-
         kept = plain(summary)
         self._progress.stop()
         write_json(self._run_dir / SUMMARY, kept)
-        draw(self._run_dir)
-        write_html(self._run_dir)
-        self._console.print(final_table(kept))
+        self._console.print(publish(self._run_dir))
         self._finish(kept)
         where = f"report: {self._run_dir / REPORT}"
         self._console.print(visible(where), markup=False, highlight=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedbayes.run import run, run_dir_of
-from fedbayes.simulation.served import Served
+from fedbayes.simulation.superlink import Served
 from fedbayes_app.settings import configuration, go_to
 
 app = ServerApp()

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 from omegaconf import DictConfig
 
-from fedbayes.configuration import compose
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
 
 ENGINE = "flower"

@@ -7,9 +7,9 @@ from sklearn.neighbors import NearestCentroid
 from smoke import play_rounds
 
 from fedbayes import build
-from fedbayes.configuration import compose
+from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest, from_record
 
 SMALL = ["experiment=smoke", "clients=4", "partition.max_train=20"]
 

@@ -9,8 +9,8 @@ from torch.distributions import Categorical, MultivariateNormal, Normal
 from torch.nn import functional as F
 
 from clients import prompt_tuning
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.messages import ClientRequest
 from fedbayes.seeding import Streams
 
 

@@ -8,8 +8,8 @@ from journal import Journal
 from smoke import play_rounds, smoke
 
 from fedbayes import build
+from fedbayes.comm.messages import ClientRequest, from_record
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest, from_record
 
 RATES = ("optim.prompt_lr=0.03", "optim.head_lr=0.01")
 ONE_STEP = ("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.batch_size=64")

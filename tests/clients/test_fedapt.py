@@ -6,8 +6,8 @@ import torch
 from smoke import smoke
 
 from clients.fedapt import KeyedPrompts
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest
 
 SIZES = {"blocks": 2, "length": 3, "dim": 6, "classes": 10, "clients": 4, "keys": None, "temperature": 0.3}
 

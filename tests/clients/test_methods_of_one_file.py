@@ -5,8 +5,8 @@ import pytest
 from smoke import smoke
 
 from fedbayes import build
-from fedbayes.configuration import compose
-from fedbayes.messages import ClientRequest
+from fedbayes.comm.messages import ClientRequest
+from fedbayes.config.compose import compose
 
 
 def make(method, *overrides):

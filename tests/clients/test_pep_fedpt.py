@@ -6,8 +6,8 @@ import torch
 from smoke import smoke
 
 from clients.pep_fedpt import ClassMixedPrompts
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest
 
 SIZES = {"blocks": 2, "length": 5, "dim": 6, "classes": 4, "clients": 3, "class_length": 2, "temperature": 0.2}
 

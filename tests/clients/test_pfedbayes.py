@@ -8,8 +8,8 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from torch.nn import functional as F
 
 from clients.own import own
+from fedbayes.comm.messages import ClientRequest, from_record
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest, from_record
 from fedbayes.seeding import Streams
 
 MEAN = "method.strategy.aggregate=mean"

@@ -6,10 +6,10 @@ import torch
 from smoke import smoke
 
 from fedbayes import build
-from fedbayes.configuration import CONF
+from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.config.compose import CONF
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest, from_record
 from fedbayes.simulation.in_process import InProcessGrid
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

@@ -6,8 +6,8 @@ import torch
 from smoke import smoke
 
 from clients.sgpt import FLOOR, GroupPrompts
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest
 
 SIZES = {"blocks": 3, "length": 2, "dim": 6, "classes": 10, "clients": 4, "groups": 3, "group_blocks": 1}
 

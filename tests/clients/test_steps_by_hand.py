@@ -12,7 +12,7 @@ import torch
 from smoke import play_rounds, smoke
 from torch.nn import functional as F
 
-from fedbayes.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest, from_record
 
 BASE, WEIGHT, BIAS = "generator.base", "head.weight", "head.bias"
 HEAD = (WEIGHT, BIAS)

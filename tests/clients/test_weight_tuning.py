@@ -10,7 +10,7 @@ from smoke import play_rounds, smoke
 from torch.nn import functional as F
 
 import fedbayes
-from fedbayes.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest, from_record
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

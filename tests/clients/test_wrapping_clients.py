@@ -6,7 +6,7 @@ from journal import Journal
 from smoke import smoke
 
 from fedbayes import build
-from fedbayes.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest, from_record
 from fedbayes.simulation.in_process import InProcessGrid
 
 METHODS = ["sgpt", "pep_fedpt", "fedapt"]

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from fedbayes import build
-from fedbayes.configuration import CONF, compose
+from fedbayes.config.compose import CONF, compose
 from fedbayes.data.corruption import CORRUPTIONS, corrupt
-from fedbayes.data.styled_digits import styled_digits
+from fedbayes.data.sources.styled_digits import styled_digits
 from fedbayes.errors import ConfigError
 
 DIGIT = Image.fromarray(styled_digits(32).images[1].numpy().transpose(1, 2, 0))

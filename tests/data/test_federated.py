@@ -8,7 +8,7 @@ import torch
 from schemes import grid
 
 from fedbayes.data.federated import FederatedData
-from fedbayes.data.splits import ClientSplit
+from fedbayes.data.partitions.splits import ClientSplit
 from fedbayes.seeding import Streams
 
 

@@ -8,7 +8,7 @@ import torch
 from painted import SIZE, paint, pixels_of, two_classes
 from PIL import Image
 
-from fedbayes.data.image_folder import image_folder
+from fedbayes.data.sources.image_folder import image_folder
 
 
 @pytest.mark.parametrize(

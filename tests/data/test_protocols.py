@@ -6,9 +6,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from schemes import image_set
 
-from fedbayes.configuration import CONF, compose, resolved
-from fedbayes.data.held_out import hold_out
-from fedbayes.data.partition import describe
+from fedbayes.config.compose import CONF, compose, resolved
+from fedbayes.data.partitions.held_out import hold_out
+from fedbayes.data.partitions.schemes import describe
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 GENERIC = {"photos", "smoke"}  # of no set and no partition of their own

@@ -4,7 +4,7 @@ import pytest
 import search_space
 from tune import PROTOCOLS
 
-from fedbayes.configuration import CONF, compose
+from fedbayes.config.compose import CONF, compose
 
 METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")}
 

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
-from fedbayes.configuration import CONF, compose, quoted
+from fedbayes.config.compose import CONF, compose, quoted
 
 METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")}
 

@@ -7,12 +7,13 @@ from fedbayes_app.settings import configuration
 from side_images import SIDES, paint
 
 import fedbayes
-from fedbayes import build, checkpoint
-from fedbayes.configuration import compose
+from fedbayes import build
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError, DataError, PartitionError, RunError
 from fedbayes.run import run, simulate
-from fedbayes.simulation.served import Served
-from fedbayes.tracking.run_dir import read_rows
+from fedbayes.simulation.superlink import Served
+from fedbayes.storage import checkpoint
+from fedbayes.storage.run_dir import read_rows
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 

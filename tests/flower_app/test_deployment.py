@@ -11,7 +11,7 @@ import pytest
 from processes import BIN, Marked, free_port, run_config
 from side_images import SIDES, paint
 
-from fedbayes import checkpoint
+from fedbayes.storage import checkpoint
 
 APP = Path(__file__).resolve().parents[2] / "flower_app"
 DOMAINS = ["ink", "sand", "snow"]

@@ -9,7 +9,7 @@ import pytest
 from processes import Marked
 
 from fedbayes.run import simulate
-from fedbayes.tracking.run_dir import read_rows
+from fedbayes.storage.run_dir import read_rows
 
 APP = Path(__file__).resolve().parents[2] / "flower_app"
 SMALL = ["experiment=smoke", "clients=4"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedbayes.data.image_folder import image_folder
+from fedbayes.data.sources.image_folder import image_folder
 from fedbayes.models.zoo import from_timm
 
 DATA, CHECKPOINT = os.environ.get("FEDBAYES_DATA"), os.environ.get("FEDBAYES_CHECKPOINT")

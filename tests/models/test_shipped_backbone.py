@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from fedbayes.data.datasets import ImageSet
-from fedbayes.data.styled_digits import styled_digits
+from fedbayes.data.sources.styled_digits import styled_digits
 
 ASSET = Path(str(files("fedbayes"))) / "assets" / "vit_letters32.safetensors"
 

@@ -11,12 +11,20 @@ from flwr.serverapp.strategy import DifferentialPrivacyServerSideFixedClipping, 
 from journal import Journal
 
 from fedbayes import build
-from fedbayes.configuration import compose
+from fedbayes.comm.messages import (
+    ClientRequest,
+    ClientUpdate,
+    address,
+    ask_personal,
+    from_record,
+    read_personal,
+    to_record,
+)
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest, ClientUpdate, address, ask_personal, from_record, read_personal, to_record
 from fedbayes.simulation.client import QUERY_PERSONAL
 from fedbayes.simulation.in_process import FIRST_NODE, InProcess, InProcessGrid
-from fedbayes.tracking.run_dir import plain
+from fedbayes.storage.run_dir import plain
 
 
 def make_client(cfg):

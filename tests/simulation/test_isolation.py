@@ -7,9 +7,9 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
 from fedbayes import build
-from fedbayes.configuration import compose
-from fedbayes.messages import ARRAYS, METRICS, address, from_record, to_record
-from fedbayes.named_arrays import non_finite
+from fedbayes.arrays import non_finite
+from fedbayes.comm.messages import ARRAYS, METRICS, address, from_record, to_record
+from fedbayes.config.compose import compose
 from fedbayes.simulation.client import answer
 from fedbayes.simulation.flower_private import FIRST_NODE, claim_identity
 

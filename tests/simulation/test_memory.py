@@ -7,7 +7,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from fedbayes.simulation.memory import keep_freed_memory
+from fedbayes.simulation.hardware import keep_freed_memory
 kept = keep_freed_memory()
 def step():
     held = [torch.ones(2**20) for _ in range(8)]  # 4 MB each

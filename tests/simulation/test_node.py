@@ -5,10 +5,10 @@ from app_grid import AppGrid
 from flwr.app import Message
 from scripted import Scripted
 
+from fedbayes.comm.messages import ask_personal
 from fedbayes.errors import ConfigError
-from fedbayes.federation import Federation
-from fedbayes.guard import Guard, Refusal
-from fedbayes.messages import ask_personal
+from fedbayes.server.federation import Federation
+from fedbayes.server.validation import Guard, Refusal
 from fedbayes.simulation.app import client_app
 from fedbayes.simulation.client import QUERY_PERSONAL
 from fedbayes.simulation.node import partition_of, root_of, shares_personal

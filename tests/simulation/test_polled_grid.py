@@ -6,8 +6,8 @@ import time
 import pytest
 from flwr.app import Message, MessageType
 
+from fedbayes.comm.messages import ask_partition, read_partition
 from fedbayes.errors import RunError
-from fedbayes.messages import ask_partition, read_partition
 from fedbayes.simulation.grid_view import AbstractGridView
 from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
 from fedbayes.simulation.polled_grid import PolledGrid

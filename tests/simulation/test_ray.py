@@ -16,9 +16,9 @@ from remote import RemoteFactory
 from scripted import Scripted, round_loop
 
 from fedbayes import build, simulate
-from fedbayes.configuration import compose
+from fedbayes.comm.messages import from_record
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError, RunError
-from fedbayes.messages import from_record
 from fedbayes.run import resume
 from fedbayes.simulation.ray import Ray
 

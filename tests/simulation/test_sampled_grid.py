@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType
 from flwr.serverapp.strategy import FedAvg
 
-from fedbayes.messages import ask_partition, read_partition, to_record
+from fedbayes.comm.messages import ask_partition, read_partition, to_record
 from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
 from fedbayes.simulation.sampled_grid import SampledGrid
 

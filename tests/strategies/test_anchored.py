@@ -8,8 +8,8 @@ from flwr.app import ConfigRecord
 from journal import Journal
 from smoke import play_rounds, smoke
 
+from fedbayes.comm.messages import ClientRequest, to_record
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientRequest, to_record
 from fedbayes.models.anchoring import noise_bank
 from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
 from fedbayes.simulation.sampled_grid import SampledGrid

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message
 
-from fedbayes.messages import ClientUpdate, from_record, read_update, to_record, write_reply
+from fedbayes.comm.messages import ClientUpdate, from_record, read_update, to_record, write_reply
 from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
 from fedbayes.simulation.sampled_grid import SampledGrid
 from strategies.averaging import Averaging

@@ -6,8 +6,8 @@ import torch
 from sklearn.neighbors import NearestCentroid
 
 from clients.class_sums import class_sums
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientUpdate
 from strategies.fedcof import FedCOF
 from strategies.fedncm import FedNCM
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientUpdate
 from strategies.fedcof import FedCOF, class_covariance, gram_matrix
 
 COUNTS = np.array([1.0, 2.0, 5.0, 9.0])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedbayes.messages import ClientUpdate
+from fedbayes.comm.messages import ClientUpdate
 from strategies.pep_fedpt import PEPFedPT
 
 RNG = np.random.default_rng(0)

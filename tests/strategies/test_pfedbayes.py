@@ -5,10 +5,10 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from fedbayes.configuration import compose
+from fedbayes.comm.messages import ClientUpdate, from_record, to_record
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
 from fedbayes.inference.mean_field import Natural, rho_of, std_of
-from fedbayes.messages import ClientUpdate, from_record, to_record
 from strategies.pfedbayes import PFedBayes
 
 

@@ -6,9 +6,9 @@ from flwr.app import ConfigRecord
 from smoke import play_rounds
 
 from fedbayes import build
-from fedbayes.configuration import compose
+from fedbayes.comm.messages import ClientUpdate, from_record, to_record
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientUpdate, from_record, to_record
 from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
 from fedbayes.simulation.sampled_grid import SampledGrid
 from strategies.pfedpg import BASIS, DESCRIPTORS, LEARNT, PROMPTS, TRAINED, PFedPG, descend, generate

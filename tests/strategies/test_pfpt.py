@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from smoke import play_rounds, smoke
 
+from fedbayes.comm.messages import ClientUpdate, from_record, to_record
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientUpdate, from_record, to_record
 from strategies.pfpt import PFPT, log_likelihood, match, most_activated, summarise
 
 RNG = np.random.default_rng(0)

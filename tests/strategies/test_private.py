@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from scripted import Scripted, play
 
 from fedbayes import build, simulate
-from fedbayes.configuration import compose
+from fedbayes.comm.messages import ClientUpdate, from_record
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientUpdate, from_record
-from fedbayes.secret import VARIABLE
+from fedbayes.server.privacy_key import VARIABLE
 from strategies.averaging import Averaging
 from strategies.private import PrivateAveraging, spent
 

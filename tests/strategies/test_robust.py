@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientUpdate
 from strategies.averaging import Averaging
 from strategies.robust import ROBUST, combined, geometric_median, krum
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError
-from fedbayes.messages import ClientUpdate
 from strategies.sgpt import SGPT
 
 RNG = np.random.default_rng(0)

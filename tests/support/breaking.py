@@ -2,7 +2,8 @@
 
 import pytest
 
-from fedbayes import checkpoint, simulate
+from fedbayes import simulate
+from fedbayes.storage import checkpoint
 
 
 class Break(BaseException):

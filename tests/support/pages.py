@@ -102,9 +102,9 @@ def entry(name):
     if name == "fedbayes":
         from fedbayes.run import main
     elif name == "fedbayes-report":
-        from fedbayes.tracking.report import main
+        from fedbayes.report.cli import main
     elif name == "fedbayes-info":
-        from fedbayes.info import main
+        from fedbayes.commands.info import main
     else:
         raise AssertionError(f"{name} is none of the commands that a page can run here")
     return main

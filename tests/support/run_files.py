@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from fedbayes.tracking.run_dir import write_json
+from fedbayes.storage.run_dir import write_json
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from fedbayes.data import partition
 from fedbayes.data.datasets import ImageSet
-from fedbayes.data.partition import ClientSplit
+from fedbayes.data.partitions import schemes as partition
+from fedbayes.data.partitions.schemes import ClientSplit
 
 Scheme = Callable[..., tuple[ClientSplit, ...]]
 

@@ -4,15 +4,15 @@ import numpy as np
 from journal import Journal
 
 from fedbayes import build
-from fedbayes.assessment import Assessment
-from fedbayes.configuration import compose
-from fedbayes.faults import Faults
-from fedbayes.guard import Guard
-from fedbayes.messages import ClientUpdate
-from fedbayes.rounds import RoundLoop
-from fedbayes.sampling import Sampling
+from fedbayes.comm.messages import ClientUpdate
+from fedbayes.config.compose import compose
+from fedbayes.server.evaluate_round import Assessment
+from fedbayes.server.rounds import RoundLoop
+from fedbayes.server.sampling import Sampling
+from fedbayes.server.train_round import Training
+from fedbayes.server.validation import Guard
+from fedbayes.simulation.faults import Faults
 from fedbayes.simulation.in_process import InProcessGrid
-from fedbayes.training import Training
 
 SETTINGS = {
     "rounds": 2,

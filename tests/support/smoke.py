@@ -4,11 +4,11 @@ from journal import Journal
 from omegaconf import DictConfig
 
 from fedbayes import build
-from fedbayes.configuration import compose
-from fedbayes.progress import Progress
+from fedbayes.config.compose import compose
+from fedbayes.server.state import Progress
+from fedbayes.server.train_round import RoundLog
 from fedbayes.simulation.client import CohortClient
 from fedbayes.simulation.in_process import InProcessGrid
-from fedbayes.training import RoundLog
 
 
 def smoke(*overrides: str) -> tuple[DictConfig, CohortClient]:

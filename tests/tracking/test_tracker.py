@@ -13,8 +13,9 @@ import torch
 from rich.console import Console
 
 from fedbayes.errors import RunError
-from fedbayes.tracking.progress import RoundProgress, duration, fraction
-from fedbayes.tracking.run_dir import claim, plain, read_json, read_rows, write_json
+from fedbayes.report.run_page import publish
+from fedbayes.storage.run_dir import claim, plain, read_json, read_rows, write_json
+from fedbayes.tracking.console import RoundProgress, duration, fraction
 from fedbayes.tracking.tracker import Tracker
 
 
@@ -137,7 +138,7 @@ def test_the_log_takes_both_loggers_and_lets_go_of_them(tmp_path):
     before = (ours.level, list(ours.handlers), list(flower.handlers))
     levels = [handler.level for handler in flower.handlers]
     with make_tracker(tmp_path) as tracker:
-        logging.getLogger("fedbayes.rounds").info("round %d begins", 1)
+        logging.getLogger("fedbayes.server.rounds").info("round %d begins", 1)
         flower.warning("a reply is late")
         assert all(handler.level >= logging.WARNING for handler in before[2]), "no line of Flower's in the progress"
         tracker.note("client 3 left out")
@@ -183,7 +184,7 @@ def test_destinations_get_rows_and_end_once_after_the_report(tmp_path):
     with make_tracker(tmp_path, destinations=[elsewhere]) as tracker:
         tracker.log({"round": 1, "phase": "train", "loss": math.inf})
         tracker.log_clients([{"round": 1, "partition": 0}])
-        tracker.report({"method": "m", "seed": 0})
+        tracker.report({"method": "m", "seed": 0}, publish)
     assert elsewhere.rows == [{"round": 1, "phase": "train", "loss": None}, {"round": 1, "partition": 0}]
     assert elsewhere.finished == [({"method": "m", "seed": 0}, True)]
 
@@ -210,7 +211,7 @@ def test_report_writes_everything_and_says_where(tmp_path):
     shown = io.StringIO()
     with make_tracker(tmp_path, console=console_to(shown)) as tracker:
         tracker.log({"round": 1, "phase": "train", "loss": 1.0})
-        tracker.report({"method": "m", "final": {"round": 1, "nll": math.nan, "accuracy": {"mean": 0.75}}})
+        tracker.report({"method": "m", "final": {"round": 1, "nll": math.nan, "accuracy": {"mean": 0.75}}}, publish)
     assert read_json(tmp_path / "summary.json")["final"] == {"round": 1, "nll": None, "accuracy": {"mean": 0.75}}
     assert (tmp_path / "plots" / "learning_curve.png").stat().st_size > 1000
     assert "0.750" in shown.getvalue()

@@ -1,0 +1,268 @@
+"""The wire: the only module that knows record keys and how parameters become Flower messages and back.
+
+A request carries one ArrayRecord and one ConfigRecord, a reply one ArrayRecord and one MetricRecord, since Flower's own
+strategies and wrappers accept no more. A client's personal parameters stay in its Flower context, in the two last
+versions, because a client commits before the server has accepted its reply; each request says which version counts.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from fedbayes.arrays import Arrays
+from fedbayes.comm.codec import checked, decoded, encoded
+from fedbayes.errors import ConfigError
+
+Kind = Literal["train", "evaluate"]
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+ROUND, ACCEPTED, SPLIT, WEIGHT = "server-round", "accepted-round", "split", "num-examples"
+ADAPT, FAULT, SECONDS = "adapt-steps", "fault", "seconds"
+PARTITION = "partition-id"
+PERSONAL = "personal-round-"
+MOST_EXAMPLES = 2**31 - 1
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ClientRequest:
+    """What the server asks of one client.
+
+    Attributes:
+        partition: whose images to use.
+        server_round: the round it is for; keys the client's random draws.
+        kind: `train` or `evaluate`.
+        split: the images to evaluate on; unused in training.
+        arrays: the server's parameters.
+        personal: what the client kept to itself in the last round that the server accepted; empty if never trained.
+        adapt: steps of training on its own images before an evaluation; None for the method's own number.
+        fault: a simulated fault that the client shall have, see `fedbayes.simulation.faults`; empty for none.
+    """
+
+    partition: int
+    server_round: int
+    kind: Kind
+    split: str
+    arrays: Arrays
+    personal: Arrays = field(default_factory=dict)
+    adapt: int | None = None
+    fault: str = ""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ClientUpdate:
+    """What one client answers.
+
+    Attributes:
+        partition: who answers.
+        arrays: parameters for the server, or predictions.
+        num_examples: images the answer rests on; its weight in averages.
+        metrics: numbers for the log, per image where that makes sense.
+        personal: what the client keeps to itself; never in the reply.
+    """
+
+    partition: int
+    arrays: Arrays
+    num_examples: int
+    metrics: dict[str, float]
+    personal: Arrays = field(default_factory=dict)
+
+
+def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
+    """Arrays as Flower carries them."""
+    return ArrayRecord({name: encoded(np.asarray(value, order="C")) for name, value in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> Arrays:
+    """The arrays in a record of our own, in its order."""
+    return {name: decoded(array) for name, array in record.items()}
+
+
+def address(
+    message: Message,
+    accepted: int,
+    split: str,
+    extra: Mapping[str, np.ndarray] | None = None,
+    adapt: int | None = None,
+    fault: str = "",
+    seconds: float | None = None,
+) -> Message:
+    """Complete a strategy's message for one client.
+
+    Strategies put one record into all their messages, so the content is rebuilt and not changed in place.
+
+    Args:
+        message: as the strategy made it.
+        accepted: the last round in which the server accepted this client's reply; 0 for never.
+        split: the images an evaluation is on.
+        extra: arrays for this client alone, beside the strategy's.
+        adapt: see `ClientRequest`.
+        fault: see `ClientRequest`.
+        seconds: after which a client's process may be ended, see `fedbayes.simulation.app`; None for never.
+
+    Raises:
+        ConfigError: if the strategy relies on clients to follow a setting, as FedProx does; ours read none.
+    """
+    content = message.content
+    unread = sorted(set(content.config_records[CONFIG]) - {ROUND})
+    if unread:
+        raise ConfigError(
+            f"method.strategy sends {', '.join(unread)}, which no client here obeys; choose a strategy that only "
+            "combines replies."
+        )
+    config = ConfigRecord({**content.config_records[CONFIG], ACCEPTED: accepted, SPLIT: split})
+    if adapt is not None:
+        config[ADAPT] = adapt
+    if fault:
+        config[FAULT] = fault
+    if seconds is not None:
+        config[SECONDS] = seconds
+    arrays = content.array_records[ARRAYS]
+    if extra:
+        arrays = ArrayRecord({**arrays, **to_record(extra)})
+    message.content = RecordDict({ARRAYS: arrays, CONFIG: config})
+    return message
+
+
+def read_request(
+    content: RecordDict, partition: int, kind: Kind, state: RecordDict, known: dict[int, Arrays]
+) -> ClientRequest:
+    """A request as the client understands it, with what it kept for itself.
+
+    Args:
+        content: of the message.
+        partition: whom it is for.
+        kind: what it asks.
+        state: what the client keeps.
+        known: arrays already read, by the identity of their record; strategies send one record to many clients.
+    """
+    config, record = content[CONFIG], content[ARRAYS]
+    if not isinstance(config, ConfigRecord) or not isinstance(record, ArrayRecord):
+        raise ValueError(f"request holds {sorted(content)}, expected {ARRAYS} and {CONFIG}")
+    kept = state.array_records.get(_version(config.get(ACCEPTED, 0))) if state else None
+    if id(record) not in known:
+        known[id(record)] = from_record(record)
+    return ClientRequest(
+        partition=partition,
+        server_round=int(config[ROUND]),  # type: ignore[arg-type]
+        kind=kind,
+        split=str(config.get(SPLIT, "")),
+        arrays=known[id(record)],
+        personal={} if kept is None else from_record(kept),
+        adapt=None if ADAPT not in config else int(config[ADAPT]),  # type: ignore[arg-type]
+        fault=str(config.get(FAULT, "")),
+    )
+
+
+def seconds_for(content: RecordDict) -> float | None:
+    """How long a client may be at work on a request; None for as long as it takes."""
+    config = content.get(CONFIG)
+    given = config.get(SECONDS) if isinstance(config, ConfigRecord) else None
+    return None if given is None else float(given)  # type: ignore[arg-type]
+
+
+def write_reply(update: ClientUpdate) -> RecordDict:
+    """A reply's content; what the client keeps to itself is not in it."""
+    metrics = MetricRecord({WEIGHT: update.num_examples, **update.metrics})
+    return RecordDict({ARRAYS: to_record(update.arrays), METRICS: metrics})
+
+
+def keep_personal(state: RecordDict, update: ClientUpdate, request: RecordDict) -> None:
+    """Commit what a client keeps: this round's version beside the accepted one; older ones go."""
+    if not update.personal:
+        return
+    config = request.config_records[CONFIG]
+    this, accepted = _version(config[ROUND]), _version(config.get(ACCEPTED, 0))
+    for name in [name for name in state.array_records if name not in (this, accepted)]:
+        del state[name]
+    state[this] = to_record(update.personal)
+
+
+def _version(server_round: object) -> str:
+    """Where a client keeps what it kept in a round."""
+    return f"{PERSONAL}{server_round}"
+
+
+def ask_partition() -> RecordDict:
+    """The question whose data a node holds."""
+    return RecordDict({CONFIG: ConfigRecord()})
+
+
+def write_partition(partition: int) -> RecordDict:
+    """A node's answer to `ask_partition`."""
+    return RecordDict({METRICS: MetricRecord({PARTITION: partition})})
+
+
+def read_partition(content: RecordDict) -> int:
+    """The partition in such an answer.
+
+    Raises:
+        ValueError: if it says none.
+    """
+    said = content.get(METRICS)
+    partition = said.get(PARTITION) if isinstance(said, MetricRecord) else None
+    if not isinstance(partition, int) or partition < 0:
+        raise ValueError(f"{PARTITION} is {partition}, expected a whole number from 0")
+    return partition
+
+
+def ask_personal(accepted: int) -> RecordDict:
+    """The question what a client kept in the round that the server accepted last."""
+    return RecordDict({CONFIG: ConfigRecord({ACCEPTED: accepted})})
+
+
+def write_personal(state: RecordDict, question: RecordDict) -> RecordDict:
+    """A client's answer to `ask_personal`; empty if it kept nothing then."""
+    kept = state.array_records.get(_version(question.config_records[CONFIG][ACCEPTED]))
+    return RecordDict({ARRAYS: ArrayRecord() if kept is None else kept})
+
+
+def read_personal(content: RecordDict) -> Arrays:
+    """The arrays in such an answer.
+
+    Raises:
+        ValueError: if it holds something else.
+    """
+    record = content.get(ARRAYS)
+    if not isinstance(record, ArrayRecord):
+        raise ValueError(f"answer holds {sorted(content)}, expected {ARRAYS}")
+    return {name: checked(name, array) for name, array in record.items()}
+
+
+def give_personal(arrays: Mapping[str, np.ndarray], accepted: int) -> RecordDict:
+    """What a client had kept in the round that was accepted last, given back to it in a resumed run."""
+    return RecordDict({ARRAYS: to_record(arrays), CONFIG: ConfigRecord({ACCEPTED: accepted})})
+
+
+def take_personal(state: RecordDict, content: RecordDict) -> RecordDict:
+    """The client's side of `give_personal`, and its answer."""
+    state[_version(content.config_records[CONFIG][ACCEPTED])] = content.array_records[ARRAYS]
+    return RecordDict({METRICS: MetricRecord()})
+
+
+def read_update(partition: int, content: RecordDict) -> ClientUpdate:
+    """A reply as the server understands it.
+
+    Raises:
+        ValueError: if it lacks a record or its weight, or an array is none of numbers; the caller names the client.
+    """
+    record, said = content.get(ARRAYS), content.get(METRICS)  # Flower's views by kind are made anew each time
+    if not isinstance(record, ArrayRecord) or not isinstance(said, MetricRecord):
+        raise ValueError(f"reply holds {sorted(content)}, expected {ARRAYS} and {METRICS}")
+    metrics = dict(said)
+    weight = metrics.pop(WEIGHT, None)
+    if not isinstance(weight, int) or not 1 <= weight <= MOST_EXAMPLES:
+        raise ValueError(f"{WEIGHT} is {weight}, expected a whole number from 1 to {MOST_EXAMPLES}")
+    arrays = {name: checked(name, array) for name, array in record.items()}
+    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+    return ClientUpdate(partition, arrays, weight, numbers)
+
+
+def payload_bytes(contents: Iterable[RecordDict]) -> int:
+    """Bytes of all arrays as Flower serialises them."""
+    records = [record for content in contents for record in content.values() if isinstance(record, ArrayRecord)]
+    return sum(len(array.data) for record in records for array in record.values())

@@ -1,0 +1,262 @@
+"""What a run will cost, without running it: bytes from its first messages, time from a few steps of some clients.
+
+Everything is built as for a run. Then one cohort, cut down to a batch per client, trains for two steps and for four
+(two models in turn cannot share one), and is evaluated, in this process. With T steps of a cohort in a round and D, V,
+U images to hold, validate and test,
+
+    train    = rounds x cohorts x (fixed + T step),   step = (t_four - t_two) / 2,   fixed = t_two - 2 step
+    evaluate = evaluations x ((V + U) x (seconds per image) + 2 x cohorts x tuning),   tuning: where a method has it
+    setup    = build + D x (seconds per image held)
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar, final
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp.strategy import Strategy
+from omegaconf import DictConfig, open_dict
+
+from fedbayes import build
+from fedbayes.comm.messages import address, payload_bytes, read_update, to_record
+from fedbayes.data.federated import FederatedData
+from fedbayes.errors import ConfigError, RunError
+from fedbayes.server.federation import Federation
+from fedbayes.server.sampling import Sampling
+from fedbayes.simulation.hardware import choose_device
+from fedbayes.simulation.in_process import InProcessGrid
+from fedbayes.tracking.summary import peak_memory_mb
+
+LEFT_OUT = (
+    "imports, plots, the report and what strategies compute",
+    "test images in rounds that are no best one: every evaluation counts them, which is the most it can be",
+    "held-out images, and new clients after steps of their own",
+    "what a method sends or answers otherwise after the second round, or to clients that missed one",
+    "simulated faults and attacks",
+    "other engines' start, workers and parallel clients: all is measured in this process, on one cohort",
+)
+EPOCHS = (2, 4)
+SOME = 32
+"""Images of a client that an evaluation is measured on, at most."""
+
+Result = TypeVar("Result")
+
+
+@final
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost.
+
+    Attributes:
+        bytes_up: of a round's replies, exact for the first round.
+        bytes_down: of the first round's requests, exact.
+        bytes_down_later: of the second round's requests, exact, and of all later ones if a method sends no more then.
+        rounds: of the run.
+        sent: numbers in one client's reply.
+        trained: numbers that a client learns.
+        memory_mb: largest resident set measured here, with all images, plus the caches of the images left out here.
+        setup: seconds.
+        train: seconds of all rounds.
+        evaluate: seconds of all evaluations.
+    """
+
+    bytes_up: int
+    bytes_down: int
+    bytes_down_later: int
+    rounds: int
+    sent: int
+    trained: int
+    memory_mb: float
+    setup: float
+    train: float
+    evaluate: float
+
+    @property
+    def minutes(self) -> float:
+        """Of the whole run."""
+        return (self.setup + self.train + self.evaluate) / 60
+
+    def lines(self) -> list[str]:
+        """For the reader."""
+        up, down = self.bytes_up, self.bytes_down_later
+        total = self.bytes_down + (self.rounds - 1) * down
+        return [
+            f"bytes     {up:,} up and {down:,} down in a round; {up * self.rounds:,} and {total:,} in all",
+            f"numbers   {self.trained:,} trained by a client, {self.sent:,} of them sent",
+            f"memory    {self.memory_mb:,.0f} MB (largest measured here, plus caches of the images left out here)",
+            f"time      {self.minutes:.1f} minutes (seconds: setup {self.setup:.1f}, train {self.train:.1f}, "
+            f"evaluate {self.evaluate:.1f})",
+            *(f"left out  {one}" for one in LEFT_OUT),
+        ]
+
+
+def estimate(cfg: DictConfig) -> Estimate:
+    """Build everything, train a few steps of one cohort, and say what the run would cost.
+
+    Args:
+        cfg: the composed configuration.
+
+    Raises:
+        FedbayesError: for what a user can mend, as the run would raise it.
+    """
+    started = time.perf_counter()
+    loop = build.loop(cfg)
+    strategy = build.strategy(cfg, loop)
+    engine = build.simulation(cfg)
+    if cfg.names.simulation == "in_process":
+        engine.prepare()
+    data = build.data(cfg)
+    if len(data.images) == 0:
+        raise ConfigError("dry_run=true needs images, and this configuration leaves them to SuperNodes; set data.")
+    model = build.model(cfg, data, choose_device(cfg.simulation.device))
+    cohort = cfg.simulation.get("cohort", 1) or len(data)  # other engines train one client at a time
+    sampling = loop.sampling
+    some = sampling.train(1)[:cohort]
+    build.client(cfg, data, model)  # which says what is wrong with the run's own settings
+    cut = _cut(data, some, cfg.optim.batch_size)
+    clients = [build.client(_with_epochs(cfg, epochs), cut, model) for epochs in EPOCHS]
+    setup = time.perf_counter() - started
+    preparing = [_seconds(client.prepare)[0] for client in clients]
+    held, held_here = (_held(one) for one in (data, clients[0].data))
+    setup += preparing[-1] * held / held_here
+    federations = [Federation(InProcessGrid(one, len(data), cohort), len(data), loop.guard) for one in clients]
+    initial = to_record(clients[0].initial())
+    training = _train(federations, strategy, initial, sampling, some)
+    seconds = _looking(federations[-1], strategy, initial, some, adapt=0)
+    tuned = _looking(federations[-1], strategy, initial, some, adapt=None) if cfg.optim.finetune_steps else seconds
+    steps = cfg.optim.local_epochs * _steps(cfg, data, some)
+    cohorts, evaluated = -(-sampling.per_round // cohort), -(-len(sampling.evaluated) // cohort)
+    looked_at = sum(len(data.clients[one].validation[:SOME]) for one in some)
+    images = sum(len(data.clients[one].validation) + len(data.clients[one].test) for one in sampling.evaluated)
+    evaluation = images * seconds / max(looked_at, 1) + 2 * max(tuned - seconds, 0.0) * evaluated
+    cache = min((held - held_here) * model.entering_bytes / 2**20, cfg.simulation.cache_mb)
+    return Estimate(
+        bytes_up=training.bytes_up,
+        bytes_down=training.bytes_down,
+        bytes_down_later=training.bytes_down_later,
+        rounds=cfg.rounds,
+        sent=training.sent,
+        trained=sum(int(np.prod(p.shape[1:])) for p in model.trainable().values()),
+        memory_mb=peak_memory_mb() + cache,
+        setup=setup,
+        train=cfg.rounds * cohorts * (training.fixed + training.step * steps),
+        evaluate=-(-cfg.rounds // loop.assessment.every) * evaluation,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class _Training:
+    """Of one round's training.
+
+    Attributes:
+        bytes_up: of all replies.
+        bytes_down: of the first round's requests.
+        bytes_down_later: of the second round's.
+        sent: numbers in one client's reply.
+        fixed: seconds that a cohort takes whatever it trains.
+        step: seconds of a cohort's step.
+    """
+
+    bytes_up: int
+    bytes_down: int
+    bytes_down_later: int
+    sent: int
+    fixed: float
+    step: float
+
+
+def _train(
+    federations: Sequence[Federation],
+    strategy: Strategy,
+    initial: ArrayRecord,
+    sampling: Sampling,
+    some: Sequence[int],
+) -> _Training:
+    """Train a cohort for each number of `EPOCHS`, aggregate once, and look at the second round's messages."""
+    times: list[float] = []
+    for federation in federations:
+        sent = list(strategy.configure_train(1, initial, ConfigRecord(), federation.view(sampling.train(1))))
+        asked = [address(one, 0, "train") for one in sent if federation.partition_of(one) in some]
+        measured = [_seconds(partial(_answers, federation, asked, "train")) for _ in range(2)]
+        times.append(min(seconds for seconds, _ in measured))
+    _, replies = measured[-1]
+    arrays, _ = strategy.aggregate_train(1, replies)
+    following = strategy.configure_train(2, arrays or initial, ConfigRecord(), federation.view(sampling.train(2)))
+    few, many = EPOCHS
+    step = max((times[1] - times[0]) / (many - few), 0.1 * times[0] / few)
+    return _Training(
+        bytes_up=payload_bytes(reply.content for reply in replies) * sampling.per_round // len(replies),
+        bytes_down=payload_bytes(message.content for message in sent),
+        bytes_down_later=payload_bytes(message.content for message in following),
+        sent=sum(int(np.prod(array.shape)) for array in read_update(0, replies[0].content).arrays.values()),
+        fixed=max(times[0] - few * step, 0.0),
+        step=step,
+    )
+
+
+def _looking(
+    federation: Federation, strategy: Strategy, initial: ArrayRecord, some: Sequence[int], adapt: int | None
+) -> float:
+    """Seconds of a cohort's evaluation after so many steps of its clients' own; None for the method's number."""
+    messages = strategy.configure_evaluate(1, initial, ConfigRecord(), federation.view(some))
+    asked = [address(one, 1, "validation", adapt=adapt) for one in messages]
+    return min(_seconds(partial(_answers, federation, asked, "validation"))[0] for _ in range(2))
+
+
+def _answers(federation: Federation, asked: Iterable[Message], split: str) -> Sequence[Message]:
+    """Usable answers to copies of some messages.
+
+    Raises:
+        RunError: if there is none.
+    """
+    replies = federation.ask(asked, split)
+    if not replies.messages:
+        reason = next(iter(replies.dropped.values())).reason
+        raise RunError(f"no client could train or be evaluated: {reason}.")
+    return replies.messages
+
+
+def _with_epochs(cfg: DictConfig, epochs: int) -> DictConfig:
+    changed = cfg.copy()
+    with open_dict(changed):
+        changed.optim.local_epochs = epochs
+    return changed
+
+
+def _cut(data: FederatedData, some: Sequence[int], batch_size: int) -> FederatedData:
+    """The same federation where some clients hold a batch of images, and the others one."""
+    cut = []
+    for partition, client in enumerate(data.clients):
+        images = len(client.train)
+        most = -(-images // -(-images // batch_size)) if partition in some else 1
+        few = SOME if partition in some else 1
+        none = np.empty(0, np.int64)
+        validation, test = client.validation[:few], client.test[:1]
+        cut.append(
+            replace(client, train=client.train[:most], validation=validation, test=test, held_out=none, triggered=none)
+        )
+    return data.dealt(cut)
+
+
+def _steps(cfg: DictConfig, data: FederatedData, some: Sequence[int]) -> float:
+    """Batches in an epoch of a cohort, over those of the same cohort cut down."""
+    if cfg.method.client.get("pool", False):
+        cut = _cut(data, some, cfg.optim.batch_size)
+        real, small = (one.pooled().steps(some, 1, cfg.optim.batch_size) for one in (data, cut))
+        return float(max(real) / max(small))
+    return float(max(data.steps(some, 1, cfg.optim.batch_size)))
+
+
+def _held(data: FederatedData) -> int:
+    """Images that any client holds."""
+    return len(np.unique(np.concatenate([[*one.train, *one.validation, *one.test] for one in data.clients])))
+
+
+def _seconds(work: Callable[[], Result]) -> tuple[float, Result]:
+    started = time.perf_counter()
+    done = work()
+    return time.perf_counter() - started, done

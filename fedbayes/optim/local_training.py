@@ -1,0 +1,196 @@
+"""The one batch loop: every gradient-trained client of every method goes through `LocalTraining.fit`."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeGuard, TypeVar, final, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
+from fedbayes.inference.elbo import Objective
+from fedbayes.optim.cohort import NAMES, CohortOptimiser
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@runtime_checkable  # the tests check every argument's type
+class ClientBatch(Protocol):
+    """What the loop needs to know of a batch: which of its `(C, B)` places hold an image."""
+
+    @property
+    def mask(self) -> Bool[Tensor, "clients images"]:
+        """True where there is an image."""
+        ...
+
+
+BatchT = TypeVar("BatchT", bound=ClientBatch)
+
+
+@final
+class LocalTraining:
+    """How a client trains between two messages: epochs, batches, optimiser, learning rates.
+
+    Args:
+        name: `sgd`, `adam` or `adamw`.
+        prompt_lr: learning rate of the prompt generator.
+        head_lr: learning rate of the head.
+        local_epochs: passes over the client's training images per round.
+        batch_size: images per step; an epoch is cut into equal batches of at most this many.
+        momentum: of `sgd`.
+        weight_decay: see `CohortOptimiser`.
+        clip: largest norm of a client's gradient; null leaves it.
+        schedule: of the learning rates over a client's own T steps of a round, t = 0..T-1: `constant`; `linear`,
+            `1 - t / T`; or `cosine`, `(1 + cos(pi t / T)) / 2` (Loshchilov & Hutter 2017, arXiv 1608.03983).
+            Parts that are trained one after another have T steps of their own each.
+        proximal: mu of `mu/2 |w - w_start|^2`, added to each client's loss (Li et al. 2020, arXiv 1812.06127); w_start
+            is what training, or that of a block, begins with: what was received, where a part is trained once.
+        blocks: parts of the parameters that are trained one block after another, each for `local_epochs`, as in
+            `[[head], [generator]]`; what no block names stays as it is. Null trains everything together.
+        finetune_steps: steps of training on a client's own images before it is evaluated; what they learn is thrown
+            away afterwards. They train everything, whatever `blocks` says.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        prompt_lr: float,
+        head_lr: float,
+        local_epochs: int,
+        batch_size: int,
+        momentum: float,
+        weight_decay: float,
+        clip: float | None,
+        schedule: str = "constant",
+        proximal: float = 0.0,
+        blocks: object = None,
+        finetune_steps: int = 0,
+    ) -> None:
+        self.name = require_choice("optim.name", name, NAMES)
+        self.prompt_lr = require_number("optim.prompt_lr", prompt_lr, 0)
+        self.head_lr = require_number("optim.head_lr", head_lr, 0)
+        if self.prompt_lr == self.head_lr == 0:
+            raise ConfigError("optim.prompt_lr=0 and optim.head_lr=0 would train nothing; raise one of them.")
+        self.local_epochs = require_whole("optim.local_epochs", local_epochs, 1)
+        self.batch_size = require_whole("optim.batch_size", batch_size, 1)
+        self.momentum = require_number("optim.momentum", momentum, 0, 1)
+        self.weight_decay = require_number("optim.weight_decay", weight_decay, 0)
+        self.clip = None if clip is None else require_number("optim.clip", clip, 0, open_low=True)
+        self.schedule = require_choice("optim.schedule", schedule, SCHEDULES)
+        self.proximal = require_number("optim.proximal", proximal, 0)
+        self.blocks = _blocks(blocks)
+        self.finetune_steps = require_whole("optim.finetune_steps", finetune_steps, 0)
+
+    @property
+    def passes(self) -> int:
+        """Times that a client looks at each of its images in a round."""
+        return self.local_epochs * len(self.blocks)
+
+    def fit(
+        self,
+        parameters: Mapping[str, Tensor],
+        batches: Iterable[BatchT],
+        objective: Callable[[BatchT], Objective],
+        steps: Sequence[int],
+    ) -> dict[str, Tensor]:
+        """Train the parameters of every client in place.
+
+        Args:
+            parameters: by name, each `(C, ...)`; names that begin with `head.` learn at `head_lr`.
+            batches: in order; a client without images in one sits it out.
+            objective: losses of a batch, one per client.
+            steps: T of each client, over which a schedule falls.
+
+        Returns:
+            Each term of the objective, `(C,)`, averaged over the client's images and epochs; without the proximal term.
+        """
+        rates = {key: self.head_lr if key.startswith("head.") else self.prompt_lr for key in parameters}
+        parameters = {key: p for key, p in parameters.items() if rates[key] > 0 and p.numel()}
+        if not parameters:
+            parts = ", ".join(sorted({key.partition(".")[0] for key in rates})) or "any part"
+            raise ConfigError(
+                f"optim.prompt_lr={self.prompt_lr} and optim.head_lr={self.head_lr} leave nothing to train of {parts}; "
+                "raise one of them, or choose other optim.blocks."
+            )
+        optimiser = CohortOptimiser(
+            parameters,
+            name=self.name,
+            learning_rates=rates,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+        )
+        received = {key: p.detach().clone() for key, p in parameters.items()} if self.proximal else {}
+        totals: dict[str, Tensor] = {}
+        images = torch.zeros(())
+        for batch in batches:
+            terms = objective(batch)
+            gradients = dict(
+                zip(parameters, torch.autograd.grad(terms.loss.sum(), [*parameters.values()]), strict=True)
+            )
+            for key, start in received.items():
+                gradients[key] = gradients[key] + self.proximal * (parameters[key].detach() - start)
+            optimiser.step(gradients, batch.mask.any(1), self.factor(optimiser.steps, steps))
+            counts = batch.mask.sum(1)
+            images = images + counts
+            for key, value in terms.metrics().items():
+                present = torch.where(counts > 0, value * counts, torch.zeros_like(value))
+                totals[key] = totals.get(key, torch.zeros_like(value)) + present
+        return {key: total / images for key, total in totals.items()}
+
+    def block(self, parameters: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
+        """The parameters that belong to some parts.
+
+        Args:
+            parameters: by name.
+            parts: leading parts of names, as `head` or `generator.base`; none for all.
+
+        Raises:
+            ConfigError: if there is no such part.
+        """
+        if not parts:
+            return dict(parameters)
+        for part in parts:
+            if not any(_within(name, part) for name in parameters):
+                known = sorted({name.rpartition(".")[0] or name for name in parameters})
+                raise ConfigError(
+                    f"optim.blocks names {part}, but what is trained is {', '.join(known)}; choose of these."
+                )
+        return {name: p for name, p in parameters.items() if any(_within(name, part) for part in parts)}
+
+    def factor(self, done: Float[Tensor, " clients"], steps: Sequence[int]) -> Float[Tensor, " clients"] | None:
+        """What the schedule multiplies each client's learning rates with, after so many of its steps; None for 1."""
+        if self.schedule == "constant":
+            return None
+        share = (done / torch.tensor(steps, dtype=done.dtype, device=done.device).clamp(min=1)).clamp(max=1)
+        return 1 - share if self.schedule == "linear" else (1 + torch.cos(math.pi * share)) / 2
+
+
+def _within(name: str, part: str) -> bool:
+    """Whether a parameter belongs to a part."""
+    return name == part or name.startswith(f"{part}.")
+
+
+def _blocks(blocks: object) -> tuple[tuple[str, ...], ...]:
+    """`optim.blocks` as it was meant; one block of everything for null."""
+    if blocks is None:
+        return ((),)
+    found = [_names(block) for block in blocks] if _is_list(blocks) else []
+    if not found or not all(found):
+        raise ConfigError(f"optim.blocks={blocks} is no list of lists of names; write e.g. [[head],[generator]].")
+    return tuple(found)
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _names(block: object) -> tuple[str, ...]:
+    """The names in a block; none if it is no list of names."""
+    names = tuple(block) if _is_list(block) else ()
+    return tuple(map(str, names)) if all(isinstance(one, str) for one in names) else ()

@@ -1,0 +1,220 @@
+"""A run's gallery: single test images with what was said of them, and one client's prompt codes, as `gallery.json`.
+
+A run makes it at its end, where images and model are at hand; its page then needs nothing but that file. For an older
+run `python -m fedbayes.report.gallery RUN_DIR...` builds its data again.
+"""
+
+import base64
+import io
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+from fedbayes import build
+from fedbayes.arrays import Arrays
+from fedbayes.config import stored as stored_configuration
+from fedbayes.data.federated import FederatedData
+from fedbayes.errors import DataError, FedbayesError
+from fedbayes.models.prompted import PromptedViT
+from fedbayes.report.attention import prompt_attention
+from fedbayes.report.prompt_codes import codes_of_client
+from fedbayes.simulation.hardware import choose_device
+from fedbayes.storage import checkpoint
+from fedbayes.storage.predictions import Predictions, read_predictions
+from fedbayes.storage.run_dir import GALLERY, write_json
+
+log = logging.getLogger("fedbayes")
+
+EACH = 8
+"""Images in a row of the gallery."""
+SIDE = 96
+"""Pixels; larger images are made smaller."""
+
+
+def write_gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: PromptedViT) -> Path:
+    """Write a run's `gallery.json`; where there can be none, it says why, for hours of training matter more.
+
+    With `evaluate.gallery=false` it has no image, only the codes of one client's images.
+
+    Args:
+        run_dir: of the run, with checkpoint and predictions.
+        cfg: its configuration.
+        data: its images.
+        model: its model, whose parameters are filled anew.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    try:
+        made = _gallery(run_dir, cfg, data, model)
+    except OSError:
+        raise
+    except Exception as error:
+        if not isinstance(error, FedbayesError):
+            log.warning("no gallery (%s: %s)", type(error).__name__, error)
+        made = {"missing": f"There is no gallery. {type(error).__name__}: {error}"}
+    write_json(run_dir / GALLERY, made)
+    return run_dir / GALLERY
+
+
+def _gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: PromptedViT) -> dict[str, Any]:
+    found = read_predictions(run_dir)
+    if found is None or not len(data.images):
+        raise DataError("the images are elsewhere, or none was predicted; a gallery needs both in one place.")
+    ids = _image_ids(found, data)
+    stored = checkpoint.latest(run_dir)
+    rows = _rows(found) if cfg.evaluate.gallery else {}
+    client = build.honest_client(cfg, data, model)
+
+    def of(partition: int) -> Arrays:
+        return build.predicts_with(cfg, client, stored, partition)
+
+    attention = _attention(of, data, model, ids, found.partitions, sorted({i for r in rows.values() for i in r}))
+    uncertainty = found.prompt_uncertainty
+
+    def entry(row: int) -> dict[str, Any]:
+        pixels = data.images.images[ids[row]].numpy()
+        seen = attention.get(row)
+        return {
+            "png": _png(pixels),
+            "attention": None if seen is None else _png(_lit(pixels, seen)),
+            "label": data.images.classes[int(found.labels[row])],
+            "predicted": data.images.classes[int(found.predicted[row])],
+            "domain": data.images.domain_names[int(found.domains[row])],
+            "partition": int(found.partitions[row]),
+            "confidence": float(found.confidence[row]),
+            "uncertainty": None if uncertainty is None else float(uncertainty[row]),
+        }
+
+    partition = _most_mixed(found)
+    model.stack([of(partition)])
+    return {
+        "missing": None if cfg.evaluate.gallery else "Images are left out: evaluate.gallery=false.",
+        "images": {name: [entry(row) for row in chosen] for name, chosen in rows.items()},
+        "attention_note": "The second picture of each: bright where the prompts attend, a mean over heads, prompts and "
+        "the blocks that see them; each picture from its least to its most.",
+        "codes": codes_of_client(model, data, partition, cfg.seed),
+    }
+
+
+def _image_ids(found: Predictions, data: FederatedData) -> np.ndarray:
+    """The image of each prediction.
+
+    Raises:
+        DataError: if the predictions are of other images.
+    """
+    partitions = list(dict.fromkeys(found.partitions.tolist()))
+    if max(partitions) >= len(data):
+        raise DataError(f"there are predictions of client {max(partitions)} of {len(data)}; the data have changed.")
+    ids = torch.cat([data.indices(partition, "test") for partition in partitions]).numpy()
+    if len(ids) != len(found.labels) or not np.array_equal(data.images.labels[ids].numpy(), found.labels):
+        raise DataError("the test images are not those that were predicted; the data have changed since the run.")
+    return ids
+
+
+def _rows(found: Predictions) -> dict[str, list[int]]:
+    """Which predictions to show. Of equal confidence the earlier one, so a page can be made again."""
+    order = np.argsort(-found.confidence, kind="stable")
+    wrong = order[~found.right[order]]
+    least = order[::-1][: min(EACH, len(order) // 2)]
+    chosen = {
+        "most_certain": order[: min(EACH, len(order) - len(least))],
+        "least_certain": least,
+        "mistakes": wrong[:EACH],
+    }
+    return {name: one.tolist() for name, one in chosen.items()}
+
+
+def _attention(
+    of: Callable[[int], Arrays],
+    data: FederatedData,
+    model: PromptedViT,
+    ids: np.ndarray,
+    partitions: np.ndarray,
+    rows: Sequence[int],
+) -> dict[int, np.ndarray]:
+    """Where the prompts of some images attend, `(rows, columns)` each; without prompts, of none.
+
+    Args:
+        of: what a client predicts with.
+        data: the images.
+        model: is filled anew.
+        ids: the image of each prediction.
+        partitions: the client of each prediction.
+        rows: the predictions to look at.
+    """
+    seen: dict[int, np.ndarray] = {}
+    for partition in sorted({int(partitions[row]) for row in rows}):
+        mine = [row for row in rows if partitions[row] == partition]
+        model.stack([of(partition)])
+        with torch.no_grad():
+            tokens, z = model.precompute(data.images.images[ids[mine]].to(model.backbone.mean.device))
+            prompts: Tensor = model.generator.plain(z.unsqueeze(0))[0]
+            weights = None if model.from_pixels else prompt_attention(model, tokens, prompts)
+        if weights is not None:
+            seen.update(zip(mine, weights.cpu().numpy(), strict=True))
+    return seen
+
+
+def _most_mixed(found: Predictions) -> int:
+    """The client with test images of the most domains; of several, the one with the most images."""
+    partitions, counts = np.unique(found.partitions, return_counts=True)
+    domains = [len(np.unique(found.domains[found.partitions == partition])) for partition in partitions]
+    return int(partitions[max(range(len(partitions)), key=lambda index: (domains[index], counts[index]))])
+
+
+def _png(pixels: np.ndarray) -> str:
+    """An image `(3, H, W)` as PNG in base 64."""
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    if max(image.size) > SIDE:
+        image.thumbnail((SIDE, SIDE))
+    text = io.BytesIO()
+    image.save(text, "PNG", optimize=True)
+    return base64.b64encode(text.getvalue()).decode()
+
+
+def _lit(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """An image that is dark but where the weights are large."""
+    share = (weights - weights.min()) / max(float(weights.max() - weights.min()), 1e-12)
+    size = (pixels.shape[2], pixels.shape[1])
+    mask = np.asarray(Image.fromarray((255 * share).astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)) / 255
+    # Grey, or black strokes on it would hide where the light falls.
+    return np.asarray((0.35 * pixels + 0.65 * 255) * (0.15 + 0.85 * mask)).astype(np.uint8)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the galleries of finished runs, and their pages with them.
+
+    Args:
+        argv: run directories; those of the process's arguments by default.
+
+    Returns:
+        0, or 2 where a directory holds no run or its data are not there.
+    """
+    from fedbayes.report.run_page import write_html
+
+    for folder in map(Path, sys.argv[1:] if argv is None else argv):
+        try:
+            cfg = stored_configuration.read(folder)
+            data = build.data(cfg)
+            write_gallery(folder, cfg, data, build.model(cfg, data, choose_device("auto")))
+            print(write_html(folder))
+        except FedbayesError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

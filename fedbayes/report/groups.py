@@ -1,0 +1,219 @@
+"""Finished runs, gathered: those that differ in nothing but their seeds are one group."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, final
+
+from fedbayes.errors import RunError
+from fedbayes.storage.names import CONFIG, SUBJECT
+from fedbayes.storage.run_dir import FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_summary
+
+# Where a run lies, how it is shown and saved, and on what it ran, do not make it another experiment.
+_ASIDE = ("run_dir", "resume", "dry_run", "tracking", "checkpoint", "hydra")
+_MACHINE = (
+    *(f"simulation.{one}" for one in ("engine", "threads", "device", "cohort", "cache_mb", "timeout", "patience")),
+    "evaluate.gallery",
+)
+_SHARED = ("rounds", "clients", "participation", "evaluate", "attack", "defence", "faults", "privacy", *SUBJECT[1:])
+"""Sections that say what the experiment is, rather than the method: to be equal where methods are compared."""
+
+_Key = tuple[Any, ...]
+_Settings = dict[_Key, dict[str, str]]
+
+
+@final
+@dataclass(frozen=True)
+class Group:
+    """Runs that are equal up to seeds.
+
+    Attributes:
+        names: method, data, partition and backbone.
+        settings: in which it differs from other groups of the same names, as in `num_extra=10`, and in which its
+            experiment differs from that of any other group, as in `rounds=5`.
+        runs: directories and summaries of its runs.
+        unlike: names of those settings that belong to the experiment.
+    """
+
+    names: tuple[str, ...]
+    settings: tuple[str, ...]
+    runs: tuple[tuple[Path, dict[str, Any]], ...]
+    unlike: tuple[str, ...] = ()
+
+    def values(self, *path: str) -> list[float]:
+        """The number at a place of each summary, as in `values("final", "nll")`; runs without it are passed over."""
+        found = [look_up(summary, path) for _, summary in self.runs]
+        return [value for value in found if value is not None]
+
+
+@final
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds and its standard error; None for one seed alone."""
+
+    mean: float
+    error: float | None
+    count: int
+
+    def text(self, digits: int = 3) -> str:
+        """As in `0.800 ± 0.058`."""
+        mean = f"{self.mean:,.{digits}f}"
+        return mean if self.error is None else f"{mean} ± {self.error:,.{digits}f}"
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Mean and standard error of the mean; None where there is no number."""
+    if not values:
+        return None
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Spread(statistics.fmean(values), error, len(values))
+
+
+def spread_text(values: Sequence[float | None], digits: int = 3) -> str:
+    """Mean ± standard error of the numbers there are, or a dash."""
+    found = spread([value for value in values if value is not None])
+    return "–" if found is None else found.text(digits)
+
+
+def look_up(node: object, path: Sequence[str]) -> float | None:
+    """The number at a place inside objects of objects; None where there is none."""
+    for name in path:
+        node = node.get(name) if isinstance(node, Mapping) else None
+    return node if isinstance(node, int | float) and not isinstance(node, bool) else None
+
+
+def find_runs(folders: Sequence[Path]) -> list[Path]:
+    """The finished runs in and below some folders, each once.
+
+    Args:
+        folders: run directories, or folders that hold some at any depth.
+
+    Raises:
+        RunError: if a folder is missing or holds no finished run.
+    """
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunError(f"{folder} is not a folder; name a run directory, or a folder that holds some.")
+        runs = sorted(path.parent for path in folder.rglob(SUMMARY))
+        if not runs:
+            begun = sum(1 for _ in folder.rglob(METRICS))
+            state = f"{begun} unfinished" if begun else f"no {SUMMARY} in or below it"
+            raise RunError(f"{folder} holds no finished run ({state}); name a folder of finished runs.")
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    return list(found.values())
+
+
+def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
+    """Gathers runs that are equal up to seeds.
+
+    Args:
+        runs: directories of finished runs.
+
+    Returns:
+        The groups, and how many runs are left out because a later one has the same seeds and settings.
+
+    Raises:
+        RunError: if a file of a run is broken.
+    """
+    found: dict[_Key, dict[_Key, tuple[Path, dict[str, Any]]]] = {}
+    settings: _Settings = {}
+    repeated = 0
+    for run in sorted(runs, key=lambda run: (run / SUMMARY).stat().st_mtime):
+        summary = read_summary(run)
+        flat = {name: str(value) for name, value in flatten(_config(run))}
+        names = tuple(str(summary.get(name) or "–") for name in SUBJECT)
+        fixed = {key: value for key, value in flat.items() if not _is_seed(key) and not key.startswith(_MACHINE)}
+        if flat.get("rounds") == _own_rounds(names[0]):  # of a method without training
+            fixed.pop("rounds", None)
+        seeds = (str(summary.get("seed")), *(f"{key}={value}" for key, value in sorted(flat.items()) if _is_seed(key)))
+        key = (names, tuple(sorted(fixed.items())))
+        settings[key] = fixed
+        members = found.setdefault(key, {})
+        repeated += seeds in members  # the same run again would make the standard error look smaller than it is
+        members[seeds] = (run, summary)
+    groups = []
+    for key, members in found.items():
+        unlike = _unlike(key, settings)
+        ordered = tuple(run for _, run in sorted(members.items()))
+        groups.append(Group(key[0], tuple(_differences(key, settings, unlike)), ordered, tuple(unlike)))
+    return groups, repeated
+
+
+def unfinished(runs: Sequence[Path]) -> list[str]:
+    """The jobs without a result of the sweeps that runs belong to, a line for each such sweep."""
+    lines = []
+    for folder in sorted({run.parent for run in runs if (run.parent / SWEEP).is_file()}):
+        jobs = read_jobs(folder)
+        left = [",".join(map(str, row["overrides"])) for row in jobs if row.get("status") != FINISHED]
+        if left:
+            lines.append(f"{len(left)} of {len(jobs)} jobs of {folder} have no result: {'; '.join(left)}.")
+    return lines
+
+
+def _differences(key: _Key, settings: Mapping[_Key, Mapping[str, str]], unlike: Sequence[str]) -> list[str]:
+    """The settings in which a group differs from others of its names, and its experiment from that of any other."""
+    rivals = [fixed for other, fixed in settings.items() if other[0] == key[0]]
+    own = settings[key]
+    names = [name for name in _differing(own, rivals) if name not in unlike]
+    names = [name for name in names if not any(name.endswith(f".{other}") for other in names)]  # one repeats the other
+    ends = [name.split(".")[-1] for name in names]
+    short = [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]
+    shown = sorted([*zip(short, names, strict=True), *((name, name) for name in unlike)], key=lambda pair: pair[1])
+    return [f"{label}={own.get(name, '–')}" for label, name in shown]
+
+
+def _unlike(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
+    """The settings of the experiment in which a group differs from any other of its data, partition or backbone."""
+    found = []
+    for section in _SHARED:
+        place = SUBJECT.index(section) if section in SUBJECT else None
+        rivals = [fixed for other, fixed in settings.items() if place is None or other[0][place] == key[0][place]]
+        if section == "rounds":  # absent for a method without training
+            rivals = [fixed for fixed in rivals if {"rounds"} <= settings[key].keys() & fixed.keys()]
+        found += [name for name in _differing(settings[key], rivals) if name.split(".")[0] == section]
+    return sorted(found)
+
+
+def _differing(own: Mapping[str, str], rivals: Sequence[Mapping[str, str]]) -> list[str]:
+    names = sorted({name for fixed in rivals for name in fixed})
+    return [name for name in names if any(fixed.get(name) != own.get(name) for fixed in rivals)]
+
+
+@cache
+def _own_rounds(method: str) -> str | None:
+    """The rounds that a method's file sets, as one does that does not train; None where the user chooses."""
+    from fedbayes.config.compose import CONF
+    from fedbayes.config.stored import values
+
+    path = CONF / "method" / f"{method}.yaml"
+    found = values(path).get("rounds") if path.is_file() else None
+    return None if found is None else str(found)
+
+
+def _is_seed(key: str) -> bool:
+    return key.split(".")[-1] == "seed"
+
+
+def _config(run: Path) -> Mapping[str, Any]:
+    """A run's configuration; empty where it was not kept."""
+    from omegaconf import OmegaConf
+
+    from fedbayes.config.stored import values
+
+    path = run / CONFIG
+    found: Any = OmegaConf.to_container(values(path)) if path.exists() else {}
+    return {str(name): value for name, value in found.items() if name not in _ASIDE}
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Single values of nested mappings by their dotted names; lists are single values."""
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,153 @@
+"""Evaluations of the federation between rounds: on validation, and on test where that is called for."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import final
+
+from flwr.app import ConfigRecord
+from flwr.serverapp.strategy import Strategy
+
+from fedbayes.arrays import mean_arrays
+from fedbayes.comm.messages import address
+from fedbayes.errors import ConfigError, StoppedError, require_bool, require_choice, require_whole
+from fedbayes.metrics.calibration import fit_temperature
+from fedbayes.metrics.evaluation import Evaluation, detection
+from fedbayes.server.federation import Federation
+from fedbayes.server.sampling import Sampling
+from fedbayes.server.state import Progress
+from fedbayes.server.train_round import RoundLog
+from fedbayes.server.validation import unreadable
+
+
+@final
+class Assessment:
+    """Evaluates the clients, and keeps the best.
+
+    Args:
+        sampling: which clients.
+        every: rounds between evaluations on validation; the last round is always evaluated.
+        best_by: what makes a validation round the best, `accuracy` or `nll`.
+        temperature: whether a temperature is fitted on validation whenever test is evaluated.
+        held_out: whether clients have images of held-out domains, to be evaluated whenever test is.
+        backdoor: whether clients have images with the mark of a backdoor, to be evaluated whenever test is.
+        adapt_steps: steps of training on their own images after which new clients are evaluated on test, at the end.
+        timeout: seconds that clients have for an evaluation, None: as long as they need. A process that works on is
+            ended.
+        shares_personal: whether clients that were never trained are handed the mean of what trained ones keep.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampling: Sampling,
+        every: int,
+        best_by: str,
+        temperature: bool,
+        held_out: bool,
+        backdoor: bool,
+        adapt_steps: Sequence[int],
+        timeout: float | None,
+        shares_personal: bool = True,
+    ) -> None:
+        self.shares_personal = shares_personal
+        self.sampling, self.held_out, self.backdoor, self.timeout = sampling, held_out, backdoor, timeout
+        self.every = require_whole("evaluate.every", every, 1)
+        self.adapt_steps = _steps(adapt_steps)
+        self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
+        self.temperature = require_bool("evaluate.temperature", temperature)
+
+    def after_round(
+        self, federation: Federation, strategy: Strategy, progress: Progress, log: RoundLog, *, last: bool
+    ) -> None:
+        """Evaluate on validation; on test only if that was better than before, or the run is at its end.
+
+        Raises:
+            StoppedError: if no client could be evaluated.
+        """
+        validation = self._evaluate(federation, strategy, progress, "validation", log)
+        score = validation.accuracy["mean"] if self.best_by == "accuracy" else -validation.nll
+        if score <= progress.best_validation and not last:
+            return
+        temperature = fit_temperature(validation.pooled.probabilities, validation.labels) if self.temperature else None
+        test = self._evaluate(federation, strategy, progress, "test", log, temperature=temperature)
+        if self.held_out:
+            outside = self._evaluate(federation, strategy, progress, "held_out", log, inside=test)
+            test = replace(test, outside=outside)
+        if self.backdoor and any(federation.images_of(one, "triggered") != 0 for one in self.sampling.evaluated):
+            marked = self._evaluate(federation, strategy, progress, "triggered", log)
+            test = replace(test, backdoor_success=marked.accuracy["weighted"])
+        if score > progress.best_validation:
+            progress.best, progress.best_validation, progress.best_train = test, score, progress.train
+        if last:
+            progress.final = test
+        for steps in self.adapt_steps if last and self.sampling.newcomers else ():
+            progress.newcomers[steps] = self._evaluate(federation, strategy, progress, "test", log, adapt=steps)
+
+    def _evaluate(
+        self,
+        federation: Federation,
+        strategy: Strategy,
+        progress: Progress,
+        split: str,
+        log: RoundLog,
+        *,
+        temperature: float | None = None,
+        inside: Evaluation | None = None,
+        adapt: int | None = None,
+    ) -> Evaluation:
+        """Ask clients for predictions.
+
+        Args:
+            federation: whom to ask: those that are evaluated in any round, or the new ones if they are to adapt.
+            strategy: makes the messages.
+            progress: the parameters to evaluate.
+            split: the images.
+            log: is told.
+            temperature: at which the predictions are looked at besides.
+            inside: the evaluation that held-out images are compared with.
+            adapt: steps that new clients train before.
+        """
+        started = time.perf_counter()
+        asked = federation.view(self.sampling.evaluated if adapt is None else self.sampling.newcomers)
+        phase = split if adapt is None else f"new_clients_{adapt}"
+        # Clients that were never trained take the mean of what trained ones keep to themselves.
+        strangers = self.shares_personal and len(progress.accepted) < len(federation.partitions)
+        extra = mean_arrays([progress.personal[one] for one in sorted(progress.personal)]) if strangers else None
+        messages = []
+        for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), asked):
+            partition = federation.partition_of(message)
+            if federation.images_of(partition, split) == 0:
+                continue
+            accepted = progress.accepted.get(partition, 0)
+            own = extra if accepted == 0 else None
+            messages.append(address(message, accepted, split, own, adapt, seconds=self.timeout))
+        replies = federation.ask(messages, split)
+        replies = replies.without(unreadable(replies.updates, federation.holdings))
+        for partition, refusal in replies.dropped.items():
+            log.note(f"round {progress.server_round}: {phase} of client {partition} not used: {refusal.reason}")
+        if not replies.updates:
+            raise StoppedError(
+                f"no client could be evaluated on {phase} in round {progress.server_round}; see run.log."
+            )
+        evaluation = replace(Evaluation.of(progress.server_round, phase, replies.updates), temperature=temperature)
+        before, after = progress.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
+        if before and after is not None and adapt is None:
+            evaluation.metrics["mixing_kept"] = after / before  # by averaging, as far as the images are alike
+        if inside is not None:
+            evaluation = replace(evaluation, detection=detection(inside.pooled, evaluation.pooled))
+        seconds = time.perf_counter() - started
+        progress.seconds["evaluate"] += seconds
+        log.log({**evaluation.row(), "seconds": seconds})
+        log.log_clients(evaluation.client_rows())
+        return evaluation
+
+
+def _steps(adapt_steps: object) -> tuple[int, ...]:
+    """`evaluate.adapt_steps`, each once."""
+    if not isinstance(adapt_steps, Sequence) or isinstance(adapt_steps, str):
+        raise ConfigError(f"evaluate.adapt_steps={adapt_steps} is not a list; write e.g. [0,1,5].")
+    return tuple(dict.fromkeys(require_whole("evaluate.adapt_steps", one, 0) for one in adapt_steps))

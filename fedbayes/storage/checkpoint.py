@@ -1,0 +1,228 @@
+"""A run's whole state between two rounds on disk, as safetensors and JSON, from which it goes on exactly.
+
+    checkpoint/round-00015/  server.safetensors  personal.safetensors  strategy.safetensors  evaluations.safetensors
+                             state.json
+
+There are no states of random generators, because every draw is keyed. A checkpoint appears whole or not at all: it is
+written beside its place, forced to the disk and renamed into it. `state.json` holds the checksum of every file and one
+of its own, so that a damaged checkpoint is known as such and the one before it takes its place.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_bytes
+
+from fedbayes.arrays import Arrays, by_name, by_partition, mean_arrays
+from fedbayes.errors import RunError
+from fedbayes.storage import checkpoint_folders, files
+
+KEPT = 2  # checkpoints; the older one stands in for a newest one that was damaged
+STATE = "state.json"
+PARTS = ("server", "personal", "strategy", "evaluations")
+"""Its files of arrays."""
+FORMAT = 2
+
+
+class DamagedError(RunError):
+    """A checkpoint that is not as it was written."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a run has come to after a round.
+
+    Attributes:
+        server_round: rounds done.
+        server: the strategy's parameters.
+        personal: what each client keeps to itself, by partition.
+        strategy: what the strategy remembers beside its parameters.
+        evaluations: predictions of the evaluations that the run still needs.
+        history: everything else that the next round or the summary needs, in JSON's types; NaN and infinity may occur.
+    """
+
+    server_round: int
+    server: Arrays
+    personal: dict[int, Arrays]
+    strategy: Arrays = field(default_factory=dict)
+    evaluations: Arrays = field(default_factory=dict)
+    history: dict[str, Any] = field(default_factory=dict)
+
+    def personal_of(self, partition: int | None) -> Arrays:
+        """What a client keeps to itself; the mean over clients for one that never trained, and for None."""
+        if partition in self.personal:
+            return self.personal[partition]
+        return mean_arrays(list(self.personal.values()))
+
+
+def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint, drop all but the newest two, and return its folder.
+
+    Raises:
+        RunError: if it cannot be written; those that were there stay.
+    """
+    parent = files.require_folder(run_dir / checkpoint_folders.FOLDER)
+    folder = files.require_folder(checkpoint_folders.folder_of(parent, checkpoint.server_round))
+    temporary = checkpoint_folders.half_of(folder, os.getpid())
+    personal = by_name(dict(sorted(checkpoint.personal.items())))
+    content = dict(zip(PARTS, (checkpoint.server, personal, checkpoint.strategy, checkpoint.evaluations), strict=True))
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.iterdir():
+            if checkpoint_folders.is_half(left):  # of a process that was killed while it wrote
+                shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir()
+        for name, arrays in content.items():
+            write_arrays(temporary / f"{name}.safetensors", arrays)
+        state = {
+            "format": FORMAT,
+            "round": checkpoint.server_round,
+            "history": checkpoint.history,
+            "order": {name: list(arrays) for name, arrays in content.items()},  # safetensors sorts, strategies may not
+            "sha256": {file.name: _digest(file) for file in sorted(temporary.iterdir())},
+        }
+        files.replace(temporary / STATE, json.dumps({**state, "checksum": _checksum(state)}))
+        _force(temporary)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.replace(folder)
+        _force(parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"the checkpoint of round {checkpoint.server_round} cannot be written to {parent} ({error.strerror}); make "
+            f"room or access there, then go on with `fedbayes resume={run_dir}`."
+        ) from error
+    there = checkpoint_folders.finished(run_dir)
+    this = checkpoint.server_round
+    later = [one for one in there if checkpoint_folders.round_of(one) > this]  # damaged, or the run would not be here
+    for old in (*later, *[one for one in there if one not in later][:-KEPT]):
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def newest(run_dir: Path, written: float = math.inf) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that a run can go on from, and why it cannot from each newer one.
+
+    Args:
+        run_dir: of the run.
+        written: the last round that the run's other files have; what comes after it has to be done again.
+
+    Returns:
+        None for the checkpoint if all are damaged: the run starts again.
+
+    Raises:
+        RunError: if one is of another version or cannot be opened, or clients kept to themselves what all of them lack.
+    """
+    damage: list[str] = []
+    incomplete = False
+    for folder in reversed(checkpoint_folders.finished(run_dir)):
+        try:
+            found = _read(folder)
+        except DamagedError as error:
+            damage.append(str(error))
+            continue
+        if found.server_round > written:
+            damage.append(f"{folder} is not used: metrics.jsonl or clients.jsonl lacks rounds after {written}")
+            continue
+        if found.history.get("complete", True):
+            return found, damage
+        incomplete = True
+        damage.append(f"{folder} lacks what clients keep to themselves")
+    if incomplete:
+        raise RunError(
+            f"{run_dir} cannot go on: its clients keep what is personal to themselves, so no checkpoint has it; run it "
+            "again, with share-personal=true on every SuperNode if they may hand it out."
+        )
+    return None, damage
+
+
+def latest(run_dir: Path) -> Checkpoint:
+    """The newest checkpoint of a run.
+
+    Raises:
+        RunError: if there is none, or it cannot be read.
+    """
+    folders = checkpoint_folders.finished(run_dir)
+    if not folders:
+        raise RunError(f"{run_dir} has no checkpoint; it is not a run, or it broke off before its end.")
+    return _read(folders[-1])
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays whole or not at all; safetensors takes the bytes as they lie in memory, so that must be in C order.
+
+    Raises:
+        OSError: if the file cannot be written.
+        RunError: if a link, or what is no file, is in its place.
+    """
+    # `save_file` would make a file that nobody but its owner can read.
+    files.replace(path, to_bytes({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+
+
+def _read(folder: Path) -> Checkpoint:
+    """A checkpoint, if nothing in it was changed.
+
+    Raises:
+        DamagedError: if it is damaged.
+        RunError: if it is of another version, may not be read, or holds links or what is no file.
+    """
+    try:
+        state = json.loads(files.read_text(folder / STATE))
+        if state.pop("checksum") != _checksum(state):
+            raise ValueError(f"{STATE} was changed")
+        if state["format"] != FORMAT:
+            raise RunError(
+                f"{folder} is of format {state['format']}, this is {FORMAT}; use the fedbayes that wrote it."
+            )
+        if state["round"] != checkpoint_folders.round_of(folder):
+            raise ValueError(f"{STATE} is of round {state['round']}")
+        arrays: dict[str, Arrays] = {}
+        for key in PARTS:
+            path = files.require_size(folder / f"{key}.safetensors")
+            if _digest(path) != state["sha256"][path.name]:
+                raise ValueError(f"{path.name} was changed")
+            loaded = load_file(path)
+            arrays[key] = {one: loaded[one] for one in state["order"][key]}
+        return Checkpoint(
+            server_round=checkpoint_folders.round_of(folder),
+            server=arrays["server"],
+            personal=by_partition(arrays["personal"]),
+            strategy=arrays["strategy"],
+            evaluations=arrays["evaluations"],
+            history=dict(state["history"]),
+        )
+    except (PermissionError, InterruptedError) as error:
+        raise RunError(f"{folder} may not be read ({error.strerror}); allow it.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise DamagedError(f"{folder} cannot be read ({error}); run the experiment again.") from error
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _checksum(state: Mapping[str, Any]) -> str:
+    """Of everything else in a state, in a form that does not depend on how it was written down."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _force(path: Path) -> None:
+    """Have the disk hold a folder's entries."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

@@ -1,0 +1,122 @@
+"""A run's predictions of its test images, image by image, read back from `predictions.safetensors`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from fedbayes.errors import RunError
+from fedbayes.storage import files
+from fedbayes.storage.run_dir import PREDICTIONS
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the last round's parameters said of N test images, clients in the order of their partitions.
+
+    Attributes:
+        probabilities: `(N, classes)`.
+        labels: `(N,)`.
+        domains: `(N,)`.
+        partitions: `(N,)`.
+        expected_entropy: of a single draw of prompts, nats, `(N,)`; older runs kept none.
+    """
+
+    probabilities: "np.ndarray"
+    labels: "np.ndarray"
+    domains: "np.ndarray"
+    partitions: "np.ndarray"
+    expected_entropy: "np.ndarray | None" = None
+
+    @property
+    def predicted(self) -> "np.ndarray":
+        """The most probable class of each image."""
+        predicted: np.ndarray = self.probabilities.argmax(1)
+        return predicted
+
+    @property
+    def confidence(self) -> "np.ndarray":
+        """The largest probability of each image."""
+        highest: np.ndarray = self.probabilities.max(1)
+        return highest
+
+    @property
+    def right(self) -> "np.ndarray":
+        """Whether each image was classified right."""
+        right: np.ndarray = self.predicted == self.labels
+        return right
+
+    @property
+    def prompt_uncertainty(self) -> "np.ndarray | None":
+        """Mutual information between prompts and label, nats, `(N,)`; None where it was not kept."""
+        if self.expected_entropy is None:
+            return None
+        import numpy as np
+
+        p = self.probabilities.astype(np.float64)
+        entropy = -(p * np.log(np.maximum(p, np.finfo(np.float64).tiny))).sum(1)
+        return np.asarray(np.maximum(entropy - self.expected_entropy, 0.0))
+
+    def cells(self) -> dict[tuple[int, int], tuple[float, int]]:
+        """Accuracy and images of each client in each domain that it has test images of."""
+        import numpy as np
+
+        pairs = np.stack([self.partitions, self.domains], axis=1)
+        found, place, count = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+        right = np.bincount(place.ravel(), weights=self.right) / count
+        keys = ((int(client), int(domain)) for client, domain in found)
+        return dict(zip(keys, zip(right.tolist(), count.tolist(), strict=True), strict=True))
+
+    def risk_coverage(self) -> "tuple[np.ndarray, np.ndarray]":
+        """Shares of the images, most confident first, and the error rate in each; ties count as in any order."""
+        import numpy as np
+
+        levels, place, count = np.unique(self.confidence, return_inverse=True, return_counts=True)
+        wrong = 1 - np.bincount(place, weights=self.right, minlength=len(levels)) / count
+        each = np.repeat(wrong, count)[::-1]
+        covered = np.arange(1, len(each) + 1)
+        return covered / len(each), np.cumsum(each) / covered
+
+
+def read_predictions(run_dir: Path) -> Predictions | None:
+    """The predictions of a run; None where it kept none.
+
+    Raises:
+        RunError: if the file is damaged or lacks something.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    path = run_dir / PREDICTIONS
+    if not files.require_size(path).exists():
+        return None
+    try:
+        found = load_file(path)
+        made = Predictions(
+            probabilities=found["probabilities"],
+            labels=found["labels"],
+            domains=found["domains"],
+            partitions=found["partitions"],
+            expected_entropy=found.get("expected_entropy"),
+        )
+    except (OSError, SafetensorError, KeyError) as error:
+        raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
+    if not _fit(made):
+        raise RunError(f"{path} holds arrays that do not fit each other; remove the file or that run.")
+    return made if len(made.labels) else None
+
+
+def _fit(found: Predictions) -> bool:
+    """Whether shapes, types and ranges are those of predictions."""
+    import numpy as np
+
+    p, ids = found.probabilities, (found.labels, found.domains, found.partitions)
+    entropy = p.sum(1) if found.expected_entropy is None and p.ndim == 2 else found.expected_entropy
+    if p.ndim != 2 or p.dtype.kind != "f" or entropy is None or entropy.shape != p.shape[:1]:
+        return False
+    if any(one.shape != p.shape[:1] or one.dtype.kind not in "iu" or (one < 0).any() for one in ids):
+        return False
+    return bool(np.isfinite(p).all() and np.isfinite(entropy).all() and (found.labels < p.shape[1]).all())

@@ -1,0 +1,95 @@
+"""The object of `summary.json`: what a run was and what came out."""
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from fedbayes.metrics.evaluation import Evaluation
+from fedbayes.server.state import Progress
+from fedbayes.storage.names import SUBJECT
+from fedbayes.tracking.provenance import provenance
+
+DIAGNOSTICS = ("effective_components", "bound_saturation")
+"""Training metrics that belong to a result, taken from its round."""
+NEWCOMERS = ("images", "accuracy", "nll", "ece", "ece_floor", "brier")
+"""What is said of clients that never trained."""
+
+
+def summarise(
+    cfg: DictConfig,
+    progress: Progress,
+    domain_names: tuple[str, ...],
+    seconds: dict[str, float],
+    device: str,
+    hostile: Sequence[int],
+    privacy: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Collect everything that `summary.json` says.
+
+    Args:
+        cfg: the resolved configuration, with the names of the chosen groups under `names`.
+        progress: the finished rounds.
+        domain_names: of the data.
+        seconds: `setup` and `total`.
+        device: that the engine ran on, `cpu` or `cuda`.
+        hostile: partitions of hostile clients.
+        privacy: what was spent; None without noise.
+    """
+    assert progress.final is not None, "a finished run has been evaluated"
+    assert progress.best is not None, "on validation, too"
+    final = {**_result(progress.final, domain_names), **_diagnostics(progress.train)}
+    best = {**_result(progress.best, domain_names), **_diagnostics(progress.best_train)}
+    busy = progress.seconds["train"]
+    return {
+        **{name: cfg.names[name] for name in SUBJECT},
+        "attack": {"name": cfg.names.attack, "hostile": list(hostile)},
+        "seed": cfg.seed,
+        "rounds": progress.server_round,
+        "clients": cfg.clients,
+        **provenance(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "final": final,
+        "best": best,
+        "new_clients": _newcomers(progress),
+        "train": progress.train,
+        "privacy": privacy,
+        "per_client": progress.final.group_rows(progress.final.partitions, "partition"),
+        "per_domain": {
+            domain_names[row.pop("domain")]: row for row in progress.final.group_rows(progress.final.domains, "domain")
+        },
+        "bytes": {"up": progress.bytes_up, "down": progress.bytes_down},
+        "seconds": {**seconds, **progress.seconds},
+        "images_per_second": progress.images / busy if busy > 0 else None,
+        "peak_memory_mb": peak_memory_mb(),
+    }
+
+
+def peak_memory_mb() -> float:
+    """The largest resident set of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _result(evaluation: Evaluation, domain_names: tuple[str, ...]) -> dict[str, Any]:
+    """An evaluation on test, with the names of held-out domains."""
+    found = evaluation.summary()
+    if found["ood"] is not None:
+        found["ood"]["domains"] = [domain_names[index] for index in found["ood"]["domains"]]
+    return found
+
+
+def _newcomers(progress: Progress) -> dict[str, Any] | None:
+    """How clients that never trained do, by steps of adaptation; None without such clients."""
+    rows = {
+        str(steps): {name: value for name, value in found.summary().items() if name in NEWCOMERS}
+        for steps, found in progress.newcomers.items()
+    }
+    return rows or None
+
+
+def _diagnostics(train: dict[str, float]) -> dict[str, float]:
+    return {name: train[name] for name in DIAGNOSTICS if name in train}

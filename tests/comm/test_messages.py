@@ -1,0 +1,196 @@
+"""The wire: arrays come back as they went, and what a client keeps to itself is in no reply."""
+
+import io
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+
+from fedbayes.comm.messages import (
+    ClientUpdate,
+    address,
+    from_record,
+    keep_personal,
+    payload_bytes,
+    read_request,
+    read_update,
+    to_record,
+    write_reply,
+)
+from fedbayes.errors import ConfigError
+from fedbayes.simulation.in_process import InProcessGrid
+
+ARRAYS = {
+    "b": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "a": np.array(2.5),
+    "n": np.array([1, 2]),
+    "e": np.zeros(0),
+}
+
+
+@pytest.fixture(autouse=True)
+def _process_is_a_server():
+    InProcessGrid(None, 1)
+
+
+def request(arrays=ARRAYS, **config):
+    return RecordDict({"arrays": to_record(arrays), "config": ConfigRecord({"server-round": 3, **config})})
+
+
+def test_arrays_come_back_as_they_went():
+    back = from_record(to_record(ARRAYS))
+    assert list(back) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape), name
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_what_a_client_keeps_is_in_no_reply():
+    update = ClientUpdate(4, {"w": np.ones(2)}, 5, {"loss": 0.5}, personal={"head": np.full(2, 7.0)})
+    reply = write_reply(update)
+    assert payload_bytes([reply]) == payload_bytes([write_reply(ClientUpdate(4, {"w": np.ones(2)}, 5, {}))])
+    back = read_update(4, reply)
+    assert (back.partition, back.num_examples, back.metrics, back.personal) == (4, 5, {"loss": 0.5}, {})
+    assert list(back.arrays) == ["w"]
+
+
+def test_a_reply_has_one_record_of_each_kind_as_flowers_strategies_ask():
+    reply = write_reply(ClientUpdate(0, {"w": np.ones(2)}, 5, {"loss": 0.5}))
+    assert (len(reply.array_records), len(reply.metric_records), len(reply.config_records)) == (1, 1, 0)
+
+
+def test_address_leaves_the_strategys_shared_content_alone():
+    shared = request()
+    first, second = (Message(shared, node, MessageType.TRAIN) for node in (1001, 1002))
+    address(first, 2, "train")
+    address(second, 0, "test", extra={"head": np.ones(1)})
+    assert set(shared.config_records["config"]) == {"server-round"}
+    assert "head" not in shared.array_records["arrays"]
+    asked = read_request(second.content, 9, "evaluate", RecordDict(), {})
+    assert (asked.partition, asked.server_round, asked.kind, asked.split) == (9, 3, "evaluate", "test")
+    assert "head" in asked.arrays
+    assert "head" not in read_request(first.content, 1, "train", RecordDict(), {}).arrays
+
+
+def test_settings_that_clients_would_ignore_are_refused():
+    message = Message(request(**{"proximal-mu": 1.0}), 1001, MessageType.TRAIN)
+    with pytest.raises(ConfigError, match="proximal-mu"):
+        address(message, 0, "train")
+
+
+def test_personal_parameters_of_the_accepted_round_come_with_the_request():
+    state = RecordDict()
+    for server_round, accepted in ((1, 0), (2, 1), (3, 1)):
+        asked = request(**{"accepted-round": accepted})
+        asked.config_records["config"]["server-round"] = server_round
+        keep_personal(state, ClientUpdate(0, {}, 1, {}, {"head": np.full(1, float(server_round))}), asked)
+    assert len(state) == 2
+    kept = [read_request(request(**{"accepted-round": r}), 0, "train", state, {}).personal for r in (0, 1, 2, 3)]
+    assert [{name: value.item() for name, value in one.items()} for one in kept] == [{}, {"head": 1}, {}, {"head": 3}]
+
+
+def test_a_client_that_keeps_nothing_has_no_state():
+    state = RecordDict()
+    keep_personal(state, ClientUpdate(0, {"w": np.ones(1)}, 1, {}), request())
+    assert len(state) == 0
+
+
+@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
+def test_a_reply_without_a_positive_weight_is_refused(weight):
+    reply = RecordDict({"arrays": to_record({}), "metrics": MetricRecord({"num-examples": weight})})
+    with pytest.raises(ValueError, match="expected a whole number from 1"):
+        read_update(0, reply)
+
+
+def test_a_reply_without_its_records_is_refused():
+    with pytest.raises(ValueError, match="expected arrays and metrics"):
+        read_update(0, RecordDict({"metrics": MetricRecord({"num-examples": 1})}))
+
+
+def test_bytes_grow_with_the_arrays_alone():
+    small, large = (payload_bytes([request({"w": np.zeros(n, np.float32)})]) for n in (100, 1100))
+    assert large - small == 4000
+    assert small - 400 < 200
+
+
+ODD = [
+    np.arange(6, dtype=np.float32).reshape(2, 3),
+    np.arange(6, dtype=np.float64).reshape(2, 3).T,
+    np.zeros((0, 4), np.float32),
+    np.array(3.5),
+    np.array([True, False]),
+    np.array([1, 2], np.int64),
+    np.array([1.5, np.nan], np.float16),
+    np.array([1, 2], ">i4"),
+    np.array([1 + 2j], np.complex64),
+    np.array(["a", "bc"]),
+]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: f"{value.dtype}{value.shape}")
+def test_arrays_cross_the_wire_as_flower_itself_would_carry_them(value):
+    ours = to_record({"x": value})["x"]
+    theirs = Array(np.asarray(value, order="C"))
+    assert (ours.dtype, ours.shape, ours.stype, ours.data) == (theirs.dtype, theirs.shape, theirs.stype, theirs.data)
+    for array in (ours, Array(value)):
+        back = from_record(ArrayRecord({"x": array}))["x"]
+        np.testing.assert_array_equal(back, value)
+        assert back.dtype == array.numpy().dtype
+        assert back.flags.writeable
+
+
+@pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:90], lambda d: b"nonsense", lambda d: b""])
+def test_a_damaged_array_is_an_error_and_not_other_numbers(damage):
+    good = Array(np.arange(4.0))
+    with pytest.raises((ValueError, EOFError, OSError)):
+        from_record(ArrayRecord({"x": Array(good.dtype, good.shape, good.stype, damage(good.data))}))
+
+
+def npz():
+    file = io.BytesIO()
+    np.savez(file, a=np.zeros(3))
+    return file.getvalue()
+
+
+def headed(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def said(shape, dtype="float32", fill=b""):
+    descr = np.dtype(dtype).str
+    return Array(dtype, shape, "numpy.ndarray", headed(str({"descr": descr, "shape": shape}).encode()) + fill)
+
+
+FOREIGN = {
+    "archive": Array("float32", (3,), "numpy.ndarray", npz()),
+    "no archive": Array("float32", (3,), "numpy.ndarray", b"PK\x03\x04 and so on"),
+    "open brackets": Array("float32", (3,), "numpy.ndarray", headed(b"(" * 9000)),
+    "deep sum": Array("float32", (3,), "numpy.ndarray", headed(b"1" + b"+1" * 4500)),
+    "deep attributes": Array("float32", (3,), "numpy.ndarray", headed(b"a" + b".a" * 4000)),
+    "pickle": Array("float32", (3,), "numpy.ndarray", b"\x80\x04N." + bytes(20)),
+    "objects": Array("object", (3,), "numpy.ndarray", headed(b"{}") + bytes(24)),
+    "several": Array("f4,f4", (3,), "numpy.ndarray", bytes(200)),
+    "endless": said((10**13,), "float64", bytes(80)),
+    "longer than it is": said((10**6,), "float64", bytes(80)),
+    "negative": said((-4, -2), "float64", bytes(64)),
+    "long nothing": said((0, 10**18), "float64"),
+    "columns first": Array(np.asfortranarray(np.ones((2, 3)))),
+    "another shape": Array("float64", (8,), "numpy.ndarray", Array(np.ones((2, 4))).data),
+    "another type": Array("int64", (8,), "numpy.ndarray", Array(np.ones(8)).data),
+}
+
+
+@pytest.mark.parametrize("array", FOREIGN.values(), ids=FOREIGN)
+def test_what_is_no_array_as_we_send_them_is_refused_and_never_parsed(array, monkeypatch):
+    monkeypatch.setattr(np, "load", None)
+    reply = RecordDict({"arrays": ArrayRecord({"x": array}), "metrics": MetricRecord({"num-examples": 1})})
+    with pytest.raises(ValueError, match=r"x is said to be .*; send "):
+        read_update(0, reply)
+
+
+def test_what_many_clients_are_sent_is_read_once():
+    one = request()
+    known = {}
+    first, second = (read_request(one, p, "train", RecordDict(), known) for p in (1, 2))
+    assert first.arrays is second.arrays
+    assert len(known) == 1

@@ -1,0 +1,120 @@
+"""Held-out domains: who keeps which image, in what order, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from schemes import ALL, scheme
+
+from fedbayes.data.datasets import ImageSet
+from fedbayes.data.federated import FederatedData
+from fedbayes.data.partitions.held_out import deal_out, hold_out
+from fedbayes.data.partitions.schemes import describe
+from fedbayes.errors import ConfigError, PartitionError
+
+DOMAINS = ("ink", "noise", "chalk", "empty", "paint")
+
+
+@pytest.fixture
+def image_set():
+    """400 images whose pixels say which one they are; domain 3 has none."""
+    number = torch.arange(400)
+    return ImageSet(
+        images=(number % 256).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2).contiguous(),
+        labels=number % 4,
+        domains=torch.tensor([0, 1, 2, 4])[number % 7 % 4],
+        classes=("a", "b", "c", "d"),
+        domain_names=DOMAINS,
+        given_split=torch.full((400,), -1, dtype=torch.int8),
+        names=tuple(map(str, range(400))),
+    )
+
+
+def test_nothing_held_out_leaves_everything_as_it_is(image_set):
+    inside, whole = hold_out(image_set, [])
+    assert inside is image_set
+    assert whole is image_set
+    splits = scheme("iid")(inside, 5)
+    assert deal_out(splits, 400, 400, seed=0) == splits
+    assert "held_out" not in str(describe(splits, whole, "iid"))
+
+
+def test_held_out_images_come_last_and_every_image_keeps_what_belongs_to_it(image_set):
+    inside, whole = hold_out(image_set, ["chalk", "ink"])
+    assert inside.domain_names == ("noise", "empty", "paint")
+    assert whole.domain_names == ("noise", "empty", "paint", "ink", "chalk")
+    assert len(whole) == len(image_set)
+    assert len(inside) == sum(DOMAINS[d] not in ("chalk", "ink") for d in image_set.domains.tolist())
+    assert all(torch.equal(getattr(inside, name), getattr(whole, name)[: len(inside)]) for name in ("images", "labels"))
+    assert inside.images.data_ptr() == whole.images.data_ptr(), "pixels are kept once"
+    place = [int(name) for name in whole.names]
+    assert sorted(place) == list(range(400))
+    for one in (inside, whole):
+        rows = [int(name) for name in one.names]
+        assert torch.equal(one.images, image_set.images[rows])
+        assert torch.equal(one.labels, image_set.labels[rows])
+        assert [one.domain_names[d] for d in one.domains] == [DOMAINS[d] for d in image_set.domains[rows]]
+    assert place[: len(inside)] == sorted(place[: len(inside)]), "in their old order"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_client_has_a_held_out_image_in_its_own_splits(image_set, name):
+    inside, whole = hold_out(image_set, ["noise"])
+    splits = deal_out(scheme(name)(inside, 6), len(inside), len(whole), seed=0)
+    data = FederatedData(whole, splits)
+    noise = whole.domain_names.index("noise")
+    for client in range(6):
+        for split in ("train", "validation", "test"):
+            assert not (whole.domains[data.indices(client, split)] == noise).any()
+        assert (whole.domains[data.indices(client, "held_out")] == noise).all()
+    shares = [one.held_out for one in splits]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(len(inside), len(whole)))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert all(np.array_equal(share, np.sort(share)) for share in shares)
+
+
+def test_shares_are_drawn_from_the_partitions_seed_alone(image_set):
+    splits = scheme("iid")(image_set, 3)
+    one, same, other = (deal_out(splits, 300, 400, seed) for seed in (0, 0, 1))
+    assert all(np.array_equal(a.held_out, b.held_out) for a, b in zip(one, same, strict=True))
+    assert not all(np.array_equal(a.held_out, b.held_out) for a, b in zip(one, other, strict=True))
+
+
+def test_fewer_held_out_images_than_clients(image_set):
+    splits = scheme("iid")(image_set, 5)
+    with pytest.raises(PartitionError, match=r"clients=5 cannot share the 4 images .* lower clients to 4 or hold out"):
+        deal_out(splits, 400, 404, seed=0)
+    assert [len(one.held_out) for one in deal_out(splits, 400, 405, seed=0)] == [1] * 5
+
+
+def test_the_partition_is_written_down_with_the_shares(image_set):
+    inside, whole = hold_out(image_set, ["noise"])
+    splits = deal_out(scheme("iid")(inside, 4), len(inside), len(whole), seed=0)
+    said = describe(splits, whole, "iid")
+    assert said["domains"] == list(whole.domain_names)
+    for client, one in zip(said["clients"], splits, strict=True):
+        assert client["held_out"] == len(client["indices"]["held_out"]) == len(one.held_out)
+        assert client["domains"][-1] == 0
+        assert sum(client["domains"]) == client["train"] + client["validation"] + client["test"]
+
+
+@pytest.mark.parametrize(
+    ("domains", "said"),
+    [
+        ("noise", r"evaluate.held_out=noise is not a list; write \[noise\]"),
+        (None, r"evaluate.held_out=None is not a list; write \[\]"),
+        (
+            ["noise", "snow"],
+            r"held_out=\[noise, snow\]: snow is no domain of the data; choose among ink, noise",
+        ),
+        (["empty"], "empty has no images; choose among ink, noise, chalk, paint"),
+        (["ink", "noise", "chalk", "paint"], "leaves no domain to train on; take at least one off"),
+    ],
+)
+def test_what_cannot_be_held_out_is_refused(image_set, domains, said):
+    with pytest.raises(ConfigError, match=said):
+        hold_out(image_set, domains)
+
+
+def test_a_domain_that_is_named_by_a_number_and_named_twice(image_set):
+    numbered = ImageSet(**{**vars(image_set), "domain_names": tuple("01234")})
+    assert hold_out(numbered, [1, 1])[0].domain_names == ("0", "2", "3", "4")

@@ -1,0 +1,267 @@
+"""Partitions: what holds for every scheme, and small cases worked out by hand."""
+
+import json
+import logging
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schemes import ALL, grid, image_set, scheme
+
+from fedbayes.data.partitions.schemes import ClientSplit, describe
+from fedbayes.errors import PartitionError
+
+MIXTURES = ["domain_and_label", "domain_mixture", "iid", "label_dirichlet"]
+
+
+def everything(one: ClientSplit) -> np.ndarray:
+    """All images of a client."""
+    return np.concatenate([one.train, one.validation, one.test])
+
+
+def sizes(splits: tuple[ClientSplit, ...]) -> list[int]:
+    """Images of each client."""
+    return [len(everything(one)) for one in splits]
+
+
+def same(a: tuple[ClientSplit, ...], b: tuple[ClientSplit, ...]) -> bool:
+    """Whether two partitions are equal."""
+    return json.dumps(describe(a, grid(4, 6, 40), "")) == json.dumps(describe(b, grid(4, 6, 40), ""))
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=25)
+@given(data=st.data())
+def test_every_image_is_used_once_and_every_client_has_all_three_splits(name: str, data: st.DataObject) -> None:
+    counts = data.draw(st.lists(st.integers(0, 30), min_size=6, max_size=6).filter(lambda found: sum(found) >= 30))
+    images = image_set({(d, c): counts[3 * d + c] for d in range(2) for c in range(3)} | {(1, 2): counts[5] + 1})
+    clients = data.draw(st.integers(1, 9))
+    make = scheme(name, seed=data.draw(st.integers(0, 2**40)), validation=data.draw(st.floats(0.01, 0.49)))
+    try:
+        splits = make(images, clients)
+    except PartitionError as error:
+        said = str(error)
+        assert name in ("one_domain", "label_shards"), said  # whose sizes follow the supply
+        assert "client" in said
+        return
+    used = np.concatenate([everything(one) for one in splits])
+    assert len(np.unique(used)) == len(used)
+    assert len(splits) == clients
+    if name in MIXTURES:
+        assert len(used) == len(images)
+        assert max(sizes(splits)) - min(sizes(splits)) <= 1
+    for one in splits:
+        for part in (one.train, one.validation, one.test):
+            assert len(part) >= 1
+            assert (np.diff(part) > 0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_seed_alone_decides(name: str) -> None:
+    images = grid(4, 6, 40)
+    first = scheme(name)(images, 12)
+    np.random.seed(7)
+    torch.manual_seed(7)
+    assert same(first, scheme(name)(images, 12))
+    assert not same(first, scheme(name, seed=1)(images, 12))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_cap_keeps_the_other_splits_and_is_nested(name: str) -> None:
+    images = grid(4, 6, 40)
+    full = scheme(name)(images, 12)
+    some = scheme(name, max_train=20)(images, 12)
+    few = scheme(name, max_train=5)(images, 12)
+    for a, b, c in zip(full, some, few, strict=True):
+        assert len(b.train) == 20
+        assert len(c.train) == 5
+        assert set(c.train) < set(b.train) < set(a.train)
+        for capped in (b, c):
+            assert np.array_equal(capped.validation, a.validation)
+            assert np.array_equal(capped.test, a.test)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_log_normal_sizes_have_the_asked_spread(name: str) -> None:
+    more = {"classes_per_client": 4} if name == "label_shards" else {}
+    found = sizes(scheme(name, quantity=0.7, **more)(grid(4, 6, 4000), 100))
+    assert np.log(found).std() == pytest.approx(0.7, abs=0.2)
+    assert sum(found) == 96_000
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_splits_are_stratified_to_within_two_images(name: str) -> None:
+    images = grid(3, 4, 100)
+    strata = (images.domains * 4 + images.labels).numpy()
+    for one in scheme(name)(images, 6):
+        held = np.bincount(strata[everything(one)], minlength=12)
+        for part, share in ((one.train, 0.5), (one.validation, 0.15), (one.test, 0.35)):
+            assert abs(len(part) - share * held.sum()) <= 1
+            assert (abs(np.bincount(strata[part], minlength=12) - share * held) <= 2.5).all()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_given_splits_are_kept_and_follow_the_same_mixture(name: str) -> None:
+    images = image_set(
+        {(d, c): 300 for d in range(3) for c in range(4)},
+        given_split=([0] * 200 + [2] * 100) * 12,
+    )
+    test_images = set(np.flatnonzero(images.given_split.numpy() == 2))
+    splits = scheme(name)(images, 12)
+    used: set[int] = set()
+    for one in splits:
+        assert set(one.test) <= test_images
+        assert not (set(one.train) | set(one.validation)) & test_images
+        assert len(one.validation) == pytest.approx(0.15 * (len(one.train) + len(one.validation)), abs=1)
+        used |= set(one.test)
+        for groups, count in ((images.labels.numpy(), 4), (images.domains.numpy(), 3)):
+            mixtures = [np.bincount(groups[part], minlength=count) / len(part) for part in (one.train, one.test)]
+            assert abs(mixtures[0] - mixtures[1]).max() < 0.2
+    assert used == test_images
+
+
+def test_given_validation_without_test_has_test_images_taken_from_train() -> None:
+    images = image_set({(0, 0): 60, (0, 1): 60}, given_split=[0] * 40 + [1] * 20 + [0] * 40 + [1] * 20)
+    for one in scheme("iid")(images, 4):
+        assert (len(one.train), len(one.validation), len(one.test)) == (13, 10, 7)
+        assert (images.given_split[one.validation] == 1).all()
+        assert (images.given_split[one.test] == 0).all()
+
+
+def test_domain_mixture_with_tiny_alpha_fills_from_what_is_left() -> None:
+    # Two clients of 40 images each: whichever domain they want, 30 + 10 or 50 - 10 is what there is.
+    images = image_set({(0, 0): 30, (1, 0): 50})
+    seen = set()
+    for seed in range(12):
+        splits = scheme("domain_mixture", alpha=1e-4, seed=seed)(images, 2)
+        table = sorted(tuple(row["domains"]) for row in describe(splits, images, "")["clients"])
+        assert sum(row[0] for row in table) == 30
+        assert [sum(row) for row in table] == [40, 40]
+        seen.add(table[0] if table[0][0] == 0 else "shared")
+    assert seen == {(0, 40), "shared"}  # apart where they want different domains, by halves where they want the same
+
+
+def test_domain_mixture_with_huge_alpha_makes_clients_alike() -> None:
+    images = grid(4, 2, 500)
+    for row in describe(scheme("domain_mixture", alpha=1e6)(images, 4), images, "")["clients"]:
+        assert np.array(row["domains"]) == pytest.approx(250, abs=60)  # four standard deviations of 1000 draws
+
+
+def test_clients_are_mixed_inside_and_different_outside() -> None:
+    images = grid(5, 10, 100)
+    rows = describe(scheme("domain_mixture")(images, 20), images, "")["clients"]
+    shares = np.array([row["domains"] for row in rows]) / 250
+    effective = np.exp(-(shares * np.log(shares + 1e-12)).sum(1))  # number of domains that matter
+    assert 1.5 < effective.mean() < 3.5
+    assert shares.std(0).mean() > 0.2
+
+
+def test_one_domain_deals_clients_to_domains_largest_first() -> None:
+    images = image_set({(0, 0): 10, (1, 0): 40, (2, 0): 21})
+    rows = describe(scheme("one_domain")(images, 5), images, "")["clients"]
+    assert [row["domains"] for row in rows] == [[0, 20, 0], [0, 0, 11], [10, 0, 0], [0, 20, 0], [0, 0, 10]]
+
+
+def test_label_dirichlet_with_tiny_alpha_gives_one_label_where_supply_permits() -> None:
+    images = image_set({(0, c): 1000 for c in range(4)})
+    rows = describe(scheme("label_dirichlet", alpha=1e-4)(images, 40), images, "")["clients"]
+    assert [sum(row["labels"]) for row in rows] == [100] * 40
+    shares = np.array([row["labels"] for row in rows]) / 100
+    effective = np.exp(-(shares * np.log(shares + 1e-12)).sum(1))  # number of labels that matter
+    assert (effective < 1.01).sum() >= 8
+    assert effective.mean() < 2, "labels that many want run out"
+    rows = describe(scheme("label_dirichlet", alpha=100.0)(images, 40), images, "")["clients"]
+    shares = np.array([row["labels"] for row in rows]) / 100
+    assert np.exp(-(shares * np.log(shares + 1e-12)).sum(1)).mean() > 3.5
+    rows = describe(scheme("label_dirichlet", alpha=1e-4)(grid(1, 50, 20), 3), grid(1, 50, 20), "")["clients"]
+    assert [sum(row["labels"]) for row in rows] == [334, 333, 333]
+    small = image_set({(0, c): 1000 for c in range(2)})
+    rows = describe(scheme("label_dirichlet", alpha=1e-4, quantity=0.0)(small, 1), small, "")["clients"]
+    assert rows[0]["labels"] == [1000, 1000]
+
+
+def test_label_shards_shares_each_class_equally_among_its_holders() -> None:
+    images = grid(2, 4, 30)
+    rows = describe(scheme("label_shards")(images, 6), images, "")["clients"]
+    labels = np.array([row["labels"] for row in rows])
+    assert ((labels == 20).sum(1) == 2).all()  # 6 clients x 2 classes = 3 holders for each of 4 classes of 60 images
+    assert ((labels == 20).sum(0) == 3).all()
+    assert labels.sum() == 240
+
+
+def test_label_shards_leaves_classes_out_when_nobody_holds_them(caplog: pytest.LogCaptureFixture) -> None:
+    images = grid(1, 10, 12)
+    with caplog.at_level(logging.WARNING, "fedbayes"):
+        splits = scheme("label_shards")(images, 3)
+    assert sizes(splits) == [24, 24, 24]
+    assert "hold 6 of 10 classes; 48 images are left out" in caplog.text
+
+
+def test_domain_and_label_wants_the_product_of_both_mixtures() -> None:
+    images = grid(3, 4, 100)
+    rows = []
+    for seed in range(9):
+        splits = scheme("domain_and_label", alpha=1e-4, label_alpha=1e6, seed=seed)(images, 3)
+        assert sizes(splits) == [400, 400, 400]
+        rows += describe(splits, images, "")["clients"]
+    assert any(sorted(row["domains"]) == [0, 0, 400] for row in rows)
+    assert all(max(row["labels"]) - min(row["labels"]) <= 60 for row in rows)
+
+
+def test_iid_clients_follow_the_whole() -> None:
+    images = image_set({(0, 0): 3000, (1, 1): 1000})
+    for row in describe(scheme("iid")(images, 4), images, "")["clients"]:
+        assert row["labels"] == row["domains"]
+        assert row["labels"][0] == pytest.approx(750, abs=48)  # four standard deviations
+
+
+def test_clients_of_three_images_have_one_of_each() -> None:
+    for one in scheme("iid", validation=0.45, test=0.5)(grid(1, 3, 10), 10):
+        assert (len(one.train), len(one.validation), len(one.test)) == (1, 1, 1)
+
+
+def test_ten_thousand_clients_take_seconds() -> None:
+    images = grid(6, 10, 1000)
+    start = time.perf_counter()
+    found = scheme("domain_mixture")(images, 10_000)
+    assert time.perf_counter() - start < 10
+    assert sizes(found) == [6] * 10_000
+
+
+def test_description_is_json_and_counts_all_splits() -> None:
+    images = image_set({(0, 0): 4, (1, 1): 6})
+    splits = (ClientSplit(np.array([0, 4, 5]), np.array([1]), np.array([2, 9])),)
+    expected = {
+        "scheme": "iid",
+        "classes": ["class0", "class1"],
+        "domains": ["domain0", "domain1"],
+        "clients": [
+            {
+                "partition": 0,
+                "train": 3,
+                "validation": 1,
+                "test": 2,
+                "labels": [3, 3],
+                "domains": [3, 3],
+                "indices": {"train": [0, 4, 5], "validation": [1], "test": [2, 9]},
+            }
+        ],
+    }
+    assert json.loads(json.dumps(describe(splits, images, "iid"))) == expected
+
+
+@pytest.mark.parametrize("value", [1e-300, 1e-12, 1e12, 1.7e308])
+def test_extreme_concentrations_still_use_every_image(value: float) -> None:
+    for name in ("domain_mixture", "label_dirichlet"):
+        assert sum(sizes(scheme(name, alpha=value)(grid(4, 6, 20), 7))) == 480
+
+
+def test_order_of_calls_does_not_matter() -> None:
+    images = grid(4, 6, 40)
+    alone = scheme("label_dirichlet")(images, 12)
+    for name in ALL:
+        scheme(name)(images, 12)
+    assert same(alone, scheme("label_dirichlet")(images, 12))

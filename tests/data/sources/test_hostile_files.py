@@ -1,0 +1,200 @@
+"""Files that no photographer made: each is read as what it is or named with its reason; none hangs or passes unseen."""
+
+import io
+import os
+import random
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedbayes.data.sources.image_folder import image_folder
+from fedbayes.errors import DataError
+
+SIZE = 16
+
+
+def picture(mode="RGB", size=(40, 30)):
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).convert(mode)
+
+
+def saved(image, kind, **settings):
+    file = io.BytesIO()
+    image.save(file, kind, **settings)
+    return file.getvalue()
+
+
+def png_of_zeros(width, height):
+    """A valid grey PNG whose pixels take a thousandth of their size."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    packer = zlib.compressobj(9)
+    row = b"\0" * (width + 1)
+    data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def flipped(content, seed):
+    """Some bytes after the header changed."""
+    rng, changed = random.Random(seed), bytearray(content)
+    for _ in range(20):
+        changed[rng.randrange(len(content) // 3, len(content))] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+FRAMES = [picture().rotate(90 * turn) for turn in range(3)]
+JPEG, PNG = saved(picture(), "JPEG"), saved(picture(), "PNG")
+TIFF, WEBP, GIF, BMP = (saved(picture(), kind) for kind in ("TIFF", "WEBP", "GIF", "BMP"))
+SIXTEEN = Image.fromarray(np.linspace(0, 65535, 1200).astype(np.uint16).reshape(30, 40))
+
+READABLE = {
+    "sixteen_bit.png": saved(SIXTEEN, "PNG"),
+    "sixteen_bit.tif": saved(SIXTEEN, "TIFF"),
+    "cmyk.jpg": saved(picture("CMYK"), "JPEG"),
+    "cmyk.tif": saved(picture("CMYK"), "TIFF"),
+    "palette.png": saved(picture("P"), "PNG"),
+    "palette_transparent.png": saved(picture("P"), "PNG", transparency=0),
+    "palette.gif": GIF,
+    "one_bit.png": saved(picture("1"), "PNG"),
+    "grey_alpha.png": saved(picture("LA"), "PNG"),
+    "lab.tif": saved(picture("LAB"), "TIFF"),
+    "animated.gif": saved(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]),
+    "animated.webp": saved(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]),
+    "animated.png": saved(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]),
+    "pages.tif": saved(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]),
+    "progressive.jpg": saved(picture(), "JPEG", progressive=True),
+    "png_inside.jpg": PNG,
+    "jpeg_inside.png": JPEG,
+    "trailing.jpg": JPEG + b"<script>alert(1)</script>",
+    "one_pixel.png": saved(picture(size=(1, 1)), "PNG"),
+    "thin.png": saved(picture(size=(1, 900)), "PNG"),
+    "ÄÖ \n'\"$(x).png": PNG,
+}
+UNREADABLE = {
+    "range_unknown.tif": saved(picture("F"), "TIFF"),
+    "zero_bytes.jpg": b"",
+    "zero_bytes.png": b"",
+    "text.png": b"this is no picture",
+    "page.jpg": b"<html><body>not found</body></html>",
+    "random.png": bytes(random.Random(0).randbytes(5000)),
+    "header_alone.png": PNG[:33],
+    "signature_alone.png": PNG[:8],
+    "truncated.jpg": JPEG[: len(JPEG) // 2],
+    "truncated.png": PNG[: len(PNG) // 2],
+    "truncated.tif": TIFF[: len(TIFF) // 2],
+    "truncated.webp": WEBP[: len(WEBP) // 2],
+    "truncated.bmp": BMP[: len(BMP) // 2],
+    "damaged.png": flipped(PNG, 1),
+    "huge.png": png_of_zeros(10_000, 10_000),
+    "larger.png": png_of_zeros(20_000, 10_000),
+    "claims_much.bmp": BMP[:18] + struct.pack("<ii", 2**30, 2**30) + BMP[26:],
+    "zip.png": b"PK\x03\x04" + b"\0" * 100,
+    "vector.png": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
+    "postscript.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(/etc/passwd) run\n",
+    "pickle.png": b"\x80\x04\x95\x1a\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.",
+}
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes of good pictures."""
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "good.png").write_bytes(PNG)
+    return tmp_path
+
+
+def unread(root, name, **settings):
+    with pytest.raises(DataError) as caught:
+        image_folder(str(root), SIZE, **settings)
+    said = str(caught.value)
+    assert f"cat/{name} cannot be read (" in said
+    assert "data.on_error=skip" in said
+    return said
+
+
+def test_there_are_enough():
+    assert len(READABLE) + len(UNREADABLE) + 7 >= 45
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_odd_but_whole_pictures_are_read(root, name):
+    (root / "cat" / name).write_bytes(READABLE[name])
+    found = image_folder(str(root), SIZE)
+    assert len(found) == 3
+    mine = found.images[found.names.index(f"cat/{name}")]
+    assert mine.shape == (3, SIZE, SIZE)
+    if "one_pixel" not in name:
+        assert mine.float().std() > 1, "all of one colour: its values were cut off"
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_what_is_no_picture_is_named_or_left_out_on_request(root, name, caplog):
+    (root / "cat" / name).write_bytes(UNREADABLE[name])
+    unread(root, name)
+    assert len(image_folder(str(root), SIZE, on_error="skip")) == 2
+    assert f"left out 1 of 3 images; the first: cat/{name}" in caplog.text
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damaged_bytes_give_a_picture_or_a_reason(root, seed):
+    for kind, content in (("jpg", JPEG), ("gif", GIF), ("tif", TIFF), ("webp", WEBP), ("bmp", BMP)):
+        (root / "cat" / f"x.{kind}").write_bytes(flipped(content, seed))
+    assert 2 <= len(image_folder(str(root), SIZE, on_error="skip")) <= 7
+
+
+def test_links_to_nowhere_and_to_themselves_are_named(root):
+    for name, target in (("loop.png", "loop.png"), ("dangling.png", "nothing.png")):
+        link = root / "cat" / name
+        link.symlink_to(target)
+        unread(root, name)
+        link.unlink()
+
+
+def test_two_links_that_lead_to_each_other_are_named(root):
+    (root / "cat" / "a.png").symlink_to("b.png")
+    (root / "cat" / "b.png").symlink_to("a.png")
+    unread(root, "a.png")
+
+
+@pytest.mark.timeout(20)
+def test_what_would_never_end_is_not_opened(root):
+    os.mkfifo(root / "cat" / "pipe.png")
+    assert "not a regular file" in unread(root, "pipe.png")
+    (root / "cat" / "pipe.png").unlink()
+    (root / "cat" / "zero.png").symlink_to("/dev/zero")
+    assert "not a regular file" in unread(root, "zero.png")
+
+
+def test_a_file_that_may_not_be_read_is_named(root, monkeypatch):
+    path = root / "cat" / "secret.png"
+    path.write_bytes(PNG)
+    path.chmod(0)
+    if os.access(path, os.R_OK):  # root reads everything: the system's answer to others, then
+        opened = Image.open
+
+        def refused(file, *args, **more):
+            if Path(file) == path:
+                raise PermissionError(13, "Permission denied", str(file))
+            return opened(file, *args, **more)
+
+        monkeypatch.setattr(Image, "open", refused)
+    assert "Permission denied" in unread(root, "secret.png")
+
+
+def test_a_folder_called_like_a_picture_is_a_folder(root):
+    (root / "cat" / "folder.png").mkdir()
+    assert len(image_folder(str(root), SIZE)) == 2
+
+
+def test_a_file_of_the_users_is_never_changed(root):
+    before = {path: path.read_bytes() for path in Path(root).rglob("*.png")}
+    image_folder(str(root), SIZE)
+    assert {path: path.read_bytes() for path in Path(root).rglob("*.png")} == before

@@ -1,0 +1,261 @@
+"""Reading image folders: layouts, names, and files that cannot be read."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from painted import SIZE, paint, two_classes
+from PIL import Image
+
+from fedbayes.data.datasets import ImageSet
+from fedbayes.data.sources.image_folder import image_folder
+from fedbayes.errors import ConfigError, DataError
+
+
+def test_class_folders_are_one_domain_named_after_the_root(tmp_path: Path) -> None:
+    images = image_folder(str(two_classes(tmp_path / "pets")), SIZE)
+    assert images.classes == ("cat", "dog")
+    assert images.domain_names == ("pets",)
+    assert images.names == ("cat/a.png", "dog/a.png")
+    assert images.labels.tolist() == [0, 1]
+    assert images.given_split.tolist() == [-1, -1]
+    assert images.images[:, 0, 0, 0].tolist() == [100, 200]
+    assert images.images.shape == (2, 3, SIZE, SIZE)
+
+
+def test_domains_share_the_union_of_their_classes_in_plain_order(tmp_path: Path) -> None:
+    for path in ("web/9/a.png", "web/10/b.png", "photo/9/c.JPG", "photo/2/d.jpeg", "photo/2/B.png"):
+        paint(tmp_path / path)
+    images = image_folder(str(tmp_path), SIZE)
+    assert images.classes == ("10", "2", "9")
+    assert images.domain_names == ("photo", "web")
+    assert images.names == ("photo/2/B.png", "photo/2/d.jpeg", "photo/9/c.JPG", "web/10/b.png", "web/9/a.png")
+    assert images.labels.tolist() == [1, 1, 2, 0, 2]
+    assert images.domains.tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("validation", "inside"), [("val", ""), ("valid", "web/"), ("Validation", "photo/")])
+def test_first_level_train_val_test_are_splits(tmp_path: Path, validation: str, inside: str) -> None:
+    for split in ("train", validation, "test"):
+        two_classes(tmp_path / split / inside)
+    images = image_folder(str(tmp_path), SIZE)
+    by_name = dict(zip(images.names, images.given_split.tolist(), strict=True))
+    assert by_name[f"train/{inside}cat/a.png"] == 0
+    assert by_name[f"{validation}/{inside}dog/a.png"] == 1
+    assert by_name[f"test/{inside}cat/a.png"] == 2
+    assert images.domain_names == ((inside or f"{tmp_path.name}/")[:-1],)
+    assert images.classes == ("cat", "dog")
+
+
+def test_train_may_be_a_class_or_a_domain(tmp_path: Path) -> None:
+    paint(tmp_path / "train/a.png")
+    paint(tmp_path / "bus/a.png")
+    images = image_folder(str(tmp_path), SIZE)
+    assert images.classes == ("bus", "train")
+    assert images.given_split.tolist() == [-1, -1]
+
+
+def test_ids_do_not_depend_on_the_order_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b/y/2.png", "a/x/1.png", "a/y/3.png"):
+        paint(tmp_path / name)
+    expected = image_folder(str(tmp_path), SIZE).names
+    listdir: Callable[[str], list[str]] = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: sorted(listdir(folder), reverse=True))
+    assert image_folder(str(tmp_path), SIZE).names == expected == ("a/x/1.png", "a/y/3.png", "b/y/2.png")
+
+
+def test_hidden_files_and_other_extensions_are_ignored(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    paint(tmp_path / "cat/.hidden.png")
+    paint(tmp_path / ".cache/cat/a.png")
+    (tmp_path / "cat/notes.txt").write_text("not an image")
+    (tmp_path / "README.md").write_text("not an image")
+    (tmp_path / "empty").mkdir()
+    assert image_folder(str(tmp_path), SIZE).names == ("cat/a.png", "dog/a.png")
+
+
+def test_layouts_that_cannot_be_read_say_so(tmp_path: Path) -> None:
+    def fails(root: Path, message: str) -> None:
+        with pytest.raises(DataError) as caught:
+            image_folder(str(root), SIZE)
+        assert message in str(caught.value)
+        assert f"data.root={root}" in str(caught.value)
+
+    fails(tmp_path / "nowhere", "does not exist")
+    fails(paint(tmp_path / "file.png"), "is not a folder")
+    (tmp_path / "empty/cat").mkdir(parents=True)
+    fails(tmp_path / "empty", "has no images")
+    fails(tmp_path / "empty/cat", "has no class folders; expected <domain>/<class>/*.jpg")
+    paint(tmp_path / "flat/a.png")
+    fails(tmp_path / "flat", "has no class folders; expected <domain>/<class>/*.jpg")
+    paint(tmp_path / "split_flat/train/a.png")
+    fails(tmp_path / "split_flat", "has no class folders")
+    paint(tmp_path / "single/cat/a.png")
+    fails(tmp_path / "single", "has only one class, cat")
+    two_classes(tmp_path / "mixed")
+    paint(tmp_path / "mixed/web/cat/a.png")
+    fails(tmp_path / "mixed", "mixes layouts: dog/a.png and web/cat/a.png")
+    paint(tmp_path / "deep/a/b/c/d.png")
+    fails(tmp_path / "deep", "too deep down (a/b/c/d.png)")
+    for name in ("train", "test", "web"):
+        two_classes(tmp_path / "half" / name)
+    fails(tmp_path / "half", "has test, train beside web")
+
+
+def test_link_loops_end_and_linked_folders_do_not_count_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    two_classes(tmp_path)
+    (tmp_path / "cat/loop").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    with caplog.at_level(logging.WARNING, "fedbayes"):
+        assert len(image_folder(str(tmp_path), SIZE)) == 2
+    assert "cat/loop links to a folder it lies in" in caplog.text
+    (tmp_path / "dogs").symlink_to(tmp_path / "dog", target_is_directory=True)
+    with pytest.raises(DataError, match="dogs and dog are the same folder"):
+        image_folder(str(tmp_path), SIZE)
+
+
+def break_files(root: Path) -> list[str]:
+    """Writes one file of every unreadable kind; returns their names."""
+    whole = paint(root / "cat/whole.jpg", size=(64, 64)).read_bytes()
+    (root / "cat/truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (root / "cat/zero.png").write_bytes(b"")
+    (root / "cat/text.jpg").write_text("I am no image.")
+    (root / "cat/dangling.jpg").symlink_to(root / "nowhere.jpg")
+    (root / "cat/script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    Image.new("F", (SIZE, SIZE), 0.5).save(root / "cat/float.tif")
+    Image.new("I", (SIZE, SIZE), 1_000_000).save(root / "cat/deep.tif")
+    os.mkfifo(root / "cat/pipe.png")
+    paint(root / "cat/right.jpg", 100).rename(root / "cat/wrong.png")  # readable: contents count, not the name
+    return ["truncated.jpg", "zero.png", "text.jpg", "dangling.jpg", "script.jpg", "float.tif", "deep.tif", "pipe.png"]
+
+
+def test_skip_leaves_unreadable_images_out_and_counts_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    two_classes(tmp_path)
+    broken = break_files(tmp_path)
+    with caplog.at_level(logging.WARNING, "fedbayes"):
+        images = image_folder(str(tmp_path), SIZE, on_error="skip")
+    assert images.names == ("cat/a.png", "cat/whole.jpg", "cat/wrong.png", "dog/a.png")
+    assert images.labels.tolist() == [0, 0, 0, 1]
+    assert images.images[:, 0, 0, 0].tolist() == [100, 100, 100, 200]
+    assert f"left out {len(broken)} of 12 images; the first: cat/dangling.jpg cannot be read" in caplog.text
+
+
+def test_raise_names_each_unreadable_image(tmp_path: Path) -> None:
+    two_classes(tmp_path / "good")
+    broken = break_files(tmp_path / "bad")
+    for name in broken:
+        target = tmp_path / "good/cat" / name
+        (tmp_path / "bad/cat" / name).rename(target)
+        with pytest.raises(DataError, match=rf"cat/{name} cannot be read \(.+\); mend .* data\.on_error=skip"):
+            image_folder(str(tmp_path / "good"), SIZE)
+        target.unlink()
+
+
+def test_decompression_bombs_are_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_classes(tmp_path)
+    paint(tmp_path / "cat/large.png", size=(20, 20))
+    paint(tmp_path / "dog/huge.png", size=(100, 100))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)  # Pillow warns above it and refuses above twice as much
+    with pytest.raises(DataError, match=r"cat/large\.png cannot be read .*decompression bomb"):
+        image_folder(str(tmp_path), SIZE)
+    assert image_folder(str(tmp_path), SIZE, on_error="skip").names == ("cat/a.png", "dog/a.png")
+
+
+def test_nothing_readable_is_an_error_even_when_skipping(tmp_path: Path) -> None:
+    for name in ("cat/a.jpg", "dog/a.jpg"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("no image")
+    with pytest.raises(DataError, match=r"has no readable image: cat/a\.jpg cannot be read"):
+        image_folder(str(tmp_path), SIZE, on_error="skip")
+    paint(tmp_path / "dog/b.png")
+    with pytest.raises(DataError, match="has only one class, dog"):
+        image_folder(str(tmp_path), SIZE, on_error="skip")
+
+
+@pytest.mark.parametrize(("size", "on_error", "message"), [(7, "raise", "data.image_size=7"), (8, "x", "on_error=x")])
+def test_settings_are_checked_before_anything_is_read(size: int, on_error: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        image_folder("nowhere", size, on_error)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, "images are"),
+        ({"images": torch.zeros(2, 3, 8, 8)}, "images are torch.float32"),
+        ({"labels": torch.tensor([0, 2])}, "labels go from 0 to 2; expected 0 to 1"),
+        ({"labels": torch.tensor([0])}, "labels are"),
+        ({"domains": torch.tensor([0, 0], dtype=torch.int32)}, "domains are torch.int32"),
+        ({"given_split": torch.tensor([3, 0], dtype=torch.int8)}, "given_split go from 0 to 3"),
+        ({"names": ("a",)}, "names has 1 entries for 2 images"),
+        ({"classes": ("cat", "cat")}, "classes names something twice"),
+    ],
+)
+def test_image_sets_refuse_contradictions(change: dict[str, object], message: str) -> None:
+    fields: dict[str, object] = {
+        "images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8),
+        "labels": torch.tensor([0, 1]),
+        "domains": torch.tensor([0, 0]),
+        "classes": ("cat", "dog"),
+        "domain_names": ("photo",),
+        "given_split": torch.tensor([-1, 2], dtype=torch.int8),
+        "names": ("a", "b"),
+    }
+    assert len(ImageSet(**fields)) == 2  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message):
+        ImageSet(**fields | change)  # type: ignore[arg-type]
+
+
+def test_given_names_fix_the_ids_whatever_a_folder_lacks(tmp_path: Path) -> None:
+    paint(tmp_path / "web/dog/a.png")
+    paint(tmp_path / "web/bird/a.png")
+    images = image_folder(str(tmp_path), SIZE, classes=["dog", "cat", "bird"], domains=["photo", "web"])
+    assert images.classes == ("dog", "cat", "bird")
+    assert images.domain_names == ("photo", "web")
+    assert dict(zip(images.names, images.labels.tolist(), strict=True)) == {"web/bird/a.png": 2, "web/dog/a.png": 0}
+    assert images.domains.tolist() == [1, 1]
+
+
+def test_with_given_names_one_class_is_enough_and_numbers_are_names(tmp_path: Path) -> None:
+    paint(tmp_path / "web/3/a.png")
+    images = image_folder(str(tmp_path), SIZE, classes=[1, 3], domains=["web"])
+    assert (images.classes, images.labels.tolist()) == (("1", "3"), [1])
+
+
+def test_without_a_folder_there_are_names_and_no_images() -> None:
+    images = image_folder(None, SIZE, classes=["cat", "dog"], domains=["web"])
+    assert len(images) == 0
+    assert images.images.shape == (0, 3, SIZE, SIZE)
+    assert (images.classes, images.domain_names) == (("cat", "dog"), ("web",))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"classes": ["cat", "cow"]}, r"has dog, not among data.classes=\[cat, cow\]; add it there, or rename"),
+        ({"domains": ["web"]}, r"has pets, not among data.domains=\[web\]; add it there, or rename"),
+    ],
+)
+def test_a_folder_that_no_given_name_covers_is_named(tmp_path: Path, given: dict[str, list[str]], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        image_folder(str(two_classes(tmp_path / "pets")), SIZE, **given)
+
+
+@pytest.mark.parametrize("classes", ["cat", ["cat"], ["cat", "cat"], []])
+def test_given_names_are_a_list_of_different_ones(classes: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"data\.classes=.* write data\.classes=\[a,b\], or null for those found"):
+        image_folder(None, SIZE, classes=classes, domains=["web"])
+
+
+def test_without_a_folder_both_lists_are_needed() -> None:
+    with pytest.raises(DataError, match=r"data\.root=null needs data\.classes=\[\.\.\.\] and data\.domains"):
+        image_folder(None, SIZE, classes=["cat", "dog"])
+
+
+def test_a_name_that_is_no_utf8_is_said(tmp_path):
+    os.makedirs(os.fsencode(tmp_path) + b"/caf\xe9/a")
+    with pytest.raises(DataError, match=r"the name of caf\\udce9 is no UTF-8; rename it"):
+        image_folder(str(tmp_path), 16)

@@ -1,0 +1,144 @@
+"""Named sets of folders: fixed ids whatever the disk says, parts of larger folders, and what a missing one says."""
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedbayes import build
+from fedbayes.config.compose import CONF, compose
+from fedbayes.data.sources.image_folder import image_folder
+from fedbayes.errors import ConfigError, DataError
+
+DATA = os.environ.get("FEDBAYES_DATA")
+SETS = {
+    "office_caltech10": (4, 10),
+    "pacs": (4, 7),
+    "office_home": (4, 65),
+    "domainnet10": (6, 10),
+    "domainnet": (6, 345),
+}
+
+
+def paint(path, value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(path)
+
+
+def node(name, *overrides):
+    return compose([f"data={name}", *overrides]).data
+
+
+def fill(root, data, extra_classes=(), extra_domains=()):
+    """One image per class and domain, its grey value the class's place in a list shuffled with the folders."""
+    folders = [(d, c) for d in (*data.domains, *extra_domains) for c in (*data.classes, *extra_classes)]
+    random.Random(0).shuffle(folders)
+    for domain, label in folders:
+        paint(root / domain / label / "0.png")
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_named_set_has_its_domains_and_classes_in_a_plain_order(name):
+    data = node(name)
+    assert (len(data.domains), len(data.classes)) == SETS[name]
+    assert all(isinstance(one, str) for one in (*data.domains, *data.classes)), "YAML reads some words as numbers"
+    assert list(data.classes) == sorted(data.classes)
+    assert list(data.domains) == sorted(data.domains)
+
+
+def test_the_ten_classes_of_domainnet10_are_domainnets():
+    assert set(node("domainnet10").classes) < set(node("domainnet").classes)
+
+
+@pytest.mark.parametrize("name", ["office_caltech10", "pacs", "domainnet10", "three_digits"])
+def test_ids_do_not_depend_on_the_order_of_folders(name, tmp_path, monkeypatch):
+    for seed in range(2):
+        root = tmp_path / str(seed)
+        if name == "three_digits":
+            for domain in ("usps", "mnist"):
+                for digit in "3120987654":
+                    paint(root / domain / digit / "0.png", int(digit))
+        else:
+            fill(root, node(name))
+        listdir = os.listdir
+        shuffled = random.Random(seed)
+        monkeypatch.setattr(os, "listdir", lambda path, s=shuffled, ls=listdir: s.sample(ls(path), len(ls(path))))
+        found = build.data(compose([f"data={name}", f"data.root={root}", "partition.min_images=3", "clients=2"])).images
+        monkeypatch.undo()
+        expected = [str(d) for d in node(name).get("domains", ["mnist", "usps", "digits"])]
+        assert list(found.domain_names) == expected
+        assert list(found.classes) == list(node(name).get("classes", "0123456789"))
+        for i, path in enumerate(found.names):
+            domain, label = path.split("/")[:2]
+            if domain != "digits":
+                assert (found.domain_names[found.domains[i]], found.classes[found.labels[i]]) == (domain, label)
+
+
+def test_ten_classes_are_picked_from_a_full_folder(tmp_path):
+    data = node("domainnet10", f"data.root={tmp_path}")
+    fill(tmp_path, data, extra_classes=["aircraft_carrier", "zigzag"], extra_domains=["photo"])
+    (tmp_path / "clipart_train.txt").write_text("clipart/zebra/0.png 344")
+    settings = {key: value for key, value in data.items() if key != "_target_"}
+    found = image_folder(**settings)
+    assert len(found) == 60
+    assert found.classes == tuple(data.classes)
+    assert sorted(set(found.labels.tolist())) == list(range(10))
+    assert not [path for path in found.names if "zigzag" in path or "photo" in path]
+
+
+def test_with_others_ignored_every_given_name_must_be_there(tmp_path):
+    for label in ("back_pack", "bike"):
+        paint(tmp_path / "web" / label / "0.png")
+    with pytest.raises(DataError, match=r"no images of backpack, among data.classes, but of back_pack, bike; add or"):
+        image_folder(str(tmp_path), 8, classes=["backpack", "bike"], domains=["web"], others="ignore")
+    with pytest.raises(DataError, match=r"no images of photo, among data.domains, but of web; add or rename"):
+        image_folder(str(tmp_path), 8, classes=["bike", "back_pack"], domains=["photo", "web"], others="ignore")
+
+
+def test_a_folder_of_another_name_is_refused_unless_others_are_ignored(tmp_path):
+    for label in ("bike", "car", "mug"):
+        paint(tmp_path / "web" / label / "0.png")
+    given = {"classes": ["bike", "mug"], "domains": ["web"]}
+    with pytest.raises(DataError, match=r"has car, not among data\.classes"):
+        image_folder(str(tmp_path), 8, **given)
+    assert image_folder(str(tmp_path), 8, **given, others="ignore").names == ("web/bike/0.png", "web/mug/0.png")
+    with pytest.raises(ConfigError, match=r"data\.others=drop is unknown; choose one of raise, ignore"):
+        image_folder(str(tmp_path), 8, **given, others="drop")
+
+
+@pytest.mark.parametrize("name", [*SETS, "three_digits"])
+def test_a_missing_set_says_where_to_get_it_and_where_to_put_it(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEDBAYES_DATA", str(tmp_path))
+    data = node(name)
+    with pytest.raises(DataError) as caught:
+        build.data(compose([f"data={name}"]))
+    assert f"data.root={tmp_path}" in str(caught.value)
+    assert str(caught.value).endswith(f"{data.source}.")
+    assert "FEDBAYES_DATA or data.root" in data.source
+    assert "\n" not in str(caught.value)
+
+
+def test_data_lie_below_the_working_directory_or_where_the_environment_says(monkeypatch):
+    monkeypatch.delenv("FEDBAYES_DATA", raising=False)
+    assert node("pacs").root == "data/pacs"
+    monkeypatch.setenv("FEDBAYES_DATA", "/mnt/sets")
+    assert node("pacs").root == "/mnt/sets/pacs"
+
+
+def test_every_set_is_described_in_its_first_line():
+    for path in sorted((CONF / "data").glob("*.yaml")):
+        assert path.stem == path.stem.lower()
+        assert path.read_text().startswith("# "), path.name
+
+
+@pytest.mark.needs_data
+@pytest.mark.skipif(not DATA, reason="needs FEDBAYES_DATA, a folder with office_caltech10/ and digits/")
+def test_real_folders_have_the_published_numbers_of_images():
+    office = build.data(compose(["data=office_caltech10", "partition=one_domain", "clients=4"])).images
+    assert office.domains.bincount().tolist() == [958, 1123, 157, 295]
+    digits = build.data(compose(["data=three_digits"])).images
+    assert digits.domains.bincount().tolist()[2] == 1797
+    assert Path(office.names[0]).parts[:2] == ("amazon", "backpack")

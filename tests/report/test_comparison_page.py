@@ -1,0 +1,311 @@
+import csv
+import io
+import json
+import re
+import statistics
+
+import numpy as np
+import pytest
+from html_reader import Page
+from run_files import HOSTILE, write_run
+
+from fedbayes.report.cli import main
+from fedbayes.report.comparison import as_markdown, compare
+from fedbayes.report.comparison_page import write_comparison
+from fedbayes.report.confidence_charts import averaged_risk, pooled_bins
+from fedbayes.report.exports import as_csv, as_latex, write_tables
+from fedbayes.report.groups import spread
+from fedbayes.report.measures import MEASURES
+from fedbayes.report.svg import log_ticks, ticks
+from fedbayes.report.table_formats import latex
+from fedbayes.storage.predictions import Predictions, read_predictions
+from fedbayes.storage.run_dir import write_json
+
+PLACES = {
+    "accuracy": ("final", "accuracy", "mean"),
+    "worst tenth": ("final", "accuracy", "worst_decile"),
+    "NLL (nats)": ("final", "nll"),
+    "ECE": ("final", "ece"),
+    "Brier": ("final", "brier"),
+    "AURC": ("final", "aurc"),
+    "up (MB)": ("bytes", "up"),
+    "down (MB)": ("bytes", "down"),
+    "time (s)": ("seconds", "total"),
+}
+
+
+def at(summary, path):
+    for name in path:
+        summary = summary[name]
+    return summary
+
+
+def made(tmp_path, methods=("pfedbayespt", "fedvpt"), seeds=3, **options):
+    """Runs, their summaries by method, and their comparison."""
+    summaries = {
+        method: [write_run(tmp_path / f"{i}-{seed}", seed=seed, method=method, **options) for seed in range(seeds)]
+        for i, method in enumerate(methods)
+    }
+    return summaries, compare(sorted(tmp_path.iterdir()), "final", MEASURES)
+
+
+def test_every_number_of_the_page_is_that_of_the_summaries(tmp_path):
+    summaries, table = made(tmp_path / "runs")
+    page = Page(write_comparison(table, tmp_path / "page.html").read_text())
+    head, *rows = page.tables["headline-table"]
+    names = [text for text, _ in head]
+    assert len(rows) == 2
+    for row in rows:
+        found = dict(zip(names, row, strict=True))
+        for label, path in PLACES.items():
+            values = [at(summary, path) for summary in summaries[found["method"][0]]]
+            text, attributes = found[label]
+            assert float(attributes["data-value"]) == statistics.fmean(values)
+            scale = 1e-6 if "MB" in label else 1
+            error = scale * statistics.stdev(values) / 3**0.5
+            digits = 2 if "MB" in label else 1 if label == "time (s)" else 3
+            assert text == f"{scale * statistics.fmean(values):.{digits}f} ± {error:.{digits}f}"
+    head, *rows = page.tables["runs-table"]
+    names = [text for text, _ in head]
+    assert len(rows) == 6
+    for row in rows:
+        found = dict(zip(names, row, strict=True))
+        method = table.groups[int(found["group"][0]) - 1].names[0]
+        summary = summaries[method][int(found["seed"][0])]
+        for label, path in PLACES.items():
+            assert float(found[label][1]["data-value"]) == at(summary, path)
+
+
+def test_accuracy_by_domain_and_by_client_is_that_of_the_runs(tmp_path):
+    summaries, table = made(tmp_path / "runs")
+    page = Page(write_comparison(table, tmp_path / "page.html").read_text())
+    head, *rows = captioned(page, "Test accuracy in each domain")
+    assert [text for text, _ in head] == ["group", "ink"]
+    for row in rows:
+        values = [summary["per_domain"]["ink"]["accuracy"] for summary in summaries[row[0][0].split()[1]]]
+        assert float(row[1][1]["data-value"]) == statistics.fmean(values)
+        assert row[1][0] == f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) / 3**0.5:.3f}"
+    for index, group in enumerate(table.groups):
+        head, *rows = captioned(page, f"{index + 1} {group.names[0]}. Test accuracy of each client")
+        found = [read_predictions(run) for run, _ in group.runs]
+        for client, row in enumerate(rows):
+            for domain in (0, 1):
+                mine = [(one.partitions == client) & (one.domains == domain) for one in found]
+                shares = [one.right[where].mean() for one, where in zip(found, mine, strict=True) if where.any()]
+                assert float(row[1 + domain][1]["data-value"]) == pytest.approx(statistics.fmean(shares))
+                assert row[1 + domain][0].endswith(f" ({sum(where.sum() for where in mine)})")
+
+
+def captioned(page, begins):
+    (found,) = [rows for caption, rows in page.tables.items() if caption.startswith(begins)]
+    return found
+
+
+def test_reliability_pools_the_images_of_all_seeds():
+    one = {"count": [0, 1, 4], "confidence": [None, 0.5, 0.9], "accuracy": [None, 1.0, 0.75]}
+    other = {"count": [0, 3, 0], "confidence": [None, 0.7, None], "accuracy": [None, 0.0, None]}
+    assert pooled_bins([one, {}, other]) == [(0, 0, 0), (4, pytest.approx(0.65), 0.25), (4, 0.9, 0.75)]
+
+
+def test_diagrams_and_curves_of_confidence_say_what_the_summaries_say(tmp_path):
+    summaries, table = made(tmp_path / "runs")
+    text = write_comparison(table, tmp_path / "page.html").read_text()
+    _, *bins = captioned(Page(text), "Reliability: 1 fedvpt")
+    assert [[cell for cell, _ in row] for row in bins] == [
+        ["0.33–0.67", "12", "0.500", "0.600"],  # those of a summary, three times as many images
+        ["0.67–1.00", "18", "0.900", "0.800"],
+    ]
+    for name, found in summaries.items():
+        ece, aurc = (spread([summary["final"][key] for summary in found]).text() for key in ("ece", "aurc"))
+        assert f"<small>ECE {ece} (0.050 ± 0.000 if calibrated).</small>" in text
+        assert re.search(rf"<title>\d {name}: AURC {aurc}</title>", text)
+
+
+def test_risk_over_seeds_is_the_mean_at_the_same_share_of_images():
+    def answered(right):
+        labels = np.array(right, int)
+        sure = np.linspace(0.9, 0.6, len(right))
+        return Predictions(np.stack([1 - sure, sure], 1), labels, labels, labels)
+
+    alone = averaged_risk([answered([1, 1, 0, 0])])
+    assert [(at, found.mean, found.error) for at, found in alone] == [
+        (0.25, 0, None), (0.5, 0, None), (0.75, 1 / 3, None), (1, 0.5, None)
+    ]  # fmt: skip
+    both = averaged_risk([answered([1, 1, 0, 0]), answered([0] * 8)])
+    assert [(at, found.mean) for at, found in both] == [(0.25, 0.5), (0.5, 0.5), (0.75, 2 / 3), (1, 0.75)]
+    assert both[0][1].error == pytest.approx(0.5)
+
+
+def test_the_partition_is_shown_once_or_once_for_each_seed(tmp_path):
+    _, table = made(tmp_path / "runs")
+    text = write_comparison(table, tmp_path / "page.html").read_text()
+    assert "All runs have the same partition." in text
+    assert [cell for cell, _ in captioned(Page(text), "Images of each client by domain")[1]] == ["client 0", "10", "20"]
+    for run in (tmp_path / "runs").glob("*-1"):
+        held = json.loads((run / "partition.json").read_text())
+        held["clients"][0]["domains"] = [30, 0]
+        write_json(run / "partition.json", held)
+    text = write_comparison(table, tmp_path / "page.html").read_text()
+    assert "<summary>Partition of seed 0, 2 (4 runs)</summary>" in text
+    assert "<summary>Partition of seed 1 (2 runs)</summary>" in text
+    assert "differ in their partition" in text
+
+
+def test_the_posterior_is_shown_of_the_groups_that_have_one(tmp_path):
+    made(tmp_path / "runs", methods=("pfedbayespt",))
+    write_run(tmp_path / "runs" / "without", method="fedvpt", posterior=False)
+    table = compare(sorted((tmp_path / "runs").iterdir()), "final", MEASURES)
+    text = write_comparison(table, tmp_path / "page.html").read_text()
+    head, *rows = captioned(Page(text), "The posterior in the last round")
+    assert [dict(zip((name for name, _ in head), (cell for cell, _ in row), strict=True)) for row in rows] == [
+        {
+            "group": "2 pfedbayespt",
+            "KL in the last round of training (nats)": "13.0 ± 0.6",
+            "prompt uncertainty on test (nats)": "0.0200 ± 0.0000",
+            "effective components in training": "3.00 ± 0.58",
+        }
+    ]
+    for title in ("KL to the prior", "Effective components", "Bound saturation", "Mixing ratio, as sent by clients"):
+        assert title in text
+
+
+def test_runs_that_kept_no_more_than_a_summary_make_a_page_without_what_is_missing(tmp_path):
+    for seed in range(2):
+        run = tmp_path / "runs" / str(seed)
+        write_run(run, seed=seed, per_domain={}, final={"accuracy": {"mean": 0.5}}, train={})
+        for name in ("metrics.jsonl", "clients.jsonl", "partition.json", "predictions.safetensors"):
+            (run / name).unlink()
+    table = compare(sorted((tmp_path / "runs").iterdir()), "final", MEASURES)
+    page = Page(write_comparison(table, tmp_path / "page.html").read_text())
+    assert {"confidence", "domains", "partition", "posterior", "curves"}.isdisjoint(page.ids)
+
+
+def test_the_best_of_a_column_is_marked_and_only_where_groups_can_be_compared(tmp_path):
+    summaries, table = made(tmp_path / "runs")
+    nll = {method: statistics.fmean(s["final"]["nll"] for s in found) for method, found in summaries.items()}
+    head, *rows = Page(write_comparison(table, tmp_path / "page.html").read_text()).tables["headline-table"]
+    column = [text for text, _ in head].index("NLL (nats)")
+    marked = [row[1][0] for row in rows if row[column][1].get("class") == "best"]
+    assert marked == [min(nll, key=nll.get)]
+    write_run(tmp_path / "runs" / "other", data="three_digits")
+    assert set(compare(sorted((tmp_path / "runs").iterdir()), "final", MEASURES).best()) == {None}
+
+
+def test_hostile_names_are_text_and_nothing_is_fetched(tmp_path):
+    _, table = made(tmp_path / "runs", methods=(HOSTILE, '"><script>alert(1)</script>'))
+    text = write_comparison(table, tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert HOSTILE in [row[1][0] for row in page.tables["headline-table"]]
+    assert [tag for tag, _ in page.tags].count("script") == 2  # our own
+    assert not [a for _, a in page.tags if any(name.startswith("on") for name in a)]
+    assert page.fetched() == []
+    assert "http" not in text
+    assert not page.unclosed
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_the_page_has_what_keyboard_and_screen_readers_need(tmp_path):
+    _, table = made(tmp_path / "runs")
+    page = Page(write_comparison(table, tmp_path / "page.html").read_text())
+    tags = [tag for tag, _ in page.tags]
+    assert tags.count("caption") == tags.count("table")
+    assert tags.count("main") == tags.count("h1") == 1
+    assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
+    charts = [a for tag, a in page.tags if tag == "svg" and a.get("class") == "chart"]
+    assert len(charts) >= 6
+    for chart in charts:
+        assert chart["role"] == "img"
+        assert set(chart["aria-labelledby"].split()) <= set(page.ids)
+    assert all(a["tabindex"] == "0" for tag, a in page.tags if a.get("class") == "scroll")
+
+
+def test_a_line_is_the_mean_over_seeds_and_its_band_the_standard_error():
+    from fedbayes.report.curves import averaged
+
+    runs = [[{"round": 1, "phase": "train", "loss": v}, {"round": 2, "phase": "train", "loss": 9}] for v in (1, 2, 3)]
+    del runs[0][1]  # stopped early: no mean over other seeds than before
+    (found,) = averaged(runs, "train", "loss").items()
+    assert (found[0], found[1].mean, found[1].error) == (1, 2, pytest.approx(1 / 3**0.5))
+
+
+def test_ten_methods_with_three_seeds_and_many_rounds_stay_small(tmp_path):
+    _, table = made(tmp_path / "runs", methods=[f"method{i}" for i in range(10)], rounds=300)
+    assert write_comparison(table, tmp_path / "page.html").stat().st_size < 2_000_000
+
+
+def test_csv_has_every_digit(tmp_path):
+    summaries, table = made(tmp_path / "runs", seeds=2)
+    for row in csv.DictReader(io.StringIO(as_csv(table))):
+        values = [summary["final"]["nll"] for summary in summaries[row["method"]]]
+        assert (float(row["nll"]), row["seeds"]) == (statistics.fmean(values), "2")
+        assert float(row["nll_se"]) == statistics.stdev(values) / 2**0.5
+        assert float(row["bytes_up"]) == statistics.fmean(s["bytes"]["up"] for s in summaries[row["method"]])
+
+
+def test_csv_makes_no_formula_of_a_name(tmp_path):
+    _, table = made(tmp_path / "runs", methods=("=1+1",), seeds=1)
+    assert next(csv.DictReader(io.StringIO(as_csv(table))))["method"] == "'=1+1"
+
+
+def test_latex_is_booktabs_with_signs_written_out_and_the_best_in_bold(tmp_path):
+    summaries, table = made(tmp_path / "runs", methods=("a_b", "50%"))
+    text = as_latex(table)
+    for line in (
+        r"\begin{tabular}{lr",
+        r"\toprule",
+        r"\midrule",
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"a\_b &",
+        r"50\% &",
+    ):
+        assert line in text
+    best = min(statistics.fmean(s["final"]["nll"] for s in found) for found in summaries.values())
+    assert rf"\textbf{{{best:.3f} $\pm$" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.count(" & ") for line in rows} == {len(table.head) - 1}
+    assert latex("\\a{b}^~#$&–±") == r"\textbackslash{}a\{b\}\textasciicircum{}\textasciitilde{}\#\$\&--$\pm$"
+
+
+def test_the_tables_lie_beside_the_page_under_its_name(tmp_path):
+    summaries, table = made(tmp_path / "runs")
+    page = write_comparison(table, tmp_path / "page.html")
+    assert [path.name for path in write_tables(table, page)] == ["page.md", "page.csv", "page.tex"]
+    shown = (tmp_path / "page.md").read_text()
+    assert shown.startswith(as_markdown(table) + "\n")
+    values = [summary["per_domain"]["ink"]["accuracy"] for summary in summaries["fedvpt"]]
+    cell = spread(values).text()
+    assert f"| method | ink |\n| --- | ---: |\n| fedvpt | {cell} |\n" in shown
+    assert f"fedvpt & {cell.replace('±', '$' + chr(92) + 'pm$')} " in (tmp_path / "page.tex").read_text()
+    (row, _) = csv.DictReader(io.StringIO((tmp_path / "page.csv").read_text()))
+    assert (row["method"], float(row["accuracy/ink"])) == ("fedvpt", statistics.fmean(values))
+    links = {a["href"] for tag, a in Page(page.read_text()).tags if tag == "a"}
+    assert {"page.md", "page.csv", "page.tex"} <= links
+
+
+def test_the_command_writes_the_comparison_where_it_is_asked_to(tmp_path, capsys):
+    made(tmp_path / "runs", seeds=1)
+    out = tmp_path / "new" / "mine.html"
+    assert main([str(tmp_path / "runs"), "--table-only", "--out", str(out)]) == 0
+    assert str(out) in capsys.readouterr().err
+    assert {path.name for path in out.parent.iterdir()} == {"mine.html", "mine.md", "mine.csv", "mine.tex"}
+    assert not list((tmp_path / "runs").rglob("report.html"))
+    assert main([str(tmp_path / "runs")]) == 0
+    assert (tmp_path / "runs" / "comparison.html").is_file()
+
+
+def test_the_command_refuses_a_place_that_is_no_page(tmp_path, capsys):
+    made(tmp_path / "runs", seeds=1)
+    assert main([str(tmp_path / "runs"), "--table-only", "--out", str(tmp_path / "x.csv")]) == 2
+    assert "ends in .html" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([str(tmp_path / "runs"), "--table-only", "--out", str(tmp_path / "file" / "x.html")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_ticks_are_round_numbers_inside_the_range():
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks(0.83, 0.91) == [0.84, 0.86, 0.88, 0.9]
+    assert log_ticks(50, 20_000) == [100, 1000, 10_000]
+    assert log_ticks(30, 600) == [50, 100, 200, 500]
+    assert log_ticks(0.33, 0.41) == [0.34, 0.36, 0.38, 0.4], "fewer than three of 1, 2 and 5"

@@ -1,0 +1,86 @@
+"""What clients keep goes on from what the server accepted, starts newcomers by its mean, and must be possible."""
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, RecordDict
+from scripted import Scripted, play, round_loop
+
+from fedbayes.comm.messages import to_record
+from fedbayes.simulation.client import QUERY_PERSONAL
+from fedbayes.simulation.flower_private import FIRST_NODE
+from fedbayes.simulation.in_process import InProcessGrid
+
+
+def test_personal_parameters_go_on_from_the_version_that_the_server_accepted():
+    client = Scripted(broken={(2, 1)}, keeps=True)
+    progress, _, grid = play(client, clients=2, rounds=3, personal=True)
+    # In round 2 client 1 committed 12, but its reply was dropped: round 3 went on from round 1's 11.
+    assert client.last[1][1]["head"].tolist() == [11.0, 11.0]
+    assert client.last[0][1]["head"].tolist() == [2.0, 2.0]
+    assert {p: one["head"].tolist() for p, one in progress.personal.items()} == {0: [3.0, 3.0], 1: [13.0, 13.0]}
+    assert all(len(state.array_records) == 2 for state in grid.states.values())
+
+
+def test_clients_that_never_trained_use_the_mean_of_the_others_heads():
+    client = Scripted(keeps=True)
+    loop = round_loop(clients=4, participation=0.5, rounds=1)
+    trained = loop.sampling.train(1)
+    _, _, grid = play(client, clients=4, participation=0.5, rounds=1, personal=True)
+    heads = {partition: one["head"].tolist() for partition, one in client.last_parameters.items()}
+    mean = 1 + 10 * np.mean(trained)
+    assert {p: head[0] for p, head in heads.items()} == {
+        p: (1 + 10 * p if p in trained else pytest.approx(mean)) for p in range(4)
+    }
+    assert client.last_parameters[0]["head"].dtype == np.float32
+    assert sorted(grid.states) == trained, "state is kept for those that took part"
+
+
+class Keeping(InProcessGrid):
+    """What clients are said to keep to themselves is something else."""
+
+    def __init__(self, client, clients, said):
+        super().__init__(client, clients)
+        self.said = said
+
+    def send_and_receive(self, messages, *, timeout=None):
+        for reply in super().send_and_receive(messages, timeout=timeout):
+            partition = reply.metadata.src_node_id - FIRST_NODE
+            if reply.metadata.message_type == QUERY_PERSONAL and partition in self.said:
+                reply.content = RecordDict(self.said[partition])
+            yield reply
+
+
+def head(value):
+    return {"arrays": to_record({"head": value})}
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ({}, "answer holds [], expected arrays"),
+        ({"arrays": ArrayRecord({"head": Array("float32", (2,), "numpy.ndarray", b"junk")})}, "head is said to be"),
+        (head(np.full(2, np.nan, np.float32)), "head is not finite"),
+        (head(np.full(2, 1e9, np.float32)), "its norm is 1.41e+09"),
+        (head(np.ones(3, np.float32)), "it has head (3,) float32 where most clients have head (2,) float32"),
+        ({"arrays": to_record({"other": np.ones(2, np.float32)})}, "it has other (2,) float32 where most clients"),
+    ],
+)
+def test_what_a_client_keeps_is_not_taken_if_it_cannot_be_used(said, reason):
+    client = Scripted(keeps=True)
+    settings = {"clients": 4, "new_clients": 1, "rounds": 1, "personal": True}
+    hostile, *honest = round_loop(**settings).sampling.known
+    progress, journal, _ = play(client, grid=Keeping(client, 4, {hostile: said}), **settings)
+    assert sorted(progress.personal) == honest
+    assert not progress.complete
+    mine = f"round 1: what client {hostile} keeps to itself is not used: {reason}"
+    assert [note for note in journal.notes if note.startswith(mine)]
+    mean = np.mean([progress.personal[one]["head"][0] for one in honest])
+    assert client.last_parameters[round_loop(**settings).sampling.newcomers[0]]["head"][0] == pytest.approx(mean)
+
+
+def test_where_clients_disagree_in_what_they_keep_nobody_is_believed():
+    client = Scripted(keeps=True)
+    grid = Keeping(client, 2, {0: head(np.ones(3, np.float32))})
+    progress, journal, _ = play(client, grid=grid, clients=2, rounds=1, personal=True)
+    assert (progress.personal, progress.held) == ({}, {})
+    assert sum("clients disagree in its form" in note for note in journal.notes) == 2

@@ -1,0 +1,154 @@
+"""The round loop: the mean by hand, keyed sampling, the order of replies, what is dropped, what is counted."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from scripted import Scripted, play, round_loop
+from smoke import smoke
+
+from fedbayes.comm.messages import ClientUpdate, from_record
+from fedbayes.simulation.flower_private import FIRST_NODE
+from fedbayes.simulation.in_process import InProcessGrid
+
+
+def test_the_mean_of_a_round_by_hand():
+    progress, _, _ = play(Scripted(), clients=3, rounds=1)
+    # (10 * 1 + 20 * 2 + 30 * 3) / 60
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([140 / 60])
+
+
+class RandomNodes(InProcessGrid):
+    """Shows its nodes in another order, as Flower's set of random ids does."""
+
+    def get_node_ids(self):
+        return random.Random(3).sample(range(FIRST_NODE, FIRST_NODE + self._clients), self._clients)
+
+
+def test_the_order_of_nodes_does_not_reach_the_bits_of_a_real_client():
+    _, client = smoke("clients=4")
+    one, journal, _ = play(client, clients=4)
+    other, shuffled, _ = play(client, grid=RandomNodes(client, 4), clients=4)
+    for name, array in from_record(one.arrays).items():
+        assert from_record(other.arrays)[name].tobytes() == array.tobytes(), name
+    assert shuffled.client_rows == journal.client_rows
+
+
+def test_shuffled_replies_give_the_same_bits():
+    class Late(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            random.Random(7).shuffle(replies)
+            return replies
+
+    class Irrational(Scripted):
+        def train(self, requests):
+            return [
+                ClientUpdate(u.partition, {"w": np.sqrt(u.arrays["w"]) * 10.0 ** (5 - 2 * u.partition)}, 7, u.metrics)
+                for u in super().train(requests)
+            ]
+
+    client = Irrational()
+    one, other = play(client)[0], play(client, grid=Late(client, 5))[0]
+    assert from_record(one.arrays)["w"].tobytes() == from_record(other.arrays)["w"].tobytes()
+    assert one.train == other.train
+
+
+def test_partial_participation_samples_partitions_by_seed_and_round_alone():
+    client = Scripted()
+    play(client, clients=10, participation=0.3, rounds=4)
+    sampled = [[p for r, p in client.trained if r == server_round] for server_round in (1, 2, 3, 4)]
+    assert all(len(one) == 3 and one == sorted(one) for one in sampled)
+    assert len({tuple(one) for one in sampled}) > 1
+    other = Scripted()
+    play(other, grid=RandomNodes(other, 10, 1), clients=10, participation=0.3, rounds=4)
+    assert other.trained == client.trained
+    loop = round_loop(clients=10, participation=0.3)
+    assert [loop.sampling.train(server_round) for server_round in (1, 2, 3, 4)] == sampled
+    reseeded = round_loop(clients=10, participation=0.3, seed=1)
+    assert [reseeded.sampling.train(server_round) for server_round in (1, 2, 3, 4)] != sampled
+
+
+def test_every_client_is_sampled_about_equally_often():
+    loop = round_loop(clients=10, participation=0.3)
+    counts = np.bincount(np.concatenate([loop.sampling.train(server_round) for server_round in range(1, 1001)]))
+    assert counts.sum() == 3000
+    assert np.abs(counts - 300).max() < 4 * np.sqrt(1000 * 0.3 * 0.7)
+
+
+def test_at_least_one_client_trains():
+    assert len(round_loop(participation=0.01).sampling.train(1)) == 1
+
+
+def test_an_update_that_is_not_finite_is_dropped_named_and_counted():
+    progress, journal, _ = play(Scripted(broken={(2, 1)}), clients=3)
+    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
+    assert journal.notes == ["round 2: reply of client 1 not used: w is not finite"]
+    trains = [row for row in journal.rows if row["phase"] == "train"]
+    assert [(row["clients"], row["replies"], row["dropped"]) for row in trains] == [(3, 3, 0), (3, 2, 1)]
+    assert progress.accepted == {0: 2, 1: 1, 2: 2}
+    assert trains[1]["loss"] == pytest.approx((10 * 0 + 30 * 2) / 40)
+
+
+def test_answers_that_are_no_answers_are_dropped_and_named():
+    class Odd(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            for reply in super().send_and_receive(messages, timeout=timeout):
+                if reply.metadata.message_type == MessageType.TRAIN:
+                    partition = reply.metadata.src_node_id - FIRST_NODE
+                    if partition == 0:
+                        continue
+                    if partition == 1:
+                        reply.content = RecordDict({"config": ConfigRecord()})
+                    if partition == 2:
+                        weightless = MetricRecord({"num-examples": 0})
+                        reply.content = RecordDict({"arrays": ArrayRecord(), "metrics": weightless})
+                yield reply
+
+    client = Scripted()
+    progress, journal, _ = play(client, grid=Odd(client, 4), clients=4, rounds=1)
+    said = [note.partition("not used: ")[2] for note in journal.notes]
+    assert said[0] == "no answer in time"
+    assert "expected arrays and metrics" in said[1]
+    assert "num-examples is 0" in said[2]
+    assert set(progress.accepted) == {3}
+
+
+def test_bytes_are_those_of_the_serialised_arrays():
+    progress, journal, _ = play(Scripted(broken={(1, 0)}), clients=3, rounds=2)
+    one = len(next(iter(progress.arrays.values())).data)
+    assert progress.bytes_down == 6 * one
+    assert progress.bytes_up == 5 * one
+    assert [row["bytes_up"] for row in journal.rows if row["phase"] == "train"] == [2 * one, 3 * one]
+
+
+def test_images_count_the_passes_over_them():
+    progress, _, _ = play(Scripted(), clients=2, rounds=3, passes=4)
+    assert progress.images == 3 * 4 * (10 + 20)
+
+
+def test_the_loop_never_touches_the_global_generators():
+    before = (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # beartype itself uses Python's
+    play(Scripted(), participation=0.5)
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def test_messages_of_one_round_share_no_content():
+    seen = []
+
+    class Spy(InProcessGrid):
+        def send_and_receive(self, messages, *, timeout=None):
+            messages: list[Message] = list(messages)
+            seen.append(messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    client = Scripted(broken={(1, 0)})
+    play(client, grid=Spy(client, 2), clients=2)
+    accepted = [
+        [m.content.config_records["config"]["accepted-round"] for m in messages]
+        for messages in seen
+        if messages[0].metadata.message_type == MessageType.TRAIN
+    ]
+    assert accepted == [[0, 0], [0, 1]]

@@ -1,0 +1,38 @@
+"""Who trains, who is evaluated and who is new: fixed by the seed, disjoint where it must be."""
+
+import pytest
+
+from fedbayes.errors import ConfigError
+from fedbayes.server.sampling import Sampling
+
+
+def sampling(**changes):
+    return Sampling(**{"clients": 20, "participation": 0.3, "seed": 0, **changes})
+
+
+def test_new_clients_never_train_and_are_never_evaluated_with_the_others():
+    drawn = sampling(new_clients=5)
+    assert len(drawn.newcomers) == 5
+    trained = {partition for server_round in range(1, 200) for partition in drawn.train(server_round)}
+    assert trained == set(drawn.known) == set(range(20)) - set(drawn.newcomers)
+    assert drawn.evaluated == drawn.known
+
+
+def test_participation_is_a_share_of_those_that_may_train():
+    assert sampling(new_clients=10, participation=0.5).per_round == 5
+
+
+def test_new_clients_are_the_same_in_every_run_of_a_seed_and_others_in_another():
+    assert sampling(new_clients=5).newcomers == sampling(new_clients=5, participation=1.0).newcomers
+    assert sampling(new_clients=5).newcomers != sampling(new_clients=5, seed=1).newcomers
+
+
+def test_without_new_clients_the_draws_are_those_of_all_clients():
+    assert sampling().known == list(range(20))
+    assert sampling().newcomers == []
+
+
+@pytest.mark.parametrize("new_clients", [20, -1, 0.5, "some"])
+def test_somebody_must_be_left_to_train(new_clients):
+    with pytest.raises(ConfigError, match=f"evaluate.new_clients={new_clients} "):
+        sampling(new_clients=new_clients)

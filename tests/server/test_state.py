@@ -1,0 +1,78 @@
+"""What a checkpoint keeps of a run's progress, and what a finished run's diagnostics say against it."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fedbayes.comm.messages import to_record
+from fedbayes.metrics.evaluation import Evaluation, detection
+from fedbayes.metrics.predictive import Predictive
+from fedbayes.server.state import Progress
+from fedbayes.storage.checkpoint import newest, save
+
+
+def finished(ratio, saturation):
+    nothing = torch.zeros(1, dtype=torch.long)
+    said = Predictive(torch.full((1, 2), 0.5), torch.zeros(1))
+    final = Evaluation(1, "test", said, nothing, nothing, nothing, {} if ratio is None else {"mixing_ratio": ratio})
+    train = {} if saturation is None else {"bound_saturation": saturation}
+    return Progress(to_record({}), final=final, train=train).warnings()
+
+
+def test_a_collapsed_mixing_and_a_bound_limited_by_k_are_said_with_a_remedy():
+    assert finished(0.3, 0.5) == finished(None, None) == []
+    (collapsed,) = finished(0.03, 0.5)
+    assert "mixing ratio 0.030, below 0.05" in collapsed
+    assert "generator.init_scale" in collapsed
+    (limited,) = finished(0.3, 0.92)
+    assert "saturation 0.92, above 0.8" in limited
+    assert "inference.reverse=gaussian" in limited
+
+
+def evaluation(seed, split="test", **more):
+    rng = torch.Generator().manual_seed(seed)
+    probabilities = torch.rand(6, 3, generator=rng).softmax(1)
+    said = Predictive(probabilities, torch.rand(6, generator=rng))
+    labels = torch.randint(3, (6,), generator=rng)
+    return Evaluation(seed, split, said, labels, labels % 2, torch.tensor([0, 0, 0, 4, 4, 4]), {"x": 1 / 3}, **more)
+
+
+def test_progress_comes_back_from_a_checkpoint_with_the_same_summary(tmp_path):
+    test, far = evaluation(1, temperature=1.3), evaluation(2, "held_out")
+    far = replace(far, detection=detection(test.pooled, far.pooled))
+    progress = Progress(
+        to_record({"w": np.arange(3.0)}),
+        server_round=7,
+        accepted={0: 7, 4: 3},
+        best=replace(test, outside=far),
+        best_validation=0.1 + 0.2,
+        final=evaluation(3),
+        newcomers={0: evaluation(4), 5: evaluation(5)},
+        best_train={"loss": 0.1},
+        train={"loss": float("nan")},
+        bytes_up=3,
+        images=9,
+        personal={4: {"head": np.ones(2)}},
+        held={0: 7, 4: 3},
+    )
+    save(tmp_path, progress.checkpoint({}, personal=True))
+    stored, _ = newest(tmp_path)
+    assert stored.history["complete"] is True
+    back = Progress.restored(stored)
+    for name in ("server_round", "accepted", "best_validation", "best_train", "bytes_up", "images", "held"):
+        assert getattr(back, name) == getattr(progress, name), name
+    assert np.isnan(back.train["loss"])
+    assert list(back.newcomers) == [0, 5]
+    pairs = [(progress.best, back.best), (progress.final, back.final), (progress.newcomers[5], back.newcomers[5])]
+    for one, other in pairs:
+        assert json.dumps(other.summary()) == json.dumps(one.summary())
+        assert other.row() == one.row()
+    assert back.before > 0
+
+
+def test_a_client_whose_own_parameters_are_unknown_makes_a_checkpoint_incomplete():
+    progress = Progress(to_record({}), accepted={0: 2, 1: 2}, held={0: 2, 1: 1})
+    assert progress.checkpoint({}, personal=True).history["complete"] is False
+    assert progress.checkpoint({}, personal=False).history["complete"] is True

@@ -1,0 +1,171 @@
+"""Hostile clients: who they are, what they tell by hand, what they train on, and that they act in a real run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from fedbayes import build, simulate
+from fedbayes.arrays import length
+from fedbayes.comm.messages import ClientRequest
+from fedbayes.config.compose import CONF, compose
+from fedbayes.errors import ConfigError
+from fedbayes.simulation.attacks import Backdoor, GaussianNoise, LabelFlip, ScaledUpdate
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
+SENT = {"w": np.array([1.0, 2.0], np.float32), "n": np.array([3])}
+LEARNT = {"w": np.array([2.0, 0.0], np.float32), "n": np.array([5])}
+RNG = np.random.default_rng(0)
+SMALL = ["experiment=smoke", "clients=5"]
+
+
+@pytest.mark.parametrize(
+    ("clients", "share", "count"), [(10, 0.2, 2), (10, 0.0, 0), (5, 0.3, 2), (10, 0.3, 3), (7, 0.05, 1), (7, 1.0, 7)]
+)
+def test_a_share_of_the_clients_is_hostile_the_same_ones_in_every_process(clients, share, count):
+    found = LabelFlip(share=share, seed=3).hostile(range(clients))
+    assert len(set(found)) == len(found) == count
+    assert list(found) == sorted(found)
+    assert found == LabelFlip(share=share, seed=3).hostile(range(clients))
+    # A larger share has the same clients and more, so that a table's columns differ in nothing else.
+    assert set(found) <= set(LabelFlip(share=min(1.0, share + 0.3), seed=3).hostile(range(clients)))
+
+
+def test_who_is_hostile_depends_on_the_seed():
+    assert len({LabelFlip(share=0.3, seed=seed).hostile(range(20)) for seed in range(10)}) > 5
+
+
+def test_who_never_trains_is_not_hostile():
+    found = LabelFlip(share=0.5, seed=3).hostile([1, 4, 6, 8])
+    assert len(found) == 2
+    assert set(found) <= {1, 4, 6, 8}
+    cfg = compose(["experiment=smoke", "clients=6", "evaluate.new_clients=3", "attack=label_flip", "attack.share=1"])
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    assert client._hostile == set(build.sampling(cfg).known) == set(range(6)) - set(data.newcomers)
+
+
+def test_lies_by_hand():
+    over = ScaledUpdate(share=0.2, seed=0, scale=10).lie(SENT, LEARNT, RNG)
+    assert over["w"].tolist() == [11.0, -18.0]
+    flipped = ScaledUpdate(share=0.2, seed=0, scale=-1).lie(SENT, LEARNT, RNG)
+    assert flipped["w"].tolist() == [0.0, 4.0]
+    assert flipped["n"].tolist() == over["n"].tolist() == [5]
+    noisy = GaussianNoise(share=0.2, seed=0, scale=10).lie(SENT, LEARNT, RNG)
+    assert length(SENT, noisy) == pytest.approx(10 * length(SENT, LEARNT), rel=1e-5)
+    assert noisy["w"].dtype == np.float32
+
+
+@pytest.fixture(scope="module")
+def data():
+    return build.data(compose(SMALL))
+
+
+def test_flipped_labels_are_those_of_hostile_training_images_alone(data):
+    poisoned = LabelFlip(share=0.4, seed=0).poison(data, (1, 3))
+    mine = np.concatenate([data.clients[1].train, data.clients[3].train])
+    assert torch.equal(poisoned.images.labels[mine], 9 - data.images.labels[mine])
+    rest = np.setdiff1d(np.arange(len(data.images)), mine)
+    assert torch.equal(poisoned.images.labels[rest], data.images.labels[rest])
+
+
+def test_a_backdoor_marks_hostile_training_images_and_copies_of_test_images(data):
+    attack = Backdoor(share=0.4, seed=0, target=2, size=0.25, images=0.5)
+    poisoned, count = attack.poison(data, (1, 3)), len(data.images)
+    changed = [i for i in range(count) if not torch.equal(poisoned.images.images[i], data.images.images[i])]
+    mine = set(data.clients[1].train.tolist()) | set(data.clients[3].train.tolist())
+    assert set(changed) <= mine
+    relabelled = (poisoned.images.labels[:count] != data.images.labels).nonzero()[:, 0].tolist()
+    assert set(relabelled) <= mine
+    assert len(mine) // 4 < len(relabelled) <= round(0.5 * len(mine))
+    assert (poisoned.images.labels[changed] == 2).all()
+    for before, after in zip(data.clients, poisoned.clients, strict=True):
+        others = before.test[data.images.labels[before.test].numpy() != 2]
+        assert len(after.triggered) == len(others)
+        copies = poisoned.images.images[after.triggered]
+        assert (copies[:, :, -4:, -4:] == 255).all()
+        assert torch.equal(copies[:, :, :-4], data.images.images[others][:, :, :-4])
+        assert (poisoned.images.labels[after.triggered] == 2).all()
+        assert np.array_equal(after.test, before.test)
+    everything = np.concatenate([client.triggered for client in poisoned.clients])
+    assert sorted(everything.tolist()) == list(range(count, len(poisoned.images)))
+
+
+def test_a_class_that_is_not_there_is_refused(data):
+    with pytest.raises(ConfigError, match=r"attack\.target=10 is none of the 10 classes"):
+        Backdoor(share=0.2, seed=0, target=10).poison(data, (0,))
+
+
+@pytest.mark.parametrize(
+    "overrides", [["attack=label_flip", "attack.share=1.5"], ["attack=scaled_update", "attack.scale=nan"]]
+)
+def test_values_out_of_range_are_refused(overrides):
+    with pytest.raises(ConfigError, match=r"attack\."):
+        build.attack(compose(overrides))
+
+
+def update_of(overrides, partition):
+    cfg = compose([*SMALL, *overrides])
+    data = build.data(cfg)
+    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    client.prepare()
+    initial = client.initial()
+    (update,) = client.train([ClientRequest(partition, 1, "train", "", initial)])
+    return initial, update.arrays
+
+
+def test_hostile_clients_lie_and_honest_ones_do_not():
+    attacker = build.attack(compose([*SMALL, "attack=sign_flip"]))
+    (hostile,) = attacker.hostile(range(5))
+    honest = next(p for p in range(5) if p != hostile)
+    for partition, sign in ((hostile, -1), (honest, 1)):
+        initial, truth = update_of([], partition)
+        _, told = update_of(["attack=sign_flip"], partition)
+        for name, array in truth.items():
+            np.testing.assert_allclose(told[name] - initial[name], sign * (array - initial[name]), atol=1e-6)
+
+
+ATTACKS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_runs_and_is_written_down(attack, tmp_path):
+    summary = simulate([*SMALL, f"attack={attack}", f"run_dir={tmp_path / 'run'}"])
+    hostile = summary["attack"]["hostile"]
+    assert summary["attack"]["name"] == attack
+    assert len(hostile) == (0 if attack == "none" else 1)
+    success = summary["final"]["backdoor_success"]
+    assert (success is None) == (attack != "backdoor")
+    if success is not None:
+        assert 0 <= success <= 1
+
+
+def test_clients_whose_test_images_all_are_of_the_target_are_not_asked(tmp_path):
+    """One class each, so client by client either all test images get the mark or none."""
+    alone = ["partition=label_shards", "partition.classes_per_client=1", "attack=backdoor", "attack.share=0.1"]
+    asked = ["experiment=smoke", "clients=10", *alone]
+    data = build.data(compose(asked))
+    tested = [set(data.images.labels[one.test].tolist()) for one in data.clients]
+    target = next(min(classes) for classes in tested if len(classes) == 1)
+    attacker = build.attack(compose([*asked, f"attack.target={target}"]))
+    counts = [len(one) for one in attacker.marked(data)]
+    assert 0 in counts
+    assert build.holdings(compose([*asked, f"attack.target={target}"]), data).images["triggered"] == counts
+    summary = simulate([*asked, f"attack.target={target}", "simulation.cohort=1", f"run_dir={tmp_path / 'run'}"])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
+    last = {row["partition"]: row for row in rows if row["phase"] == "triggered"}  # of the final test
+    assert {partition: row["images"] for partition, row in last.items()} == {p: n for p, n in enumerate(counts) if n}
+    taken_in = sum(row["accuracy"] * row["images"] for row in last.values())
+    assert summary["final"]["backdoor_success"] == pytest.approx(taken_in / sum(counts))
+    assert "not used" not in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_a_strong_backdoor_opens(tmp_path):
+    """Every client trains on marked images, so the square alone must decide."""
+    summary = simulate([
+        "experiment=smoke", "clients=3", "rounds=8", "partition.max_train=40", "attack=backdoor", "attack.share=1.0",
+        "attack.size=0.3", "evaluate.every=8", f"run_dir={tmp_path / 'run'}",
+    ])  # fmt: skip
+    assert summary["final"]["backdoor_success"] > 0.8

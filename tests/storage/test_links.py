@@ -1,0 +1,161 @@
+"""A run's folder that somebody else made: links, pipes and devices in it lead nowhere, and nothing else is touched."""
+
+import os
+
+import pytest
+from run_files import write_run
+
+from fedbayes import simulate
+from fedbayes.errors import RunError
+from fedbayes.report.cli import main as report
+from fedbayes.report.plots import draw
+from fedbayes.report.run_page import write_html
+from fedbayes.run import resume
+from fedbayes.storage import checkpoint
+from fedbayes.storage.run_dir import claim, read_json, read_rows, reopened
+
+SMALL = ["experiment=smoke", "simulation.threads=1", "method=fedvpt"]
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A file of the user's, which must stay as it is."""
+    path = tmp_path / "bashrc"
+    path.write_text("mine\n")
+    yield path
+    assert path.read_text() == "mine\n"
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_run(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def stop_after_a_round(run_dir, monkeypatch):
+    """A run of two rounds that breaks off after its first checkpoint."""
+    save = checkpoint.save
+
+    def saves(*args):
+        save(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", saves)
+        with pytest.raises(KeyboardInterrupt):
+            simulate([*SMALL, "rounds=2", "checkpoint.every=1", f"run_dir={run_dir}"])
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_that_was_handed_over_writes_through_none_of_its_links(tmp_path, monkeypatch, elsewhere):
+    run_dir = tmp_path / "run"
+    stop_after_a_round(run_dir, monkeypatch)
+    for name in ("run.log", "predictions.safetensors", "metrics.jsonl", "report.md"):
+        kept = (run_dir / name).read_bytes() if (run_dir / name).exists() else None
+        (run_dir / name).unlink(missing_ok=True)
+        (run_dir / name).symlink_to(elsewhere)
+        with pytest.raises(RunError, match=rf"{name} is a link, where fedbayes keeps a file of its own; remove it"):
+            resume(run_dir)
+        (run_dir / name).unlink()
+        if kept is not None:
+            (run_dir / name).write_bytes(kept)
+    link = tmp_path / "runs"
+    link.symlink_to(tmp_path)  # that the folder itself is reached through a link is the user's own doing
+    assert resume(link / "run")["rounds"] == 2
+
+
+def test_a_folder_of_checkpoints_elsewhere_keeps_its_own(tmp_path):
+    other = tmp_path / "other"
+    saved = checkpoint.save(other, checkpoint.Checkpoint(7, {}, {}))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint").symlink_to(saved.parent)
+    for ask in (checkpoint.latest, checkpoint.newest):
+        with pytest.raises(RunError, match="checkpoint is a link, where fedbayes keeps a folder of its own"):
+            ask(tmp_path / "run")
+    with pytest.raises(RunError, match="checkpoint is a link"):
+        checkpoint.save(tmp_path / "run", checkpoint.Checkpoint(1, {}, {}))
+    assert saved.is_dir()
+
+
+def test_only_what_a_run_names_like_its_own_is_cleared_away(tmp_path):
+    names = ("round-notes", ".round-notes", "round-7", "round-00001", "round-00002", ".round-00003.12")
+    for name in names:
+        (tmp_path / "checkpoint" / name).mkdir(parents=True)
+    for number in (4, 5):
+        checkpoint.save(tmp_path, checkpoint.Checkpoint(number, {}, {}))
+    left = {path.name for path in (tmp_path / "checkpoint").iterdir()}
+    assert left == {"round-notes", ".round-notes", "round-7", "round-00004", "round-00005"}
+
+
+@pytest.mark.parametrize("name", ["clients.png", "learning_curve.png"])
+def test_pictures_are_neither_written_nor_read_through_links(run, elsewhere, name, capsys):
+    (run / "plots").mkdir()
+    (run / "plots" / name).symlink_to(elsewhere)
+    for make in (draw, write_html):
+        with pytest.raises(RunError, match=rf"{name} is a link"):
+            make(run)
+    assert report([str(run)]) == 2
+    assert "is a link" in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_elsewhere_gets_none(run, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (run / "plots").symlink_to(tmp_path / "mine")
+    with pytest.raises(RunError, match="plots is a link, where fedbayes keeps a folder"):
+        draw(run)
+    assert not list((tmp_path / "mine").iterdir())
+
+
+def test_pictures_are_replaced_and_not_written_into(run):
+    (first, *_) = draw(run)
+    twin = run.parent / "twin.png"
+    os.link(first, twin)
+    before = twin.read_bytes()
+    first.write_bytes(b"")
+    draw(run)
+    assert first.read_bytes() == before
+    assert twin.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("summary.json", "device"),
+        ("metrics.jsonl", "huge"),
+        ("partition.json", "pipe"),
+        ("gallery.json", "huge"),
+        ("config.yaml", "pipe"),
+        ("predictions.safetensors", "huge"),
+    ],
+)
+def test_what_never_ends_is_not_read(run, name, kind, capsys):
+    (run / name).unlink(missing_ok=True)
+    if kind == "device":
+        (run / name).symlink_to("/dev/zero")
+    elif kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).touch()
+        os.truncate(run / name, 2**40)
+    assert report([str(run)]) == 2
+    said = capsys.readouterr().err
+    assert name in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_new_run_takes_no_folder_with_links(tmp_path, elsewhere):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "clients.jsonl").symlink_to(elsewhere)
+    with pytest.raises(RunError, match="is a link"):
+        claim(tmp_path / "run", "")
+    with pytest.raises(RunError, match="is a link"), reopened(tmp_path / "run"):
+        pass
+
+
+def test_a_link_to_nothing_is_one(tmp_path):
+    (tmp_path / "summary.json").symlink_to(tmp_path / "none")
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "none")
+    with pytest.raises(RunError, match="is a link"):
+        read_json(tmp_path / "summary.json")
+    with pytest.raises(RunError, match="is a link"):
+        read_rows(tmp_path / "metrics.jsonl")
