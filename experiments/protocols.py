@@ -16,8 +16,19 @@ FIRST = (
     *("fedavg_head", "local_vpt", "fedncm", "fedcof"),
 )
 SECOND = (
-    *("fedprox", "local_head", "fedrep", "fedbabu", "ditto", "sgpt", "pep_fedpt", "pfpt", "fedapt", "pfedbayes"),
-    *("pfedbayes_mean", "fedlora", "fedavg_full", "centralised"),
+    *(
+        "fedprox",
+        "local_head",
+        "fedrep",
+        "fedbabu",
+        "ditto",
+        "sgpt",
+        "pep_fedpt",
+        "pfpt",
+        "fedapt",
+        "pfedbayes_product",
+    ),
+    *("pfedbayes", "fedlora", "fedavg_full", "centralised"),
 )
 ABLATIONS = ("gaussian_prompts_personal", "deterministic_prompts_personal")
 """What tells whether personal heads or the posterior make the difference of `pfedbayespt_personal`."""

@@ -24,7 +24,7 @@ ATTACKS = {
 }
 DEFENCES = {
     "mean": (),
-    "clip": ("defence.clip=15",),
+    "clip": ("update_clipping.max_norm=15",),
     **{
         name: (f"method.strategy.aggregate={name}",)
         for name in ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
@@ -51,7 +51,7 @@ def attacks(root: Path) -> Runs:
             more = (*how, f"+method.strategy.hostile={share}") if reckoned else how
             for attack, what in ATTACKS.items() if share else (("none", ()),):
                 key = (attack, f"{share:g}", defence)
-                hostile = (*what, f"attack.share={share}") if share else ()
+                hostile = (*what, f"attack.fraction={share}") if share else ()
                 found[key] = (folder_of(root, key), ("seed=0", "evaluate.every=15", *more, *hostile))
     return found
 

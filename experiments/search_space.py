@@ -12,7 +12,7 @@ Ranked = tuple[float, float, Candidate]
 
 def pairs(prompt: Sequence[float], head: Sequence[float]) -> list[Candidate]:
     """Every pair of learning rates."""
-    return [(f"optim.prompt_lr={p}", f"optim.head_lr={h}") for p in prompt for h in head]
+    return [(f"optim.lr={p}", f"optim.head_lr={h}") for p in prompt for h in head]
 
 
 def around(best: Candidate, key: str, values: Sequence[float]) -> list[Candidate]:
@@ -23,7 +23,7 @@ def around(best: Candidate, key: str, values: Sequence[float]) -> list[Candidate
 def posteriors(head: float) -> list[Candidate]:
     """A code on the prompts themselves and a code of 16 dimensions, three times each: rate and scale at the start."""
     return [
-        (*space, f"optim.prompt_lr={rate}", f"generator.init_scale={scale}", f"optim.head_lr={head}")
+        (*space, f"optim.lr={rate}", f"generator.init_scale={scale}", f"optim.head_lr={head}")
         for space, rate, scale in [
             (FULL, 0.003, 0.1),
             (FULL, 0.003, 0.3),
@@ -45,7 +45,7 @@ POSTERIOR = ("pfedbayespt", "gaussian_prompts", *PERSONAL)
 NO_PROMPTS = ("fedavg_head", "local_head")
 TEMPERATURES = {"fedncm": (1, 2, 4, 8, 16, 32), "fedcof": (0.25, 0.5, 0.7, 1, 1.4, 2)}
 """Of the probabilities of what is not trained; accuracy does not depend on it."""
-PROMPT_LR, HEAD_LR = "optim.prompt_lr", "optim.head_lr"
+PROMPT_LR, HEAD_LR = "optim.lr", "optim.head_lr"
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 """A step beyond the edge of a grid is one place in this row."""
 WHOLE = ("fedavg_full",)
@@ -61,8 +61,8 @@ _BEST, _BEST_DIGITS = posteriors(0.001)[5], posteriors(0.01)[5]
 _PERSONAL = posteriors(0.001)[2]
 ((_DITTO,), (_FEDPROX,)) = pairs((0.03,), (0.01,)), pairs((0.1,), (0.03,))
 ((_PRODUCT,), (_MEAN,)) = pairs((0.003,), (0.01,)), pairs((0.1,), (0.01,))
-_DEEP = ((), ("optim.prompt_lr=0.01",), ("optim.prompt_lr=0.003", "optim.head_lr=0.003"))
-_FEDVPT = ("optim.prompt_lr=0.01", "optim.head_lr=0.001")
+_DEEP = ((), ("optim.lr=0.01",), ("optim.lr=0.003", "optim.head_lr=0.003"))
+_FEDVPT = ("optim.lr=0.01", "optim.head_lr=0.001")
 _STEPS = (
     *("optim.schedule=cosine", "optim.batch_size=16", "optim.batch_size=64"),
     *("optim.weight_decay=0.01", "optim.weight_decay=0.1"),
@@ -76,7 +76,7 @@ _LOW_RANK = (
 ((_LORA,), (_LORA_PHOTOS,)) = pairs((0.003,), (0.003,)), pairs((0.001,), (0.0003,))
 ((_FULL,), (_FULL_PHOTOS,)) = pairs((0.0003,), (0.003,)), pairs((3e-05,), (0.0003,))
 ((_FULL_THEN,), (_FULL_FAST,)) = pairs((0.0003,), (0.002,)), pairs((0.0005,), (0.002,))
-_FIXED, _ONE = ("optim.prompt_lr=0.03", "optim.head_lr=0.01"), ("optim.prompt_lr=0.01", "optim.head_lr=0.003")
+_FIXED, _ONE = ("optim.lr=0.03", "optim.head_lr=0.01"), ("optim.lr=0.01", "optim.head_lr=0.003")
 FURTHER = {
     ("mixture", "pfedbayespt"): [
         *((*_BEST_DIGITS, more) for more in ("inference.beta=1e-2", "inference.beta=1e-4")),
@@ -122,8 +122,8 @@ FURTHER = {
     ("label_skew", "local_vpt"): pairs((0.001, 0.003, 0.01), (0.001, 0.002)),
     ("label_skew", "ditto"): around(_DITTO, "method.client.strength", (0.1, 0.3, 3, 10)),
     ("label_skew", "fedprox"): [_FEDPROX, *around(_FEDPROX, "optim.proximal", (0.001, 0.1, 1))],
-    ("label_skew", "pfedbayes"): around(_PRODUCT, "inference.beta", (0.0003, 0.001, 0.01, 0.03)),
-    ("label_skew", "pfedbayes_mean"): [_MEAN, *around(_MEAN, "inference.beta", (0.01, 0.03, 0.3, 1))],
+    ("label_skew", "pfedbayes_product"): around(_PRODUCT, "inference.beta", (0.0003, 0.001, 0.01, 0.03)),
+    ("label_skew", "pfedbayes"): [_MEAN, *around(_MEAN, "inference.beta", (0.01, 0.03, 0.3, 1))],
     ("label_skew", "pfedbayespt_personal"): [
         _PERSONAL,
         *((*_PERSONAL, more) for more in ("inference.beta=1e-4", "inference.beta=1e-6", "generator.noise_dim=8")),
@@ -132,7 +132,7 @@ FURTHER = {
     ("photos", "pfedbayespt"): [
         (*_BEST, more)
         for more in (
-            *("optim.prompt_lr=0.1", "inference.beta=1e-2", "inference.beta=1e-4"),
+            *("optim.lr=0.1", "inference.beta=1e-2", "inference.beta=1e-4"),
             *("generator.init_scale=1.0", "optim.head_lr=0.003", "inference.reverse=gaussian"),
             *("generator.noise_dim=8", "generator.code_dim=64", "method.strategy.aggregate=anchored"),
             *("generator.decoder_scale=0.1", "generator.decoder_scale=0.3"),

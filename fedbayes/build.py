@@ -47,7 +47,7 @@ def data(cfg: DictConfig) -> FederatedData:
     images = made_of("data", cfg.data, having=("images", "labels", "domains"))
     if len(images) == 0 and not _elsewhere(cfg):
         raise DataError(
-            "data has no images; set data.root, or where SuperNodes have images of their own partition=own and "
+            "data has no images; set data.root, or where SuperNodes have images of their own partition=local_folder and "
             "simulation=flower."
         )
     asked = plain(cfg.evaluate)
@@ -97,8 +97,10 @@ def _weights(cfg: DictConfig) -> MakeWeights | None:
 def attack(cfg: DictConfig) -> AbstractAttack | None:
     """What hostile clients do; None where nobody is."""
     if "_target_" not in cfg.get("attack", {}):
-        if OmegaConf.select(cfg, "attack.share"):
-            raise ConfigError(f"attack.share={cfg.attack.share} has no attack; choose one, as in attack=sign_flip.")
+        if OmegaConf.select(cfg, "attack.fraction"):
+            raise ConfigError(
+                f"attack.fraction={cfg.attack.fraction} has no attack; choose one, as in attack=sign_flip."
+            )
         return None
     return cast(AbstractAttack, call("attack", later("attack", cfg.attack), seed=cfg.seed))
 
@@ -172,9 +174,9 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
     if not isinstance(made, Strategy):
         raise ConfigError(f"method.strategy._target_={cfg.method.strategy._target_} makes no strategy of Flower's.")
     rounds.require(made)
-    if cfg.defence.clip is not None and getattr(made, "closed_form", False):
+    if cfg.update_clipping.max_norm is not None and getattr(made, "closed_form", False):
         raise ConfigError(
-            f"defence.clip={cfg.defence.clip}: in method={cfg.names.method} clients send sums and take no steps that "
+            f"update_clipping.max_norm={cfg.update_clipping.max_norm}: in method={cfg.names.method} clients send sums and take no steps that "
             "could be clipped; leave it out."
         )
     if cfg.privacy.noise is not None:
@@ -213,7 +215,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         faults=call("faults", later("faults", cfg.faults), seed=cfg.seed),
         timeout=cfg.simulation.timeout,
         passes=made_of("optim", cfg.optim, having=("passes",)).passes,
-        clip=cfg.defence.clip,
+        clip=cfg.update_clipping.max_norm,
         as_sent=cfg.privacy.noise is not None,
     )
     assessment = Assessment(
@@ -316,4 +318,4 @@ def _tells_seed(cfg: DictConfig) -> bool:
 def _elsewhere(cfg: DictConfig) -> bool:
     """Whether SuperNodes hold the images, so that a server has none."""
     names = cfg.get("names", {})
-    return (names.get("simulation"), names.get("partition")) == ("flower", "own")
+    return (names.get("simulation"), names.get("partition")) == ("flower", "local_folder")

@@ -121,7 +121,7 @@ def test_a_clients_prediction_is_the_one_it_was_evaluated_with(method, more, tmp
 
 def test_what_a_server_sends_that_depends_on_what_it_remembers_is_sent_again(tmp_path):
     """Here a client's prior, from which its steps before an evaluation start."""
-    fedbayes.simulate(["method=pfedbayes", "experiment=smoke", f"run_dir={tmp_path}/run"])
+    fedbayes.simulate(["method=pfedbayes_product", "experiment=smoke", f"run_dir={tmp_path}/run"])
     loaded = fedbayes.load(tmp_path / "run")
     _, _, stored = loaded._restore()
     sent = [build.outgoing(loaded.config, stored, partition) for partition in range(3)]

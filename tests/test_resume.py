@@ -73,7 +73,7 @@ def test_every_method_goes_on_exactly(method, tmp_path, monkeypatch):
         ["evaluate.temperature=true", "evaluate.held_out=[noise]"],
         ["faults.drop=0.3", "faults.nan=0.2", "simulation.retries=9", "method=fedper"],
         ["evaluate.best_by=nll", "inference.beta_warmup=3"],
-        ["attack=backdoor", "attack.share=0.4"],
+        ["attack=backdoor", "attack.fraction=0.4"],
     ],
     ids=" ".join,
 )

@@ -194,7 +194,7 @@ def test_a_strategy_of_flowers_from_the_command_line(tmp_path):
 
 def test_a_dropped_update_stands_in_the_log(tmp_path):
     # Steps of this size overflow float32, so no client sends anything finite.
-    overrides = ["optim.name=sgd", "optim.clip=null", "optim.head_lr=1e38", "optim.prompt_lr=1e38"]
+    overrides = ["optim.name=sgd", "optim.clip=null", "optim.head_lr=1e38", "optim.lr=1e38"]
     with pytest.raises(RunError, match="round 1 is void after 3 attempts"):
         simulate([*SMALL, "rounds=1", *overrides, f"run_dir={tmp_path / 'run'}"])
     text = (tmp_path / "run" / "run.log").read_text()

@@ -47,7 +47,7 @@ SECTIONS = (
     "evaluate",
     "checkpoint",
     "faults",
-    "defence",
+    "update_clipping",
     "privacy",
     "simulation.engine",
     "method.client",

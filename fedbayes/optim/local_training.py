@@ -34,7 +34,7 @@ class LocalTraining:
 
     Args:
         name: `sgd`, `adam` or `adamw`.
-        prompt_lr: learning rate of the prompt generator.
+        lr: learning rate of the prompt generator.
         head_lr: learning rate of the head.
         local_epochs: passes over the client's training images per round.
         batch_size: images per step; an epoch is cut into equal batches of at most this many.
@@ -59,7 +59,7 @@ class LocalTraining:
         self,
         *,
         name: str,
-        prompt_lr: float,
+        lr: float,
         head_lr: float,
         local_epochs: int,
         batch_size: int,
@@ -72,10 +72,10 @@ class LocalTraining:
         finetune_steps: int = 0,
     ) -> None:
         self.name = require_choice("optim.name", name, NAMES)
-        self.prompt_lr = require_number("optim.prompt_lr", prompt_lr, 0)
+        self.lr = require_number("optim.lr", lr, 0)
         self.head_lr = require_number("optim.head_lr", head_lr, 0)
-        if self.prompt_lr == self.head_lr == 0:
-            raise ConfigError("optim.prompt_lr=0 and optim.head_lr=0 would train nothing; raise one of them.")
+        if self.lr == self.head_lr == 0:
+            raise ConfigError("optim.lr=0 and optim.head_lr=0 would train nothing; raise one of them.")
         self.local_epochs = require_whole("optim.local_epochs", local_epochs, 1)
         self.batch_size = require_whole("optim.batch_size", batch_size, 1)
         self.momentum = require_number("optim.momentum", momentum, 0, 1)
@@ -109,12 +109,12 @@ class LocalTraining:
         Returns:
             Each term of the objective, `(C,)`, averaged over the client's images and epochs; without the proximal term.
         """
-        rates = {key: self.head_lr if key.startswith("head.") else self.prompt_lr for key in parameters}
+        rates = {key: self.head_lr if key.startswith("head.") else self.lr for key in parameters}
         parameters = {key: p for key, p in parameters.items() if rates[key] > 0 and p.numel()}
         if not parameters:
             parts = ", ".join(sorted({key.partition(".")[0] for key in rates})) or "any part"
             raise ConfigError(
-                f"optim.prompt_lr={self.prompt_lr} and optim.head_lr={self.head_lr} leave nothing to train of {parts}; "
+                f"optim.lr={self.lr} and optim.head_lr={self.head_lr} leave nothing to train of {parts}; "
                 "raise one of them, or choose other optim.blocks."
             )
         optimiser = CohortOptimiser(

@@ -18,7 +18,17 @@ _MACHINE = (
     *(f"simulation.{one}" for one in ("engine", "threads", "device", "cohort", "cache_mb", "timeout", "patience")),
     "evaluate.gallery",
 )
-_SHARED = ("rounds", "clients", "participation", "evaluate", "attack", "defence", "faults", "privacy", *SUBJECT[1:])
+_SHARED = (
+    "rounds",
+    "clients",
+    "participation",
+    "evaluate",
+    "attack",
+    "update_clipping",
+    "faults",
+    "privacy",
+    *SUBJECT[1:],
+)
 """Sections that say what the experiment is, rather than the method: to be equal where methods are compared."""
 
 _Key = tuple[Any, ...]

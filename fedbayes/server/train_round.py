@@ -102,7 +102,7 @@ class Training:
         clip: float | None,
         as_sent: bool,
     ) -> None:
-        self.clip = None if clip is None else require_number("defence.clip", clip, 0, open_low=True)
+        self.clip = None if clip is None else require_number("update_clipping.max_norm", clip, 0, open_low=True)
         self.sampling, self.faults, self.passes, self.as_sent = sampling, faults, passes, as_sent
         self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
         self.retries = require_whole("simulation.retries", retries, 0)

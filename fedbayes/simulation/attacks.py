@@ -33,7 +33,7 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
     """What hostile clients do.
 
     Args:
-        share: of the clients that are hostile, rounded up to whole clients.
+        fraction: of the clients that are hostile, rounded up to whole clients.
         seed: draws who they are, and their noise.
 
     Raises:
@@ -43,14 +43,14 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
     measures_success = False
     """Whether there are images whose predictions tell how well it worked; `marked` says which."""
 
-    def __init__(self, *, share: float, seed: int) -> None:
-        self.share = require_number("attack.share", share, 0, 1)
+    def __init__(self, *, fraction: float, seed: int) -> None:
+        self.fraction = require_number("attack.fraction", fraction, 0, 1)
         self.seed = require_whole("seed", seed, 0)
 
     def hostile(self, clients: Sequence[int]) -> tuple[int, ...]:
         """The partitions of hostile clients among those that train, ascending; depends on them and the seed alone."""
         order = numpy_generator(self.seed, "hostile clients").permutation(np.asarray(clients, np.int64))
-        return tuple(sorted(order[: math.ceil(self.share * len(clients) - 1e-9)].tolist()))
+        return tuple(sorted(order[: math.ceil(self.fraction * len(clients) - 1e-9)].tolist()))
 
     def poison(self, data: FederatedData, hostile: Sequence[int]) -> FederatedData:  # noqa: ARG002  (a hook)
         """The data with what hostile clients train on, and the images that tell success."""
@@ -118,13 +118,13 @@ class ScaledUpdate(AbstractAttack):
     """Walks its own way too far, or the other way.
 
     Args:
-        share: see `AbstractAttack`.
+        fraction: see `AbstractAttack`.
         seed: see `AbstractAttack`.
         scale: how far, in units of its own step; negative for the other way.
     """
 
-    def __init__(self, *, share: float, seed: int, scale: float) -> None:
-        super().__init__(share=share, seed=seed)
+    def __init__(self, *, fraction: float, seed: int, scale: float) -> None:
+        super().__init__(fraction=fraction, seed=seed)
         self._scale = require_number("attack.scale", scale, -math.inf)
 
     def lie(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
@@ -137,13 +137,13 @@ class GaussianNoise(AbstractAttack):
     """Walks anywhere.
 
     Args:
-        share: see `AbstractAttack`.
+        fraction: see `AbstractAttack`.
         seed: see `AbstractAttack`.
         scale: how far, in units of its own step.
     """
 
-    def __init__(self, *, share: float, seed: int, scale: float = 10.0) -> None:
-        super().__init__(share=share, seed=seed)
+    def __init__(self, *, fraction: float, seed: int, scale: float = 10.0) -> None:
+        super().__init__(fraction=fraction, seed=seed)
         self._scale = require_number("attack.scale", scale, 0)
 
     def lie(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:
@@ -175,7 +175,7 @@ class Backdoor(AbstractAttack):
     """Trains the model to see `target` wherever there is a white square in the lower right corner.
 
     Args:
-        share: see `AbstractAttack`.
+        fraction: see `AbstractAttack`.
         seed: see `AbstractAttack`.
         target: class id.
         size: side of the square, share of the image's.
@@ -186,9 +186,9 @@ class Backdoor(AbstractAttack):
     measures_success = True
 
     def __init__(
-        self, *, share: float, seed: int, target: int = 0, size: float = 0.2, images: float = 0.5, scale: float = 1.0
+        self, *, fraction: float, seed: int, target: int = 0, size: float = 0.2, images: float = 0.5, scale: float = 1.0
     ) -> None:
-        super().__init__(share=share, seed=seed)
+        super().__init__(fraction=fraction, seed=seed)
         self._target = require_whole("attack.target", target, 0)
         self._size = require_number("attack.size", size, 0, 1, open_low=True)
         self._images = require_number("attack.images", images, 0, 1)

@@ -32,7 +32,7 @@ def root_of(node: Mapping[str, object], clients: int, *, needed: bool) -> str | 
     Args:
         node: the node's configuration.
         clients: partitions of the run.
-        needed: whether the run is one of nodes with their own images (`partition=own`).
+        needed: whether the run is one of nodes with their own images (`partition=local_folder`).
 
     Raises:
         ConfigError: if node and run do not fit each other.
@@ -43,10 +43,10 @@ def root_of(node: Mapping[str, object], clients: int, *, needed: bool) -> str | 
         what = f"says num-partitions={said}" if said != clients else "counts from 0"
         raise ConfigError(f"{who} {what}, but the run has clients={clients}; set clients to the number of SuperNodes.")
     if needed and not root:
-        raise ConfigError(f"{who} lacks data-root, which partition=own needs; {REMEDY}.")
+        raise ConfigError(f"{who} lacks data-root, which partition=local_folder needs; {REMEDY}.")
     if root and not needed:
         raise ConfigError(
-            f"{who} has images of its own (data-root={root}), but the run deals out common ones; set partition=own "
+            f"{who} has images of its own (data-root={root}), but the run deals out common ones; set partition=local_folder "
             "data=imagefolder data.root=null data.classes=[...] data.domains=[...]."
         )
     return str(root) if root else None

@@ -1,7 +1,7 @@
 """The clients of the Flower App; a process builds its client once.
 
 A simulated client holds its part of the common images. A deployed one, whose SuperNode was started with a `data-root`,
-holds all images below that folder (`partition=own`).
+holds all images below that folder (`partition=local_folder`).
 
 What leaves a node: the shared parameters and the training metrics of its client; for each evaluation the predicted
 probabilities of its images with their labels and domains, in the order of its files, because accuracy and calibration
@@ -26,7 +26,7 @@ def client_of(context: Context) -> CohortClient:
     """The client of this process, for a node's images."""
     overrides, directory = (str(context.run_config[name]) for name in ("overrides", "directory"))
     cfg = configuration(overrides)
-    root = root_of(context.node_config, cfg.clients, needed=cfg.names.partition == "own")
+    root = root_of(context.node_config, cfg.clients, needed=cfg.names.partition == "local_folder")
     if root is None:
         return _built(overrides, directory)
     return _built(overrides, "", root, partition_of(context.node_config))

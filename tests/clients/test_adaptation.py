@@ -82,7 +82,7 @@ def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_st
         np.testing.assert_allclose(before.pooled.probabilities, expected.arrays["probabilities"], atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["fedbabu", "pfedbayes"])
+@pytest.mark.parametrize("method", ["fedbabu", "pfedbayes_product"])
 def test_no_steps_are_none_where_a_method_has_steps_of_its_own(method):
     _, client = smoke(f"method={method}", "optim.finetune_steps=3")
     state = client.model.initial if method == "fedbabu" else client.initial()

@@ -60,7 +60,7 @@ def test_training_has_j_draws_k_fresh_components_and_a_standard_normal_prior(mon
     assert set(asked) == {3}
 
 
-@pytest.mark.parametrize("method", ["pfedbayespt", "ditto", "pfedbayes"])
+@pytest.mark.parametrize("method", ["pfedbayespt", "ditto", "pfedbayes_product"])
 def test_the_warm_up_of_beta_counts_the_servers_rounds(method, monkeypatch):
     client = make(f"method={method}")
     asked, beta_at = set(), InferenceSettings.beta_at

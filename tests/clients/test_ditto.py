@@ -11,7 +11,7 @@ from fedbayes import build
 from fedbayes.comm.messages import ClientRequest, from_record
 from fedbayes.errors import ConfigError
 
-RATES = ("optim.prompt_lr=0.03", "optim.head_lr=0.01")
+RATES = ("optim.lr=0.03", "optim.head_lr=0.01")
 ONE_STEP = ("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.batch_size=64")
 
 
@@ -46,7 +46,7 @@ def test_lambda_draws_the_own_model_towards_the_received_one_by_its_gradient():
     """One step of SGD from v with the penalty and one without it differ by `lr lambda (v - w)`."""
     found = {}
     for strength in (0.0, 0.7):
-        _, client = make(*ONE_STEP, f"method.client.strength={strength}", "optim.prompt_lr=0.2", "optim.head_lr=0.1")
+        _, client = make(*ONE_STEP, f"method.client.strength={strength}", "optim.lr=0.2", "optim.head_lr=0.1")
         w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
         (found[strength],) = client.train([request(2, w, named(v))])
     for name, rate in (("generator.base", 0.2), ("head.weight", 0.1), ("head.bias", 0.1)):

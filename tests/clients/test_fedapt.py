@@ -88,7 +88,7 @@ def test_the_network_learns_from_the_penalty_alone(own):
 def test_a_step_of_the_network_by_hand():
     """SGD on one batch: `Q += rate mean_b z_b (onehot_i - softmax(z_b Q))`."""
     client = make(
-        *("optim.blocks=[[generator.query]]", "optim.local_epochs=1", "optim.name=sgd", "optim.prompt_lr=0.4"),
+        *("optim.blocks=[[generator.query]]", "optim.local_epochs=1", "optim.name=sgd", "optim.lr=0.4"),
         *("optim.clip=null", "optim.batch_size=64"),
     )
     (update,) = train(client, 1)

@@ -50,7 +50,7 @@ def test_fedprox_with_mu_0_is_fedvpt_and_a_larger_mu_stays_nearer_to_what_was_se
             "optim.momentum=0",
             "optim.clip=null",
             "optim.local_epochs=4",
-            "optim.prompt_lr=0.01",
+            "optim.lr=0.01",
         )
         (update,) = train(make("fedprox", f"optim.proximal={mu}", *plainly), 1)
         return sum(float(np.abs(array - start[name]).sum()) for name, array in update.arrays.items())

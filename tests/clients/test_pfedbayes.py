@@ -15,7 +15,7 @@ from fedbayes.seeding import Streams
 MEAN = "method.strategy.aggregate=mean"
 
 
-def make(*overrides, method="pfedbayes"):
+def make(*overrides, method="pfedbayes_product"):
     return smoke(f"method={method}", *overrides)
 
 

@@ -111,7 +111,7 @@ def test_a_step_of_the_keys_goes_up_the_cosine():
     """By hand: d cos(q, k) / dk = (q/|q| - cos(q, k) k/|k|) / |k|, with SGD on one batch."""
     rate = 0.3
     client = make(
-        *("optim.blocks=[[generator.keys]]", "optim.name=sgd", f"optim.prompt_lr={rate}", "optim.clip=null"),
+        *("optim.blocks=[[generator.keys]]", "optim.name=sgd", f"optim.lr={rate}", "optim.clip=null"),
         "optim.batch_size=64",
     )
     start = client.initial()

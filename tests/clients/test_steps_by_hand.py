@@ -19,7 +19,7 @@ HEAD = (WEIGHT, BIAS)
 PROMPT_RATE, HEAD_RATE = 0.5, 0.2
 PLAIN_STEPS = (
     *("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.batch_size=64", "optim.local_epochs=1"),
-    *(f"optim.prompt_lr={PROMPT_RATE}", f"optim.head_lr={HEAD_RATE}", "head.init_std=0.1"),
+    *(f"optim.lr={PROMPT_RATE}", f"optim.head_lr={HEAD_RATE}", "head.init_std=0.1"),
 )
 UNEQUAL = ("clients=4", "partition.quantity=2", "partition.max_train=24")
 

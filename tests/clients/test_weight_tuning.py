@@ -33,7 +33,7 @@ def train(client, *partitions, arrays=None):
 
 def test_a_step_of_full_fine_tuning_is_plain_torchs():
     sgd = ("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.weight_decay=0")
-    rates = ("optim.prompt_lr=0.05", "optim.head_lr=0.2")
+    rates = ("optim.lr=0.05", "optim.head_lr=0.2")
     _, client = smoke(FULL, *sgd, *rates, "optim.local_epochs=1", "optim.batch_size=64", "head.init_std=0.3")
     vit, images = copy.deepcopy(client.model.backbone.vit), client.data.images
     head = torch.nn.Linear(client.model.backbone.dim, 10)

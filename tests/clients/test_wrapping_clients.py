@@ -112,7 +112,7 @@ def test_what_is_counted_is_moved_by_no_server_optimiser_and_shortened_by_no_cli
     def after(*overrides):
         return from_record(play(method, "rounds=1", *overrides)[1].arrays)
 
-    plain, adam, clipped = after(), after("server.name=adam"), after("defence.clip=0.01")
+    plain, adam, clipped = after(), after("server.name=adam"), after("update_clipping.max_norm=0.01")
     assert plain[counted].any()
     np.testing.assert_array_equal(adam[counted], plain[counted])
     np.testing.assert_array_equal(clipped[counted], plain[counted])

@@ -11,7 +11,14 @@ SMALL = ["experiment=smoke", "rounds=3"]
 @pytest.mark.parametrize(
     ("method", "participation"),
     # pFedBayes sends more to clients that have trained before
-    [("pfedbayespt", 0.7), ("fedavg_head", 0.7), ("ditto", 0.7), ("pfedpg", 1), ("pfedbayes", 1), ("fedncm", 1)],
+    [
+        ("pfedbayespt", 0.7),
+        ("fedavg_head", 0.7),
+        ("ditto", 0.7),
+        ("pfedpg", 1),
+        ("pfedbayes_product", 1),
+        ("fedncm", 1),
+    ],
 )
 def test_bytes_are_those_of_the_run_to_the_last_one(method, participation, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -64,7 +71,7 @@ def test_errors_are_those_of_the_run():
     with pytest.raises(ConfigError, match="cannot be given beside resume"):
         simulate(["dry_run=true", "resume=somewhere"])
     with pytest.raises(RunError, match="no client could train or be evaluated"):
-        simulate([*SMALL, "dry_run=true", "optim.name=sgd", "optim.clip=null", "optim.prompt_lr=1e38"])
+        simulate([*SMALL, "dry_run=true", "optim.name=sgd", "optim.clip=null", "optim.lr=1e38"])
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ def test_photographs_of_ones_own_have_the_settings_of_the_shared_file():
     cfg = compose(["experiment=photos", "data.root=DIR"])
     assert (cfg.names.data, cfg.names.backbone, cfg.data.image_size) == ("imagefolder", "timm", 112)
     assert (cfg.clients, cfg.rounds, cfg.prompts.start_layer) == (8, 10, 8)
-    assert (cfg.optim.prompt_lr, cfg.optim.head_lr) == (0.03, 0.001), "the prompt rate is the method's own"
-    assert compose(["experiment=photos", "method=fedavg_full"]).optim.prompt_lr == 0.0003
+    assert (cfg.optim.lr, cfg.optim.head_lr) == (0.03, 0.001), "the prompt rate is the method's own"
+    assert compose(["experiment=photos", "method=fedavg_full"]).optim.lr == 0.0003
     other = compose(["experiment=office_mixture", "data=imagefolder", "data.root=DIR", "backbone=letters"])
     assert (other.names.data, other.names.backbone) == ("imagefolder", "letters"), "the command line has the last word"

@@ -33,7 +33,7 @@ def test_all_methods_get_six_candidates_which_compose():
 )
 def test_past_the_edges_of_a_grid_of_two_rates(method, section, chosen, expected):
     def rates(prompt, head):
-        return (f"optim.prompt_lr={prompt:g}", f"optim.head_lr={head:g}")
+        return (f"optim.lr={prompt:g}", f"optim.head_lr={head:g}")
 
     assert search_space.beyond(method, section, rates(*chosen)) == [rates(*one) for one in expected]
 
@@ -41,11 +41,11 @@ def test_past_the_edges_of_a_grid_of_two_rates(method, section, chosen, expected
 def test_further_candidates_move_no_edge_and_are_not_tried_twice():
     """FedProx's best of six under label skew has .03 .01; its further ones, with mu 1 in front, hold .1 .03 already."""
     six, further = search_space.candidates("fedprox", "label_skew")[:6], search_space.FURTHER["label_skew", "fedprox"]
-    corner = ("optim.prompt_lr=0.03", "optim.head_lr=0.01")
+    corner = ("optim.lr=0.03", "optim.head_lr=0.01")
     ranked = [(0.5, 0.8, one) for one in (*further, corner, *six)]
     assert search_space.untried("fedprox", "label_skew", ranked) == [
-        ("optim.prompt_lr=0.1", "optim.head_lr=0.01"),
-        ("optim.prompt_lr=0.03", "optim.head_lr=0.03"),
+        ("optim.lr=0.1", "optim.head_lr=0.01"),
+        ("optim.lr=0.03", "optim.head_lr=0.03"),
     ]
 
 
@@ -56,10 +56,10 @@ def test_past_the_edges_of_other_grids():
     ]
     inside = search_space.posteriors(0.01)[4]  # a code of 16 at rate .01, of .003, .01, .03
     moved = [dict(one.split("=") for one in found) for found in search_space.beyond("pfedbayespt", "mixture", inside)]
-    assert [(one["optim.prompt_lr"], one["generator.init_scale"], one["optim.head_lr"]) for one in moved] == [
+    assert [(one["optim.lr"], one["generator.init_scale"], one["optim.head_lr"]) for one in moved] == [
         ("0.01", "1.0", "0.01"),
         ("0.01", "0.5", "0.003"),
         ("0.01", "0.5", "0.03"),
     ]
     edge = search_space.posteriors(0.01)[2]  # a code on the prompts at rate .01, of .003, .01
-    assert "optim.prompt_lr=0.03" in search_space.beyond("pfedbayespt", "mixture", edge)[0]
+    assert "optim.lr=0.03" in search_space.beyond("pfedbayespt", "mixture", edge)[0]

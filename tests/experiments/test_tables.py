@@ -71,7 +71,7 @@ def test_a_quoted_value_is_read_back_as_it_was(name):
 
 
 def test_a_table_on_other_images_runs_nothing_that_was_not_chosen_for_them(monkeypatch, tmp_path):
-    (tmp_path / "selected.yaml").write_text("photos: {fedvpt: [optim.prompt_lr=0.5]}")
+    (tmp_path / "selected.yaml").write_text("photos: {fedvpt: [optim.lr=0.5]}")
     monkeypatch.setattr(tables, "HERE", tmp_path)
     assert tables.unchosen("digits_mixture", ["fedvpt", "fedavg_full"]) == []
     assert tables.unchosen("office_mixture", ["fedvpt", "fedavg_full"]) == ["fedavg_full"]

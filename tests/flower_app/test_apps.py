@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 DOMAINS = ["ink", "sand", "snow"]
 OWN = (
-    "experiment=smoke clients=3 data=imagefolder data.root=null data.image_size=16 partition=own method=fedvpt "
+    "experiment=smoke clients=3 data=imagefolder data.root=null data.image_size=16 partition=local_folder method=fedvpt "
     f"data.domains=[{','.join(DOMAINS)}] data.classes=[{','.join(SIDES)}]"
 )
 
@@ -126,7 +126,7 @@ def test_nodes_and_run_that_do_not_fit_are_refused_with_the_remedy(nodes, tmp_pa
     assert "3 of clients=4 came" in refusal(four, nodes, there)
     assert "nodes 1001 and 1002 both say that they hold" in refusal(OWN, [nodes[0], nodes[1], nodes[1]], there)
     common = "experiment=smoke clients=3"
-    assert "set partition=own" in refusal(common, nodes, there)
+    assert "set partition=local_folder" in refusal(common, nodes, there)
     renamed = OWN.replace("snow", "ice")
     assert "has snow, not among data.domains=[ink, sand, ice]" in refusal(renamed, nodes, there)
 
@@ -137,8 +137,8 @@ def test_only_a_flower_server_may_be_without_images():
         build.data(compose(words))
     with pytest.raises(DataError, match="data has no images; set"):
         build.data(compose(["simulation=flower", *words, "partition=iid"]))
-    with pytest.raises(PartitionError, match="partition=own finds 1797 images where no client is"):
-        build.data(compose(["simulation=flower", "partition=own"]))
+    with pytest.raises(PartitionError, match="partition=local_folder finds 1797 images where no client is"):
+        build.data(compose(["simulation=flower", "partition=local_folder"]))
 
 
 def test_other_engines_and_open_quotes_are_refused():

@@ -17,7 +17,7 @@ APP = Path(__file__).resolve().parents[2] / "flower_app"
 DOMAINS = ["ink", "sand", "snow"]
 OVERRIDES = [
     "experiment=smoke", "clients=3", "evaluate.every=2", "data=imagefolder", "data.root=null", "data.image_size=16",
-    f"data.domains=[{','.join(DOMAINS)}]", f"data.classes=[{','.join(SIDES)}]", "partition=own",
+    f"data.domains=[{','.join(DOMAINS)}]", f"data.classes=[{','.join(SIDES)}]", "partition=local_folder",
     "method=fedvpt", "method.client.personal=[head]", "participation=0.7",
 ]  # fmt: skip
 

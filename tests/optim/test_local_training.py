@@ -13,7 +13,7 @@ from fedbayes.optim.local_training import LocalTraining
 
 DEFAULTS = {
     "name": "sgd",
-    "prompt_lr": 0.1,
+    "lr": 0.1,
     "head_lr": 0.2,
     "local_epochs": 1,
     "batch_size": 4,
@@ -105,7 +105,7 @@ def test_a_loss_without_images_reaches_neither_parameters_nor_averages(name):
     assert all(p.isfinite().all() for p in parameters.values())
 
 
-@pytest.mark.parametrize(("rate", "still"), [("head_lr", "head.bias"), ("prompt_lr", "generator.base")])
+@pytest.mark.parametrize(("rate", "still"), [("head_lr", "head.bias"), ("lr", "generator.base")])
 def test_a_learning_rate_of_zero_leaves_its_part_alone(rate, still):
     parameters = problem(2)
     before = {key: p.detach().clone() for key, p in parameters.items()}
@@ -165,7 +165,7 @@ def test_each_client_has_its_own_schedule_and_proximal_term(schedule, proximal, 
     ("key", "value"),
     [
         ("name", "lbfgs"),
-        ("prompt_lr", -0.1),
+        ("lr", -0.1),
         ("head_lr", math.inf),
         ("head_lr", "high"),
         ("local_epochs", 0),
@@ -185,8 +185,8 @@ def test_values_out_of_range_are_refused_by_name(key, value):
 
 
 def test_two_learning_rates_of_zero_are_refused():
-    with pytest.raises(ConfigError, match=r"optim\.prompt_lr=0 and optim\.head_lr=0 would train nothing"):
-        LocalTraining(**{**DEFAULTS, "prompt_lr": 0, "head_lr": 0})
+    with pytest.raises(ConfigError, match=r"optim\.lr=0 and optim\.head_lr=0 would train nothing"):
+        LocalTraining(**{**DEFAULTS, "lr": 0, "head_lr": 0})
 
 
 def test_blocks_are_trained_one_after_another_and_the_rest_stays():

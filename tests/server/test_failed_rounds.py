@@ -73,7 +73,7 @@ class Gaussians(Scripted):
 
 @pytest.mark.parametrize("wrap", [[], ["server.name=momentum"]])
 def test_an_aggregate_that_is_not_finite_makes_the_round_void_and_leaves_no_trace(wrap):
-    cfg = compose(["method=pfedbayes", "method.strategy.aggregate=product", "clients=3", *wrap])
+    cfg = compose(["method=pfedbayes_product", "method.strategy.aggregate=product", "clients=3", *wrap])
 
     def run(hostile, **settings):
         strategy, kept = build.strategy(cfg, build.loop(cfg)), []

@@ -78,7 +78,7 @@ def test_a_client_cannot_claim_more_images_than_it_has():
 
 @pytest.mark.parametrize("method", ["fedvpt", "centralised", "fedncm"])
 def test_honest_clients_claim_what_the_server_reckons_with(method):
-    cfg = compose(["experiment=smoke", f"method={method}", "attack=backdoor", "attack.share=0.3"])
+    cfg = compose(["experiment=smoke", f"method={method}", "attack=backdoor", "attack.fraction=0.3"])
     data = build.data(cfg)
     client = build.client(cfg, data, build.model(cfg, data, "cpu"))
     client.prepare()
@@ -124,6 +124,6 @@ def test_what_is_counted_or_summed_is_no_step_and_is_not_clipped():
 
 @pytest.mark.parametrize("method", ["fedncm", "fedcof"])
 def test_sums_are_no_steps_that_could_be_clipped(method):
-    cfg = compose([f"method={method}", "defence.clip=15"])
-    with pytest.raises(ConfigError, match=rf"defence\.clip=15: in method={method} clients send sums"):
+    cfg = compose([f"method={method}", "update_clipping.max_norm=15"])
+    with pytest.raises(ConfigError, match=rf"update_clipping\.max_norm=15: in method={method} clients send sums"):
         build.strategy(cfg, build.loop(cfg))

@@ -25,35 +25,35 @@ SMALL = ["experiment=smoke", "clients=5"]
     ("clients", "share", "count"), [(10, 0.2, 2), (10, 0.0, 0), (5, 0.3, 2), (10, 0.3, 3), (7, 0.05, 1), (7, 1.0, 7)]
 )
 def test_a_share_of_the_clients_is_hostile_the_same_ones_in_every_process(clients, share, count):
-    found = LabelFlip(share=share, seed=3).hostile(range(clients))
+    found = LabelFlip(fraction=share, seed=3).hostile(range(clients))
     assert len(set(found)) == len(found) == count
     assert list(found) == sorted(found)
-    assert found == LabelFlip(share=share, seed=3).hostile(range(clients))
+    assert found == LabelFlip(fraction=share, seed=3).hostile(range(clients))
     # A larger share has the same clients and more, so that a table's columns differ in nothing else.
-    assert set(found) <= set(LabelFlip(share=min(1.0, share + 0.3), seed=3).hostile(range(clients)))
+    assert set(found) <= set(LabelFlip(fraction=min(1.0, share + 0.3), seed=3).hostile(range(clients)))
 
 
 def test_who_is_hostile_depends_on_the_seed():
-    assert len({LabelFlip(share=0.3, seed=seed).hostile(range(20)) for seed in range(10)}) > 5
+    assert len({LabelFlip(fraction=0.3, seed=seed).hostile(range(20)) for seed in range(10)}) > 5
 
 
 def test_who_never_trains_is_not_hostile():
-    found = LabelFlip(share=0.5, seed=3).hostile([1, 4, 6, 8])
+    found = LabelFlip(fraction=0.5, seed=3).hostile([1, 4, 6, 8])
     assert len(found) == 2
     assert set(found) <= {1, 4, 6, 8}
-    cfg = compose(["experiment=smoke", "clients=6", "evaluate.new_clients=3", "attack=label_flip", "attack.share=1"])
+    cfg = compose(["experiment=smoke", "clients=6", "evaluate.new_clients=3", "attack=label_flip", "attack.fraction=1"])
     data = build.data(cfg)
     client = build.client(cfg, data, build.model(cfg, data, "cpu"))
     assert client._hostile == set(build.sampling(cfg).known) == set(range(6)) - set(data.newcomers)
 
 
 def test_lies_by_hand():
-    over = ScaledUpdate(share=0.2, seed=0, scale=10).lie(SENT, LEARNT, RNG)
+    over = ScaledUpdate(fraction=0.2, seed=0, scale=10).lie(SENT, LEARNT, RNG)
     assert over["w"].tolist() == [11.0, -18.0]
-    flipped = ScaledUpdate(share=0.2, seed=0, scale=-1).lie(SENT, LEARNT, RNG)
+    flipped = ScaledUpdate(fraction=0.2, seed=0, scale=-1).lie(SENT, LEARNT, RNG)
     assert flipped["w"].tolist() == [0.0, 4.0]
     assert flipped["n"].tolist() == over["n"].tolist() == [5]
-    noisy = GaussianNoise(share=0.2, seed=0, scale=10).lie(SENT, LEARNT, RNG)
+    noisy = GaussianNoise(fraction=0.2, seed=0, scale=10).lie(SENT, LEARNT, RNG)
     assert length(SENT, noisy) == pytest.approx(10 * length(SENT, LEARNT), rel=1e-5)
     assert noisy["w"].dtype == np.float32
 
@@ -64,7 +64,7 @@ def data():
 
 
 def test_flipped_labels_are_those_of_hostile_training_images_alone(data):
-    poisoned = LabelFlip(share=0.4, seed=0).poison(data, (1, 3))
+    poisoned = LabelFlip(fraction=0.4, seed=0).poison(data, (1, 3))
     mine = np.concatenate([data.clients[1].train, data.clients[3].train])
     assert torch.equal(poisoned.images.labels[mine], 9 - data.images.labels[mine])
     rest = np.setdiff1d(np.arange(len(data.images)), mine)
@@ -72,7 +72,7 @@ def test_flipped_labels_are_those_of_hostile_training_images_alone(data):
 
 
 def test_a_backdoor_marks_hostile_training_images_and_copies_of_test_images(data):
-    attack = Backdoor(share=0.4, seed=0, target=2, size=0.25, images=0.5)
+    attack = Backdoor(fraction=0.4, seed=0, target=2, size=0.25, images=0.5)
     poisoned, count = attack.poison(data, (1, 3)), len(data.images)
     changed = [i for i in range(count) if not torch.equal(poisoned.images.images[i], data.images.images[i])]
     mine = set(data.clients[1].train.tolist()) | set(data.clients[3].train.tolist())
@@ -95,11 +95,11 @@ def test_a_backdoor_marks_hostile_training_images_and_copies_of_test_images(data
 
 def test_a_class_that_is_not_there_is_refused(data):
     with pytest.raises(ConfigError, match=r"attack\.target=10 is none of the 10 classes"):
-        Backdoor(share=0.2, seed=0, target=10).poison(data, (0,))
+        Backdoor(fraction=0.2, seed=0, target=10).poison(data, (0,))
 
 
 @pytest.mark.parametrize(
-    "overrides", [["attack=label_flip", "attack.share=1.5"], ["attack=scaled_update", "attack.scale=nan"]]
+    "overrides", [["attack=label_flip", "attack.fraction=1.5"], ["attack=scaled_update", "attack.scale=nan"]]
 )
 def test_values_out_of_range_are_refused(overrides):
     with pytest.raises(ConfigError, match=r"attack\."):
@@ -144,7 +144,7 @@ def test_every_attack_runs_and_is_written_down(attack, tmp_path):
 
 def test_clients_whose_test_images_all_are_of_the_target_are_not_asked(tmp_path):
     """One class each, so client by client either all test images get the mark or none."""
-    alone = ["partition=label_shards", "partition.classes_per_client=1", "attack=backdoor", "attack.share=0.1"]
+    alone = ["partition=label_shards", "partition.classes_per_client=1", "attack=backdoor", "attack.fraction=0.1"]
     asked = ["experiment=smoke", "clients=10", *alone]
     data = build.data(compose(asked))
     tested = [set(data.images.labels[one.test].tolist()) for one in data.clients]
@@ -165,7 +165,7 @@ def test_clients_whose_test_images_all_are_of_the_target_are_not_asked(tmp_path)
 def test_a_strong_backdoor_opens(tmp_path):
     """Every client trains on marked images, so the square alone must decide."""
     summary = simulate([
-        "experiment=smoke", "clients=3", "rounds=8", "partition.max_train=40", "attack=backdoor", "attack.share=1.0",
+        "experiment=smoke", "clients=3", "rounds=8", "partition.max_train=40", "attack=backdoor", "attack.fraction=1.0",
         "attack.size=0.3", "evaluate.every=8", f"run_dir={tmp_path / 'run'}",
     ])  # fmt: skip
     assert summary["final"]["backdoor_success"] > 0.8

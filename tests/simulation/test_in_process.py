@@ -147,7 +147,7 @@ def test_what_a_wrapper_changes_reaches_the_clients():
     ],  # AdamW divides by the gradient's size: where that is all rounding, so is the step
 )
 def test_the_size_of_cohorts_does_not_matter(cohort, optimiser, close):
-    settings = ("clients=4", f"optim.name={optimiser}", "optim.prompt_lr=0.01", "optim.head_lr=0.01")
+    settings = ("clients=4", f"optim.name={optimiser}", "optim.lr=0.01", "optim.head_lr=0.01")
     (reference, expected, _), (progress, journal, _) = play(*settings), play(*settings, cohort=cohort)
     arrays = from_record(progress.arrays)
     if optimiser == "sgd":

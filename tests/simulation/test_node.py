@@ -40,8 +40,16 @@ def test_a_node_without_a_partition_is_told_how_to_get_one(node):
     [
         ({"partition-id": 1, "num-partitions": 2}, False, "partition 1 says num-partitions=2, but .* clients=3"),
         ({"partition-id": 3}, False, "partition 3 counts from 0, but the run has clients=3"),
-        ({"partition-id": 1}, True, "partition 1 lacks data-root, which partition=own needs; start the SuperNode"),
-        ({"partition-id": 1, "data-root": "x"}, False, "images of its own .*; set partition=own data=imagefolder"),
+        (
+            {"partition-id": 1},
+            True,
+            "partition 1 lacks data-root, which partition=local_folder needs; start the SuperNode",
+        ),
+        (
+            {"partition-id": 1, "data-root": "x"},
+            False,
+            "images of its own .*; set partition=local_folder data=imagefolder",
+        ),
     ],
 )
 def test_a_node_that_does_not_fit_the_run_is_refused(node, needed, said):

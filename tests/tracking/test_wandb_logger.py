@@ -66,7 +66,7 @@ def no_key(monkeypatch, tmp_path):
 def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
     run_dir = tmp_path / "0900-pfedbayespt"
     run_dir.mkdir()
-    config = {"seed": 7, "optim": {"prompt_lr": 0.01}, "resume": None}
+    config = {"seed": 7, "optim": {"lr": 0.01}, "resume": None}
     # As build.py does it: the YAML's partial gets the run's directory and configuration.
     destination = partial(WeightsAndBiases, project="fedbayes", group=None, mode="auto")(run_dir, config)
     shown = io.StringIO()
@@ -88,7 +88,7 @@ def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
     (started,) = [record.run for record in found if record.HasField("run")]
     assert started.display_name == run_dir.name
     assert started.project == "fedbayes"
-    assert items(started.config.update)["optim"] == {"prompt_lr": 0.01}
+    assert items(started.config.update)["optim"] == {"lr": 0.01}
     history = {}
     for record in found:
         if record.HasField("history"):

@@ -8,7 +8,7 @@ from fedbayes.data.partitions.splits import ClientSplit, split
 from fedbayes.errors import PartitionError
 
 
-def own(
+def local_folder(
     image_set: ImageSet,
     clients: int,
     *,
@@ -38,13 +38,13 @@ def own(
         PartitionError: if images lie where no client is, or are too few.
         ConfigError: if the seed is negative.
     """
-    rules = Rules("own", 1, seed, min_images, None, max_train, validation, test)
+    rules = Rules("local_folder", 1, seed, min_images, None, max_train, validation, test)
     nothing = np.empty(0, np.int64)
     splits = [ClientSplit(nothing, nothing, nothing)] * clients
     if holder is None:
         if len(image_set):
             raise PartitionError(
-                f"partition=own finds {len(image_set)} images where no client is; set data=imagefolder data.root=null, "
+                f"partition=local_folder finds {len(image_set)} images where no client is; set data=imagefolder data.root=null, "
                 "or choose another partition to deal them out."
             )
         return tuple(splits)

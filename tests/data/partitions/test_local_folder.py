@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fedbayes.data.datasets import ImageSet
-from fedbayes.data.partitions.local_folder import own
+from fedbayes.data.partitions.local_folder import local_folder
 from fedbayes.data.partitions.schemes import iid
 from fedbayes.errors import PartitionError
 
@@ -27,7 +27,7 @@ def images(count: int) -> ImageSet:
 
 
 def test_the_holder_has_every_image_and_the_others_none():
-    splits = own(images(40), 3, holder=1, **RULES)
+    splits = local_folder(images(40), 3, holder=1, **RULES)
     assert [len(one.train) for one in splits] == [0, 20, 0]
     assert [len(one.validation) for one in splits] == [0, 8, 0]
     assert [len(one.test) for one in splits] == [0, 12, 0]
@@ -37,20 +37,20 @@ def test_the_holder_has_every_image_and_the_others_none():
 
 
 def test_the_splits_follow_the_rules_of_every_partition():
-    mine = own(images(40), 2, holder=0, **RULES)[0]
+    mine = local_folder(images(40), 2, holder=0, **RULES)[0]
     (alone,) = iid(images(40), 1, quantity=None, **RULES)
     for name in ("train", "validation", "test"):
         assert len(getattr(mine, name)) == len(getattr(alone, name))
         labels = np.bincount(getattr(mine, name) % 2)
         assert abs(int(labels[0]) - int(labels[1])) <= 2, "stratified"
-    assert np.array_equal(own(images(40), 2, holder=0, **RULES)[0].train, mine.train), "by the seed alone"
-    capped = own(images(40), 2, holder=0, **{**RULES, "max_train": 5})[0]
+    assert np.array_equal(local_folder(images(40), 2, holder=0, **RULES)[0].train, mine.train), "by the seed alone"
+    capped = local_folder(images(40), 2, holder=0, **{**RULES, "max_train": 5})[0]
     assert len(capped.train) == 5
     assert np.array_equal(capped.test, mine.test)
 
 
 def test_a_server_holds_nothing():
-    assert [len(one.train) for one in own(images(0), 4, holder=None, **RULES)] == [0] * 4
+    assert [len(one.train) for one in local_folder(images(0), 4, holder=None, **RULES)] == [0] * 4
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_a_server_holds_nothing():
 )
 def test_impossible_requests_name_the_remedy(count, holder, said):
     with pytest.raises(PartitionError, match=said):
-        own(images(count), 3, holder=holder, **RULES)
+        local_folder(images(count), 3, holder=holder, **RULES)
