@@ -28,7 +28,7 @@ SECOND = (
         "fedapt",
         "pfedbayes_product",
     ),
-    *("pfedbayes", "fedlora", "fedavg_full", "centralised"),
+    *("pfedbayes_product", "pfedbayes", "fedlora", "fedavg_full", "centralised"),
 )
 ABLATIONS = ("gaussian_prompts_personal", "deterministic_prompts_personal")
 """What tells whether personal heads or the posterior make the difference of `pfedbayespt_personal`."""

@@ -47,8 +47,8 @@ def data(cfg: DictConfig) -> FederatedData:
     images = made_of("data", cfg.data, having=("images", "labels", "domains"))
     if len(images) == 0 and not _elsewhere(cfg):
         raise DataError(
-            "data has no images; set data.root, or where SuperNodes have images of their own partition=local_folder and "
-            "simulation=flower."
+            "data has no images; set data.root, or where SuperNodes have images of their own "
+            "partition=local_folder and simulation=flower."
         )
     asked = plain(cfg.evaluate)
     inside, images = hold_out(images, asked["held_out"])
@@ -176,8 +176,8 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
     rounds.require(made)
     if cfg.update_clipping.max_norm is not None and getattr(made, "closed_form", False):
         raise ConfigError(
-            f"update_clipping.max_norm={cfg.update_clipping.max_norm}: in method={cfg.names.method} clients send sums and take no steps that "
-            "could be clipped; leave it out."
+            f"update_clipping.max_norm={cfg.update_clipping.max_norm}: in method={cfg.names.method} clients send sums "
+            "and take no steps that could be clipped; leave it out."
         )
     if cfg.privacy.noise is not None:
         if OmegaConf.select(cfg, "method.client.pool"):

@@ -46,8 +46,8 @@ def root_of(node: Mapping[str, object], clients: int, *, needed: bool) -> str | 
         raise ConfigError(f"{who} lacks data-root, which partition=local_folder needs; {REMEDY}.")
     if root and not needed:
         raise ConfigError(
-            f"{who} has images of its own (data-root={root}), but the run deals out common ones; set partition=local_folder "
-            "data=imagefolder data.root=null data.classes=[...] data.domains=[...]."
+            f"{who} has images of its own (data-root={root}), but the run deals out common ones; set "
+            "partition=local_folder data=imagefolder data.root=null data.classes=[...] data.domains=[...]."
         )
     return str(root) if root else None
 

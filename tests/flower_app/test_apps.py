@@ -19,7 +19,8 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 DOMAINS = ["ink", "sand", "snow"]
 OWN = (
-    "experiment=smoke clients=3 data=imagefolder data.root=null data.image_size=16 partition=local_folder method=fedvpt "
+    "experiment=smoke clients=3 data=imagefolder data.root=null data.image_size=16 partition=local_folder "
+    "method=fedvpt "
     f"data.domains=[{','.join(DOMAINS)}] data.classes=[{','.join(SIDES)}]"
 )
 

@@ -43,12 +43,12 @@ def test_a_node_without_a_partition_is_told_how_to_get_one(node):
         (
             {"partition-id": 1},
             True,
-            "partition 1 lacks data-root, which partition=local_folder needs; start the SuperNode",
+            "partition 1 lacks data-root, which partition=local_folder needs",
         ),
         (
             {"partition-id": 1, "data-root": "x"},
             False,
-            "images of its own .*; set partition=local_folder data=imagefolder",
+            "images of its own .*; set partition=local_folder",
         ),
     ],
 )

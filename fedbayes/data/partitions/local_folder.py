@@ -44,8 +44,8 @@ def local_folder(
     if holder is None:
         if len(image_set):
             raise PartitionError(
-                f"partition=local_folder finds {len(image_set)} images where no client is; set data=imagefolder data.root=null, "
-                "or choose another partition to deal them out."
+                f"partition=local_folder finds {len(image_set)} images where no client is; set data=imagefolder "
+                "data.root=null, or choose another partition to deal them out."
             )
         return tuple(splits)
     if not 0 <= holder < clients:
