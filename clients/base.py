@@ -118,7 +118,7 @@ class AbstractClient(ABC):
         """
         split = cast(Split, requests[0].split)
         partitions = [request.partition for request in requests]
-        batch = self.data.whole(partitions, split)
+        batch = self.data.batch(partitions, split)
         streams = Streams(self.seed, requests[0].server_round, partitions, f"evaluate {split}")
         parameters = self.adapt([{**request.arrays, **request.personal} for request in requests], requests)
         predictions, diagnostics = self.predict(self.inputs.plain(batch), parameters, streams)

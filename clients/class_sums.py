@@ -57,7 +57,7 @@ class ClassSumsClient(AbstractClient):
         """Per class, the sum of features and their number, in float64."""
         updates = []
         for request in requests:
-            batch = self.data.whole([request.partition], "train")
+            batch = self.data.batch([request.partition], "train")
             z = self.inputs.features(batch)[0][0].double()
             arrays = class_sums(z, batch.labels[0], self.model.classes)
             if self.squares:

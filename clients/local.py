@@ -54,7 +54,7 @@ def fit_blocks(
         Each term of the objective, `(C,)`, its mean over blocks.
     """
     epochs, size = optim.local_epochs if steps is None else steps, optim.batch_size
-    taken = data.steps(partitions, epochs, size) if steps is None else [steps] * len(partitions)
+    taken = data.count_steps(partitions, epochs, size) if steps is None else [steps] * len(partitions)
     found = [
         optim.fit(
             optim.block(parameters, parts),

@@ -116,10 +116,10 @@ class PEPFedPTClient(AbstractWrappingClient):
 
     def _prior(self, partition: int) -> np.ndarray:
         """Share of each class in a client's training images."""
-        labels = self.data.whole([partition], "train").labels[0]
+        labels = self.data.batch([partition], "train").labels[0]
         return (torch.bincount(labels, minlength=self.model.classes) / len(labels)).numpy()
 
     def _sums(self, partition: int) -> Arrays:
         """Sums of a client's features per class, and their numbers."""
-        batch = self.data.whole([partition], "train")
+        batch = self.data.batch([partition], "train")
         return class_sums(self.inputs.features(batch)[0][0].double(), batch.labels[0], self.model.classes)

@@ -124,7 +124,7 @@ class PromptTuningClient(AbstractClient):
 
     def _some(self, partitions: Sequence[int]) -> Batch:
         """The first validation images of each client of a cohort; their labels are not looked at."""
-        whole = self.data.whole(partitions, "validation")
+        whole = self.data.batch(partitions, "validation")
         first = slice(None), slice(PROBE_IMAGES)
         return Batch(whole.index[first], whole.mask[first], whole.labels[first])
 

@@ -128,7 +128,7 @@ class SGPTClient(AbstractWrappingClient):
         """
         self.model.stack([{**one.arrays, **one.personal} for one in requests])
         generator = cast(GroupPrompts, self.model.generator)
-        z, weights = self.inputs.features(self.data.whole([one.partition for one in requests], "train"))
+        z, weights = self.inputs.features(self.data.batch([one.partition for one in requests], "train"))
         chosen = F.one_hot(generator.choice(z), generator.keys.shape[1]) * (weights > 0).unsqueeze(-1)
         counts = chosen.sum(1).float().cpu().numpy()  # (C, G)
         updates = self.inner.train(requests)

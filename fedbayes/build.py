@@ -16,8 +16,8 @@ from fedbayes.comm.messages import ClientRequest
 from fedbayes.config.instantiate import call, later, made_of, plain, takes
 from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import SPLITS, FederatedData
-from fedbayes.data.partitions.held_out import deal_out, hold_out
-from fedbayes.data.partitions.splits import require_divisions
+from fedbayes.data.partitions.held_out import hold_out, share_held_out
+from fedbayes.data.partitions.splits import require_partition
 from fedbayes.errors import ConfigError, DataError, require_whole
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.models.prompted import MakePrompts, PromptedViT
@@ -52,9 +52,9 @@ def data(cfg: DictConfig) -> FederatedData:
         )
     asked = plain(cfg.evaluate)
     inside, images = hold_out(images, asked["held_out"])
-    found = call("partition", later("partition", cfg.partition), inside, clients)
-    splits = require_divisions(found, len(inside), clients, elsewhere=_elsewhere(cfg))
-    splits = deal_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
+    partition = made_of("partition", cfg.partition, having=("__call__",))
+    splits = require_partition(partition(inside, clients), len(inside), clients, may_be_empty=_elsewhere(cfg))
+    splits = share_held_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
     images = corrupt_test(images, splits, asked["corruption"], asked["severity"])
     return FederatedData(images, splits, sampling(cfg).newcomers)
 

@@ -56,7 +56,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
         FedbayesError: for what a user can mend.
     """
     from fedbayes import build
-    from fedbayes.data.partitions.schemes import describe
+    from fedbayes.data.partitions.splits import describe
     from fedbayes.report.gallery import write_gallery
     from fedbayes.report.run_page import publish
     from fedbayes.server.strategy_state import layers

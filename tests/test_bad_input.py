@@ -74,7 +74,7 @@ def photos(tmp_path_factory):
         ("prompts.length=-1", "ConfigError: prompts.length=-1 "),
         ("generator.kind=foo", "ConfigError: generator.kind=foo is unknown; choose one of fixed, "),
         ("generator.code_dim=0", "ConfigError: generator.code_dim=0 "),
-        ("partition.alpha=-1", "PartitionError: partition.alpha=-1 "),
+        ("partition.alpha=-1", "ConfigError: partition.alpha=-1 "),
         ("data.image_size=30", "BackboneError: data.image_size=30 "),
         ("data.image_size=abc", "ConfigError: data.image_size=abc "),
         ("augment.flip=maybe", "ConfigError: augment.flip=maybe "),

@@ -239,16 +239,16 @@ def _cut(data: FederatedData, some: Sequence[int], batch_size: int) -> Federated
         cut.append(
             replace(client, train=client.train[:most], validation=validation, test=test, held_out=none, triggered=none)
         )
-    return data.dealt(cut)
+    return data.with_clients(cut)
 
 
 def _steps(cfg: DictConfig, data: FederatedData, some: Sequence[int]) -> float:
     """Batches in an epoch of a cohort, over those of the same cohort cut down."""
     if cfg.method.client.get("pool", False):
         cut = _cut(data, some, cfg.optim.batch_size)
-        real, small = (one.pooled().steps(some, 1, cfg.optim.batch_size) for one in (data, cut))
+        real, small = (one.pooled().count_steps(some, 1, cfg.optim.batch_size) for one in (data, cut))
         return float(max(real) / max(small))
-    return float(max(data.steps(some, 1, cfg.optim.batch_size)))
+    return float(max(data.count_steps(some, 1, cfg.optim.batch_size)))
 
 
 def _held(data: FederatedData) -> int:

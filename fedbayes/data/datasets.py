@@ -1,6 +1,6 @@
-"""The one form every source of images takes: all of it decoded, in memory, before it is dealt to clients."""
+"""The form of every source of images: all of them decoded, in memory, before a partition divides them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -12,7 +12,7 @@ GIVEN_NONE, GIVEN_TRAIN, GIVEN_VALIDATION, GIVEN_TEST = -1, 0, 1, 2
 @final
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with their classes, domains and the split their source gave them.
+    """Images with their classes, domains and the split that their source gives.
 
     Args:
         images: pixels 0 to 255, (N, 3, H, W) uint8.
@@ -36,27 +36,38 @@ class ImageSet:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Checks that the fields fit each other."""
+        """Check that the fields fit each other."""
         if self.images.dtype != torch.uint8 or self.images.ndim != 4 or self.images.shape[1] != 3:
             raise ValueError(f"images are {self.images.dtype} {tuple(self.images.shape)}; expected uint8 (N, 3, H, W).")
         count = len(self.images)
-        for place, dtype, low, high in (
+        for name, dtype, low, high in (
             ("labels", torch.int64, 0, len(self.classes) - 1),
             ("domains", torch.int64, 0, len(self.domain_names) - 1),
             ("given_split", torch.int8, GIVEN_NONE, GIVEN_TEST),
         ):
-            values: Tensor = getattr(self, place)
+            values: Tensor = getattr(self, name)
             if values.dtype != dtype or values.shape != (count,):
-                raise ValueError(f"{place} are {values.dtype} {tuple(values.shape)}; expected {dtype} ({count},).")
+                raise ValueError(f"{name} are {values.dtype} {tuple(values.shape)}; expected {dtype} ({count},).")
             if count and not low <= int(values.min()) <= int(values.max()) <= high:
-                raise ValueError(f"{place} go from {values.min()} to {values.max()}; expected {low} to {high}.")
+                raise ValueError(f"{name} go from {values.min()} to {values.max()}; expected {low} to {high}.")
         if len(self.names) != count:
             raise ValueError(f"names has {len(self.names)} entries for {count} images.")
-        for place in ("classes", "domain_names"):
-            entries: tuple[str, ...] = getattr(self, place)
+        for field, entries in (("classes", self.classes), ("domain_names", self.domain_names)):
             if len(set(entries)) != len(entries):
-                raise ValueError(f"{place} names something twice: {entries}.")
+                raise ValueError(f"{field} has a name twice: {entries}.")
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return the number of images."""
         return len(self.images)
+
+    def subset(self, index: Tensor | slice) -> "ImageSet":
+        """Return some of the images, in the order of `index`; a slice shares the pixels with this set."""
+        numbers = range(len(self))[index] if isinstance(index, slice) else index.tolist()
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            domains=self.domains[index],
+            given_split=self.given_split[index],
+            names=tuple(self.names[i] for i in numbers),
+        )

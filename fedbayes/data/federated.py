@@ -1,4 +1,4 @@
-"""The images of a federation and who holds which; batches for a cohort of clients."""
+"""The images of a federation, which client has which, and batches for a cohort of clients."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedbayes.data.datasets import ImageSet
-from fedbayes.data.partitions.schemes import ClientSplit
+from fedbayes.data.partitions.splits import ClientSplit
 from fedbayes.seeding import Streams
 
 Split = Literal["train", "validation", "test", "held_out", "triggered"]
@@ -39,21 +39,21 @@ class Batch:
 
 @final
 class FederatedData:
-    """All images, resident, and each client's share of them.
+    """All images, in memory, and the partition of each client.
 
     Args:
         images: every image once, those of held-out domains after the others.
-        clients: the share of each partition.
-        newcomers: partitions that never train.
+        clients: the images of each client.
+        new_clients: partitions that never train.
     """
 
-    def __init__(self, images: ImageSet, clients: Sequence[ClientSplit], newcomers: Sequence[int] = ()) -> None:
+    def __init__(self, images: ImageSet, clients: Sequence[ClientSplit], new_clients: Sequence[int] = ()) -> None:
         self.images = images
         self.clients = tuple(clients)
-        self.newcomers = tuple(newcomers)
+        self.new_clients = tuple(new_clients)
 
     def __len__(self) -> int:
-        """Number of clients."""
+        """Return the number of clients."""
         return len(self.clients)
 
     @property
@@ -62,34 +62,35 @@ class FederatedData:
         return len(self.images.classes)
 
     def pooled(self) -> "FederatedData":
-        """The same images with the training images of all who train in every client's hands; its other splits stay."""
-        ours = [client.train for partition, client in enumerate(self.clients) if partition not in self.newcomers]
-        return self.dealt([replace(client, train=np.unique(np.concatenate(ours))) for client in self.clients])
+        """Give each client the training images of all clients that train; its other splits stay."""
+        train = [split.train for client, split in enumerate(self.clients) if client not in self.new_clients]
+        pool = np.unique(np.concatenate(train))
+        return self.with_clients([replace(split, train=pool) for split in self.clients])
 
-    def dealt(self, clients: Sequence[ClientSplit], images: ImageSet | None = None) -> "FederatedData":
-        """The same federation with other shares, or other images as well."""
-        return FederatedData(self.images if images is None else images, clients, self.newcomers)
+    def with_clients(self, clients: Sequence[ClientSplit], images: ImageSet | None = None) -> "FederatedData":
+        """Return the same federation with another partition, and with other images if `images` is not None."""
+        return FederatedData(self.images if images is None else images, clients, self.new_clients)
 
     def indices(self, partition: int, split: Split) -> Tensor:
-        """Image ids of one client's split, ascending.
+        """Return the image ids of one client's split, ascending.
 
-        A negative partition `~p`, which is `-p - 1`, is a stand-in for client p that failed: as many images as p has,
-        all of them image 0, so that a cohort keeps its shapes and with them the bits of everybody else's result.
+        A negative partition `~p`, which is `-p - 1`, stands in for client p that failed: as many images as p has, all
+        of them image 0, so that a cohort keeps its shapes and with them the bits of every other client's result.
         """
         if partition < 0:
             return torch.zeros(len(getattr(self.clients[~partition], split)), dtype=torch.long)
         return torch.from_numpy(getattr(self.clients[partition], split))
 
-    def whole(self, partitions: Sequence[int], split: Split) -> Batch:
-        """Everything that the clients hold of a split, in the order of `indices`."""
+    def batch(self, partitions: Sequence[int], split: Split) -> Batch:
+        """Return all images of a split of some clients in one batch, in the order of `indices`."""
         return self._pad([self.indices(partition, split) for partition in partitions])
 
-    def steps(self, partitions: Sequence[int], count: int, batch_size: int) -> list[int]:
-        """How many batches of `epochs` each client has images in."""
-        return [count * -(-len(self.indices(partition, "train")) // batch_size) for partition in partitions]
+    def count_steps(self, partitions: Sequence[int], epochs: int, batch_size: int) -> list[int]:
+        """Return the number of batches of `epochs` in which each client has images."""
+        return [epochs * -(-len(self.indices(partition, "train")) // batch_size) for partition in partitions]
 
     def epochs(self, partitions: Sequence[int], count: int, batch_size: int, order: Streams) -> Iterator[Batch]:
-        """Batches of the training images, each client's shuffled by a stream of its own.
+        """Yield batches of the training images, each client's shuffled by a stream of its own.
 
         An epoch of n images is cut into `ceil(n / batch_size)` batches of equal size (to one image), so no step is
         taken on a small remainder. Clients with fewer batches have none in the later ones.
@@ -104,11 +105,12 @@ class FederatedData:
         for c, partition in enumerate(partitions):
             ids = self.indices(partition, "train")
             steps = -(-len(ids) // batch_size)
-            passes = [ids[order.permutation(c, len(ids))].tensor_split(steps) for _ in range(count)]
-            schedules.append([batch for one in passes for batch in one])
-        nothing = torch.empty(0, dtype=torch.long)
+            schedules.append([])
+            for _ in range(count):
+                schedules[c].extend(ids[order.permutation(c, len(ids))].tensor_split(steps))
+        empty = torch.empty(0, dtype=torch.long)
         for step in range(max(len(schedule) for schedule in schedules)):
-            yield self._pad([schedule[step] if step < len(schedule) else nothing for schedule in schedules])
+            yield self._pad([schedule[step] if step < len(schedule) else empty for schedule in schedules])
 
     def _pad(self, rows: Sequence[Tensor]) -> Batch:
         width = max(1, *(len(row) for row in rows)) if rows else 1

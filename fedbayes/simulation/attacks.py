@@ -167,7 +167,7 @@ class LabelFlip(AbstractAttack):
         labels = data.images.labels.clone()
         mine = _training(data, hostile)
         labels[mine] = data.num_classes - 1 - labels[mine]
-        return data.dealt(data.clients, replace(data.images, labels=labels))
+        return data.with_clients(data.clients, replace(data.images, labels=labels))
 
 
 @final
@@ -222,7 +222,7 @@ class Backdoor(AbstractAttack):
             given_split=images.given_split[every],
             names=tuple(images.names[i] for i in every.tolist()),
         )
-        return data.dealt(clients, more)
+        return data.with_clients(clients, more)
 
     def marked(self, data: FederatedData) -> list[np.ndarray]:
         """Test images of other classes than the target."""

@@ -28,7 +28,7 @@ def test_steps_are_those_of_the_local_training_on_the_clients_own_images():
         *("method=fedavg_head", "optim.name=sgd", "optim.head_lr=0.5", "optim.clip=null", "optim.batch_size=64")
     )
     found = client.adapt([client.initial()], [ClientRequest(2, 3, "evaluate", "test", client.initial(), adapt=1)])
-    batch = client.data.whole([2], "train")
+    batch = client.data.batch([2], "train")
     z = client.inputs.plain(batch)
     with torch.no_grad():
         feature = client.model.backbone(z.tokens[0], None, client.model.start_layer)

@@ -38,7 +38,7 @@ def cof():
 
 
 def pooled(data, client, split):
-    batch = data.whole(range(len(data)), split)
+    batch = data.batch(range(len(data)), split)
     inputs = client.inputs.plain(batch)
     return inputs.z[inputs.mask].double().numpy(), batch.labels[batch.mask].numpy()
 
@@ -65,7 +65,7 @@ def test_fedncms_probabilities_are_those_of_gaussians_with_a_common_variance(ncm
     means = NearestCentroid().fit(features, labels).centroids_
     variance = np.square(features - means[labels]).mean()
     said = client.evaluate([ClientRequest(2, 1, "evaluate", "test", shared)])[0].arrays["probabilities"]
-    z = client.inputs.plain(data.whole([2], "test")).z[0].double().numpy()
+    z = client.inputs.plain(data.batch([2], "test")).z[0].double().numpy()
     distance = np.square(z[:, None] - means).sum(-1)
     weight = np.exp(-(distance - distance.min(1, keepdims=True)) / (2 * variance))
     np.testing.assert_allclose(said, weight / weight.sum(1, keepdims=True), rtol=1e-5, atol=1e-10)

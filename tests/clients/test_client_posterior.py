@@ -27,7 +27,7 @@ def elsewhere(client):
 @pytest.mark.parametrize("kind", ["gaussian", "low_rank", "semi_implicit"])
 def test_predictions_are_those_of_codes_psi_plus_sigma_times_noise(kind):
     client = make(f"generator.kind={kind}", "inference.predict_samples=4")
-    inputs = client.inputs.plain(client.data.whole([1], "test"))
+    inputs = client.inputs.plain(client.data.batch([1], "test"))
     with torch.no_grad():
         found = client.draw(inputs, [elsewhere(client)], Streams(0, 1, [1], "x")).logits
         generator, streams = client.model.generator, Streams(0, 1, [1], "x")
@@ -42,7 +42,7 @@ def test_predictions_are_those_of_codes_psi_plus_sigma_times_noise(kind):
 
 def test_training_has_j_draws_k_fresh_components_and_a_standard_normal_prior(monkeypatch):
     client = make("inference.train_samples=3", "inference.num_extra=4")
-    inputs = client.inputs.plain(client.data.whole([1], "train"))
+    inputs = client.inputs.plain(client.data.batch([1], "train"))
 
     def sites(program):
         return poutine.trace(program).get_trace(inputs, Streams(0, 1, [1], "x")).nodes
@@ -107,7 +107,7 @@ def test_the_loss_is_the_bound_of_the_paper_worked_out_from_the_draws(kind):
     )
     state = {name: torch.from_numpy(value) for name, value in elsewhere(client).items()}
     client.model.stack([elsewhere(client)])
-    inputs, noise = client.inputs.plain(client.data.whole([1], "train")), Recorded()
+    inputs, noise = client.inputs.plain(client.data.batch([1], "train")), Recorded()
     found = client.objective(inputs, noise, beta)
 
     z, sigma = inputs.z[0], state["generator.log_scale"].reshape(()).exp()

@@ -92,7 +92,7 @@ def test_a_step_of_the_network_by_hand():
         *("optim.clip=null", "optim.batch_size=64"),
     )
     (update,) = train(client, 1)
-    z = client.inputs.features(client.data.whole([1], "train"))[0][0].double().numpy()
+    z = client.inputs.features(client.data.batch([1], "train"))[0][0].double().numpy()
     start = client.initial()["generator.query.weight"].astype(np.float64)
     expected = start + 0.4 * z.T @ (np.eye(3)[1] - softmax(z @ start)) / len(z)
     np.testing.assert_allclose(update.arrays["generator.query.weight"], expected, atol=1e-5)

@@ -104,7 +104,7 @@ def test_a_client_trains_with_its_own_prior_and_sends_class_sums_but_no_prior():
     client.inner._fit = spy
     client.train([ClientRequest(p, 1, "train", "", start) for p in range(3)])
     for p, update in enumerate(updates):
-        batch = client.data.whole([p], "train")
+        batch = client.data.batch([p], "train")
         labels = batch.labels[0].numpy()
         z = client.inputs.features(batch)[0][0].double().numpy()
         np.testing.assert_allclose(seen[0][p], [(labels == c).mean() for c in range(10)], rtol=1e-6)
@@ -128,8 +128,8 @@ def test_an_evaluation_uses_the_clients_own_prior_and_strange_images_a_uniform_o
     (update,) = client.train([ClientRequest(0, 1, "train", "", some_prototypes(client))])
     trained = {name: array for name, array in update.arrays.items() if name not in ("sums", "counts")}
     (answer,) = client.evaluate([ClientRequest(1, 1, "evaluate", "test", trained)])
-    inputs = client.inputs.plain(client.data.whole([1], "test"))
-    labels = client.data.whole([1], "train").labels[0].numpy()
+    inputs = client.inputs.plain(client.data.batch([1], "test"))
+    labels = client.data.batch([1], "train").labels[0].numpy()
     own = (np.bincount(labels, minlength=10) / len(labels)).astype(np.float32)
 
     def said(arrays):

@@ -38,7 +38,7 @@ def leaves(arrays, *names):
 
 
 def batch_of(client, partition=1):
-    return client.inputs.plain(client.data.whole([partition], "train"))
+    return client.inputs.plain(client.data.batch([partition], "train"))
 
 
 def objective(client, q, w, draws=1, *, with_copy=False, beta=0.3):
@@ -163,7 +163,7 @@ def test_predictions_average_draws_of_the_own_posterior_and_a_strangers_of_the_g
 
     np.testing.assert_array_equal(said(1, w, named(v))["probabilities"], said(1, v)["probabilities"])
     np.testing.assert_array_equal(said(1, {**w, **named(v)})["probabilities"], said(1, w)["probabilities"])
-    inputs = client.inputs.plain(client.data.whole([1], "test"))
+    inputs = client.inputs.plain(client.data.batch([1], "test"))
     draws = client.draw(inputs, [v], Streams(client.seed, 1, [1], "evaluate test"))
     assert draws.logits.shape[:2] == (3, 1)
     expected = draws.logits.softmax(-1).mean(0)[0].detach().numpy()

@@ -215,7 +215,7 @@ def test_the_frozen_backbone_stays_as_it_was():
 
 def between_images(client, arrays):
     """Variance over test images of the mean of psi, averaged over its entries."""
-    inputs = client.inputs.plain(client.data.whole(range(3), "test"))
+    inputs = client.inputs.plain(client.data.batch(range(3), "test"))
     client.model.stack([arrays] * 3)
     eps = torch.randn(
         64, *inputs.mask.shape, client.model.generator.noise_dim, generator=torch.Generator().manual_seed(0)

@@ -115,7 +115,7 @@ def test_a_step_of_the_keys_goes_up_the_cosine():
         "optim.batch_size=64",
     )
     start = client.initial()
-    z = client.inputs.features(client.data.whole([1], "train"))[0][0].double().numpy()
+    z = client.inputs.features(client.data.batch([1], "train"))[0][0].double().numpy()
     keys = start["generator.keys"].astype(np.float64)
     near = cosines(z, keys)
     expected = keys.copy()
@@ -132,7 +132,7 @@ def test_the_reply_counts_the_images_that_chose_each_group_when_the_round_began(
     updates = client.train([ClientRequest(p, 1, "train", "", start) for p in (0, 2, -2)])
     share = start["generator.choices"] / 52
     for update in updates[:2]:
-        z = client.inputs.features(client.data.whole([update.partition], "train"))[0][0].numpy()
+        z = client.inputs.features(client.data.batch([update.partition], "train"))[0][0].numpy()
         cost = (1 - cosines(z, start["generator.keys"])) * (share + FLOOR)
         np.testing.assert_array_equal(update.arrays["generator.choices"], np.bincount(cost.argmin(1), minlength=5))
         assert update.arrays["generator.choices"].sum() == update.num_examples

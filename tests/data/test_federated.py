@@ -24,7 +24,7 @@ def test_steps_are_the_batches_in_which_a_client_has_images(data, count, batch_s
     partitions = [2, 0, 1]
     batches = list(data.epochs(partitions, count, batch_size, Streams(0, 1, partitions, "order")))
     present = sum(batch.mask.any(1).long() for batch in batches)
-    assert data.steps(partitions, count, batch_size) == present.tolist()
+    assert data.count_steps(partitions, count, batch_size) == present.tolist()
     assert max(batch.mask.shape[1] for batch in batches) <= batch_size
     assert sum(batch.counts for batch in batches).tolist() == [11 * count, 5 * count, 1 * count]
 
@@ -41,6 +41,6 @@ def test_a_stand_in_has_as_many_images_as_the_client_all_the_same(data):
 def test_pooled_images_are_those_of_who_trains():
     parts = [np.array(one) for one in ([0, 1], [2, 3, 4], [5])]
     splits = [ClientSplit(train=one, validation=one[:1], test=one[:1]) for one in parts]
-    data = FederatedData(grid(2, 2, 5), splits, newcomers=[1])
+    data = FederatedData(grid(2, 2, 5), splits, new_clients=[1])
     assert [client.train.tolist() for client in data.pooled().clients] == [[0, 1, 5]] * 3
-    assert data.pooled().newcomers == data.dealt(splits).newcomers == (1,)
+    assert data.pooled().new_clients == data.with_clients(splits).new_clients == (1,)

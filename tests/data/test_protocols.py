@@ -8,7 +8,7 @@ from schemes import image_set
 
 from fedbayes.config.compose import CONF, compose, resolved
 from fedbayes.data.partitions.held_out import hold_out
-from fedbayes.data.partitions.schemes import describe
+from fedbayes.data.partitions.splits import describe
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 GENERIC = {"photos", "smoke"}  # of no set and no partition of their own

@@ -44,7 +44,7 @@ def test_who_never_trains_is_not_hostile():
     cfg = compose(["experiment=smoke", "clients=6", "evaluate.new_clients=3", "attack=label_flip", "attack.fraction=1"])
     data = build.data(cfg)
     client = build.client(cfg, data, build.model(cfg, data, "cpu"))
-    assert client._hostile == set(build.sampling(cfg).known) == set(range(6)) - set(data.newcomers)
+    assert client._hostile == set(build.sampling(cfg).known) == set(range(6)) - set(data.new_clients)
 
 
 def test_lies_by_hand():

@@ -28,7 +28,7 @@ def trained():
 def variance(client, arrays):
     """Of psi on the noise bank, mean over some images of a client."""
     client.model.stack([arrays])
-    z, _ = client.inputs.features(client.data.whole([0], "train"))
+    z, _ = client.inputs.features(client.data.batch([0], "train"))
     bank = noise_bank(client.model.generator.noise_dim, 0)
     with torch.no_grad():
         psi = client.model.generator.mixing(z, bank[:, None, None].expand(-1, *z.shape[:2], -1))

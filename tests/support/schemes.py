@@ -1,16 +1,12 @@
 """Every partition scheme with settings that work, and sets of empty images to deal out."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 
 from fedbayes.data.datasets import ImageSet
-from fedbayes.data.partitions import schemes as partition
-from fedbayes.data.partitions.schemes import ClientSplit
-
-Scheme = Callable[..., tuple[ClientSplit, ...]]
+from fedbayes.data.partitions import schemes
+from fedbayes.data.partitions.base import AbstractScheme
 
 COMMON: dict[str, Any] = {
     "seed": 0,
@@ -20,20 +16,22 @@ COMMON: dict[str, Any] = {
     "validation": 0.15,
     "test": 0.35,
 }
-OWN: dict[str, dict[str, Any]] = {
-    "domain_mixture": {"alpha": 0.3},
-    "one_domain": {},
-    "label_dirichlet": {"alpha": 0.3},
-    "label_shards": {"classes_per_client": 2},
-    "domain_and_label": {"alpha": 0.3, "label_alpha": 0.3},
-    "iid": {},
+CLASSES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "domain_mixture": (schemes.DomainMixture, {"alpha": 0.3}),
+    "one_domain": (schemes.OneDomain, {}),
+    "label_dirichlet": (schemes.LabelDirichlet, {"alpha": 0.3}),
+    "label_shards": (schemes.LabelShards, {"classes_per_client": 2}),
+    "domain_and_label": (schemes.DomainAndLabel, {"alpha": 0.3, "label_alpha": 0.3}),
+    "iid": (schemes.Iid, {}),
 }
-ALL = sorted(OWN)
+ALL = sorted(CLASSES)
 
 
-def scheme(name: str, **changes: Any) -> Scheme:
+def scheme(name: str, **changes: Any) -> AbstractScheme:
     """A scheme with the settings above, some of them changed."""
-    return partial(getattr(partition, name), **COMMON | OWN[name] | changes)
+    kind, settings = CLASSES[name]
+    result: AbstractScheme = kind(**COMMON | settings | changes)
+    return result
 
 
 def image_set(cells: dict[tuple[int, int], int], given_split: list[int] | None = None) -> ImageSet:

@@ -1,58 +1,62 @@
-"""A partition for benchmarks of scale: clients draw images with replacement, so any number of them has some.
+"""A partition for benchmarks of scale: clients sample images with replacement, so there may be any number of clients.
 
 No image is in two splits, but clients share images, which no honest comparison of methods allows: this is for measuring
 time and memory, not accuracy.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar, final
+
 import numpy as np
 
 from fedbayes.data.datasets import ImageSet
-from fedbayes.data.partitions.allocation import Floats, Ints, Rules, as_partition_error
-from fedbayes.data.partitions.splits import ClientSplit, shares_of, split
+from fedbayes.data.partitions.allocation import Floats, Ints
+from fedbayes.data.partitions.base import AbstractPartition
+from fedbayes.data.partitions.splits import ClientSplit, split_sizes
 from fedbayes.errors import require_whole
 
 
-def resampled(
-    image_set: ImageSet, clients: int, *, seed: int, alpha: float, images: int, validation: float, test: float
-) -> tuple[ClientSplit, ...]:
-    """Every client draws its mixture of domains from Dirichlet(alpha), and its images from that, with replacement.
+@final
+@dataclass(frozen=True, kw_only=True)
+class Resampled(AbstractPartition):
+    """Every client samples its mixture of domains from Dirichlet(alpha), and its images from that, with replacement.
 
-    All images are first divided into training, validation and test images; a client draws from each part.
+    All images are first divided into training, validation and test images; a client samples from each part.
 
     Args:
-        image_set: the images.
-        clients: number of clients, any.
-        seed: of the partition and the splits.
         alpha: concentration over domains.
         images: of each client over its three splits, at least 3.
-        validation: share of a client's images.
-        test: share of a client's images.
-
-    Returns:
-        One division per client.
-
-    Raises:
-        PartitionError: if the request is impossible.
-        ConfigError: if the seed is negative.
     """
-    with as_partition_error():
-        require_whole("partition.images", images, 3)
-    everybody = Rules("resampled", clients, seed, 3, None, None, validation, test)
-    as_one = Rules("resampled", 1, seed, 3, None, None, validation, test)
-    (whole,) = split(image_set, np.zeros(len(image_set), np.int64), as_one, "all images", "take more images")
-    mixtures = everybody.dirichlet(alpha, len(image_set.domain_names), "alpha")
-    held_out = shares_of(images, validation, test)
-    counts = {"train": images - sum(held_out), "validation": held_out[0], "test": held_out[1]}
-    domains = image_set.domains.numpy()
-    drawn = {
-        name: _draw(getattr(whole, name), domains, mixtures, count, everybody.generator("draw", name))
-        for name, count in counts.items()
-    }
-    return tuple(ClientSplit(**{name: rows[client] for name, rows in drawn.items()}) for client in range(clients))
+
+    name: ClassVar[str] = "resampled"
+    alpha: float
+    images: int
+
+    def __call__(self, image_set: ImageSet, clients: int) -> tuple[ClientSplit, ...]:
+        """Return the images of each client.
+
+        Raises:
+            ConfigError: if a value is out of range.
+            PartitionError: if there are fewer than three images.
+        """
+        require_whole("clients", clients, 1)
+        require_whole("partition.images", self.images, 3)
+        owner = np.zeros(len(image_set), np.int64)
+        split = {"settings": "all images", "remedy": "take more images"}
+        (pools,) = self.split(image_set, owner, 1, min_images=3, max_train=None, **split)
+        mixtures = self.dirichlet("alpha", clients, len(image_set.domain_names))
+        validation, test = split_sizes(self.images, self.validation, self.test)
+        counts = {"train": self.images - validation - test, "validation": validation, "test": test}
+        domains = image_set.domains.numpy()
+        samples = {
+            name: _sample(pool, domains, mixtures, counts[name], self.generator("draw", name))
+            for name, pool in pools.parts().items()
+        }
+        return tuple(ClientSplit(**{name: rows[client] for name, rows in samples.items()}) for client in range(clients))
 
 
-def _draw(pool: Ints, domains: Ints, mixtures: Floats, count: int, rng: np.random.Generator) -> Ints:
-    """`(clients, count)` images of the pool, each row sorted: a domain by the client's mixture, then any of its images.
+def _sample(pool: Ints, domains: Ints, mixtures: Floats, count: int, rng: np.random.Generator) -> Ints:
+    """Sample `(clients, count)` images of the pool, each row sorted: a domain by the mixture, then any of its images.
 
     A domain without images in the pool counts as not there.
     """

@@ -1,300 +1,168 @@
-"""Who holds which images: six schemes, each drawn from `partition.seed` alone.
+"""Six schemes of who gets which images.
 
-`domain_mixture` (the default) makes clients differ and also be mixed inside: each holds several domains, in proportions
-of its own. Dirichlet mixtures are symmetric, as in the field's benchmarks: what a client wants does not depend on how
-many images a domain or label has. Images are dealt out without replacement, and all are used unless a cap or the scheme
-says otherwise; whoever wants more of a domain than is left gets more of its other ones. What a source gives as
-validation or test images stays that, is dealt out by the same mixtures, and then `validation` or `test` is not used.
+`DomainMixture` (the default) makes clients differ and also be mixed inside: each has several domains, in proportions of
+its own. Dirichlet mixtures are symmetric, as in the field's benchmarks: what a client wants does not depend on how many
+images a domain or label has. Each image goes to one client, and all are used unless a cap or the scheme says otherwise;
+a client that wants more of a domain than is left gets more of its other ones.
 """
 
 import logging
+from dataclasses import dataclass
+from typing import ClassVar, final
 
 import numpy as np
 
 from fedbayes.data.datasets import ImageSet
-from fedbayes.data.partitions.allocation import Rules, as_partition_error, deal_by_holding, deal_by_mixture
-from fedbayes.data.partitions.splits import ClientSplit, describe, split
-from fedbayes.errors import PartitionError, require_whole
-
-__all__ = [
-    "ClientSplit",
-    "describe",
-    "domain_and_label",
-    "domain_mixture",
-    "iid",
-    "label_dirichlet",
-    "label_shards",
-    "one_domain",
-]
-
-FEWER = "lower clients, partition.quantity or partition.min_images"
+from fedbayes.data.partitions.allocation import Ints
+from fedbayes.data.partitions.base import AbstractScheme
+from fedbayes.errors import ConfigError, PartitionError, require_whole
 
 logger = logging.getLogger("fedbayes")
 
 
-def domain_mixture(
-    image_set: ImageSet,
-    clients: int,
-    *,
-    seed: int,
-    alpha: float,
-    min_images: int,
-    quantity: float | None,
-    max_train: int | None,
-    validation: float,
-    test: float,
-) -> tuple[ClientSplit, ...]:
-    """Every client draws its mixture of domains from Dirichlet(alpha).
+@final
+@dataclass(frozen=True, kw_only=True)
+class DomainMixture(AbstractScheme):
+    """Every client mixes the domains by a sample of Dirichlet(alpha).
 
     Args:
-        image_set: the images.
-        clients: number of clients.
-        alpha: concentration over domains; small: nearly one domain each, large: all domains alike.
-        seed: of the partition and the splits.
-        min_images: fewest images of any client, at least 3.
-        quantity: standard deviation of the logarithm of client sizes; None: equal sizes.
-        max_train: cap on each client's training images; None: no cap.
-        validation: share of a client's images.
-        test: share of a client's images.
-
-    Returns:
-        One division per client.
-
-    Raises:
-        PartitionError: if the request is impossible.
-        ConfigError: if the seed is negative.
+        alpha: concentration over domains; small: few domains each, large: all domains alike.
     """
-    rules = Rules("domain_mixture", clients, seed, min_images, quantity, max_train, validation, test)
-    mixtures = rules.dirichlet(alpha, len(image_set.domain_names), "alpha")
-    owner = deal_by_mixture(image_set, image_set.domains.numpy(), mixtures, rules)
-    return split(image_set, owner, rules, f"alpha={alpha:g}, quantity={quantity}", FEWER)
+
+    name: ClassVar[str] = "domain_mixture"
+    alpha: float
+
+    def assign(self, image_set: ImageSet, clients: int) -> Ints:
+        """Return the client of each image, (N,)."""
+        mixtures = self.dirichlet("alpha", clients, len(image_set.domain_names))
+        return self.by_mixture(image_set, image_set.domains.numpy(), mixtures)
 
 
-def one_domain(
-    image_set: ImageSet,
-    clients: int,
-    *,
-    seed: int,
-    min_images: int,
-    quantity: float | None,
-    max_train: int | None,
-    validation: float,
-    test: float,
-) -> tuple[ClientSplit, ...]:
-    """Every client holds one domain; domains have equally many clients, give or take one, the largest ones more.
+@final
+@dataclass(frozen=True, kw_only=True)
+class OneDomain(AbstractScheme):
+    """Every client has one domain; domains have equally many clients, give or take one, the largest ones more."""
+
+    name: ClassVar[str] = "one_domain"
+
+    def assign(self, image_set: ImageSet, clients: int) -> Ints:
+        """Return the client of each image, (N,).
+
+        Raises:
+            PartitionError: if there are fewer clients than domains.
+        """
+        domains = image_set.domains.numpy()
+        images = np.bincount(domains, minlength=len(image_set.domain_names))
+        largest_first = np.argsort(-images, kind="stable")[: np.count_nonzero(images)]
+        if clients < len(largest_first):
+            raise PartitionError(
+                f"clients={clients} cannot have one domain each of {len(largest_first)} "
+                f"({', '.join(image_set.domain_names)}); raise clients to {len(largest_first)} or choose "
+                "partition=domain_mixture."
+            )
+        has_domain = np.zeros((clients, len(images)), bool)
+        has_domain[np.arange(clients), np.resize(largest_first, clients)] = True
+        return self.by_group(image_set, domains, has_domain)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LabelDirichlet(AbstractScheme):
+    """Every client mixes the labels by a sample of Dirichlet(alpha).
 
     Args:
-        image_set: the images.
-        clients: number of clients, at least one per domain. In turn they get the domains, largest first.
-        seed: of the partition and the splits.
-        min_images: fewest images of any client, at least 3.
-        quantity: standard deviation of the logarithm of client sizes; None: equal sizes.
-        max_train: cap on each client's training images; None: no cap.
-        validation: share of a client's images.
-        test: share of a client's images.
-
-    Returns:
-        One division per client.
-
-    Raises:
-        PartitionError: if the request is impossible.
-        ConfigError: if the seed is negative.
+        alpha: concentration over labels; small: few labels each, large: all labels alike.
     """
-    rules = Rules("one_domain", clients, seed, min_images, quantity, max_train, validation, test)
-    domains = image_set.domains.numpy()
-    images = np.bincount(domains, minlength=len(image_set.domain_names))
-    largest_first = np.argsort(-images, kind="stable")[: np.count_nonzero(images)]
-    if clients < len(largest_first):
-        names = ", ".join(image_set.domain_names)
-        raise PartitionError(
-            f"clients={clients} cannot hold one domain each of {len(largest_first)} ({names}); raise clients to "
-            f"{len(largest_first)} or choose partition=domain_mixture."
-        )
-    holdings = np.zeros((clients, len(images)), bool)
-    holdings[np.arange(clients), np.resize(largest_first, clients)] = True
-    owner = deal_by_holding(image_set, domains, holdings, rules)
-    return split(image_set, owner, rules, f"one of {len(largest_first)} domains, quantity={quantity}", FEWER)
+
+    name: ClassVar[str] = "label_dirichlet"
+    alpha: float
+
+    def assign(self, image_set: ImageSet, clients: int) -> Ints:
+        """Return the client of each image, (N,)."""
+        mixtures = self.dirichlet("alpha", clients, len(image_set.classes))
+        return self.by_mixture(image_set, image_set.labels.numpy(), mixtures)
 
 
-def label_dirichlet(
-    image_set: ImageSet,
-    clients: int,
-    *,
-    seed: int,
-    alpha: float,
-    min_images: int,
-    quantity: float | None,
-    max_train: int | None,
-    validation: float,
-    test: float,
-) -> tuple[ClientSplit, ...]:
-    """Every client draws its mixture of labels from Dirichlet(alpha), after Hsu et al. (arXiv 1909.06335).
+@final
+@dataclass(frozen=True, kw_only=True)
+class LabelShards(AbstractScheme):
+    """Every client has k classes; a class's images are shared equally among the clients that have it.
 
-    Args:
-        image_set: the images.
-        clients: number of clients.
-        alpha: concentration over labels; small: nearly one label each, large: all labels alike.
-        seed: of the partition and the splits.
-        min_images: fewest images of any client, at least 3.
-        quantity: standard deviation of the logarithm of client sizes; None: equal sizes.
-        max_train: cap on each client's training images; None: no cap.
-        validation: share of a client's images.
-        test: share of a client's images.
-
-    Returns:
-        One division per client.
-
-    Raises:
-        PartitionError: if the request is impossible.
-        ConfigError: if the seed is negative.
-    """
-    rules = Rules("label_dirichlet", clients, seed, min_images, quantity, max_train, validation, test)
-    mixtures = rules.dirichlet(alpha, len(image_set.classes), "alpha")
-    owner = deal_by_mixture(image_set, image_set.labels.numpy(), mixtures, rules)
-    return split(image_set, owner, rules, f"alpha={alpha:g}, quantity={quantity}", FEWER)
-
-
-def label_shards(
-    image_set: ImageSet,
-    clients: int,
-    *,
-    seed: int,
-    classes_per_client: int,
-    min_images: int,
-    quantity: float | None,
-    max_train: int | None,
-    validation: float,
-    test: float,
-) -> tuple[ClientSplit, ...]:
-    """Every client holds k classes; a class's images are shared equally among the clients that hold it.
-
-    Classes have equally many holders, give or take one. With fewer than (classes / k) clients some classes have none:
+    Classes have equally many clients, give or take one. With fewer than (classes / k) clients some classes have none:
     their images are left out, and a warning says how many.
 
     Args:
-        image_set: the images.
-        clients: number of clients.
         classes_per_client: k.
-        seed: of the partition and the splits.
-        min_images: fewest images of any client, at least 3.
-        quantity: standard deviation of the logarithm of client sizes; None: equal sizes.
-        max_train: cap on each client's training images; None: no cap.
-        validation: share of a client's images.
-        test: share of a client's images.
-
-    Returns:
-        One division per client.
-
-    Raises:
-        PartitionError: if the request is impossible.
-        ConfigError: if the seed is negative.
     """
-    rules = Rules("label_shards", clients, seed, min_images, quantity, max_train, validation, test)
-    labels = image_set.labels.numpy()
-    present = np.unique(labels)
-    with as_partition_error():
-        require_whole("partition.classes_per_client", classes_per_client, 1)
-    if classes_per_client > len(present):
-        raise PartitionError(
-            f"partition.classes_per_client={classes_per_client} is more than the {len(present)} classes that have "
-            f"images; choose 1 to {len(present)}."
-        )
-    holdings = np.zeros((clients, len(image_set.classes)), bool)
-    rng = rules.generator("classes")
-    holders = np.zeros(len(present), np.int64)
-    for client in range(clients):
-        least_held = np.argsort(holders + rng.random(len(present)))[:classes_per_client]
-        holders[least_held] += 1
-        holdings[client, present[least_held]] = True
-    owner = deal_by_holding(image_set, labels, holdings, rules)
-    if not holders.all():
-        logger.warning(
-            "clients=%d with partition.classes_per_client=%d hold %d of %d classes; %d images are left out.",
-            *(clients, classes_per_client, np.count_nonzero(holders), len(present), np.count_nonzero(owner < 0)),
-        )
-    settings = f"classes_per_client={classes_per_client}, quantity={quantity}"
-    return split(image_set, owner, rules, settings, f"raise partition.classes_per_client, or {FEWER}")
+
+    name: ClassVar[str] = "label_shards"
+    remedy: ClassVar[str] = f"raise partition.classes_per_client, or {AbstractScheme.remedy}"
+    classes_per_client: int
+
+    def assign(self, image_set: ImageSet, clients: int) -> Ints:
+        """Return the client of each image, (N,); -1 for images of classes that no client has.
+
+        Raises:
+            ConfigError: if there are not so many classes.
+        """
+        labels = image_set.labels.numpy()
+        present = np.unique(labels)
+        require_whole("partition.classes_per_client", self.classes_per_client, 1)
+        if self.classes_per_client > len(present):
+            raise ConfigError(
+                f"partition.classes_per_client={self.classes_per_client} is more than the {len(present)} classes that "
+                f"have images; choose 1 to {len(present)}."
+            )
+        has_class = np.zeros((clients, len(image_set.classes)), bool)
+        rng = self.generator("classes")
+        times = np.zeros(len(present), np.int64)  # how many clients have each class so far
+        for client in range(clients):
+            least_frequent = np.argsort(times + rng.random(len(present)))[: self.classes_per_client]
+            times[least_frequent] += 1
+            has_class[client, present[least_frequent]] = True
+        owner = self.by_group(image_set, labels, has_class)
+        if not times.all():
+            logger.warning(
+                "clients=%d with partition.classes_per_client=%d have %d of %d classes; %d images are left out.",
+                *(clients, self.classes_per_client, np.count_nonzero(times), len(present), np.count_nonzero(owner < 0)),
+            )
+        return owner
 
 
-def domain_and_label(
-    image_set: ImageSet,
-    clients: int,
-    *,
-    seed: int,
-    alpha: float,
-    label_alpha: float,
-    min_images: int,
-    quantity: float | None,
-    max_train: int | None,
-    validation: float,
-    test: float,
-) -> tuple[ClientSplit, ...]:
+@final
+@dataclass(frozen=True, kw_only=True)
+class DomainAndLabel(AbstractScheme):
     """Every client mixes domains by Dirichlet(alpha) and labels by Dirichlet(label_alpha), independently.
 
-    It wants each pair of a domain and a label by the product of the two shares.
+    It wants each pair of a domain and a label by the product of the two.
 
     Args:
-        image_set: the images.
-        clients: number of clients.
         alpha: concentration over domains.
         label_alpha: concentration over labels.
-        seed: of the partition and the splits.
-        min_images: fewest images of any client, at least 3.
-        quantity: standard deviation of the logarithm of client sizes; None: equal sizes.
-        max_train: cap on each client's training images; None: no cap.
-        validation: share of a client's images.
-        test: share of a client's images.
-
-    Returns:
-        One division per client.
-
-    Raises:
-        PartitionError: if the request is impossible.
-        ConfigError: if the seed is negative.
     """
-    rules = Rules("domain_and_label", clients, seed, min_images, quantity, max_train, validation, test)
-    of_domains = rules.dirichlet(alpha, len(image_set.domain_names), "alpha")
-    of_labels = rules.dirichlet(label_alpha, len(image_set.classes), "label_alpha")
-    pairs = (image_set.domains * len(image_set.classes) + image_set.labels).numpy()
-    present, groups = np.unique(pairs, return_inverse=True)
-    domains, labels = np.divmod(present, len(image_set.classes))
-    mixtures = of_domains[:, domains] * of_labels[:, labels]  # (clients, pairs that have images)
-    owner = deal_by_mixture(image_set, groups, mixtures, rules)
-    settings = f"alpha={alpha:g}, label_alpha={label_alpha:g}, quantity={quantity}"
-    return split(image_set, owner, rules, settings, FEWER)
+
+    name: ClassVar[str] = "domain_and_label"
+    alpha: float
+    label_alpha: float
+
+    def assign(self, image_set: ImageSet, clients: int) -> Ints:
+        """Return the client of each image, (N,)."""
+        of_domains = self.dirichlet("alpha", clients, len(image_set.domain_names))
+        of_labels = self.dirichlet("label_alpha", clients, len(image_set.classes))
+        pairs = (image_set.domains * len(image_set.classes) + image_set.labels).numpy()
+        present, groups = np.unique(pairs, return_inverse=True)
+        domains, labels = np.divmod(present, len(image_set.classes))
+        mixtures = of_domains[:, domains] * of_labels[:, labels]  # (clients, pairs that have images)
+        return self.by_mixture(image_set, groups, mixtures)
 
 
-def iid(
-    image_set: ImageSet,
-    clients: int,
-    *,
-    seed: int,
-    min_images: int,
-    quantity: float | None,
-    max_train: int | None,
-    validation: float,
-    test: float,
-) -> tuple[ClientSplit, ...]:
-    """Every client holds a random part of all images.
+@final
+@dataclass(frozen=True, kw_only=True)
+class Iid(AbstractScheme):
+    """Every client has a random part of all images."""
 
-    Args:
-        image_set: the images.
-        clients: number of clients.
-        seed: of the partition and the splits.
-        min_images: fewest images of any client, at least 3.
-        quantity: standard deviation of the logarithm of client sizes; None: equal sizes.
-        max_train: cap on each client's training images; None: no cap.
-        validation: share of a client's images.
-        test: share of a client's images.
+    name: ClassVar[str] = "iid"
 
-    Returns:
-        One division per client.
-
-    Raises:
-        PartitionError: if the request is impossible.
-        ConfigError: if the seed is negative.
-    """
-    rules = Rules("iid", clients, seed, min_images, quantity, max_train, validation, test)
-    one_group = np.zeros(len(image_set), np.int64)
-    owner = deal_by_mixture(image_set, one_group, np.ones((clients, 1)), rules)
-    return split(image_set, owner, rules, f"quantity={quantity}", FEWER)
+    def assign(self, image_set: ImageSet, clients: int) -> Ints:
+        """Return the client of each image, (N,)."""
+        return self.by_mixture(image_set, np.zeros(len(image_set), np.int64), np.ones((clients, 1)))

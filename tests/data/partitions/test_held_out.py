@@ -7,8 +7,8 @@ from schemes import ALL, scheme
 
 from fedbayes.data.datasets import ImageSet
 from fedbayes.data.federated import FederatedData
-from fedbayes.data.partitions.held_out import deal_out, hold_out
-from fedbayes.data.partitions.schemes import describe
+from fedbayes.data.partitions.held_out import hold_out, share_held_out
+from fedbayes.data.partitions.splits import describe
 from fedbayes.errors import ConfigError, PartitionError
 
 DOMAINS = ("ink", "noise", "chalk", "empty", "paint")
@@ -34,7 +34,7 @@ def test_nothing_held_out_leaves_everything_as_it_is(image_set):
     assert inside is image_set
     assert whole is image_set
     splits = scheme("iid")(inside, 5)
-    assert deal_out(splits, 400, 400, seed=0) == splits
+    assert share_held_out(splits, 400, 400, seed=0) == splits
     assert "held_out" not in str(describe(splits, whole, "iid"))
 
 
@@ -59,7 +59,7 @@ def test_held_out_images_come_last_and_every_image_keeps_what_belongs_to_it(imag
 @pytest.mark.parametrize("name", ALL)
 def test_no_client_has_a_held_out_image_in_its_own_splits(image_set, name):
     inside, whole = hold_out(image_set, ["noise"])
-    splits = deal_out(scheme(name)(inside, 6), len(inside), len(whole), seed=0)
+    splits = share_held_out(scheme(name)(inside, 6), len(inside), len(whole), seed=0)
     data = FederatedData(whole, splits)
     noise = whole.domain_names.index("noise")
     for client in range(6):
@@ -74,7 +74,7 @@ def test_no_client_has_a_held_out_image_in_its_own_splits(image_set, name):
 
 def test_shares_are_drawn_from_the_partitions_seed_alone(image_set):
     splits = scheme("iid")(image_set, 3)
-    one, same, other = (deal_out(splits, 300, 400, seed) for seed in (0, 0, 1))
+    one, same, other = (share_held_out(splits, 300, 400, seed) for seed in (0, 0, 1))
     assert all(np.array_equal(a.held_out, b.held_out) for a, b in zip(one, same, strict=True))
     assert not all(np.array_equal(a.held_out, b.held_out) for a, b in zip(one, other, strict=True))
 
@@ -82,13 +82,13 @@ def test_shares_are_drawn_from_the_partitions_seed_alone(image_set):
 def test_fewer_held_out_images_than_clients(image_set):
     splits = scheme("iid")(image_set, 5)
     with pytest.raises(PartitionError, match=r"clients=5 cannot share the 4 images .* lower clients to 4 or hold out"):
-        deal_out(splits, 400, 404, seed=0)
-    assert [len(one.held_out) for one in deal_out(splits, 400, 405, seed=0)] == [1] * 5
+        share_held_out(splits, 400, 404, seed=0)
+    assert [len(one.held_out) for one in share_held_out(splits, 400, 405, seed=0)] == [1] * 5
 
 
 def test_the_partition_is_written_down_with_the_shares(image_set):
     inside, whole = hold_out(image_set, ["noise"])
-    splits = deal_out(scheme("iid")(inside, 4), len(inside), len(whole), seed=0)
+    splits = share_held_out(scheme("iid")(inside, 4), len(inside), len(whole), seed=0)
     said = describe(splits, whole, "iid")
     assert said["domains"] == list(whole.domain_names)
     for client, one in zip(said["clients"], splits, strict=True):
