@@ -138,7 +138,7 @@ def test_only_a_flower_server_may_be_without_images():
         build.data(compose(words))
     with pytest.raises(DataError, match="data has no images; set"):
         build.data(compose(["simulation=flower", *words, "partition=iid"]))
-    with pytest.raises(PartitionError, match="partition=local_folder .* 1797 images"):
+    with pytest.raises(PartitionError, match=r"partition=local_folder .* 1797 images"):
         build.data(compose(["simulation=flower", "partition=local_folder"]))
 
 

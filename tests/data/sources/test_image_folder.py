@@ -191,7 +191,7 @@ def test_settings_are_checked_before_anything_is_read(size: int, on_error: str, 
         ({"domains": torch.tensor([0, 0], dtype=torch.int32)}, "domains are torch.int32"),
         ({"given_split": torch.tensor([3, 0], dtype=torch.int8)}, "given_split go from 0 to 3"),
         ({"names": ("a",)}, "names has 1 entries for 2 images"),
-        ({"classes": ("cat", "cat")}, "classes names something twice"),
+        ({"classes": ("cat", "cat")}, "classes has a name twice"),
     ],
 )
 def test_image_sets_refuse_contradictions(change: dict[str, object], message: str) -> None:
