@@ -109,7 +109,9 @@ class FedAPTClient(AbstractWrappingClient):
         """Prompt tuning with each client's own key; whose key it was is not in the reply."""
         given = [replace(one, arrays={**one.arrays, OWN_KEY: self._own(one.partition)}) for one in requests]
         updates = self.inner.train(given)
-        return [replace(one, arrays={**one.arrays, OWN_KEY: self.model.initial[OWN_KEY]}) for one in updates]
+        if OWN_KEY not in self.initial():  # the generator is personal
+            return updates
+        return [replace(update, arrays={**update.arrays, OWN_KEY: self.model.initial[OWN_KEY]}) for update in updates]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
         """Steps are taken as in training, with the own key; the prediction after them finds keys from the image."""

@@ -102,11 +102,13 @@ class PEPFedPTClient(AbstractWrappingClient):
             Replies with `sums` and `counts` of features per class, in float64, beside what was trained.
         """
         given = [replace(one, arrays={**one.arrays, CLASS_PRIOR: self._prior(one.partition)}) for one in requests]
+        updates = self.inner.train(given)
+        if CLASS_PRIOR not in self.initial():  # the generator is personal, and so are its prototypes
+            return updates
+        prior = self.model.initial[CLASS_PRIOR]
         return [
-            replace(
-                one, arrays={**one.arrays, CLASS_PRIOR: self.model.initial[CLASS_PRIOR], **self._sums(one.partition)}
-            )
-            for one in self.inner.train(given)
+            replace(update, arrays={**update.arrays, CLASS_PRIOR: prior, **self._sums(update.partition)})
+            for update in updates
         ]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:

@@ -132,7 +132,12 @@ class SGPTClient(AbstractWrappingClient):
         chosen = F.one_hot(generator.choice(z), generator.keys.shape[1]) * (weights > 0).unsqueeze(-1)
         counts = chosen.sum(1).float().cpu().numpy()  # (C, G)
         updates = self.inner.train(requests)
-        return [replace(one, arrays={**one.arrays, CHOICES: mine}) for one, mine in zip(updates, counts, strict=True)]
+        if CHOICES not in self.initial():  # the generator is personal
+            return updates
+        return [
+            replace(update, arrays={**update.arrays, CHOICES: choices})
+            for update, choices in zip(updates, counts, strict=True)
+        ]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
         """Steps are taken as in training; the prediction after them knows no earlier choices: nearest keys."""

@@ -5,6 +5,7 @@ as they are. An array that the client was not sent, or in another shape, starts 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -45,11 +46,18 @@ def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:
 
 
 def mean_arrays(states: Sequence[Arrays]) -> Arrays:
-    """The plain mean of arrays with equal names, summed in float64 in the order given; empty for no states."""
-    names = states[0] if states else {}
+    """Return the plain mean of the states whose names and shapes are the most common ones; empty for no states.
+
+    It is summed in float64 in the order given. Clients' personal parameters may be of different form.
+    """
+    forms = [tuple((name, array.shape) for name, array in state.items()) for state in states]
+    usual = max(forms, key=Counter(forms).__getitem__, default=())
+    alike = [state for state, form in zip(states, forms, strict=True) if form == usual]
     return {
-        name: np.asarray(np.mean([state[name] for state in states], axis=0, dtype=np.float64), dtype=like.dtype)
-        for name, like in names.items()
+        name: np.asarray(
+            np.mean([state[name] for state in alike], axis=0, dtype=np.float64), dtype=alike[0][name].dtype
+        )
+        for name, _ in usual
     }
 
 

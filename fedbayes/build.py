@@ -24,12 +24,13 @@ from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.tuned import MakeWeights
 from fedbayes.server.evaluate_round import Assessment
+from fedbayes.server.flower_strategy import FlowerStrategy
 from fedbayes.server.privacy_key import secret
 from fedbayes.server.rounds import RoundLoop
 from fedbayes.server.sampling import Sampling
-from fedbayes.server.strategy_state import layers, restore
+from fedbayes.server.strategy import ServerStrategy
 from fedbayes.server.train_round import Training
-from fedbayes.server.validation import Guard, Holdings
+from fedbayes.server.validation import PartitionSizes, ReplyValidator
 from fedbayes.simulation.attacks import AbstractAttack, HostileClients
 from fedbayes.simulation.client import ClientSetup, CohortClient
 from fedbayes.simulation.hardware import choose_device
@@ -56,7 +57,7 @@ def data(cfg: DictConfig) -> FederatedData:
     splits = require_partition(partition(inside, clients), len(inside), clients, may_be_empty=_elsewhere(cfg))
     splits = share_held_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
     images = corrupt_test(images, splits, asked["corruption"], asked["severity"])
-    return FederatedData(images, splits, sampling(cfg).newcomers)
+    return FederatedData(images, splits, sampling(cfg).new_clients)
 
 
 def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT:
@@ -163,18 +164,19 @@ def client_of(text: str) -> CohortClient:
     return made
 
 
-def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
-    """The server's side: any Flower strategy that answers to the loop's samples, with privacy and an optimiser."""
+def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
+    """The server's side: one of ours or of Flower's that fits the loop's samples, with privacy and an optimiser."""
     build = later("method.strategy", cfg.method.strategy)
     given = dict(build.keywords)
     if given.get("aggregate") == "mean" and not takes(build.func, "aggregate"):
         del given["aggregate"]  # Flower's own strategies have each their one way to aggregate
         build = partial(build.func, **given)
-    made: Strategy = call("method.strategy", build)
-    if not isinstance(made, Strategy):
-        raise ConfigError(f"method.strategy._target_={cfg.method.strategy._target_} makes no strategy of Flower's.")
+    made = call("method.strategy", build)
+    made = FlowerStrategy(made) if isinstance(made, Strategy) else made
+    if not isinstance(made, ServerStrategy):
+        raise ConfigError(f"method.strategy._target_={cfg.method.strategy._target_} makes no strategy.")
     rounds.require(made)
-    if cfg.update_clipping.max_norm is not None and getattr(made, "closed_form", False):
+    if cfg.update_clipping.max_norm is not None and made.closed_form:
         raise ConfigError(
             f"update_clipping.max_norm={cfg.update_clipping.max_norm}: in method={cfg.names.method} clients send sums "
             "and take no steps that could be clipped; leave it out."
@@ -187,10 +189,10 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> Strategy:
             )
         drawn = rounds.sampling
         sampled = {"clients": len(drawn.known), "per_round": drawn.per_round, "key": drawn.key}
-        made = cast(Strategy, call("privacy", later("privacy", cfg.privacy), made, **sampled))
+        made = cast(ServerStrategy, call("privacy", later("privacy", cfg.privacy), made, **sampled))
     if cfg.server.name in (None, "none"):
         return made
-    return cast(Strategy, call("server", later("server", cfg.server), made))
+    return cast(ServerStrategy, call("server", later("server", cfg.server), made))
 
 
 def sampling(cfg: DictConfig, key: str | None = None) -> Sampling:
@@ -215,8 +217,7 @@ def loop(cfg: DictConfig) -> RoundLoop:
         faults=call("faults", later("faults", cfg.faults), seed=cfg.seed),
         timeout=cfg.simulation.timeout,
         passes=made_of("optim", cfg.optim, having=("passes",)).passes,
-        clip=cfg.update_clipping.max_norm,
-        as_sent=cfg.privacy.noise is not None,
+        max_update_norm=cfg.update_clipping.max_norm,
     )
     assessment = Assessment(
         sampling=drawn,
@@ -233,14 +234,13 @@ def loop(cfg: DictConfig) -> RoundLoop:
         rounds=cfg.rounds,
         training=training,
         assessment=assessment,
-        guard=Guard(cfg.simulation.max_norm),
+        validator=ReplyValidator(cfg.simulation.max_norm),
         checkpoint_every=cfg.checkpoint.every,
         patience=cfg.simulation.patience,
-        personal=bool(cfg.method.client.get("personal") or cfg.method.get("copies")),
     )
 
 
-def holdings(cfg: DictConfig, federated: FederatedData) -> Holdings:
+def partition_sizes(cfg: DictConfig, federated: FederatedData) -> PartitionSizes:
     """What the server knows of the images that clients answer for; deployed ones know their own alone."""
     images: dict[str, list[int]] = {}
     if len(federated.images):
@@ -249,7 +249,7 @@ def holdings(cfg: DictConfig, federated: FederatedData) -> Holdings:
         images["train"] = [len(one.train) for one in trained.clients]
         if (attacker := attack(cfg)) is not None:
             images["triggered"] = [len(one) for one in attacker.marked(federated)]
-    return Holdings(federated.num_classes, len(federated.images.domain_names), images)
+    return PartitionSizes(federated.num_classes, len(federated.images.domain_names), images)
 
 
 def destinations(cfg: DictConfig, run_dir: Path) -> Sequence[Any]:
@@ -276,12 +276,9 @@ def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, Feder
 def outgoing(cfg: DictConfig, checkpoint: Checkpoint, partition: int) -> Arrays:
     """What the server of a finished run would send to a client next; methods may send each its own."""
     made = strategy(cfg, loop(cfg))
-    restore(made, checkpoint.strategy)
-    inner: Any = layers(made)[-1]
-    if not hasattr(inner, "outgoing"):  # one of Flower's own
-        return checkpoint.server
-    inner.shared = dict(checkpoint.server)
-    return cast(Arrays, inner.outgoing(checkpoint.server_round + 1, partition))
+    made.shared = dict(checkpoint.server)
+    made.restore(checkpoint.strategy)
+    return made.requests(checkpoint.server_round + 1, [partition], "evaluate")[partition]
 
 
 def predicts_with(cfg: DictConfig, made: Any, checkpoint: Checkpoint, partition: int | None) -> Arrays:

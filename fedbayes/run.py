@@ -59,7 +59,6 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     from fedbayes.data.partitions.splits import describe
     from fedbayes.report.gallery import write_gallery
     from fedbayes.report.run_page import publish
-    from fedbayes.server.strategy_state import layers
     from fedbayes.simulation.hardware import slow_numbers
     from fedbayes.storage import checkpoint
     from fedbayes.storage.run_dir import PARTITION, PREDICTIONS, claimed, reopened, rounds_written, write_json
@@ -76,7 +75,7 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
     data = build.data(cfg)  # images -> clients, split once by partition.seed
     model = build.model(cfg, data, simulation.device)  # frozen ViT + prompt generator + head
     client = build.client(cfg, data, model)
-    attack, holdings = build.attack(cfg), build.holdings(cfg, data)
+    attack, sizes = build.attack(cfg), build.partition_sizes(cfg, data)
 
     with reopened(run_dir) if resumed else claimed(run_dir, OmegaConf.to_yaml(cfg, resolve=True)):
         stored, damage = checkpoint.newest(run_dir, rounds_written(run_dir)) if resumed else (None, [])
@@ -101,16 +100,14 @@ def run(cfg: DictConfig, run_dir: Path, simulation: Any = None, *, resumed: bool
             progress = simulation.run(
                 client_factory=build.ClientFactory(cfg, client),
                 clients=len(data),
-                serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker, keep, stored, holdings),
+                serve=lambda grid: loop.run(grid, strategy, client.initial(), tracker, sizes, save=keep, stored=stored),
             )
             if progress.final is not None:
                 checkpoint.write_arrays(run_dir / PREDICTIONS, progress.final.arrays())
             seconds = {"total": time.perf_counter() - started + progress.before, "setup": progress.started - started}
             hostile = () if attack is None else attack.hostile(build.sampling(cfg).known)
-            privacy = [layer.spent(cfg.rounds) for layer in layers(strategy) if hasattr(layer, "spent")]
-            summary = summarise(
-                cfg, progress, data.images.domain_names, seconds, simulation.device, hostile, next(iter(privacy), None)
-            )
+            privacy = strategy.privacy_spent(cfg.rounds)
+            summary = summarise(cfg, progress, data.images.domain_names, seconds, simulation.device, hostile, privacy)
             write_gallery(run_dir, cfg, data, model)
             tracker.report(summary, publish)
     return summary

@@ -34,7 +34,12 @@ class Averaging(AbstractStrategy):
         if require_number("method.strategy.hostile", hostile, 0) >= 0.5:
             raise ConfigError(f"method.strategy.hostile={hostile} leaves no honest majority; set it below 0.5.")
         self._robust = ROBUST[aggregate](hostile) if aggregate in ROBUST else None
-        self.plain_mean = aggregate == "mean"
+        self._aggregate = aggregate
+
+    @property
+    def plain_mean(self) -> bool:
+        """Whether the aggregate is the mean."""
+        return self._aggregate == "mean"
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
         """The same for everybody."""

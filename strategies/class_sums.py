@@ -36,12 +36,12 @@ class AbstractClassSums(AbstractStrategy):
             Weights `(classes, d)` and bias `(classes,)`; those of classes without images are ignored.
         """
 
-    def answer_like(self, arrays: Arrays) -> Arrays:
-        """Sums, which are no parameters of the server's."""
-        known = {"sums": arrays["weights"], "counts": arrays["counts"], "squares": np.zeros(1)}
-        return {name: known[name] for name in self.summed}
+    def expected_reply(self, initial: Arrays) -> Arrays:
+        """Return sums, which are no parameters of the server's."""
+        forms = {"sums": initial["weights"], "counts": initial["counts"], "squares": np.zeros(1)}
+        return {name: forms[name] for name in self.summed}
 
-    def impossible(self, update: ClientUpdate) -> str | None:
+    def rejection_reason(self, update: ClientUpdate) -> str | None:
         """Counts or lengths that no images can have: `sum |z|^2` is never below `sum_c |sum z|^2 / n_c`."""
         wrong = miscounted(update, "counts")
         if wrong is not None or "squares" not in self.summed:

@@ -28,21 +28,16 @@ class PEPFedPT(AbstractStrategy):
         super().__init__()
         self.seen: dict[int, Arrays] = {}
 
-    def answer_like(self, arrays: Arrays) -> Arrays:
-        """The server's parameters and, per class, sums of features and their number, in float64.
+    def expected_reply(self, initial: Arrays) -> Arrays:
+        """Return the server's parameters and, per class, sums of features and their number, in float64."""
+        if PROTOTYPES not in initial:  # the clients' generators are personal
+            return initial
+        sums = np.zeros(initial[PROTOTYPES].shape)
+        return {**initial, "sums": sums, "counts": sums[:, 0]}
 
-        A client that keeps its generator to itself sends no prototypes back, and is sent none before the first round.
-        """
-        kept = not any(name.startswith("generator.") and name != PROTOTYPES for name in arrays)
-        own = {name: array for name, array in arrays.items() if not (kept and name == PROTOTYPES)}
-        if PROTOTYPES not in arrays:
-            return own
-        sums = np.zeros(arrays[PROTOTYPES].shape)
-        return {**own, "sums": sums, "counts": sums[:, 0]}
-
-    def impossible(self, update: ClientUpdate) -> str | None:
-        """Counts that no images can have."""
-        return miscounted(update, "counts")
+    def rejection_reason(self, update: ClientUpdate) -> str | None:
+        """Reject counts that no images can have."""
+        return miscounted(update, "counts") if "counts" in update.arrays else None
 
     def state(self) -> Arrays:
         """Everybody's sums."""
@@ -54,6 +49,9 @@ class PEPFedPT(AbstractStrategy):
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """`mu_c = sum_i sums_ic / sum_i n_ic`, and the mean of everything else, weighted by images."""
+        if "sums" not in updates[0].arrays:
+            self.shared = weighted_mean(updates)
+            return
         trained = []
         for update in updates:
             self.seen[update.partition] = {name: update.arrays[name] for name in SUMS}

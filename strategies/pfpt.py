@@ -57,7 +57,7 @@ class PFPT(AbstractStrategy):
         self.sweeps = require_whole("method.strategy.sweeps", sweeps, 0)
 
     @property
-    def afresh(self) -> tuple[str, ...]:
+    def recomputed(self) -> tuple[str, ...]:
         """The set, whose order is another one each round, and what is taken from it."""
         return (PROMPTS, *(name for name in self.shared if name.startswith(SET)))
 

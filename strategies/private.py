@@ -22,20 +22,18 @@ and its checkpoints hold it; a node with images of its own hands it out only wit
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, final
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
 
-from fedbayes.arrays import clipped, moved
-from fedbayes.comm.messages import from_record, read_update, to_record, write_reply
+from fedbayes.arrays import Arrays, clipped, moved
+from fedbayes.comm.messages import ClientUpdate, Kind
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.seeding import numpy_generator
+from fedbayes.server.strategy import ServerStrategy
 from strategies.wrapping import AbstractWrapper
 
 RANGE = 1e-12, 1e6
@@ -62,7 +60,7 @@ class PrivateAveraging(AbstractWrapper):
 
     def __init__(
         self,
-        strategy: Strategy,
+        strategy: ServerStrategy,
         *,
         noise: float,
         clip: float,
@@ -72,9 +70,9 @@ class PrivateAveraging(AbstractWrapper):
         per_round: int,
         key: int | str,
     ) -> None:
-        if not getattr(strategy, "plain_mean", False):
+        if not strategy.plain_mean:
             raise ConfigError(
-                f"privacy.noise={noise}: {type(strategy).__name__} is no plain average of what clients send, so the "
+                f"privacy.noise={noise}: {strategy.name} is no plain average of what clients send, so the "
                 "noise it would need is unknown; choose a method that averages, with method.strategy.aggregate=mean."
             )
         if isinstance(groups, str):
@@ -92,57 +90,54 @@ class PrivateAveraging(AbstractWrapper):
                 f"privacy.delta={self.delta} allows to show one of clients={clients} to everybody; choose less than "
                 f"{1 / clients:.3g}."
             )
-        self._key, self._sampled = key, (clients, per_round)
+        self._key, self._sampled, self._round = key, (clients, per_round), 0
         spent(self.noise, clients, per_round, 1, self.delta)  # a missing library is said before the first round
 
-    def spent(self, rounds: int) -> dict[str, Any]:
-        """What `summary.json` says: the settings, and epsilon after each round."""
+    def privacy_spent(self, rounds: int) -> dict[str, Any]:
+        """Return the settings, and epsilon after each round."""
         curve = spent(self.noise, *self._sampled, rounds, self.delta)
         return {"noise": self.noise, "clip": self.clip, "delta": self.delta, "epsilon": list(curve)}
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Flower's hook: the strategy's messages, if noise can hide all that is averaged.
+    def requests(self, server_round: int, partitions: Sequence[int], kind: Kind) -> dict[int, Arrays]:
+        """Return the strategy's requests, if noise can hide all that is averaged.
 
         Raises:
             ConfigError: if nothing is shared, something is whole numbers, or a group is not there.
         """
-        messages = super().configure_train(server_round, arrays, config, grid)
-        if not self.before:
+        requests, shared = super().requests(server_round, partitions, kind), self.shared
+        if kind == "evaluate":
+            return requests
+        self._round = server_round
+        if not shared:
             raise ConfigError("privacy.noise: clients share nothing in this method, so there is nothing to hide.")
-        counted = [name for name, array in self.before.items() if array.dtype.kind != "f"]
+        counted = [name for name, array in shared.items() if array.dtype.kind != "f"]
         if counted:
             raise ConfigError(f"privacy.noise: {counted[0]} is counted, not learnt, and noise would not hide it.")
-        if self.groups is not None and not all(any(n.startswith(g) for n in self.before) for g in self.groups):
-            parts = ", ".join(sorted({name.split(".")[0] for name in self.before}))
+        if self.groups is not None and not all(any(n.startswith(g) for n in shared) for g in self.groups):
+            parts = ", ".join(sorted({name.split(".")[0] for name in shared}))
             raise ConfigError(f"privacy.groups={[g[:-1] for g in self.groups]} names no shared part; they are {parts}.")
-        return messages
+        return requests
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Flower's hook: the mean of clipped steps, and noise."""
-        answers = list(replies)
+    def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
+        """Take the mean of clipped steps, and add noise."""
+        before = self.shared
         content = hashlib.sha256()
-        for reply in answers:
-            update = read_update(0, reply.content)
-            kept = {name: array for name, array in update.arrays.items() if self._learnt(name)}
-            arrays = {**self.before, **clipped(self.before, kept, self.clip)}
+        limited = []
+        for update in updates:
+            learnt = {name: array for name, array in update.arrays.items() if self._learnt(name)}
+            arrays = {**before, **clipped(before, learnt, self.clip)}
             for array in arrays.values():
                 content.update(array.tobytes())
-            reply.content = write_reply(replace(update, arrays=arrays, num_examples=1))
-        after, metrics = self.strategy.aggregate_train(server_round, answers)
-        if after is None:
-            return None, metrics
-        rng = numpy_generator(self._key, server_round, "privacy", content.hexdigest())
-        drawn = self._sampled[1]
-        noisy = moved(self.before, from_record(after), len(answers) / drawn)
+            limited.append(replace(update, arrays=arrays, num_examples=1))
+        self.strategy.aggregate(limited)
+        rng = numpy_generator(self._key, self._round, "privacy", content.hexdigest())
+        per_round = self._sampled[1]
+        noisy = moved(before, self.shared, len(updates) / per_round)
         for name, array in noisy.items():
             if self._learnt(name):
-                noise = self.noise * self.clip / drawn * rng.standard_normal(array.shape)
+                noise = self.noise * self.clip / per_round * rng.standard_normal(array.shape)
                 noisy[name] = np.asarray(array + noise, dtype=array.dtype)
-        return to_record(noisy), metrics
+        self.shared = noisy
 
     def _learnt(self, name: str) -> bool:
         return self.groups is None or name.startswith(self.groups)

@@ -12,17 +12,15 @@ The change that a round's aggregate makes is taken as a gradient, `g = before - 
 and its FedAdam corrects m and v for their start.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, MetricRecord
-from flwr.serverapp.strategy import Strategy
 
 from fedbayes.arrays import Arrays, under
-from fedbayes.comm.messages import from_record, to_record
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError, require_choice, require_number
-from fedbayes.server.strategy_state import unstepped_by
+from fedbayes.server.strategy import ServerStrategy
 from strategies.wrapping import AbstractWrapper
 
 RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}
@@ -52,7 +50,7 @@ class ServerOptimiser(AbstractWrapper):
 
     def __init__(
         self,
-        strategy: Strategy,
+        strategy: ServerStrategy,
         *,
         name: str,
         lr: float | None = None,
@@ -62,11 +60,11 @@ class ServerOptimiser(AbstractWrapper):
         tau: float = 1e-3,
     ) -> None:
         super().__init__(strategy)
-        self.name = require_choice("server.name", name, tuple(RATES))
-        if getattr(strategy, "closed_form", False):
+        self.optimiser = require_choice("server.name", name, tuple(RATES))
+        if strategy.closed_form:
             raise ConfigError(
-                f"server.name={name}: {type(strategy).__name__} computes its parameters afresh each round, so there is "
-                "no step for an optimiser; set server.name=none."
+                f"server.name={name}: {strategy.name} computes its parameters anew each round, so there is no step for "
+                "an optimiser; set server.name=none."
             )
         self.lr = require_number("server.lr", RATES[name] if lr is None else lr, 0, open_low=True)
         self.momentum = require_number("server.momentum", momentum, 0, 1)
@@ -76,33 +74,33 @@ class ServerOptimiser(AbstractWrapper):
         self._first: Arrays = {}  # m
         self._second: Arrays = {}  # v
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Flower's hook: a step towards, or past, what the strategy makes of the replies."""
-        after, metrics = self.strategy.aggregate_train(server_round, replies)
-        if after is None:
-            return None, metrics
-        return to_record({name: self._moved(name, array) for name, array in from_record(after).items()}), metrics
+    def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
+        """Step towards, or past, what the strategy makes of the replies."""
+        before = dict(self.shared)
+        self.strategy.aggregate(updates)
+        if all(self.shared.get(name) is array for name, array in before.items()):
+            return  # a strategy of Flower's gave the round up
+        self.shared = {name: self._moved(name, before.get(name), after) for name, after in self.shared.items()}
 
     def state(self) -> Arrays:
         """The moments, float64, and the strategy's own state."""
-        kept = {WRAPPED: super().state(), FIRST: self._first, SECOND: self._second}
-        return {prefix + name: array for prefix, arrays in kept.items() for name, array in arrays.items()}
+        parts = {WRAPPED: super().state(), FIRST: self._first, SECOND: self._second}
+        return {prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()}
 
     def restore(self, state: Arrays) -> None:
         """Take back what `state` gave in an earlier process."""
         self._first, self._second = under(FIRST, state), under(SECOND, state)
         super().restore(under(WRAPPED, state))
 
-    def _moved(self, name: str, after: np.ndarray) -> np.ndarray:
-        """One array after the step, in its own precision."""
-        before = None if name in unstepped_by(self.strategy) else self.before.get(name)
+    def _moved(self, name: str, before: np.ndarray | None, after: np.ndarray) -> np.ndarray:
+        """Return one array after the step, in its own precision."""
+        if name in (*self.counted, *self.recomputed):
+            return after
         if before is None or before.shape != after.shape or after.dtype.kind != "f":
             return after
         gradient = before.astype(np.float64) - after
         zero = np.zeros_like(gradient)
-        if self.name == "momentum":
+        if self.optimiser == "momentum":
             self._first[name] = step = self.momentum * self._first.get(name, zero) + gradient
         else:
             self._first[name] = self.beta1 * self._first.get(name, zero) + (1 - self.beta1) * gradient
@@ -112,7 +110,7 @@ class ServerOptimiser(AbstractWrapper):
 
     def _mean_square(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
         """The second moment of `adam` or `yogi`."""
-        if self.name == "adam":
+        if self.optimiser == "adam":
             found: np.ndarray = self.beta2 * v + (1 - self.beta2) * square
         else:
             found = v - (1 - self.beta2) * square * np.sign(v - square)

@@ -40,19 +40,20 @@ class SGPT(AbstractStrategy):
         super().__init__()
         self.momentum = require_number("method.strategy.momentum", momentum, 0, 1)
 
-    def impossible(self, update: ClientUpdate) -> str | None:
-        """Choices that no images can have made."""
-        return miscounted(update, CHOICES)
+    def rejection_reason(self, update: ClientUpdate) -> str | None:
+        """Reject choices that no images can have made."""
+        return miscounted(update, CHOICES) if CHOICES in update.arrays else None
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """The formula above for groups and keys, the mean over images for the rest, and the sum of all choices."""
         mean = weighted_mean(updates)
+        if CHOICES not in mean:  # the clients' generators are personal
+            self.shared = mean
+            return
         counts = np.stack([update.arrays[CHOICES] for update in updates]).astype(np.float64)  # (I, G)
         total = counts.sum(0)
         weights = counts / np.maximum(total, 1)
         for name in BY_GROUP:
-            if name not in mean:  # kept by the clients
-                continue
             rows = np.stack([update.arrays[name] for update in updates]).astype(np.float64)
             found = np.einsum("ig,ig...->g...", weights, rows)
             old = self.shared[name]

@@ -1,56 +1,87 @@
 """A strategy around another one, for what happens before or after whatever that one aggregates."""
 
 from abc import ABC
-from collections.abc import Iterable
-
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from fedbayes.arrays import Arrays
-from fedbayes.comm.messages import from_record
-from fedbayes.server.strategy_state import restore, state_of
+from fedbayes.comm.messages import ClientUpdate, Kind
+from fedbayes.server.strategy import ServerStrategy
 
 
-class AbstractWrapper(Strategy, ABC):
-    """Passes on everything; `aggregate_train` is the wrapper's business.
+class AbstractWrapper(ServerStrategy, ABC):
+    """Delegates the whole contract; `aggregate` is the wrapper's business.
 
     Args:
-        strategy: the wrapped one.
-
-    Attributes:
-        before: the parameters that the last training messages started from.
+        strategy: the wrapped strategy; it holds the parameters.
     """
 
-    def __init__(self, strategy: Strategy) -> None:
+    def __init__(self, strategy: ServerStrategy) -> None:
         self.strategy = strategy
-        self.before: Arrays = {}
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Flower's hook: the strategy's messages; what they start from is kept."""
-        self.before = from_record(arrays)
-        return self.strategy.configure_train(server_round, arrays, config, grid)
+    @property
+    def shared(self) -> Arrays:
+        """The wrapped strategy's parameters."""
+        return self.strategy.shared
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Flower's hook: the strategy's messages."""
-        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+    @shared.setter
+    def shared(self, arrays: Arrays) -> None:
+        self.strategy.shared = arrays
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Flower's hook: the strategy's."""
-        return self.strategy.aggregate_evaluate(server_round, replies)
+    @property
+    def name(self) -> str:
+        """Delegated."""
+        return self.strategy.name
 
-    def summary(self) -> None:
-        """Flower's hook: the strategy's."""
-        self.strategy.summary()
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Delegated."""
+        return self.strategy.counted
+
+    @property
+    def recomputed(self) -> tuple[str, ...]:
+        """Delegated."""
+        return self.strategy.recomputed
+
+    @property
+    def closed_form(self) -> bool:
+        """Delegated."""
+        return self.strategy.closed_form
+
+    def requests(self, server_round: int, partitions: Sequence[int], kind: Kind) -> dict[int, Arrays]:
+        """Delegated."""
+        return self.strategy.requests(server_round, partitions, kind)
+
+    def expected_reply(self, initial: Arrays) -> Arrays:
+        """Delegated."""
+        return self.strategy.expected_reply(initial)
+
+    def rejection_reason(self, update: ClientUpdate) -> str | None:
+        """Delegated."""
+        return self.strategy.rejection_reason(update)
 
     def state(self) -> Arrays:
-        """What the strategy remembers."""
-        return state_of(self.strategy)
+        """Delegated."""
+        return self.strategy.state()
 
     def restore(self, state: Arrays) -> None:
-        """Take back what `state` gave in an earlier process."""
-        restore(self.strategy, state)
+        """Delegated."""
+        self.strategy.restore(state)
+
+    def snapshot(self) -> Callable[[], None]:
+        """Return a function that puts wrapper and wrapped strategy back to where they are now."""
+        undo_inner, undo_wrapper = self.strategy.snapshot(), super().snapshot()
+
+        def undo() -> None:
+            undo_wrapper()
+            undo_inner()
+
+        return undo
+
+    def require_sizes(self, trained: int, evaluated: int) -> None:
+        """Delegated."""
+        self.strategy.require_sizes(trained, evaluated)
+
+    def privacy_spent(self, rounds: int) -> Mapping[str, Any] | None:
+        """Delegated."""
+        return self.strategy.privacy_spent(rounds)

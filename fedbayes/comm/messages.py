@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from typing import Literal, final
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedbayes.arrays import Arrays
 from fedbayes.comm.codec import checked, decoded, encoded
-from fedbayes.errors import ConfigError
 
 Kind = Literal["train", "evaluate"]
 
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 ROUND, ACCEPTED, SPLIT, WEIGHT = "server-round", "accepted-round", "split", "num-examples"
 ADAPT, FAULT, SECONDS = "adapt-steps", "fault", "seconds"
-PARTITION = "partition-id"
+PARTITION, HAS_PERSONAL = "partition-id", "has-personal"
 PERSONAL = "personal-round-"
 MOST_EXAMPLES = 2**31 - 1
 
@@ -55,14 +54,16 @@ class ClientRequest:
 @final
 @dataclass(frozen=True, eq=False)
 class ClientUpdate:
-    """What one client answers.
+    """What one client answers, on both sides of the wire.
 
     Attributes:
-        partition: who answers.
+        partition: the client that answers.
         arrays: parameters for the server, or predictions.
-        num_examples: images the answer rests on; its weight in averages.
-        metrics: numbers for the log, per image where that makes sense.
-        personal: what the client keeps to itself; never in the reply.
+        num_examples: images that the answer rests on; its weight in averages.
+        metrics: numbers for the log, means over images where that makes sense.
+        personal: the client's personal parameters; they stay with it and are never in the reply.
+        has_personal: on the server, whether the client has stored personal parameters with this answer.
+        payload: on the server, bytes of the arrays as they came over the wire.
     """
 
     partition: int
@@ -70,6 +71,8 @@ class ClientUpdate:
     num_examples: int
     metrics: dict[str, float]
     personal: Arrays = field(default_factory=dict)
+    has_personal: bool = False
+    payload: int = 0
 
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
@@ -82,50 +85,44 @@ def from_record(record: ArrayRecord) -> Arrays:
     return {name: decoded(array) for name, array in record.items()}
 
 
-def address(
-    message: Message,
-    accepted: int,
+def encode_once(requests: Mapping[int, Arrays]) -> dict[int, ArrayRecord]:
+    """Encode the arrays for each partition; clients that are sent the same object share one record."""
+    records: dict[int, ArrayRecord] = {}
+    for arrays in requests.values():
+        if id(arrays) not in records:
+            records[id(arrays)] = to_record(arrays)
+    return {partition: records[id(arrays)] for partition, arrays in requests.items()}
+
+
+def write_request(
+    record: ArrayRecord,
+    server_round: int,
     split: str,
-    extra: Mapping[str, np.ndarray] | None = None,
+    *,
+    accepted: int,
     adapt: int | None = None,
     fault: str = "",
     seconds: float | None = None,
-) -> Message:
-    """Complete a strategy's message for one client.
-
-    Strategies put one record into all their messages, so the content is rebuilt and not changed in place.
+) -> RecordDict:
+    """Return the content of a request.
 
     Args:
-        message: as the strategy made it.
+        record: the arrays that the client is sent.
+        server_round: see `ClientRequest`.
+        split: see `ClientRequest`.
         accepted: the last round in which the server accepted this client's reply; 0 for never.
-        split: the images an evaluation is on.
-        extra: arrays for this client alone, beside the strategy's.
         adapt: see `ClientRequest`.
         fault: see `ClientRequest`.
         seconds: after which a client's process may be ended, see `fedbayes.simulation.app`; None for never.
-
-    Raises:
-        ConfigError: if the strategy relies on clients to follow a setting, as FedProx does; ours read none.
     """
-    content = message.content
-    unread = sorted(set(content.config_records[CONFIG]) - {ROUND})
-    if unread:
-        raise ConfigError(
-            f"method.strategy sends {', '.join(unread)}, which no client here obeys; choose a strategy that only "
-            "combines replies."
-        )
-    config = ConfigRecord({**content.config_records[CONFIG], ACCEPTED: accepted, SPLIT: split})
+    config = ConfigRecord({ROUND: server_round, ACCEPTED: accepted, SPLIT: split})
     if adapt is not None:
         config[ADAPT] = adapt
     if fault:
         config[FAULT] = fault
     if seconds is not None:
         config[SECONDS] = seconds
-    arrays = content.array_records[ARRAYS]
-    if extra:
-        arrays = ArrayRecord({**arrays, **to_record(extra)})
-    message.content = RecordDict({ARRAYS: arrays, CONFIG: config})
-    return message
+    return RecordDict({ARRAYS: record, CONFIG: config})
 
 
 def read_request(
@@ -166,8 +163,10 @@ def seconds_for(content: RecordDict) -> float | None:
 
 
 def write_reply(update: ClientUpdate) -> RecordDict:
-    """A reply's content; what the client keeps to itself is not in it."""
+    """Return the content of a reply; of personal parameters it says only whether there are any."""
     metrics = MetricRecord({WEIGHT: update.num_examples, **update.metrics})
+    if update.personal:
+        metrics[HAS_PERSONAL] = 1
     return RecordDict({ARRAYS: to_record(update.arrays), METRICS: metrics})
 
 
@@ -245,24 +244,29 @@ def take_personal(state: RecordDict, content: RecordDict) -> RecordDict:
 
 
 def read_update(partition: int, content: RecordDict) -> ClientUpdate:
-    """A reply as the server understands it.
+    """Decode a reply as the server understands it.
 
     Raises:
-        ValueError: if it lacks a record or its weight, or an array is none of numbers; the caller names the client.
+        ValueError: if a record or the weight is missing, or an array has no numbers; the caller names the client.
     """
-    record, said = content.get(ARRAYS), content.get(METRICS)  # Flower's views by kind are made anew each time
-    if not isinstance(record, ArrayRecord) or not isinstance(said, MetricRecord):
+    record, numbers = content.get(ARRAYS), content.get(METRICS)  # Flower's views by kind are made anew each time
+    if not isinstance(record, ArrayRecord) or not isinstance(numbers, MetricRecord):
         raise ValueError(f"reply holds {sorted(content)}, expected {ARRAYS} and {METRICS}")
-    metrics = dict(said)
-    weight = metrics.pop(WEIGHT, None)
+    metrics = dict(numbers)
+    weight, has_personal = metrics.pop(WEIGHT, None), bool(metrics.pop(HAS_PERSONAL, 0))
     if not isinstance(weight, int) or not 1 <= weight <= MOST_EXAMPLES:
         raise ValueError(f"{WEIGHT} is {weight}, expected a whole number from 1 to {MOST_EXAMPLES}")
-    arrays = {name: checked(name, array) for name, array in record.items()}
-    numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
-    return ClientUpdate(partition, arrays, weight, numbers)
+    return ClientUpdate(
+        partition,
+        {name: checked(name, array) for name, array in record.items()},
+        weight,
+        {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)},
+        has_personal=has_personal,
+        payload=payload_bytes([content]),
+    )
 
 
 def payload_bytes(contents: Iterable[RecordDict]) -> int:
-    """Bytes of all arrays as Flower serialises them."""
+    """Return the bytes of all arrays as Flower serialises them."""
     records = [record for content in contents for record in content.values() if isinstance(record, ArrayRecord)]
     return sum(len(array.data) for record in records for array in record.values())

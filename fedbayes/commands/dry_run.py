@@ -10,22 +10,23 @@ U images to hold, validate and test,
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, final
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp.strategy import Strategy
+from flwr.app import RecordDict
 from omegaconf import DictConfig, open_dict
 
 from fedbayes import build
-from fedbayes.comm.messages import address, payload_bytes, read_update, to_record
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import Kind, encode_once, payload_bytes, write_request
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, RunError
-from fedbayes.server.federation import Federation
+from fedbayes.server.federation import Federation, Replies
 from fedbayes.server.sampling import Sampling
+from fedbayes.server.strategy import ServerStrategy
 from fedbayes.simulation.hardware import choose_device
 from fedbayes.simulation.in_process import InProcessGrid
 from fedbayes.tracking.summary import peak_memory_mb
@@ -122,11 +123,14 @@ def estimate(cfg: DictConfig) -> Estimate:
     preparing = [_seconds(client.prepare)[0] for client in clients]
     held, held_here = (_held(one) for one in (data, clients[0].data))
     setup += preparing[-1] * held / held_here
-    federations = [Federation(InProcessGrid(one, len(data), cohort), len(data), loop.guard) for one in clients]
-    initial = to_record(clients[0].initial())
-    training = _train(federations, strategy, initial, sampling, some)
-    seconds = _looking(federations[-1], strategy, initial, some, adapt=0)
-    tuned = _looking(federations[-1], strategy, initial, some, adapt=None) if cfg.optim.finetune_steps else seconds
+    sizes = build.partition_sizes(cfg, data)
+    federations = [
+        Federation(InProcessGrid(client, len(data), cohort), len(data), loop.validator, sizes) for client in clients
+    ]
+    strategy.shared = clients[0].initial()
+    seconds = _looking(federations[-1], strategy, some, adapt=0)
+    tuned = _looking(federations[-1], strategy, some, adapt=None) if cfg.optim.finetune_steps else seconds
+    training = _train(federations, strategy, sampling, some)
     steps = cfg.optim.local_epochs * _steps(cfg, data, some)
     cohorts, evaluated = -(-sampling.per_round // cohort), -(-len(sampling.evaluated) // cohort)
     looked_at = sum(len(data.clients[one].validation[:SOME]) for one in some)
@@ -170,54 +174,58 @@ class _Training:
 
 
 def _train(
-    federations: Sequence[Federation],
-    strategy: Strategy,
-    initial: ArrayRecord,
-    sampling: Sampling,
-    some: Sequence[int],
+    federations: Sequence[Federation], strategy: ServerStrategy, sampling: Sampling, some: Sequence[int]
 ) -> _Training:
-    """Train a cohort for each number of `EPOCHS`, aggregate once, and look at the second round's messages."""
+    """Train a cohort for each number of `EPOCHS`, aggregate once, and look at the second round's requests."""
     times: list[float] = []
+    requests = strategy.requests(1, sampling.train(1), "train")
+    asked = {one: requests[one] for one in some}
     for federation in federations:
-        sent = list(strategy.configure_train(1, initial, ConfigRecord(), federation.view(sampling.train(1))))
-        asked = [address(one, 0, "train") for one in sent if federation.partition_of(one) in some]
-        measured = [_seconds(partial(_answers, federation, asked, "train")) for _ in range(2)]
+        measured = [_seconds(partial(_replies, federation, asked, "train", "train")) for _ in range(2)]
         times.append(min(seconds for seconds, _ in measured))
-    _, replies = measured[-1]
-    arrays, _ = strategy.aggregate_train(1, replies)
-    following = strategy.configure_train(2, arrays or initial, ConfigRecord(), federation.view(sampling.train(2)))
+    updates = measured[-1][1].updates
+    strategy.aggregate(updates)
     few, many = EPOCHS
     step = max((times[1] - times[0]) / (many - few), 0.1 * times[0] / few)
     return _Training(
-        bytes_up=payload_bytes(reply.content for reply in replies) * sampling.per_round // len(replies),
-        bytes_down=payload_bytes(message.content for message in sent),
-        bytes_down_later=payload_bytes(message.content for message in following),
-        sent=sum(int(np.prod(array.shape)) for array in read_update(0, replies[0].content).arrays.values()),
+        bytes_up=sum(update.payload for update in updates) * sampling.per_round // len(updates),
+        bytes_down=_bytes(requests),
+        bytes_down_later=_bytes(strategy.requests(2, sampling.train(2), "train")),
+        sent=sum(int(np.prod(array.shape)) for array in updates[0].arrays.values()),
         fixed=max(times[0] - few * step, 0.0),
         step=step,
     )
 
 
-def _looking(
-    federation: Federation, strategy: Strategy, initial: ArrayRecord, some: Sequence[int], adapt: int | None
-) -> float:
+def _bytes(requests: Mapping[int, Arrays]) -> int:
+    """Return the bytes of requests with these arrays."""
+    return payload_bytes(RecordDict({"arrays": record}) for record in encode_once(requests).values())
+
+
+def _looking(federation: Federation, strategy: ServerStrategy, some: Sequence[int], adapt: int | None) -> float:
     """Seconds of a cohort's evaluation after so many steps of its clients' own; None for the method's number."""
-    messages = strategy.configure_evaluate(1, initial, ConfigRecord(), federation.view(some))
-    asked = [address(one, 1, "validation", adapt=adapt) for one in messages]
-    return min(_seconds(partial(_answers, federation, asked, "validation"))[0] for _ in range(2))
+    requests = strategy.requests(1, some, "evaluate")
+    asked = partial(_replies, federation, requests, "evaluate", "validation", adapt)
+    return min(_seconds(asked)[0] for _ in range(2))
 
 
-def _answers(federation: Federation, asked: Iterable[Message], split: str) -> Sequence[Message]:
-    """Usable answers to copies of some messages.
+def _replies(
+    federation: Federation, requests: Mapping[int, Arrays], kind: Kind, split: str, adapt: int | None = None
+) -> Replies:
+    """Ask clients and return the valid replies.
 
     Raises:
         RunError: if there is none.
     """
-    replies = federation.ask(asked, split)
-    if not replies.messages:
-        reason = next(iter(replies.dropped.values())).reason
-        raise RunError(f"no client could train or be evaluated: {reason}.")
-    return replies.messages
+    accepted = 0 if kind == "train" else 1
+    contents = {
+        partition: write_request(record, 1, split, accepted=accepted, adapt=adapt)
+        for partition, record in encode_once(requests).items()
+    }
+    replies = federation.ask(contents, kind, split)
+    if not replies.updates:
+        raise RunError(f"no client could train or be evaluated: {next(iter(replies.rejected.values())).reason}.")
+    return replies
 
 
 def _with_epochs(cfg: DictConfig, epochs: int) -> DictConfig:

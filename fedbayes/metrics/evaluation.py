@@ -65,7 +65,7 @@ class Evaluation:
             for u in updates
         ]
         metrics = {name: value for name, value in over_images(updates).items() if name not in ("accuracy", "nll")}
-        if "mixing_variance" in metrics:
+        if {"mixing_variance", "conditional_variance"} <= metrics.keys():
             metrics["mixing_ratio"] = mixing_ratio(metrics["mixing_variance"], metrics["conditional_variance"])
         return cls(
             server_round,
@@ -115,6 +115,7 @@ class Evaluation:
         """The row of `metrics.jsonl`."""
         accuracy = self.accuracy
         return {
+            **self.metrics,  # first, so that no client writes the columns below
             "round": self.server_round,
             "phase": self.split,
             "accuracy": accuracy["mean"],
@@ -126,7 +127,6 @@ class Evaluation:
                 for measure, values in (self.detection or {}).items()
                 for score, value in values.items()
             },
-            **self.metrics,
         }
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -177,6 +177,9 @@ class Evaluation:
         """What `summary.json` says of it."""
         bins = reliability(self.pooled.probabilities, self.labels)
         return {
+            "effective_components": None,
+            "mixing_ratio": None,
+            **self.metrics,
             "round": self.server_round,
             "images": len(self.labels),
             "accuracy": self.accuracy,
@@ -184,9 +187,6 @@ class Evaluation:
             **self._scaled_numbers(),
             "backdoor_success": self.backdoor_success,
             "ood": None if self.outside is None else self.outside.as_outside(),
-            "effective_components": None,
-            "mixing_ratio": None,
-            **self.metrics,
             "reliability": {name: getattr(bins, name).tolist() for name in ("confidence", "accuracy", "count")},
         }
 

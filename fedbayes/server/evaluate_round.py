@@ -5,24 +5,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
-from flwr.app import ConfigRecord
-from flwr.serverapp.strategy import Strategy
-
-from fedbayes.arrays import mean_arrays
-from fedbayes.comm.messages import address
+from fedbayes.arrays import Arrays, mean_arrays
+from fedbayes.comm.messages import encode_once, write_request
 from fedbayes.errors import ConfigError, StoppedError, require_bool, require_choice, require_whole
 from fedbayes.metrics.calibration import fit_temperature
 from fedbayes.metrics.evaluation import Evaluation, detection
 from fedbayes.server.federation import Federation
 from fedbayes.server.sampling import Sampling
 from fedbayes.server.state import Progress
+from fedbayes.server.strategy import ServerStrategy
 from fedbayes.server.train_round import RoundLog
-from fedbayes.server.validation import unreadable
+from fedbayes.server.validation import evaluation_problem
 
 
 @final
 class Assessment:
-    """Evaluates the clients, and keeps the best.
+    """Evaluates the clients, and keeps the best evaluation.
 
     Args:
         sampling: which clients.
@@ -34,7 +32,7 @@ class Assessment:
         adapt_steps: steps of training on their own images after which new clients are evaluated on test, at the end.
         timeout: seconds that clients have for an evaluation, None: as long as they need. A process that works on is
             ended.
-        shares_personal: whether clients that were never trained are handed the mean of what trained ones keep.
+        shares_personal: whether clients that never trained are sent the mean personal parameters of those that did.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -61,7 +59,7 @@ class Assessment:
         self.temperature = require_bool("evaluate.temperature", temperature)
 
     def after_round(
-        self, federation: Federation, strategy: Strategy, progress: Progress, log: RoundLog, *, last: bool
+        self, federation: Federation, strategy: ServerStrategy, progress: Progress, log: RoundLog, *, last: bool
     ) -> None:
         """Evaluate on validation; on test only if that was better than before, or the run is at its end.
 
@@ -77,20 +75,20 @@ class Assessment:
         if self.held_out:
             outside = self._evaluate(federation, strategy, progress, "held_out", log, inside=test)
             test = replace(test, outside=outside)
-        if self.backdoor and any(federation.images_of(one, "triggered") != 0 for one in self.sampling.evaluated):
+        if self.backdoor and any(federation.sizes.of("triggered", one) != 0 for one in self.sampling.evaluated):
             marked = self._evaluate(federation, strategy, progress, "triggered", log)
             test = replace(test, backdoor_success=marked.accuracy["weighted"])
         if score > progress.best_validation:
             progress.best, progress.best_validation, progress.best_train = test, score, progress.train
         if last:
             progress.final = test
-        for steps in self.adapt_steps if last and self.sampling.newcomers else ():
-            progress.newcomers[steps] = self._evaluate(federation, strategy, progress, "test", log, adapt=steps)
+        for steps in self.adapt_steps if last and self.sampling.new_clients else ():
+            progress.new_clients[steps] = self._evaluate(federation, strategy, progress, "test", log, adapt=steps)
 
     def _evaluate(
         self,
         federation: Federation,
-        strategy: Strategy,
+        strategy: ServerStrategy,
         progress: Progress,
         split: str,
         log: RoundLog,
@@ -103,37 +101,42 @@ class Assessment:
 
         Args:
             federation: whom to ask: those that are evaluated in any round, or the new ones if they are to adapt.
-            strategy: makes the messages.
-            progress: the parameters to evaluate.
+            strategy: says what each client is sent.
+            progress: what the run has come to.
             split: the images.
-            log: is told.
+            log: takes the rows.
             temperature: at which the predictions are looked at besides.
             inside: the evaluation that held-out images are compared with.
             adapt: steps that new clients train before.
+
+        Raises:
+            StoppedError: if no reply is valid.
         """
-        started = time.perf_counter()
-        asked = federation.view(self.sampling.evaluated if adapt is None else self.sampling.newcomers)
+        started, server_round = time.perf_counter(), progress.server_round
+        asked = self.sampling.evaluated if adapt is None else self.sampling.new_clients
         phase = split if adapt is None else f"new_clients_{adapt}"
-        # Clients that were never trained take the mean of what trained ones keep to themselves.
-        strangers = self.shares_personal and len(progress.accepted) < len(federation.partitions)
-        extra = mean_arrays([progress.personal[one] for one in sorted(progress.personal)]) if strangers else None
-        messages = []
-        for message in strategy.configure_evaluate(progress.server_round, progress.arrays, ConfigRecord(), asked):
-            partition = federation.partition_of(message)
-            if federation.images_of(partition, split) == 0:
-                continue
-            accepted = progress.accepted.get(partition, 0)
-            own = extra if accepted == 0 else None
-            messages.append(address(message, accepted, split, own, adapt, seconds=self.timeout))
-        replies = federation.ask(messages, split)
-        replies = replies.without(unreadable(replies.updates, federation.holdings))
-        for partition, refusal in replies.dropped.items():
-            log.note(f"round {progress.server_round}: {phase} of client {partition} not used: {refusal.reason}")
-        if not replies.updates:
-            raise StoppedError(
-                f"no client could be evaluated on {phase} in round {progress.server_round}; see run.log."
+        requests = strategy.requests(server_round, asked, "evaluate")
+        requests = {one: arrays for one, arrays in requests.items() if federation.sizes.of(split, one) != 0}
+        if self.shares_personal and len(progress.accepted) < len(federation.partitions):
+            requests = _with_mean_personal(requests, progress)
+        contents = {
+            one: write_request(
+                record,
+                server_round,
+                split,
+                accepted=progress.accepted.get(one, 0),
+                adapt=adapt,
+                seconds=self.timeout,
             )
-        evaluation = replace(Evaluation.of(progress.server_round, phase, replies.updates), temperature=temperature)
+            for one, record in encode_once(requests).items()
+        }
+        replies = federation.ask(contents, "evaluate", split)
+        replies = replies.checked(lambda update: evaluation_problem(update, federation.sizes))
+        for note in replies.notes(f"{phase} reply"):
+            log.note(f"round {server_round}: {note}")
+        if not replies.updates:
+            raise StoppedError(f"no client could be evaluated on {phase} in round {server_round}; see run.log.")
+        evaluation = replace(Evaluation.of(server_round, phase, replies.updates), temperature=temperature)
         before, after = progress.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
         if before and after is not None and adapt is None:
             evaluation.metrics["mixing_kept"] = after / before  # by averaging, as far as the images are alike
@@ -146,8 +149,16 @@ class Assessment:
         return evaluation
 
 
+def _with_mean_personal(requests: dict[int, Arrays], progress: Progress) -> dict[int, Arrays]:
+    """Add the clients' mean personal parameters to what clients that never trained are sent."""
+    mean = mean_arrays([progress.personal[partition] for partition in sorted(progress.personal)])
+    merged = {id(arrays): {**arrays, **mean} for arrays in requests.values()}  # equal objects share their bytes
+    untrained = {one for one in requests if progress.accepted.get(one, 0) == 0}
+    return {one: merged[id(arrays)] if one in untrained else arrays for one, arrays in requests.items()}
+
+
 def _steps(adapt_steps: object) -> tuple[int, ...]:
-    """`evaluate.adapt_steps`, each once."""
+    """Return `evaluate.adapt_steps`, each once."""
     if not isinstance(adapt_steps, Sequence) or isinstance(adapt_steps, str):
         raise ConfigError(f"evaluate.adapt_steps={adapt_steps} is not a list; write e.g. [0,1,5].")
-    return tuple(dict.fromkeys(require_whole("evaluate.adapt_steps", one, 0) for one in adapt_steps))
+    return tuple(dict.fromkeys(require_whole("evaluate.adapt_steps", steps, 0) for steps in adapt_steps))

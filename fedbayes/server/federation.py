@@ -1,44 +1,64 @@
-"""The clients as the round loop sees them: by partition, in a fixed order, and only with answers that may be used."""
+"""The clients as the round loop sees them: by partition, in a fixed order, and only with valid replies."""
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedbayes.arrays import Arrays
-from fedbayes.comm.messages import ClientUpdate, ask_partition, ask_personal, give_personal, read_partition
+from fedbayes.comm.messages import ClientUpdate, Kind, ask_partition, ask_personal, give_personal, read_partition
 from fedbayes.errors import RunError
-from fedbayes.server.validation import Guard, Holdings, Refusal, first_line
+from fedbayes.server.validation import INVALID, PartitionSizes, Rejection, ReplyValidator, first_line
 from fedbayes.simulation.client import QUERY_PERSONAL, QUERY_RESTORE
-from fedbayes.simulation.sampled_grid import SampledGrid
 
 log = logging.getLogger("fedbayes")
+
+MESSAGE_TYPES: dict[Kind, str] = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Replies:
-    """What came back from a set of clients.
+    """Replies of some clients, decoded.
 
     Attributes:
-        messages: replies that may be used, in the order of their partitions.
-        updates: the same, read.
-        dropped: why each other client's reply may not be used, by partition.
+        updates: the valid ones, in the order of their partitions.
+        rejected: why each other client's reply is not used, by partition, ascending.
     """
 
-    messages: list[Message]
     updates: list[ClientUpdate]
-    dropped: dict[int, Refusal]
+    rejected: dict[int, Rejection]
 
-    def without(self, refused: Mapping[int, Refusal]) -> "Replies":
-        """The same, with some more refused."""
-        kept = [i for i, update in enumerate(self.updates) if update.partition not in refused]
-        dropped = dict(sorted({**self.dropped, **refused}.items()))
-        return Replies([self.messages[i] for i in kept], [self.updates[i] for i in kept], dropped)
+    def without(self, rejected: Mapping[int, Rejection]) -> "Replies":
+        """Return the replies with further rejections."""
+        updates = [update for update in self.updates if update.partition not in rejected]
+        return Replies(updates, dict(sorted({**self.rejected, **rejected}.items())))
+
+    def checked(self, problem_of: Callable[[ClientUpdate], str | None]) -> "Replies":
+        """Return the replies after a further check, which says what is wrong with one, or None."""
+        problems = {update.partition: problem_of(update) for update in self.updates}
+        return self.without({one: Rejection(INVALID, text) for one, text in problems.items() if text is not None})
+
+    def notes(self, what: str) -> list[str]:
+        """Return a sentence for each reason to reject, with the clients that it applies to.
+
+        Args:
+            what: what the clients were asked for, such as `training reply`.
+        """
+        clients: dict[str, list[int]] = {}
+        for partition, rejection in self.rejected.items():
+            clients.setdefault(rejection.reason, []).append(partition)
+        return [f"{what} of {named_clients(same)} rejected: {reason}" for reason, same in clients.items()]
+
+
+def named_clients(partitions: Sequence[int]) -> str:
+    """Return the clients for a message, such as `client 3` or `clients 0, 2`; of many, the first ten."""
+    shown = ", ".join(map(str, partitions[:10])) + (", ..." if len(partitions) > 10 else "")
+    return f"client{'s' * (len(partitions) > 1)} {shown}"
 
 
 @final
@@ -46,10 +66,10 @@ class Federation:
     """All clients behind a Flower grid, whose node ids are random: here they go by their partitions.
 
     Args:
-        grid: each of its nodes is asked once whose data it holds.
+        grid: each of its nodes is asked once for its partition.
         clients: how many there must be.
-        guard: says which answers may be used.
-        holdings: what is known of their images beforehand; None for nothing.
+        validator: decides which replies are used.
+        sizes: what is known of the clients' images.
         patience: seconds to wait until all have come: engines start them while we already run. Nodes that say nothing
             for as long are named in the log, and only waited for while a partition is missing.
         timeout: seconds that clients have to answer a set of messages; None: for ever.
@@ -62,92 +82,79 @@ class Federation:
         self,
         grid: Grid,
         clients: int,
-        guard: Guard,
-        holdings: Holdings | None = None,
+        validator: ReplyValidator,
+        sizes: PartitionSizes,
         *,
         patience: float = 60.0,
         timeout: float | None = None,
     ) -> None:
-        self.guard, self.holdings = guard, holdings
+        self.validator, self.sizes = validator, sizes
         self._grid, self._timeout = grid, timeout
-        answers = _holders(grid, _present(grid, clients, patience), clients, patience)
-        self._nodes = dict(sorted(answers.items()))
+        self._nodes = dict(sorted(_holders(grid, _present(grid, clients, patience), clients, patience).items()))
         if self.partitions != list(range(clients)):
             raise RunError(f"the federation offers partitions {self.partitions} for clients={clients}; start as many.")
         self._partitions = {node: partition for partition, node in self._nodes.items()}
 
     @property
     def partitions(self) -> list[int]:
-        """Of all clients, ascending."""
+        """Partitions of all clients, ascending."""
         return list(self._nodes)
 
-    def view(self, partitions: Sequence[int]) -> SampledGrid:
-        """The grid with these clients alone, for a strategy to address."""
-        return SampledGrid(self._grid, {self._nodes[partition]: partition for partition in partitions})
+    def ask(self, contents: Mapping[int, RecordDict], kind: Kind, split: str) -> Replies:
+        """Send requests in the order of partitions, and decode the replies in that order.
 
-    def partition_of(self, message: Message) -> int:
-        """Whom a message is for."""
-        return self._partitions[message.metadata.dst_node_id]
-
-    def images_of(self, partition: int, split: str) -> int | None:
-        """How many images of a split a client has; None where that is not known."""
-        return None if self.holdings is None else self.holdings.of(split, partition)
-
-    def ask(self, messages: Iterable[Message], split: str) -> Replies:
-        """Send messages and sort the answers: float sums depend on their order, and engines answer as they finish.
+        Float sums depend on the order, and engines answer as they finish.
 
         Args:
-            messages: to any of the clients.
-            split: the images that they are asked about.
+            contents: of the requests, by partition.
+            kind: `train` or `evaluate`.
+            split: the images that the clients are asked about.
         """
-        sent = list(messages)
-        answered = {self._partitions[r.metadata.src_node_id]: r for r in self._send(sent)}
-        replies = Replies([], [], {})
-        for partition in sorted(map(self.partition_of, sent)):
-            images = self.images_of(partition, split)
-            checked = self.guard.read(partition, answered.get(partition), images)
-            if isinstance(checked, Refusal):
-                replies.dropped[partition] = checked
+        answered = self._send(contents, MESSAGE_TYPES[kind])
+        updates, rejected = [], {}
+        for partition in sorted(contents):
+            images = self.sizes.of(split, partition)
+            reply = self.validator.read(partition, answered.get(partition), images)
+            if isinstance(reply, Rejection):
+                rejected[partition] = reply
             else:
-                replies.messages.append(answered[partition])
-                replies.updates.append(checked)
-        return replies
+                updates.append(reply)
+        return Replies(updates, rejected)
 
-    def personal(self, accepted: Mapping[int, int]) -> tuple[dict[int, Arrays], dict[int, Refusal]]:
-        """What each trained client keeps to itself, by partition; a simulation's privilege.
+    def personal(self, accepted: Mapping[int, int]) -> tuple[dict[int, Arrays], dict[int, Rejection]]:
+        """Ask clients for their personal parameters; a simulation's privilege.
 
         Args:
             accepted: by partition of the clients to ask, the last round whose reply was used.
 
         Returns:
-            By partition of those that handed it out; empty for a client that keeps nothing. And why the answers of
-            others are not used.
+            The parameters of the clients that hand them out, by partition, and why others' are not used.
         """
-        questions = [Message(ask_personal(accepted[one]), self._nodes[one], QUERY_PERSONAL) for one in sorted(accepted)]
-        read = {self._partitions[r.metadata.src_node_id]: self.guard.read_personal(r) for r in self._send(questions)}
-        found = {one: arrays for one, arrays in sorted(read.items()) if not isinstance(arrays, Refusal)}
-        return found, {one: refusal for one, refusal in sorted(read.items()) if isinstance(refusal, Refusal)}
+        answered = self._send({one: ask_personal(done) for one, done in accepted.items()}, QUERY_PERSONAL)
+        read = {partition: self.validator.read_personal(reply) for partition, reply in sorted(answered.items())}
+        personal = {partition: arrays for partition, arrays in read.items() if not isinstance(arrays, Rejection)}
+        return personal, {partition: reason for partition, reason in read.items() if isinstance(reason, Rejection)}
 
     def restore(self, personal: Mapping[int, Arrays], accepted: Mapping[int, int]) -> None:
-        """Give clients back what they kept before the run broke off.
+        """Give clients back their personal parameters of before the run broke off.
 
         Args:
-            personal: what each kept, by partition.
+            personal: by partition.
             accepted: see `personal`.
 
         Raises:
-            RunError: if a client does not take it.
+            RunError: if a client does not take them.
         """
-        gifts = [
-            Message(give_personal(arrays, accepted[one]), self._nodes[one], QUERY_RESTORE)
-            for one, arrays in personal.items()
-        ]
-        taken = {self._partitions[r.metadata.src_node_id] for r in self._send(gifts) if not r.has_error()}
-        if lost := sorted(personal.keys() - taken):
-            raise RunError(f"clients {lost} did not take back what they had kept to themselves; try again.")
+        contents = {partition: give_personal(arrays, accepted[partition]) for partition, arrays in personal.items()}
+        answered = self._send(contents, QUERY_RESTORE)
+        if lost := sorted(one for one in personal if one not in answered or answered[one].has_error()):
+            raise RunError(f"{named_clients(lost)} did not take back personal parameters; try again.")
 
-    def _send(self, messages: Sequence[Message]) -> Iterable[Message]:
-        return self._grid.send_and_receive(messages, timeout=self._timeout)
+    def _send(self, contents: Mapping[int, RecordDict], message_type: str) -> dict[int, Message]:
+        """Send to each partition, ascending; return the replies by partition."""
+        messages = [Message(contents[one], self._nodes[one], message_type) for one in sorted(contents)]
+        replies = self._grid.send_and_receive(messages, timeout=self._timeout)
+        return {self._partitions[reply.metadata.src_node_id]: reply for reply in replies}
 
 
 def _present(grid: Grid, clients: int, patience: float) -> list[int]:

@@ -30,7 +30,7 @@ class Sampling:
     Attributes:
         key: of the draws of who trains, and of noise that hides who did.
         known: partitions that may train.
-        newcomers: partitions that never do.
+        new_clients: partitions that never do.
         evaluated: partitions that are evaluated in any round, among `known`.
         per_round: clients that train in a round.
 
@@ -57,8 +57,8 @@ class Sampling:
             raise ConfigError(
                 f"evaluate.new_clients={new_clients} leaves none of clients={clients} to train; lower it."
             )
-        self.newcomers = _some(numpy_generator(seed, "sample new clients"), range(clients), new_clients)
-        strangers = set(self.newcomers)
+        self.new_clients = _some(numpy_generator(seed, "sample new clients"), range(clients), new_clients)
+        strangers = set(self.new_clients)
         self.known = [one for one in range(clients) if one not in strangers]
         self.per_round = max(1, round(share * len(self.known)))
         rng = numpy_generator(seed, "sample evaluated clients")

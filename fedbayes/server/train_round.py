@@ -1,6 +1,6 @@
-"""A round's training: messages out, usable answers in, the strategy's aggregate; tried again if too few come.
+"""A round's training: requests out, valid replies in, the strategy's aggregate; tried again if too few come.
 
-From the strategy's messages over simulated faults, clients and guard to the strategy's aggregate and the log.
+From the strategy's requests over simulated faults, clients and reply validation to the aggregate and the log.
 """
 
 import time
@@ -10,63 +10,63 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, final
 
 import numpy as np
-from flwr.app import ConfigRecord, Message
-from flwr.serverapp.strategy import Strategy
+from flwr.app import RecordDict
+from flwr.app.exception import AppExitException
 
-from fedbayes.arrays import clipped, non_finite
-from fedbayes.comm.messages import ARRAYS, ClientUpdate, address, from_record, payload_bytes, write_reply
+from fedbayes.arrays import Arrays, clipped, non_finite
+from fedbayes.comm.messages import ClientUpdate, encode_once, payload_bytes, write_request
 from fedbayes.errors import ConfigError, StoppedError, require_number, require_whole
 from fedbayes.inference.diagnostics import mixing_ratio
 from fedbayes.metrics.evaluation import over_images
 from fedbayes.server.federation import Federation, Replies
 from fedbayes.server.sampling import Sampling
 from fedbayes.server.state import Progress
-from fedbayes.server.strategy_state import answer_like, counted_by, impossible, layers, snapshot, state_of
-from fedbayes.server.validation import FAILED, INVALID, LATE, Refusal, form_of, misshapen
+from fedbayes.server.strategy import ServerStrategy
+from fedbayes.server.validation import FAILED, INVALID, LATE, Rejection, form_problem
 from fedbayes.simulation.faults import Fault, Faults
 
 
 class RoundLog(Protocol):
-    """Where the loop tells what happens."""
+    """Takes what happens in the rounds."""
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """One row for a round and phase."""
+        """Take one row for a round and phase."""
         ...
 
     def log_clients(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """One row per client."""
+        """Take one row per client."""
         ...
 
     def note(self, text: str) -> None:
-        """A sentence for the reader."""
+        """Take a sentence for the reader."""
         ...
 
 
 @final
 @dataclass
-class _Spent:
+class _Cost:
     """What a round has taken so far, in all its attempts.
 
     Attributes:
         seconds: of the clients' work.
-        bytes_down: sent.
-        bytes_up: of the answers that came and could be read.
-        refused: answers that could not be used, by kind.
+        bytes_down: of the requests.
+        bytes_up: of the valid replies.
+        rejected: rejected replies, by kind.
         attempts: so far.
     """
 
     seconds: float = 0.0
     bytes_down: int = 0
     bytes_up: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
     attempts: int = 0
 
-    def add(self, seconds: float, sent: Sequence[Message], replies: Replies) -> None:
-        """One more attempt."""
+    def add(self, seconds: float, contents: Mapping[int, RecordDict], replies: Replies) -> None:
+        """Add one more attempt."""
         self.seconds += seconds
-        self.bytes_down += payload_bytes(message.content for message in sent)
-        self.bytes_up += payload_bytes(reply.content for reply in replies.messages)
-        self.refused.update(refusal.kind for refusal in replies.dropped.values())
+        self.bytes_down += payload_bytes(contents.values())
+        self.bytes_up += sum(update.payload for update in replies.updates)
+        self.rejected.update(rejection.kind for rejection in replies.rejected.values())
         self.attempts += 1
 
 
@@ -76,15 +76,13 @@ class Training:
 
     Args:
         sampling: which clients.
-        min_replies: usable replies without which a round is void.
-        retries: further attempts at a void round, with the same clients.
+        min_replies: valid replies that a round needs; with fewer it fails.
+        retries: further attempts at a failed round, with the same clients.
         faults: to simulate.
         timeout: seconds that clients have; None: as long as they need. A process that works on is ended.
         passes: over a client's training images in a round, for the count of images.
-        clip: longest step of a client; a longer one is scaled down to it before the strategy sees it, and clients count
-            alike. None for none.
-        as_sent: whether answers must have the names, shapes and types of what the server has, and not those that most
-            answers have: with client-level privacy no client's answer may decide whether another's counts.
+        max_update_norm: update clipping: a longer step of a client is scaled down to it before the strategy sees it,
+            and clients count alike. None for none.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -99,11 +97,12 @@ class Training:
         faults: Faults,
         timeout: float | None,
         passes: int,
-        clip: float | None,
-        as_sent: bool,
+        max_update_norm: float | None,
     ) -> None:
-        self.clip = None if clip is None else require_number("update_clipping.max_norm", clip, 0, open_low=True)
-        self.sampling, self.faults, self.passes, self.as_sent = sampling, faults, passes, as_sent
+        self.max_update_norm = max_update_norm
+        if max_update_norm is not None:
+            require_number("update_clipping.max_norm", max_update_norm, 0, open_low=True)
+        self.sampling, self.faults, self.passes = sampling, faults, passes
         self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
         self.retries = require_whole("simulation.retries", retries, 0)
         self.timeout = None if timeout is None else require_number("simulation.timeout", timeout, 0, open_low=True)
@@ -114,54 +113,81 @@ class Training:
             )
 
     def round(
-        self, federation: Federation, strategy: Strategy, progress: Progress, server_round: int, log: RoundLog
+        self,
+        federation: Federation,
+        strategy: ServerStrategy,
+        progress: Progress,
+        expected: Arrays,
+        server_round: int,
+        log: RoundLog,
     ) -> None:
-        """Train, and take the answers into `progress`.
+        """Train, and take the replies into strategy and `progress`.
+
+        Args:
+            federation: the clients.
+            strategy: combines replies.
+            progress: what the run has come to.
+            expected: arrays with the names, shapes and types of each reply.
+            server_round: the round, from 1.
+            log: takes what happens.
 
         Raises:
-            StoppedError: if too few answers can be used, or what the strategy makes of them cannot, in every attempt;
-                strategy and parameters are as they were.
+            StoppedError: if the round fails in every attempt: too few replies are valid, or the aggregate is not.
+                Strategy and parameters are as they were.
         """
-        chosen = self.sampling.train(server_round)
-        spent = _Spent()
+        partitions, cost = self.sampling.train(server_round), _Cost()
         while True:
-            sent, faults = self._messages(federation, strategy, progress, chosen, server_round, spent.attempts)
-            started = time.perf_counter()
-            replies = self._answers(federation, strategy, progress, sent, faults)
-            spent.add(time.perf_counter() - started, sent, replies)
-            for partition, refusal in replies.dropped.items():
-                log.note(f"round {server_round}: reply of client {partition} not used: {refusal.reason}")
-            void: str | None = f"{len(replies.updates)} usable replies, {self.min_replies} needed"
-            if len(replies.updates) >= self.min_replies:
-                self._clip(federation, strategy, sent, replies)
-                void = self._aggregate(federation, strategy, progress, server_round, replies)
-            if void is None:
-                break
-            if spent.attempts > self.retries:
-                raise StoppedError(
-                    f"round {server_round} is void after {spent.attempts} attempts: {void}; run.log names each "
-                    "client's reason. Raise simulation.retries, lower simulation.min_replies, or mend the clients."
+            faults = {one: self.faults.of(server_round, cost.attempts, one) for one in partitions}
+            requests = strategy.requests(server_round, partitions, "train")
+            reachable = {one: arrays for one, arrays in requests.items() if faults[one].kind != "drop"}
+            contents = {
+                one: write_request(
+                    record,
+                    server_round,
+                    "train",
+                    accepted=progress.accepted.get(one, 0),
+                    fault=faults[one].kind,
+                    seconds=self.timeout,
                 )
-            log.note(f"round {server_round} is void: {void}; attempt {spent.attempts + 1} of {self.retries + 1}")
+                for one, record in encode_once(reachable).items()
+            }
+            started = time.perf_counter()
+            replies = self._replies(federation, strategy, contents, expected, faults)
+            cost.add(time.perf_counter() - started, contents, replies)
+            for note in replies.notes("training reply"):
+                log.note(f"round {server_round}: {note}")
+            failure = self._failure(replies)
+            if failure is None:
+                updates = [self._clipped(update, requests[update.partition], strategy) for update in replies.updates]
+                failure = self._aggregate(federation, strategy, progress, updates)
+            if failure is None:
+                break
+            if cost.attempts > self.retries:
+                raise StoppedError(
+                    f"round {server_round} failed in {cost.attempts} attempts: {failure}. run.log names each client's "
+                    "reason; correct it, raise simulation.retries, or lower simulation.min_replies."
+                )
+            log.note(f"round {server_round} failed: {failure}; attempt {cost.attempts + 1} of {self.retries + 1}")
         waited = {"virtual_seconds": self._virtual(faults)} if self.faults.any else {}
-        self._tell(progress, server_round, len(chosen), replies.updates, spent, waited, log)
+        self._report(progress, server_round, len(partitions), replies.updates, cost, waited, log)
 
-    def _tell(
+    def _report(
         self,
         progress: Progress,
         server_round: int,
         clients: int,
         updates: Sequence[ClientUpdate],
-        spent: "_Spent",
+        cost: _Cost,
         waited: Mapping[str, float],
         log: RoundLog,
     ) -> None:
         """Count what the round took, and log it."""
         images = sum(update.num_examples for update in updates) * self.passes
-        progress.accepted |= {update.partition: server_round for update in updates}
-        progress.seconds["train"] += spent.seconds
-        progress.bytes_down += spent.bytes_down
-        progress.bytes_up += spent.bytes_up
+        for update in updates:
+            progress.accept(update, server_round)
+        progress.seconds["train"] += cost.seconds
+        progress.bytes_down += cost.bytes_down
+        progress.bytes_up += cost.bytes_up
         progress.images += images
         progress.train = mean_metrics(updates)
         log.log(
@@ -170,121 +196,91 @@ class Training:
                 "round": server_round,
                 "phase": "train",
                 "images": images,
-                "images_per_second": images / spent.seconds if spent.seconds > 0 else None,
-                "seconds": spent.seconds,
-                "bytes_up": spent.bytes_up,
-                "bytes_down": spent.bytes_down,
+                "images_per_second": images / cost.seconds if cost.seconds > 0 else None,
+                "seconds": cost.seconds,
+                "bytes_up": cost.bytes_up,
+                "bytes_down": cost.bytes_down,
                 "clients": clients,
                 "replies": len(updates),
                 "dropped": clients - len(updates),
-                **{f"dropped_{kind}": spent.refused[kind] for kind in (LATE, FAILED, INVALID)},
-                "attempts": spent.attempts,
+                **{f"dropped_{kind}": cost.rejected[kind] for kind in (LATE, FAILED, INVALID)},
+                "attempts": cost.attempts,
                 **waited,
             }
         )
-        log.log_clients(
-            [
-                {
-                    **update.metrics,
-                    "round": server_round,
-                    "phase": "train",
-                    "partition": update.partition,
-                    "images": update.num_examples,
-                }
-                for update in updates
-            ]
-        )
+        row = {"round": server_round, "phase": "train"}
+        log.log_clients([{**u.metrics, **row, "partition": u.partition, "images": u.num_examples} for u in updates])
 
-    def _messages(
+    def _replies(
         self,
         federation: Federation,
-        strategy: Strategy,
-        progress: Progress,
-        chosen: Sequence[int],
-        server_round: int,
-        attempt: int,
-    ) -> tuple[list[Message], dict[int, Fault]]:
-        """What is sent to those that can be reached, and what happens to each client."""
-        sent, faults = [], {}
-        for message in strategy.configure_train(server_round, progress.arrays, ConfigRecord(), federation.view(chosen)):
-            partition = federation.partition_of(message)
-            fault = faults[partition] = self.faults.of(server_round, attempt, partition)
-            if fault.kind != "drop":
-                accepted = progress.accepted.get(partition, 0)
-                sent.append(address(message, accepted, "train", fault=fault.kind, seconds=self.timeout))
-        return sent, faults
-
-    def _answers(
-        self,
-        federation: Federation,
-        strategy: Strategy,
-        progress: Progress,
-        sent: Sequence[Message],
+        strategy: ServerStrategy,
+        contents: Mapping[int, RecordDict],
+        expected: Arrays,
         faults: Mapping[int, Fault],
     ) -> Replies:
-        """The usable answers; those of unreachable and of slow clients are missing as if nobody had simulated it."""
-        replies = federation.ask(sent, "train")
-        absent = {one: Refusal(LATE, "no answer in time (simulated)") for one in faults if self._late(faults[one])}
-        replies = replies.without(absent)
-        if self.as_sent:
-            progress.form = form_of(from_record(progress.arrays))
-        refused, progress.form = misshapen(
-            replies.updates, progress.form, lambda: answer_like(strategy, from_record(progress.arrays))
+        """Return the valid replies; those of unreachable and of slow clients are missing."""
+        replies = federation.ask(contents, "train", "train")
+        late = {one: Rejection(LATE, "no reply in time (simulated)") for one in faults if self._late(faults[one])}
+        replies = replies.without(late).checked(lambda update: form_problem(update, expected))
+        ordered = [replace(u, arrays={name: u.arrays[name] for name in expected}) for u in replies.updates]
+        return Replies(ordered, replies.rejected).checked(strategy.rejection_reason)
+
+    def _failure(self, replies: Replies) -> str | None:
+        """Say why too few replies are valid; None if there are enough."""
+        if len(replies.updates) >= self.min_replies:
+            return None
+        first = next(iter(replies.rejected.values())).reason if replies.rejected else "nobody was asked"
+        return (
+            f"{len(replies.updates)} valid replies of simulation.min_replies={self.min_replies}; first reason: {first}"
         )
-        replies = replies.without(refused)
-        doubts = {update.partition: impossible(strategy, update) for update in replies.updates}
-        return replies.without({one: Refusal(INVALID, what) for one, what in doubts.items() if what is not None})
 
-    def _clip(self, federation: Federation, strategy: Strategy, sent: Sequence[Message], replies: Replies) -> None:
-        """Scale down what walked too far from what it was sent; what is counted took no step."""
-        if self.clip is None:
-            return
-        counted = counted_by(strategy)
-        starts = {federation.partition_of(message): message.content.array_records[ARRAYS] for message in sent}
-        for message, update in zip(replies.messages, replies.updates, strict=True):
-            start = from_record(starts[update.partition])
-            learnt = {name: array for name, array in update.arrays.items() if name in start and name not in counted}
-            arrays = {**update.arrays, **clipped(start, learnt, self.clip)}
-            # Alike: how many images a client has, it says itself.
-            message.content = write_reply(replace(update, arrays=arrays, num_examples=1))
+    def _clipped(self, update: ClientUpdate, start: Arrays, strategy: ServerStrategy) -> ClientUpdate:
+        """Scale down a step that is too long; arrays that are counted took no step."""
+        if self.max_update_norm is None:
+            return update
+        learnt = {n: array for n, array in update.arrays.items() if n in start and n not in strategy.counted}
+        # Clients count alike, since each states its number of images itself.
+        return replace(update, arrays={**update.arrays, **clipped(start, learnt, self.max_update_norm)}, num_examples=1)
 
+    @staticmethod
     def _aggregate(
-        self, federation: Federation, strategy: Strategy, progress: Progress, server_round: int, replies: Replies
+        federation: Federation, strategy: ServerStrategy, progress: Progress, updates: Sequence[ClientUpdate]
     ) -> str | None:
-        """Take into `progress` what the strategy makes of the answers.
+        """Aggregate the replies.
 
         Returns:
-            None, or why it cannot be used: then everything is as it was.
+            None, or why the result cannot be used: then everything is as it was.
         """
         started = time.perf_counter()
-        undo = snapshot(strategy)
+        undo = strategy.snapshot()
         try:
-            arrays, _ = strategy.aggregate_train(server_round, replies.messages)
-            wrong = None if arrays is None else federation.guard.excess(from_record(arrays))
+            strategy.aggregate(updates)
+            problem = federation.validator.excess(strategy.shared)
             # Single numbers may well be infinite, such as the lowest loss so far.
-            spoilt = non_finite({name: one for name, one in state_of(strategy).items() if one.ndim})
-        except (ArithmeticError, np.linalg.LinAlgError) as error:
-            wrong, spoilt = str(error), None
+            name = non_finite({name: array for name, array in strategy.state().items() if array.ndim})
+            if problem is None and name is not None:
+                problem = f"its state {name} is not finite"
+        except (ArithmeticError, np.linalg.LinAlgError, AppExitException) as error:
+            problem = str(error)
+        if problem is not None:
+            undo()
+        progress.arrays = strategy.shared
         progress.seconds["aggregate"] += time.perf_counter() - started
-        if wrong is None and spoilt is None:
-            progress.arrays = progress.arrays if arrays is None else arrays
-            return None
-        undo()
-        what = wrong or f"what it remembers as {spoilt} is not finite"
-        return f"the aggregate of {type(layers(strategy)[-1]).__name__} cannot be used: {what}"
+        return None if problem is None else f"the aggregate of {strategy.name} cannot be used: {problem}"
 
     def _late(self, fault: Fault) -> bool:
         return fault.kind == "drop" or (self.faults.deadline is not None and fault.delay > self.faults.deadline)
 
     def _virtual(self, faults: Mapping[int, Fault]) -> float:
-        """Virtual seconds that the server waited for the slowest."""
+        """Return the virtual seconds that the server waited for the slowest client."""
         waits = [fault.delay for fault in faults.values() if not self._late(fault)]
         late = any(self._late(fault) for fault in faults.values())
         return max([*waits, self.faults.deadline or 0.0 if late else 0.0])
 
 
 def mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:
-    """Metrics of training over images.
+    """Return metrics of training, averaged over images.
 
     Returns:
         With a mixing, also `mixing_ratio_received` of the generators that clients were sent and `mixing_ratio_sent` of

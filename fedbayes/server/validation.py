@@ -1,10 +1,13 @@
-"""Which answers may be used: the rules that a reply must keep before any strategy sees it."""
+"""Reply validation: the rules that a reply must keep before a strategy sees it, all in one place.
+
+The expected form of a reply is the strategy's and the server's own, never what other clients send, so that no client
+decides whether another's reply counts.
+"""
 
 import logging
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -20,7 +23,7 @@ log = logging.getLogger("fedbayes")
 LATE, FAILED, INVALID = "late", "failed", "invalid"
 
 ROUNDING = 1e-3
-"""What probabilities and entropies may be beside the truth."""
+"""Largest error of probabilities and entropies that is rounding."""
 FLOATS = ("float32", "float64")
 PREDICTIONS: dict[str, tuple[tuple[str, ...], int]] = {
     "probabilities": (FLOATS, 2),
@@ -30,17 +33,14 @@ PREDICTIONS: dict[str, tuple[tuple[str, ...], int]] = {
 }
 """Arrays of an evaluation: types and dimensions."""
 
-Form = tuple[tuple[str, tuple[int, ...], str], ...]
-"""Names, shapes and types of arrays."""
-
 
 @final
 @dataclass(frozen=True)
-class Refusal:
-    """Why a client's answer is not used.
+class Rejection:
+    """Why a client's reply is not used.
 
     Attributes:
-        kind: `late` without an answer, `failed` for one that says so, `invalid` for one that cannot be used.
+        kind: `late` without a reply, `failed` for one that says so, `invalid` for one that breaks a rule.
         reason: a short sentence.
     """
 
@@ -50,13 +50,13 @@ class Refusal:
 
 @final
 @dataclass(frozen=True)
-class Holdings:
-    """What the server knows beforehand of the images that clients answer for.
+class PartitionSizes:
+    """What the server knows of the images that clients answer for.
 
     Attributes:
-        classes: of their labels.
-        domains: that they can come from.
-        images: by split, how many each client has, in the order of partitions; empty where clients alone know.
+        classes: number of classes.
+        domains: number of domains.
+        images: by split, the number of each client's images, in the order of partitions; empty where only clients know.
     """
 
     classes: int
@@ -64,17 +64,17 @@ class Holdings:
     images: Mapping[str, Sequence[int]]
 
     def of(self, split: str, partition: int) -> int | None:
-        """How many images of a split a client has; None where that is not known."""
+        """Return how many images of a split a client has; None where that is not known."""
         return self.images[split][partition] if split in self.images else None
 
 
 @final
-class Guard:
-    """Reads replies and refuses those that would cost a result.
+class ReplyValidator:
+    """Decodes replies and rejects those that would cost a result.
 
     Args:
-        max_norm: largest Euclidean norm of all floating-point numbers of a reply together; what is larger comes from a
-            client that has diverged or lies, and would decide an average alone.
+        max_norm: largest Euclidean norm of all floating-point numbers of a reply together; a larger one comes from a
+            client that has diverged or is malicious, and would decide an average alone.
 
     Raises:
         ConfigError: if it is not positive.
@@ -83,171 +83,100 @@ class Guard:
     def __init__(self, max_norm: float) -> None:
         self._max_norm = require_number("simulation.max_norm", max_norm, 0, open_low=True)
 
-    def read(self, partition: int, reply: Message | None, images: int | None = None) -> ClientUpdate | Refusal:
-        """The update in a reply, or why it may not be used.
+    def read(self, partition: int, reply: Message | None, images: int | None = None) -> ClientUpdate | Rejection:
+        """Return the update in a reply, or why it is rejected.
 
         Args:
-            partition: whose it is.
+            partition: the client.
             reply: what came; None for nothing.
             images: that the client has of the split it was asked about; None if that is not known.
         """
         if reply is None:
-            return Refusal(LATE, "no answer in time")
+            return Rejection(LATE, "no reply in time")
         if reply.has_error():
             log.info("client %d: %s", partition, reply.error.reason)
-            return Refusal(FAILED, first_line(reply))
+            return Rejection(FAILED, first_line(reply))
         try:
             update = read_update(partition, reply.content)
         except ValueError as error:
-            return Refusal(INVALID, str(error))
+            return Rejection(INVALID, str(error))
         if images is not None and update.num_examples > images:
-            return Refusal(INVALID, f"it rests on {update.num_examples} images, says the client, which has {images}")
+            return Rejection(INVALID, f"it claims num_examples={update.num_examples}, but the client has {images}")
         if (excess := self.excess(update.arrays)) is not None:
-            return Refusal(INVALID, excess)
-        # A finite one may still drown all others in a mean.
-        odd = [name for name, value in update.metrics.items() if not abs(value) <= self._max_norm]
-        if odd:
-            return Refusal(INVALID, f"metric {odd[0]} is {update.metrics[odd[0]]}")
+            return Rejection(INVALID, excess)
+        # A finite metric may still dominate a mean.
+        wrong = [name for name, value in update.metrics.items() if not abs(value) <= self._max_norm]
+        if wrong:
+            return Rejection(INVALID, f"metric {wrong[0]} is {update.metrics[wrong[0]]}")
         return update
 
-    def read_personal(self, reply: Message) -> Arrays | Refusal:
-        """What a client keeps to itself, as it has handed it out, or why it may not be used."""
+    def read_personal(self, reply: Message) -> Arrays | Rejection:
+        """Return the personal parameters that a client has handed out, or why they are rejected."""
         if reply.has_error():
-            return Refusal(FAILED, first_line(reply))
+            return Rejection(FAILED, first_line(reply))
         try:
             arrays = read_personal(reply.content)
         except ValueError as error:
-            return Refusal(INVALID, str(error))
+            return Rejection(INVALID, str(error))
         excess = self.excess(arrays)
-        return arrays if excess is None else Refusal(INVALID, excess)
+        return arrays if excess is None else Rejection(INVALID, excess)
 
     def excess(self, arrays: Arrays) -> str | None:
-        """What is infinite or too large in arrays; None for nothing."""
+        """Say what is infinite or too large in arrays; None for nothing."""
         length = norm(arrays.values())
-        if not math.isfinite(length) and (bad := non_finite(arrays)) is not None:
-            return f"{bad} is not finite"
+        if not math.isfinite(length) and (name := non_finite(arrays)) is not None:
+            return f"{name} is not finite"
         if length > self._max_norm:
             return f"its norm is {length:.3g}, above simulation.max_norm={self._max_norm:g}"
         return None
 
 
-def misshapen(
-    updates: Sequence[ClientUpdate], known: Sequence[Sequence[object]], like: Callable[[], Arrays]
-) -> tuple[dict[int, Refusal], list[list[object]]]:
-    """Refusals of trained updates whose arrays have other names, shapes or types than they should.
-
-    Args:
-        updates: answers to the same question.
-        known: the form that counts, see `form_of`; empty if there is none yet.
-        like: gives what an answer has at least. Of the forms that have all of it, in its shapes and types, the one that
-            most of several answers have counts; without one, that with nothing beside it.
-
-    Returns:
-        Refusals by partition, and the form that later answers must have, too: empty while several have not agreed on
-        one, so that nobody decides alone whose answers count.
-    """
-    forms = {update.partition: _form(update.arrays) for update in updates}
-    usual: Form = tuple((str(name), tuple(shape), str(dtype)) for name, shape, dtype in known)  # type: ignore[arg-type]
-    settled = bool(known)
-    if not known:
-        least = _form(like())
-        count = Counter(form for form in forms.values() if set(least) <= set(form))
-        usual, most = next(iter(count.most_common(1)), (least, 0))
-        settled = most > max([1, *(number for form, number in count.items() if form != usual)])
-        if not settled:
-            usual = next((form for form in count if set(form) == set(least)), least)
-    refused = {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
-    return refused, [[name, list(shape), dtype] for name, shape, dtype in usual] if settled else []
+def form_problem(update: ClientUpdate, expected: Arrays) -> str | None:
+    """Say where a training reply differs from the expected names, shapes and types; None where it does not."""
+    for name, like in expected.items():
+        array = update.arrays.get(name)
+        if array is None:
+            return f"it lacks {name}, expected {like.shape} {like.dtype}"
+        if (array.shape, array.dtype) != (like.shape, like.dtype):
+            return f"{name} is {array.shape} {array.dtype}, expected {like.shape} {like.dtype}"
+    if more := [name for name in update.arrays if name not in expected]:
+        return f"it has {more[0]}, which the strategy's expected_reply lacks"
+    return None
 
 
-def form_of(arrays: Mapping[str, np.ndarray]) -> list[list[object]]:
-    """Names, shapes and types of arrays, in JSON's types."""
-    return [[name, list(shape), dtype] for name, shape, dtype in _form(arrays)]
-
-
-def outlandish(personal: Mapping[int, Arrays]) -> dict[int, Refusal]:
-    """Refusals of what clients keep to themselves in another form than most; of all that is not nothing on a tie."""
-    forms = {partition: _form(arrays) for partition, arrays in personal.items() if arrays}
-    (usual, most), (_, second) = [*Counter(forms.values()).most_common(2), ((), 0), ((), 0)][:2]
-    if most == second:
-        return {partition: Refusal(INVALID, "clients disagree in its form") for partition in forms}
-    return {partition: _difference(form, usual) for partition, form in forms.items() if form != usual}
-
-
-def unreadable(updates: Sequence[ClientUpdate], holdings: Holdings | None = None) -> dict[int, Refusal]:
-    """Refusals of evaluations whose numbers cannot be predictions of its images, or that lack what most others have.
-
-    Args:
-        updates: answers to the same question.
-        holdings: what is known of all images; None for nothing.
-
-    Returns:
-        By partition.
-    """
-    wrong = {update.partition: _contradiction(update, holdings) for update in updates}
-    found = {partition: Refusal(INVALID, what) for partition, what in wrong.items() if what is not None}
-    rest = [update for update in updates if update.partition not in found]
-    forms = {u.partition: _form({name: array[:0] for name, array in u.arrays.items()}) for u in rest}
-    said = {update.partition: tuple(sorted(update.metrics)) for update in rest}
-    usual = max(forms.values(), key=Counter(forms.values()).__getitem__, default=())
-    metrics = max(said.values(), key=Counter(said.values()).__getitem__, default=())
-    for partition, form in forms.items():
-        if form != usual:
-            found[partition] = _difference(form, usual)
-        elif said[partition] != metrics:
-            odd = ", ".join(sorted(set(said[partition]) ^ set(metrics)))
-            found[partition] = Refusal(INVALID, f"its metrics differ from most clients' in {odd}")
-    return found
-
-
-def _contradiction(update: ClientUpdate, holdings: Holdings | None) -> str | None:
-    """What is wrong with an evaluation by itself."""
+def evaluation_problem(update: ClientUpdate, sizes: PartitionSizes) -> str | None:
+    """Say why the arrays of a reply cannot be predictions of the client's images; None if they may be."""
     for name, array in update.arrays.items():
         if array.ndim == 0 or len(array) != update.num_examples:
             return f"{name} has shape {array.shape} for {update.num_examples} images"
     for name, (types, dimensions) in PREDICTIONS.items():
         if name not in update.arrays:
-            return f"it has no {name}"
+            return f"it lacks {name}"
         array = update.arrays[name]
         if str(array.dtype) not in types or array.ndim != dimensions or array.size == 0:
             return f"{name} is {array.dtype} {array.shape}"
     probabilities, entropy, labels, domains = (update.arrays[name] for name in PREDICTIONS)
     classes = probabilities.shape[1]
-    if holdings is not None and classes != holdings.classes:
-        return f"it has probabilities of {classes} classes, and there are {holdings.classes}"
+    if classes != sizes.classes:
+        return f"probabilities are of {classes} classes, expected {sizes.classes}"
     if probabilities.min() < 0 or probabilities.max() > 1 + ROUNDING:
-        return f"its probabilities go from {probabilities.min()} to {probabilities.max()}"
+        return f"probabilities go from {probabilities.min()} to {probabilities.max()}"
     sums = probabilities.sum(1, dtype=np.float64)
     if abs(sums - 1).max() > ROUNDING:
-        return f"its probabilities of an image sum to {sums[abs(sums - 1).argmax()]:g}"
+        return f"probabilities of an image sum to {sums[abs(sums - 1).argmax()]:g}"
     if not -ROUNDING <= entropy.min() <= entropy.max() <= math.log(classes) + ROUNDING:
-        return f"its expected entropies go from {entropy.min():g} to {entropy.max():g} nats for {classes} classes"
+        return f"expected entropies go from {entropy.min():g} to {entropy.max():g} nats for {classes} classes"
     if not 0 <= labels.min() <= labels.max() < classes:
-        return f"its labels go from {labels.min()} to {labels.max()} for {classes} classes"
-    if domains.min() < 0 or (holdings is not None and domains.max() >= holdings.domains):
-        known = "" if holdings is None else f" for {holdings.domains} domains"
-        return f"its domains go from {domains.min()} to {domains.max()}{known}"
+        return f"labels go from {labels.min()} to {labels.max()} for {classes} classes"
+    if not 0 <= domains.min() <= domains.max() < sizes.domains:
+        return f"domains go from {domains.min()} to {domains.max()} for {sizes.domains} domains"
     return None
 
 
 def first_line(reply: Message) -> str:
-    """Why a client did not answer, shortly."""
+    """Return the first line of why a client failed."""
     if not reply.error.reason:
         return "error without a reason"
     line = reply.error.reason.splitlines()[0]
     flowers = re.match(r"<class '(?:\w+\.)*(\w+)'>:<['\"](.*)", line)  # how Flower tells of a lost worker
     return line if flowers is None else f"{flowers[1]}: {flowers[2]}".rstrip(">'\"")
-
-
-def _form(arrays: Mapping[str, np.ndarray]) -> Form:
-    return tuple((name, array.shape, str(array.dtype)) for name, array in arrays.items())
-
-
-def _difference(form: Form, usual: Form) -> Refusal:
-    """What one has and the others have not."""
-    here, there = sorted(set(form) - set(usual)), sorted(set(usual) - set(form))
-    if not here and not there:
-        return Refusal(INVALID, "its arrays come in another order than most clients'")
-    mine = ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in here[:2]) or "nothing"
-    theirs = ", ".join(f"{name} {shape} {dtype}" for name, shape, dtype in there[:2]) or "nothing"
-    return Refusal(INVALID, f"it has {mine} where most clients have {theirs}")

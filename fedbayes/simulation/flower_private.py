@@ -13,7 +13,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["FIRST_NODE", "RESTARTS", "Run", "claim_identity", "client_error", "empty_run", "stamp"]
+__all__ = ["FIRST_NODE", "RESTARTS", "Run", "claim_identity", "client_error", "empty_run", "require_identity", "stamp"]
 
 FIRST_NODE = 1000
 """The first node id that is ours to give: Flower reserves 0 and 1."""
@@ -29,6 +29,14 @@ state. Without that, messages to an actor that is starting again fail at once, a
 def claim_identity(run_id: int) -> None:
     """Make this process one that may create messages; the identity is global to the process."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
+
+
+def require_identity() -> None:
+    """Claim an identity if this process has none, as one that only reads a finished run back."""
+    try:
+        _ = TaskIdentity.run_id
+    except RuntimeError:
+        claim_identity(1)
 
 
 def empty_run(run_id: int) -> Run:

@@ -86,7 +86,7 @@ def _newcomers(progress: Progress) -> dict[str, Any] | None:
     """How clients that never trained do, by steps of adaptation; None without such clients."""
     rows = {
         str(steps): {name: value for name, value in found.summary().items() if name in NEWCOMERS}
-        for steps, found in progress.newcomers.items()
+        for steps, found in progress.new_clients.items()
     }
     return rows or None
 

@@ -7,7 +7,7 @@ from journal import Journal
 from smoke import smoke
 
 from fedbayes import build
-from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.simulation.in_process import InProcessGrid
 
 
@@ -61,12 +61,12 @@ def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_st
     inner = client.train
     client.train = lambda requests: trained.extend(r.partition for r in requests) or inner(requests)
     progress = loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), journal)
-    (newcomer,) = loop.sampling.newcomers
+    (newcomer,) = loop.sampling.new_clients
     assert newcomer not in trained
     assert newcomer not in progress.final.partitions
-    assert list(progress.newcomers) == [0, 2]
+    assert list(progress.new_clients) == [0, 2]
     assert {row["phase"] for row in journal.rows} >= {"new_clients_0", "new_clients_2"}
-    before, after = progress.newcomers.values()
+    before, after = progress.new_clients.values()
     assert set(before.partitions.tolist()) == {newcomer}
     assert len(before.labels) == len(client.data.indices(newcomer, "test"))
     same = torch.equal(before.pooled.probabilities, after.pooled.probabilities)
@@ -78,7 +78,7 @@ def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_st
             for name in ("head.weight", "head.bias")
         }
         assert len(heads) == 3
-        expected = asked(client, newcomer, 0, {**from_record(progress.arrays), **mean})
+        expected = asked(client, newcomer, 0, {**progress.arrays, **mean})
         np.testing.assert_allclose(before.pooled.probabilities, expected.arrays["probabilities"], atol=1e-5)
 
 

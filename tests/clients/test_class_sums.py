@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestCentroid
 from smoke import play_rounds
 
 from fedbayes import build
-from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
 
@@ -60,7 +60,7 @@ def test_fedncm_predicts_as_scikit_learns_nearest_centroid(ncm):
 
 def test_fedncms_probabilities_are_those_of_gaussians_with_a_common_variance(ncm):
     data, client = ncm
-    shared = from_record(play(client, "fedncm", "rounds=1", "method.strategy.temperature=1").arrays)
+    shared = play(client, "fedncm", "rounds=1", "method.strategy.temperature=1").arrays
     features, labels = pooled(data, client, "train")
     means = NearestCentroid().fit(features, labels).centroids_
     variance = np.square(features - means[labels]).mean()
@@ -77,14 +77,14 @@ def test_with_partial_participation_everybody_counts_once(ncm, cof, method):
     whole = play(client, method, "rounds=1")
     bit_by_bit = play(client, method, "rounds=12", "participation=0.5")
     assert set(bit_by_bit.accepted) == {0, 1, 2, 3}, "twelve rounds of two reach all four clients with this seed"
-    for name, array in from_record(whole.arrays).items():
-        assert from_record(bit_by_bit.arrays)[name].tobytes() == array.tobytes(), name
+    for name, array in whole.arrays.items():
+        assert bit_by_bit.arrays[name].tobytes() == array.tobytes(), name
 
 
 def test_fedcof_predicts_the_largest_score_and_its_softmax(cof):
     data, client = cof
     progress = play(client, "fedcof", "rounds=1", "method.strategy.temperature=2.0")
-    shared = from_record(progress.arrays)
+    shared = progress.arrays
     np.testing.assert_allclose(np.linalg.norm(shared["weights"], axis=1), 1 / 2.0)
     scores = pooled(data, client, "test")[0] @ shared["weights"].T
     expected = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)

@@ -8,7 +8,7 @@ from journal import Journal
 from smoke import play_rounds, smoke
 
 from fedbayes import build
-from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
 
 RATES = ("optim.lr=0.03", "optim.head_lr=0.01")
@@ -122,13 +122,13 @@ def test_a_federation_sends_global_models_alone_and_a_checkpoint_has_the_own_one
     cfg, client = make("clients=4", "participation=0.5", "rounds=1")
     journal = Journal()
     progress = play_rounds(cfg, client, journal)
-    assert set(from_record(progress.arrays)) == set(client.model.initial)
+    assert set(progress.arrays) == set(client.model.initial)
     trained = sorted(progress.accepted)
     assert sorted(progress.personal) == trained
     assert len(trained) == 2
     for kept in progress.personal.values():
         assert set(kept) == set(named(client.model.initial))
-    shared = from_record(progress.arrays)
+    shared = progress.arrays
     for partition in range(4):
         asked = request(partition, shared, progress.personal.get(partition), kind="evaluate")
         (expected,) = client.evaluate([asked])

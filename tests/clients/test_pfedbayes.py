@@ -8,7 +8,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from torch.nn import functional as F
 
 from clients.own import own
-from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
 from fedbayes.seeding import Streams
 
@@ -207,7 +207,7 @@ def test_results_do_not_depend_on_the_cohort(kind):
 def test_a_federation_runs_with_the_same_names_on_both_sides(aggregate):
     cfg, client = make(f"method.strategy.aggregate={aggregate}", "clients=4", "participation=0.5")
     progress = play_rounds(cfg, client)
-    shared = from_record(progress.arrays)
+    shared = progress.arrays
     assert {name: array.shape for name, array in shared.items()} == {n: a.shape for n, a in client.initial().items()}
     assert sorted(progress.personal) == sorted(progress.accepted)
     for partition in range(4):

@@ -6,7 +6,7 @@ import torch
 from smoke import smoke
 
 from fedbayes import build
-from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.config.compose import CONF
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError
@@ -143,7 +143,7 @@ def test_a_personal_head_is_in_no_reply(method):
     assert sorted(progress.personal) == [0, 1, 2]
     heads = [one.get("own.head.weight", one["head.weight"]) for one in progress.personal.values()]
     assert np.array_equal(heads[0], heads[1]) == (method == "fedbabu"), "FedBABU leaves the common random head"
-    assert not any(name.startswith("head.") for name in from_record(progress.arrays))
+    assert not any(name.startswith("head.") for name in progress.arrays)
 
 
 def test_clients_that_never_trained_predict_with_the_mean_head():
@@ -155,7 +155,7 @@ def test_clients_that_never_trained_predict_with_the_mean_head():
         name: np.mean([progress.personal[p][name] for p in trained], axis=0, dtype=np.float64).astype(np.float32)
         for name in progress.personal[trained[0]]
     }
-    request = ClientRequest(stranger, 1, "evaluate", "test", {**from_record(progress.arrays), **mean})
+    request = ClientRequest(stranger, 1, "evaluate", "test", {**progress.arrays, **mean})
     (expected,) = client.evaluate([request])
     mine = progress.final.partitions == stranger
     np.testing.assert_allclose(progress.final.pooled.probabilities[mine], expected.arrays["probabilities"], atol=1e-5)
@@ -243,7 +243,7 @@ def spread():
     for beta in ("1e-5", "1e3"):
         client, progress, journal, _ = play(*LEARNING, f"inference.beta={beta}")
         losses = [row["log_likelihood"] for row in journal.rows if row["phase"] == "train"]
-        found[beta] = between_images(client, from_record(progress.arrays)), losses
+        found[beta] = between_images(client, progress.arrays), losses
         found["untrained"] = between_images(client, client.initial()), losses
     return found
 

@@ -12,7 +12,7 @@ import torch
 from smoke import play_rounds, smoke
 from torch.nn import functional as F
 
-from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest
 
 BASE, WEIGHT, BIAS = "generator.base", "head.weight", "head.bias"
 HEAD = (WEIGHT, BIAS)
@@ -143,7 +143,7 @@ def test_fedbabu_steps_the_prompts_in_training_and_head_and_prompts_before_an_ev
 def after_two_rounds(method, *overrides):
     cfg, client = made(method, *overrides)
     progress = play_rounds(cfg, client)
-    return client, range(cfg.clients), from_record(progress.arrays), progress.personal
+    return client, range(cfg.clients), progress.arrays, progress.personal
 
 
 def by_images(client, states):

@@ -10,7 +10,7 @@ from smoke import play_rounds, smoke
 from torch.nn import functional as F
 
 import fedbayes
-from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -82,7 +82,7 @@ def test_the_server_averages_by_images(variant):
     updates = train(client, 0, 1, 2)
     counts = np.array([len(client.data.indices(p, "train")) for p in range(3)])
     assert len(set(counts)) > 1
-    for name, array in from_record(progress.arrays).items():
+    for name, array in progress.arrays.items():
         stacked = np.stack([update.arrays[name].astype(np.float64) for update in updates])
         mean = np.tensordot(counts / counts.sum(), stacked, 1)
         np.testing.assert_allclose(array, mean, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -92,8 +92,8 @@ def test_the_server_averages_by_images(variant):
 def test_two_rounds_give_the_same_bits_twice_and_the_likelihood_rises(variant):
     (_, one, first), (_, other, second) = (play(*variant, "optim.local_epochs=3") for _ in range(2))
     assert first.numbers == second.numbers
-    for name, array in from_record(one.arrays).items():
-        assert array.tobytes() == from_record(other.arrays)[name].tobytes(), name
+    for name, array in one.arrays.items():
+        assert array.tobytes() == other.arrays[name].tobytes(), name
     likelihood = [row["log_likelihood"] for row in first.rows if row["phase"] == "train"]
     assert likelihood[1] > likelihood[0] + 0.05
 

@@ -6,7 +6,7 @@ from journal import Journal
 from smoke import smoke
 
 from fedbayes import build
-from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.simulation.in_process import InProcessGrid
 
 METHODS = ["sgpt", "pep_fedpt", "fedapt"]
@@ -67,8 +67,8 @@ def test_what_the_server_sends_has_the_same_names_and_shapes_after_every_round(m
 def test_equal_runs_are_equal_to_the_last_bit(method):
     (_, first, one, _), (_, second, other, _) = (play(method) for _ in range(2))
     assert one.numbers == other.numbers
-    for name, array in from_record(first.arrays).items():
-        assert from_record(second.arrays)[name].tobytes() == array.tobytes(), name
+    for name, array in first.arrays.items():
+        assert second.arrays[name].tobytes() == array.tobytes(), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,13 +76,13 @@ def test_clients_that_never_trained_predict_and_learn_from_their_own_images(meth
     client, progress, _, loop = play(
         *(method, "clients=4", "evaluate.new_clients=1", "evaluate.adapt_steps=[0,20]", "partition.test=0.1")
     )
-    (stranger,) = loop.sampling.newcomers
-    before, after = progress.newcomers.values()
+    (stranger,) = loop.sampling.new_clients
+    before, after = progress.new_clients.values()
     assert before.pooled.probabilities.isfinite().all()
     assert not before.pooled.probabilities.equal(after.pooled.probabilities)
     nll = []
     for steps in (0, 20):
-        request = ClientRequest(stranger, 2, "evaluate", "train", from_record(progress.arrays), adapt=steps)
+        request = ClientRequest(stranger, 2, "evaluate", "train", progress.arrays, adapt=steps)
         nll.append(client.evaluate([request])[0].metrics["nll"])
     assert nll[1] < nll[0] - 0.1
 
@@ -110,7 +110,7 @@ def test_a_few_rounds_teach_it_something(method):
 @pytest.mark.parametrize(("method", "counted"), [("sgpt", "generator.choices"), ("pep_fedpt", "generator.prototypes")])
 def test_what_is_counted_is_moved_by_no_server_optimiser_and_shortened_by_no_clipping(method, counted):
     def after(*overrides):
-        return from_record(play(method, "rounds=1", *overrides)[1].arrays)
+        return play(method, "rounds=1", *overrides)[1].arrays
 
     plain, adam, clipped = after(), after("server.name=adam"), after("update_clipping.max_norm=0.01")
     assert plain[counted].any()

@@ -75,7 +75,7 @@ def test_what_a_client_keeps_is_not_taken_if_it_cannot_be_used(said, reason):
     mine = f"round 1: what client {hostile} keeps to itself is not used: {reason}"
     assert [note for note in journal.notes if note.startswith(mine)]
     mean = np.mean([progress.personal[one]["head"][0] for one in honest])
-    assert client.last_parameters[round_loop(**settings).sampling.newcomers[0]]["head"][0] == pytest.approx(mean)
+    assert client.last_parameters[round_loop(**settings).sampling.new_clients[0]]["head"][0] == pytest.approx(mean)
 
 
 def test_where_clients_disagree_in_what_they_keep_nobody_is_believed():

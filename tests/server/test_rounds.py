@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from scripted import Scripted, play, round_loop
 from smoke import smoke
 
-from fedbayes.comm.messages import ClientUpdate, from_record
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.simulation.flower_private import FIRST_NODE
 from fedbayes.simulation.in_process import InProcessGrid
 
@@ -17,7 +17,7 @@ from fedbayes.simulation.in_process import InProcessGrid
 def test_the_mean_of_a_round_by_hand():
     progress, _, _ = play(Scripted(), clients=3, rounds=1)
     # (10 * 1 + 20 * 2 + 30 * 3) / 60
-    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([140 / 60])
+    assert progress.arrays["w"].tolist() == pytest.approx([140 / 60])
 
 
 class RandomNodes(InProcessGrid):
@@ -31,8 +31,8 @@ def test_the_order_of_nodes_does_not_reach_the_bits_of_a_real_client():
     _, client = smoke("clients=4")
     one, journal, _ = play(client, clients=4)
     other, shuffled, _ = play(client, grid=RandomNodes(client, 4), clients=4)
-    for name, array in from_record(one.arrays).items():
-        assert from_record(other.arrays)[name].tobytes() == array.tobytes(), name
+    for name, array in one.arrays.items():
+        assert other.arrays[name].tobytes() == array.tobytes(), name
     assert shuffled.client_rows == journal.client_rows
 
 
@@ -52,7 +52,7 @@ def test_shuffled_replies_give_the_same_bits():
 
     client = Irrational()
     one, other = play(client)[0], play(client, grid=Late(client, 5))[0]
-    assert from_record(one.arrays)["w"].tobytes() == from_record(other.arrays)["w"].tobytes()
+    assert one.arrays["w"].tobytes() == other.arrays["w"].tobytes()
     assert one.train == other.train
 
 
@@ -84,7 +84,7 @@ def test_at_least_one_client_trains():
 
 def test_an_update_that_is_not_finite_is_dropped_named_and_counted():
     progress, journal, _ = play(Scripted(broken={(2, 1)}), clients=3)
-    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
+    assert progress.arrays["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
     assert journal.notes == ["round 2: reply of client 1 not used: w is not finite"]
     trains = [row for row in journal.rows if row["phase"] == "train"]
     assert [(row["clients"], row["replies"], row["dropped"]) for row in trains] == [(3, 3, 0), (3, 2, 1)]

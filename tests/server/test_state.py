@@ -65,7 +65,7 @@ def test_progress_comes_back_from_a_checkpoint_with_the_same_summary(tmp_path):
         assert getattr(back, name) == getattr(progress, name), name
     assert np.isnan(back.train["loss"])
     assert list(back.newcomers) == [0, 5]
-    pairs = [(progress.best, back.best), (progress.final, back.final), (progress.newcomers[5], back.newcomers[5])]
+    pairs = [(progress.best, back.best), (progress.final, back.final), (progress.new_clients[5], back.newcomers[5])]
     for one, other in pairs:
         assert json.dumps(other.summary()) == json.dumps(one.summary())
         assert other.row() == one.row()

@@ -9,7 +9,7 @@ from scripted import Scripted, play
 from smoke import smoke
 
 from fedbayes import build
-from fedbayes.comm.messages import ClientRequest, ClientUpdate, from_record, write_reply
+from fedbayes.comm.messages import ClientRequest, ClientUpdate, write_reply
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.server.strategy_state import answer_like, impossible
 from fedbayes.server.validation import Guard, Refusal, form_of, misshapen
@@ -191,7 +191,7 @@ class Odd(Scripted):
 def test_the_round_goes_on_with_the_rest():
     progress, journal, _ = play(Odd(), clients=4, rounds=1)
     # (10 * 1 + 40 * 4) / 50
-    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([170 / 50])
+    assert progress.arrays["w"].tolist() == pytest.approx([170 / 50])
     assert [note.partition(" of client ")[2] for note in journal.notes] == [
         "1 not used: it has w (2, 2) float64 where most clients have w (1,) float64",
         "2 not used: its norm is 1e+12, above simulation.max_norm=1e+08",

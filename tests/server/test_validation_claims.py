@@ -7,7 +7,7 @@ import pytest
 from scripted import Scripted, play
 
 from fedbayes import build
-from fedbayes.comm.messages import ClientRequest, from_record
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
 from fedbayes.server.validation import Holdings
@@ -29,7 +29,7 @@ def test_a_client_whose_counts_cannot_be_costs_itself_alone_even_where_steps_are
             return answers
 
     progress, journal, _ = play(Miscounting(), clients=3, rounds=1, clip=0.5, strategy=Counting())
-    assert from_record(progress.arrays)["w"].tolist() == [1.0], "two steps, each of length 1/2"
+    assert progress.arrays["w"].tolist() == [1.0], "two steps, each of length 1/2"
     assert journal.notes == ["round 1: reply of client 1 not used: w are no numbers of images"]
 
 
@@ -47,7 +47,7 @@ class Liars(Scripted):
 
 def test_a_client_cannot_outweigh_the_others_or_write_the_log():
     progress, journal, _ = play(Liars(), clients=3, rounds=1)
-    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
+    assert progress.arrays["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
     assert [row["round"] for row in journal.rows] == [1] * len(journal.rows)
 
 
@@ -66,7 +66,7 @@ class Boasters(Scripted):
 def test_a_client_cannot_claim_more_images_than_it_has():
     images = {"train": [10, 20, 30], "validation": [4, 4, 4], "test": [4, 4, 7]}
     progress, journal, _ = play(Boasters(), clients=3, rounds=1, holdings=Holdings(2, 1, images))
-    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
+    assert progress.arrays["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
     assert progress.final.partitions.tolist() == [0] * 4 + [1] * 4
     said = "it rests on {} images, says the client, which has {}"
     assert journal.notes == [
@@ -94,7 +94,7 @@ def test_honest_clients_claim_what_the_server_reckons_with(method):
 
 def test_where_steps_are_clipped_clients_count_alike():
     progress, _, _ = play(Scripted(), clients=3, rounds=1, clip=1.5)
-    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([(1 + 1.5 + 1.5) / 3])
+    assert progress.arrays["w"].tolist() == pytest.approx([(1 + 1.5 + 1.5) / 3])
 
 
 def test_what_is_counted_or_summed_is_no_step_and_is_not_clipped():
@@ -118,7 +118,7 @@ def test_what_is_counted_or_summed_is_no_step_and_is_not_clipped():
 
     strategy = Summing()
     progress, _, _ = play(Counters(), clients=3, rounds=1, clip=1.5, strategy=strategy)
-    found = from_record(progress.arrays)
+    found = progress.arrays
     assert (found["w"].tolist(), found["n"].tolist(), strategy.total.tolist()) == ([1 + 1.5 + 1.5], [120.0], [270.0])
 
 

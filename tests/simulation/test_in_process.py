@@ -105,7 +105,7 @@ def test_flowers_own_strategies_run_unchanged(strategy, settings):
     chosen = f"method.strategy._target_=flwr.serverapp.strategy.{strategy}"
     progress, journal, _ = play("method=fedvpt", chosen, *settings)
     initial = make_client(compose(["experiment=smoke", "method=fedvpt"])).initial()
-    arrays = from_record(progress.arrays)
+    arrays = progress.arrays
     assert {name: array.shape for name, array in arrays.items()} == {k: v.shape for k, v in initial.items()}
     assert all(np.isfinite(array).all() for array in arrays.values())
     assert not np.array_equal(arrays["head.weight"], initial["head.weight"])
@@ -115,7 +115,7 @@ def test_flowers_own_strategies_run_unchanged(strategy, settings):
 
 def test_flowers_fedavg_and_ours_agree():
     theirs = from_record(play("method=fedvpt", strategy=FedAvg())[0].arrays)
-    ours = from_record(play("method=fedvpt")[0].arrays)
+    ours = play("method=fedvpt")[0].arrays
     for name, array in ours.items():
         np.testing.assert_allclose(theirs[name], array, atol=1e-5, err_msg=name)  # theirs sums in float32
 
@@ -134,7 +134,7 @@ def test_what_a_wrapper_changes_reaches_the_clients():
     inner = build.strategy(cfg, build.loop(cfg))
     loud = Loud(inner, noise_multiplier=0.0, clipping_norm=1.0, num_sampled_clients=3)
     progress, _, _ = play(client=client, strategy=loud)
-    np.testing.assert_allclose(from_record(progress.arrays)["w"], 102)  # mean of 1, 2, 3, and 100
+    np.testing.assert_allclose(progress.arrays["w"], 102)  # mean of 1, 2, 3, and 100
     np.testing.assert_allclose(client.evaluated[0]["w"], 102)
 
 
@@ -149,7 +149,7 @@ def test_what_a_wrapper_changes_reaches_the_clients():
 def test_the_size_of_cohorts_does_not_matter(cohort, optimiser, close):
     settings = ("clients=4", f"optim.name={optimiser}", "optim.lr=0.01", "optim.head_lr=0.01")
     (reference, expected, _), (progress, journal, _) = play(*settings), play(*settings, cohort=cohort)
-    arrays = from_record(progress.arrays)
+    arrays = progress.arrays
     if optimiser == "sgd":
         for name, array in from_record(reference.arrays).items():
             np.testing.assert_allclose(arrays[name], array, atol=close, err_msg=name)
@@ -176,8 +176,8 @@ def test_equal_runs_are_equal_to_the_last_bit():
     (one, first, _), (other, second, _) = play("clients=4", cohort=2), play("clients=4", cohort=2)
     assert first.numbers == second.numbers
     assert first.client_rows == second.client_rows
-    for name, array in from_record(one.arrays).items():
-        assert from_record(other.arrays)[name].tobytes() == array.tobytes(), name
+    for name, array in one.arrays.items():
+        assert other.arrays[name].tobytes() == array.tobytes(), name
     assert plain(one.final.summary()) == plain(other.final.summary())
 
 
@@ -206,7 +206,7 @@ def test_pushed_messages_are_pulled_once():
 def test_a_client_that_raises_spoils_nobody_elses_answer():
     client = Scripted(fails={(1, 1)})
     progress, journal, grid = play("rounds=1", client=client)
-    np.testing.assert_allclose(from_record(progress.arrays)["w"], 2.0)  # mean of 1 and 3
+    np.testing.assert_allclose(progress.arrays["w"], 2.0)  # mean of 1 and 3
     assert journal.notes == ["round 1: reply of client 1 not used: RuntimeError: out of cheese"]
     row = next(row for row in journal.rows if row["phase"] == "train")
     assert (row["clients"], row["replies"], row["dropped"]) == (3, 2, 1)

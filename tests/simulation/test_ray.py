@@ -16,7 +16,6 @@ from remote import RemoteFactory
 from scripted import Scripted, round_loop
 
 from fedbayes import build, simulate
-from fedbayes.comm.messages import from_record
 from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.run import resume
@@ -82,7 +81,7 @@ def test_workers_and_cohorts_of_one_give_the_same_bits(address, tmp_path, overri
 def test_both_nodes_work_and_each_worker_builds_its_client_once(address, tmp_path):
     environment = dict(os.environ)
     progress, journal = played(address, RemoteFactory(tmp_path), rounds=3)
-    assert from_record(progress.arrays)["w"].tolist() == pytest.approx([3.0])  # (1 + 4 + 9 + 16) / 10
+    assert progress.arrays["w"].tolist() == pytest.approx([3.0])  # (1 + 4 + 9 + 16) / 10
     made = sorted(tmp_path.glob("made-*"))
     processes = [one.name.split("-")[1] for one in made]
     assert len(processes) == len(set(processes)) == 2

@@ -224,9 +224,9 @@ def test_two_rounds_of_the_method_as_configured_with_strangers_and_newcomers():
     data = build.data(cfg)
     client = build.client(cfg, data, build.model(cfg, data, "cpu"))
     progress = play_rounds(cfg, client, Silent())
-    learnt = from_record(progress.arrays)
+    learnt = progress.arrays
     assert np.flatnonzero(learnt[TRAINED]).tolist() == sorted(progress.accepted)
-    assert progress.newcomers
+    assert progress.new_clients
     assert all(set(kept) == {"head.weight", "head.bias"} for kept in progress.personal.values())
     for name, array in client.initial().items():  # what reading a run back relies on
         assert learnt[name].shape == array.shape

@@ -185,7 +185,7 @@ def test_on_clients_of_equal_size_the_noise_of_its_file_gives_fedvpt_and_a_small
 def test_a_federation_of_two_rounds():
     cfg, client = smoke("method=pfpt", "prompts.depth=deep")
     progress = play_rounds(cfg, client)
-    shared = from_record(progress.arrays)
+    shared = progress.arrays
     for name, like in client.initial().items():
         assert shared[name].shape == like.shape
         assert shared[name].dtype == like.dtype

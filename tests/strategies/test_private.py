@@ -47,7 +47,7 @@ class Steps(Scripted):
 
 def after(strategy, size=1, rounds=1, clients=4):
     progress, _, _ = play(Steps(size), strategy=strategy, clients=clients, rounds=rounds)
-    return from_record(progress.arrays)
+    return progress.arrays
 
 
 def test_steps_are_clipped_over_all_numbers_together_and_clients_count_alike():
@@ -90,7 +90,7 @@ def test_a_reply_that_is_dropped_is_no_step_and_changes_no_noise():
     for noise in (1.0, 1e-12):
         progress, journal, _ = play(Absent(size), strategy=private(noise, math.sqrt(2 * size)), clients=4, rounds=1)
         assert [row["replies"] for row in journal.rows if row["phase"] == "train"] == [3]
-        found[noise] = from_record(progress.arrays)["a.w"]
+        found[noise] = progress.arrays["a.w"]
     assert found[1e-12][0] == pytest.approx(3 / 4)  # three steps clipped to 1 in every number, of four clients
     deviation = math.sqrt(2 * size) / 4
     assert (found[1.0] - found[1e-12]).std() == pytest.approx(deviation, rel=0.03)

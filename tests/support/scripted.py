@@ -10,7 +10,7 @@ from fedbayes.server.evaluate_round import Assessment
 from fedbayes.server.rounds import RoundLoop
 from fedbayes.server.sampling import Sampling
 from fedbayes.server.train_round import Training
-from fedbayes.server.validation import Guard
+from fedbayes.server.validation import PartitionSizes, ReplyValidator
 from fedbayes.simulation.faults import Faults
 from fedbayes.simulation.in_process import InProcessGrid
 
@@ -30,15 +30,14 @@ SETTINGS = {
     "new_clients": 0,
     "adapt_steps": (0,),
     "passes": 1,
-    "personal": False,
     "retries": 0,
-    "clip": None,
-    "as_sent": False,
+    "max_update_norm": None,
     "backdoor": False,
     "faults": None,
     "max_norm": 1e8,
     "checkpoint_every": 1,
 }
+SIZES = PartitionSizes(classes=2, domains=1, images={})
 
 
 class Scripted:
@@ -93,20 +92,21 @@ def round_loop(**settings):
 
     sampling = Sampling(**same("clients", "participation", "seed", "evaluate_share", "new_clients"))
     faults = Faults(seed=chosen["seed"], **(chosen["faults"] or {}))
-    own = same("min_replies", "retries", "clip", "timeout", "passes", "as_sent")
-    training = Training(sampling=sampling, faults=faults, **own)
+    training = Training(
+        sampling=sampling, faults=faults, **same("min_replies", "retries", "max_update_norm", "timeout", "passes")
+    )
     assessment = Assessment(
         sampling=sampling,
         every=chosen["evaluate_every"],
         **same("best_by", "temperature", "held_out", "backdoor", "adapt_steps", "timeout"),
     )
-    guard = Guard(chosen["max_norm"])
-    rest = same("rounds", "patience", "personal", "checkpoint_every")
-    return RoundLoop(training=training, assessment=assessment, guard=guard, **rest)
+    validator = ReplyValidator(chosen["max_norm"])
+    rest = same("rounds", "patience", "checkpoint_every")
+    return RoundLoop(training=training, assessment=assessment, validator=validator, **rest)
 
 
-def play(client, grid=None, strategy=None, keep=None, stored=None, holdings=None, **settings):
+def play(client, grid=None, strategy=None, save=None, stored=None, sizes=SIZES, **settings):
     loop, journal = round_loop(**settings), Journal()
     grid = grid or InProcessGrid(client, loop.sampling.clients)
     strategy = strategy or build.strategy(compose(), loop)
-    return loop.run(grid, strategy, client.initial(), journal, keep, stored, holdings), journal, grid
+    return loop.run(grid, strategy, client.initial(), journal, sizes, save=save, stored=stored), journal, grid

@@ -22,4 +22,5 @@ def play_rounds(cfg: DictConfig, client: CohortClient, log: RoundLog | None = No
     """All rounds of a configuration, from nothing, with a new server; a journal that nobody reads where no log is."""
     loop = build.loop(cfg)
     grid = InProcessGrid(client, cfg.clients)
-    return loop.run(grid, build.strategy(cfg, loop), client.initial(), log or Journal())
+    sizes = build.partition_sizes(cfg, build.data(cfg))
+    return loop.run(grid, build.strategy(cfg, loop), client.initial(), log or Journal(), sizes)

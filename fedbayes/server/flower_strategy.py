@@ -1,0 +1,234 @@
+"""Adapter that makes any message-API strategy of Flower fit the contract of the round loop.
+
+Flower's strategies draw node ids with Python's global generator. Here they see only the clients of the round, as nodes
+whose ids are partitions, and are asked for all of them, so nothing is left to draw. Replies reach them in the order of
+partitions, so that equal runs give equal bits.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, QFedAvg, Strategy
+
+from fedbayes.arrays import Arrays
+from fedbayes.comm.messages import ARRAYS, CONFIG, ROUND, ClientUpdate, Kind, from_record, to_record, write_reply
+from fedbayes.errors import ConfigError
+from fedbayes.server.strategy import ServerStrategy
+from fedbayes.simulation.flower_private import require_identity
+
+WRAPPED = "strategy"
+"""Attribute under which Flower's wrappers hold another strategy."""
+LOSS = "loss"
+"""The metric of our clients that Flower's QFedAvg takes as `train_loss`."""
+
+
+@final
+class FlowerStrategy(ServerStrategy):
+    """One of Flower's strategies, wrapped or not.
+
+    Args:
+        strategy: combines replies; it must not rely on clients to follow a setting.
+
+    Raises:
+        ConfigError: if it cannot work with clients that train networks.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.flower = strategy
+        self.shared: Arrays = {}
+        self._round, self._messages = 0, dict[int, Message]()  # of the training requests sent last
+        for layer in _layers(strategy):
+            if isinstance(layer, FedXgbBagging | FedXgbCyclic):
+                raise ConfigError(
+                    f"method.strategy: {type(layer).__name__} combines boosted trees, and clients here train networks; "
+                    "choose another strategy."
+                )
+            if WRAPPED in vars(layer) and not isinstance(vars(layer)[WRAPPED], Strategy):
+                raise ConfigError(
+                    f"method.strategy: {type(layer).__name__} of Flower wraps {type(vars(layer)[WRAPPED]).__name__}, "
+                    "which is not Flower's; wrap flwr.serverapp.strategy.FedAvg."
+                )
+
+    @property
+    def name(self) -> str:
+        """Name of Flower's class."""
+        return type(self.flower).__name__
+
+    def requests(self, server_round: int, partitions: Sequence[int], kind: Kind) -> dict[int, Arrays]:
+        """Return the arrays of the messages that the strategy makes for these clients.
+
+        Raises:
+            ConfigError: if the messages carry settings, as FedProx's do; clients here follow none.
+        """
+        require_identity()
+        configure = self.flower.configure_train if kind == "train" else self.flower.configure_evaluate
+        grid = SampledGrid(partitions)
+        messages = {
+            message.metadata.dst_node_id: message
+            for message in configure(server_round, to_record(self.shared), ConfigRecord(), grid)
+        }
+        if kind == "train":
+            self._round, self._messages = server_round, messages
+        decoded: dict[int, Arrays] = {}
+        requests: dict[int, Arrays] = {}
+        for partition, message in sorted(messages.items()):
+            if unread := sorted(set(message.content.config_records[CONFIG]) - {ROUND}):
+                raise ConfigError(
+                    f"method.strategy: {self.name} sends {', '.join(unread)}, which no client here obeys; choose a "
+                    "strategy that only combines replies."
+                )
+            record = message.content.array_records[ARRAYS]
+            if id(record) not in decoded:
+                decoded[id(record)] = from_record(record)
+            requests[partition] = decoded[id(record)]
+        return requests
+
+    def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
+        """Encode the updates as replies to the strategy's own messages and let it combine them."""
+        # Flower refuses replies whose metrics have different names.
+        common = set.intersection(*(set(update.metrics) for update in updates))
+        replies = []
+        for update in updates:
+            content = write_reply(update)
+            numbers = content.metric_records["metrics"]
+            for name in update.metrics.keys() - common:
+                del numbers[name]
+            if LOSS in common:
+                numbers.setdefault("train_loss", numbers[LOSS])
+            replies.append(Message(content, reply_to=self._messages[update.partition]))
+        record, _ = self.flower.aggregate_train(self._round, replies)
+        if record is not None:
+            self.shared = from_record(record)
+
+    def rejection_reason(self, update: ClientUpdate) -> str | None:
+        """Reject a reply without the training loss that QFedAvg weighs by."""
+        for layer in _layers(self.flower):
+            if isinstance(layer, QFedAvg) and layer.train_loss_key not in {"train_loss": LOSS, **update.metrics}:
+                return f"it lacks the metric {layer.train_loss_key}"
+        return None
+
+    def state(self) -> Arrays:
+        """Return what the strategy remembers; see `state_of`."""
+        return state_of(self.flower)
+
+    def restore(self, state: Arrays) -> None:
+        """Take back what `state` returned."""
+        restore(self.flower, state)
+
+    def snapshot(self) -> Callable[[], None]:
+        """Return a function that puts the strategy back to where it is now, all attributes of it included."""
+        undo_rest = super().snapshot()
+        attributes = [(layer, dict(vars(layer))) for layer in _layers(self.flower)]
+
+        def undo() -> None:
+            for layer, values in attributes:
+                vars(layer).clear()
+                vars(layer).update(values)
+            undo_rest()
+
+        return undo
+
+    def require_sizes(self, trained: int, evaluated: int) -> None:
+        """Check that the strategy neither samples a second time nor waits for clients that never come.
+
+        Raises:
+            ConfigError: naming the strategy's argument.
+        """
+        visible = {
+            "min_train_nodes": trained,
+            "min_available_nodes": min(trained, evaluated),
+            "min_evaluate_nodes": evaluated,
+        }
+        for layer in _layers(self.flower):
+            values = vars(layer)
+            for name in ("fraction_train", "fraction_evaluate"):
+                if values.get(name, 1.0) != 1.0:
+                    raise ConfigError(
+                        f"method.strategy.{name}={values[name]} would sample a second time; leave it at 1.0 and set "
+                        "participation or evaluate.participation."
+                    )
+            too_large = {name: most for name, most in visible.items() if values.get(name, 0) > most}
+            if too_large:
+                remedy = " ".join(f"+method.strategy.{name}={most}" for name, most in too_large.items())
+                raise ConfigError(
+                    f"method.strategy: {type(layer).__name__} waits for ever: {' and '.join(too_large)} exceed the "
+                    f"clients of a round ({trained}) or of an evaluation ({evaluated}); set {remedy}, or raise "
+                    "participation."
+                )
+
+
+@final
+class SampledGrid(Grid):
+    """A grid that shows a strategy the clients of a round and can do nothing else.
+
+    Args:
+        partitions: the clients; their node ids are the same numbers.
+    """
+
+    def __init__(self, partitions: Sequence[int]) -> None:
+        self._partitions = list(partitions)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the partitions of the round, ascending."""
+        return list(self._partitions)
+
+    def _unavailable(self, *_: object, **__: object) -> Any:
+        raise NotImplementedError("a strategy only sees the ids of nodes; the round loop sends its messages.")
+
+    set_run = create_message = push_messages = pull_messages = send_and_receive = _unavailable
+    run = property(_unavailable)
+
+
+def state_of(strategy: Strategy) -> Arrays:
+    """Return all attributes that are arrays, numbers, or mappings or lists of arrays, by name; wrapped ones too."""
+    found: Arrays = {}
+    for name, value in vars(strategy).items():
+        if name == WRAPPED and isinstance(value, Strategy):
+            found |= {f"{name}/{key}": array for key, array in state_of(value).items()}
+        elif isinstance(value, np.ndarray):
+            found[name] = value
+        elif isinstance(value, float):  # such as a clipping norm that adapts
+            found[f"{name}:number"] = np.asarray(value)
+        elif isinstance(value, Mapping) and _are_arrays(value.values()):
+            found |= {f"{name}/{key}": array for key, array in value.items()}
+        elif isinstance(value, list) and _are_arrays(value):
+            found |= {f"{name}[{place:06d}]": array for place, array in enumerate(value)}
+    return found
+
+
+def restore(strategy: Strategy, state: Arrays) -> None:
+    """Put back what `state_of` returned for a strategy of the same kind."""
+    inner: Arrays = {}
+    values: dict[str, Any] = {}
+    for name, array in sorted(state.items()):
+        attribute, slash, key = name.partition("/")
+        if slash and attribute == WRAPPED:
+            inner[key] = array
+        elif slash:
+            values.setdefault(attribute, {})[key] = array
+        elif name.endswith(":number"):
+            values[name.removesuffix(":number")] = float(array)
+        elif name.endswith("]"):
+            values.setdefault(name.partition("[")[0], []).append(array)  # in order: states are sorted by name
+        else:
+            values[name] = array
+    vars(strategy).update(values)
+    if len(layers := _layers(strategy)) > 1:
+        restore(layers[1], inner)
+
+
+def _layers(strategy: Strategy) -> list[Strategy]:
+    """Return a strategy and those that it wraps, outermost first."""
+    layers = [strategy]
+    while isinstance(inner := vars(layers[-1]).get(WRAPPED), Strategy):
+        layers.append(inner)
+    return layers
+
+
+def _are_arrays(values: Iterable[object]) -> bool:
+    """Return whether there is at least one value and all are arrays."""
+    each = list(values)
+    return bool(each) and all(isinstance(value, np.ndarray) for value in each)
