@@ -16,7 +16,7 @@ from fedbayes.data.sources.styled_digits import styled_digits
 from fedbayes.errors import RunError
 from fedbayes.run import simulate
 from fedbayes.server.rounds import RoundLoop
-from fedbayes.server.validation import Holdings
+from fedbayes.server.validation import PartitionSizes
 from fedbayes.storage.checkpoint import latest
 from fedbayes.storage.run_dir import read_rows
 
@@ -226,7 +226,7 @@ def test_a_real_run_knows_what_its_clients_hold(tmp_path, monkeypatch):
     known, play = [], RoundLoop.run
 
     def spy(self, *args, **more):
-        known.extend(one for one in (*args, *more.values()) if isinstance(one, Holdings))
+        known.extend(one for one in (*args, *more.values()) if isinstance(one, PartitionSizes))
         return play(self, *args, **more)
 
     monkeypatch.setattr(RoundLoop, "run", spy)

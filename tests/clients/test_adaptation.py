@@ -60,7 +60,13 @@ def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_st
     loop, journal, trained = build.loop(cfg), Journal(), []
     inner = client.train
     client.train = lambda requests: trained.extend(r.partition for r in requests) or inner(requests)
-    progress = loop.run(InProcessGrid(client, 4), build.strategy(cfg, loop), client.initial(), journal)
+    progress = loop.run(
+        InProcessGrid(client, 4),
+        build.strategy(cfg, loop),
+        client.initial(),
+        journal,
+        build.partition_sizes(cfg, client.data),
+    )
     (newcomer,) = loop.sampling.new_clients
     assert newcomer not in trained
     assert newcomer not in progress.final.partitions

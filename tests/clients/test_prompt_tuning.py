@@ -31,7 +31,9 @@ def play(*overrides):
     cfg, client = smoke(*overrides)
     loop, journal = build.loop(cfg), Journal()
     grid = InProcessGrid(client, cfg.clients)
-    progress = loop.run(grid, build.strategy(cfg, loop), client.initial(), journal)
+    progress = loop.run(
+        grid, build.strategy(cfg, loop), client.initial(), journal, build.partition_sizes(cfg, client.data)
+    )
     return client, progress, journal, grid
 
 
@@ -130,7 +132,9 @@ def test_a_personal_head_is_in_no_reply(method):
             return replies
 
     grid = Spy(client, cfg.clients)
-    progress = loop.run(grid, build.strategy(cfg, loop), client.initial(), journal)
+    progress = loop.run(
+        grid, build.strategy(cfg, loop), client.initial(), journal, build.partition_sizes(cfg, client.data)
+    )
     names = {
         name
         for message in sent

@@ -20,7 +20,13 @@ def make(method, *overrides):
 def play(method, *overrides):
     cfg, client = make(method, *overrides)
     loop, journal = build.loop(cfg), Journal()
-    progress = loop.run(InProcessGrid(client, cfg.clients), build.strategy(cfg, loop), client.initial(), journal)
+    progress = loop.run(
+        InProcessGrid(client, cfg.clients),
+        build.strategy(cfg, loop),
+        client.initial(),
+        journal,
+        build.partition_sizes(cfg, client.data),
+    )
     return client, progress, journal, loop
 
 

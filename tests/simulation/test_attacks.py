@@ -152,7 +152,7 @@ def test_clients_whose_test_images_all_are_of_the_target_are_not_asked(tmp_path)
     attacker = build.attack(compose([*asked, f"attack.target={target}"]))
     counts = [len(one) for one in attacker.marked(data)]
     assert 0 in counts
-    assert build.holdings(compose([*asked, f"attack.target={target}"]), data).images["triggered"] == counts
+    assert build.partition_sizes(compose([*asked, f"attack.target={target}"]), data).images["triggered"] == counts
     summary = simulate([*asked, f"attack.target={target}", "simulation.cohort=1", f"run_dir={tmp_path / 'run'}"])
     rows = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
     last = {row["partition"]: row for row in rows if row["phase"] == "triggered"}  # of the final test

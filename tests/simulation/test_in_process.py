@@ -38,7 +38,7 @@ def play(*overrides, cohort=None, strategy=None, client=None):
     loop, journal = build.loop(cfg), Journal()
     grid = InProcessGrid(client, cfg.clients, cohort)
     strategy = strategy or build.strategy(cfg, loop)
-    return loop.run(grid, strategy, client.initial(), journal), journal, grid
+    return loop.run(grid, strategy, client.initial(), journal, SIZES), journal, grid
 
 
 class Scripted:

@@ -56,7 +56,7 @@ def played(address, factory, **settings):
     progress = engine(address).run(
         client_factory=factory,
         clients=4,
-        serve=lambda grid: loop.run(grid, strategy, Scripted().initial(), journal),
+        serve=lambda grid: loop.run(grid, strategy, Scripted().initial(), journal, SIZES),
     )
     return progress, journal
 
