@@ -1,6 +1,6 @@
 """How time and memory of a run grow with clients, participants, images per client and the size of the backbone.
 
-    python experiments/benchmark_scale.py     # runs/benchmark/scale.json, experiments/figures/scale.png and a table
+    python experiments/benchmark_scale.py     # runs/benchmark/scale.json, docs/figures/scale.png and a table
 
 One thing varies at a time around a federation of 1,000 clients with 30 images each (`partition=resampled`: images are
 drawn with replacement), of which 100 take part in a round and 100 are evaluated at the end. Each run has a process of
@@ -23,7 +23,7 @@ VARIED: dict[str, tuple[Any, ...]] = {
     "images": (10, 30, 90),
     "backbone": ("letters", "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"),
 }
-FIGURE = Path(__file__).parent / "figures" / "scale.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "scale.png"
 
 
 def overrides(clients: int, participants: int, images: int, backbone: str, rounds: int) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sweep import folder_of, run_all
+from jobs import folder_of, run_all
 
 from fedbayes.report.groups import spread_text
 from fedbayes.storage.run_dir import METRICS, SUMMARY, read_json, read_rows

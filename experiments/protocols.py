@@ -16,18 +16,7 @@ FIRST = (
     *("fedavg_head", "local_vpt", "fedncm", "fedcof"),
 )
 SECOND = (
-    *(
-        "fedprox",
-        "local_head",
-        "fedrep",
-        "fedbabu",
-        "ditto",
-        "sgpt",
-        "pep_fedpt",
-        "pfpt",
-        "fedapt",
-        "pfedbayes_product",
-    ),
+    *("fedprox", "local_head", "fedrep", "fedbabu", "ditto", "sgpt", "pep_fedpt", "pfpt", "fedapt"),
     *("pfedbayes_product", "pfedbayes", "fedlora", "fedavg_full", "centralised"),
 )
 ABLATIONS = ("gaussian_prompts_personal", "deterministic_prompts_personal")

@@ -1,7 +1,7 @@
 """Hostile clients against defences, and accuracy against epsilon.
 
     python experiments/robustness.py attacks --jobs 2      # every attack, every defence, 0 to 30 % hostile clients
-    python experiments/robustness.py privacy --jobs 2      # the accuracy-epsilon curve, and figures/privacy.png
+    python experiments/robustness.py privacy --jobs 2      # the accuracy-epsilon curve, and docs/figures/privacy.png
 
 The default federation, seed 0, one thread each; a run that has its summary is not run again. Nothing is chosen here:
 `clip` is the median length of an honest step (15, constant over rounds), the robust means reckon with the share of
@@ -11,7 +11,7 @@ hostile clients that there is, and steps are clipped to 2 for privacy.
 import argparse
 from pathlib import Path
 
-from sweep import Job, folder_of, run_all
+from jobs import Job, folder_of, run_all
 
 from fedbayes.storage.run_dir import SUMMARY, read_json
 
@@ -36,7 +36,7 @@ FEDERATION = (
     *("partition=resampled", "partition.images=20", "clients=500"),
     *("evaluate.every=15", "evaluate.participation=0.4"),
 )
-FIGURE = Path(__file__).parent / "figures" / "privacy.png"
+FIGURE = Path(__file__).parents[1] / "docs" / "figures" / "privacy.png"
 PRIVATE = ("pfedbayespt", "fedvpt", "fedavg_head")
 
 Runs = dict[tuple[str, ...], Job]

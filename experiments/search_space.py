@@ -1,6 +1,6 @@
 """What `tune.py` tries: six configurations of each method, three past the edges of their grid, and those of `FURTHER`.
 
-`protocol.md` says what each is for, `candidates.md` what it had on validation.
+`protocol.md` says what each is for, `results/candidates.csv` what it had on validation.
 """
 
 from collections.abc import Mapping, Sequence

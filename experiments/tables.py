@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
+from jobs import Job, folder_of, require_same, run_all
 from paired import Difference, paired_difference
 from protocols import EVERY, TABLES, WAVES
-from sweep import Job, folder_of, require_same, run_all
 
 from fedbayes.report.groups import Spread, spread
 from fedbayes.storage.run_dir import SUMMARY, read_json

@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from jobs import folder_of, run_all
 from protocols import TABLES, WAVES
 from search_space import Candidate, Ranked, candidates, untried, values
-from sweep import folder_of, run_all
 from tables import DEFAULTS, ask_for_photographs, jobs
 
 from fedbayes.storage.run_dir import METRICS, read_rows

@@ -1,4 +1,4 @@
-"""Every method is complete: a YAML that says whose it is, a test, a row in the README; and no two are the same."""
+"""Every method is complete: a YAML that says whose it is, a test, a row in docs/methods.md; and no two are the same."""
 
 import re
 from pathlib import Path
@@ -13,8 +13,8 @@ from fedbayes.config.compose import CONF, compose
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
-METHODS_SECTION = re.search(r"^## Methods$.*?(?=^## )", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)[0]
-ROWS = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", METHODS_SECTION, re.MULTILINE))
+TABLE = (ROOT / "docs" / "methods.md").read_text().split("## ")[0]
+ROWS = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", TABLE, re.MULTILINE))
 WITHOUT_PAPER = {
     *("deterministic_prompts", "gaussian_prompts", "deterministic_prompts_personal", "gaussian_prompts_personal"),
     *("local_head", "local_vpt", "centralised"),
@@ -101,7 +101,7 @@ def test_the_yaml_says_what_it_is_and_whose(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_readme_has_a_row_with_its_reference_and_files(method):
-    assert method in ROWS, "no row in the README's table of methods"
+    assert method in ROWS, "no row in docs/methods.md"
     _, paper, client, strategy = ROWS[method].split("|")
     assert "](http" in paper or method in WITHOUT_PAPER, paper
     cfg = compose([f"method={method}"])

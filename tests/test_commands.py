@@ -17,26 +17,25 @@ ELSEWHERE = {
     "make demo": ".ci/run",
     "make test": ".ci/run",
     "fedbayes": "tests/test_run.py",
-    "fedbayes --help": "tests/test_info.py",
+    "fedbayes --help": "tests/commands/test_info.py",
     "fedbayes -m method=glob(*) seed=0,1,2": "tests/test_catalogue.py",
-    "fedbayes -m method=fedvpt,pfedbayespt seed=0,1,2 hydra/launcher=joblib": "tests/test_sweep.py",
-    "fedbayes -m hydra/sweeper=search": "tests/test_sweep.py",
-    "fedbayes dry_run=true clients=100": "tests/test_estimate.py",
-    "fedbayes tracking=wandb": "tests/tracking/test_weights_and_biases.py",
+    "fedbayes -m method=fedvpt,pfedbayespt seed=0,1,2 hydra/launcher=joblib": "tests/commands/test_sweep.py",
+    "fedbayes -m hydra/sweeper=search": "tests/commands/test_sweep.py",
+    "fedbayes dry_run=true clients=100": "tests/commands/test_dry_run.py",
+    "fedbayes tracking=wandb": "tests/tracking/test_wandb_logger.py",
     "fedbayes simulation=ray": "tests/simulation/test_ray.py",
     "fedbayes simulation=ray simulation.address=10.0.0.1:6379 simulation.num_gpus=0.25": "tests/simulation/test_ray.py",
     "fedbayes simulation.precision=bf16": "tests/models/test_precision.py",
     "fedbayes partition=resampled clients=10000 participation=0.01 evaluate.participation=0.01": (
-        "tests/data/test_resampled.py"
+        "tests/data/partitions/test_resampled.py"
     ),
     "flower_app/run.sh method=fedvpt rounds=3": "tests/flower_app/test_flower_app.py",
     "flower-superlink": "tests/flower_app/test_deployment.py",
     "flower-supernode": "tests/flower_app/test_deployment.py",
     "flwr run": "tests/flower_app/test_deployment.py",
     "fedbayes resume=RUN_DIR": "tests/test_resume.py",
-    "fedbayes resume=SWEEP_DIR": "tests/test_stored_sweep.py",
+    "fedbayes resume=SWEEP_DIR": "tests/commands/test_resume_sweep.py",
     "fedbayes resume=runs/long": "tests/test_resume.py",
-    "python experiments/tables.py run digits_mixture --jobs 2": "tests/experiments/test_tables.py",
 }
 """Commands that another test runs, or what they are made of; each begins as the key says."""
 

@@ -5,11 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sweep
 import tables
 import tune
 import yaml
-from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
 from fedbayes.config.compose import CONF, compose, quoted
@@ -39,30 +37,6 @@ def test_choices_of_the_first_section_are_written_by_hand_and_the_others_into_th
     written = yaml.safe_load((tmp_path / "selected.yaml").read_text())
     assert written == {"photos": {"fedvpt": ["optim.head_lr=1"], "fedper": ["optim.head_lr=3"]}}
     assert not any(tables.selected("mixture", method) for method in METHODS), "choices that are the methods' defaults"
-
-
-def test_a_run_made_with_other_settings_is_refused(tmp_path):
-
-    job = (tmp_path / "run", ("method=fedvpt", "data=imagefolder", "data.root=here"))
-    cfg = compose([*job[1], "simulation.threads=1", "data.root=elsewhere", "run_dir=elsewhere"])
-    job[0].mkdir()
-    sweep.require_same([job])
-    (job[0] / "summary.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"run has no config\.yaml"):
-        sweep.require_same([job])
-    stored = OmegaConf.to_container(cfg, resolve=True)
-    (job[0] / "config.yaml").write_text(yaml.safe_dump({**stored, "gone": 1}))
-    sweep.require_same([job])
-    other = (job[0], (*job[1], "optim.head_lr=0.5", "method.strategy.aggregate=median"))
-    said = r"run has method\.strategy\.aggregate=mean, not median, optim\.head_lr=0\.01, not 0\.5\nRemove these"
-    with pytest.raises(SystemExit, match=said):
-        sweep.run_all([other], 1)
-
-
-def test_quoted_values_make_no_folder_that_the_command_cannot_read(tmp_path):
-    folder = sweep.folder_of(tmp_path, ("method=fedvpt", "data.root='/a b/c'", 'backbone.checkpoint="d"'))
-    assert compose([f"run_dir='{folder}'"]).run_dir == str(folder)
-    assert folder.name == "method=fedvpt,data.root=_a b_c,backbone.checkpoint=d"
 
 
 @pytest.mark.parametrize("name", ["plain", "it's", 'a "b"', "back\\slash", "two\\\\", "a\\'b\\", "a, b=c [d] {e}"])
