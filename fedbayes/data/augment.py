@@ -1,4 +1,4 @@
-"""Random changes of training images, computed on the device with parameters drawn for each image."""
+"""Random changes of training images, computed on the device with parameters of each image."""
 
 import math
 from typing import final
@@ -13,12 +13,12 @@ from fedbayes.seeding import Streams
 
 @final
 class Augment:
-    """Flip, shift, scale and rotate each image by its own draw; off unless something is switched on.
+    """Flip, shift, scale and rotate each image at random; off unless something is switched on.
 
     Args:
         flip: whether to mirror half of the images.
-        shift: largest shift, as a share of the side.
-        scale: largest change of size, as a share.
+        shift: largest shift, as a fraction of the side.
+        scale: largest change of size, as a fraction.
         degrees: largest rotation, degrees.
 
     Raises:
@@ -36,12 +36,12 @@ class Augment:
         """Whether images change at all."""
         return self.flip or max(self.shift, self.scale, self.degrees) > 0
 
-    def __call__(self, images: Tensor, counts: list[int], draws: Streams) -> Tensor:
+    def __call__(self, images: Tensor, counts: list[int], streams: Streams) -> Tensor:
         """Change images `(C, B, 3, H, W)`, pixels 0..255, of which client c has the first `counts[c]`.
 
         One bilinear resampling does all; what moves in from outside repeats the border.
         """
-        unit = torch.special.ndtr(draws.normal((), counts, 5, images.device)).to(images.dtype)  # (C, B, 5), uniform
+        unit = torch.special.ndtr(streams.normal((), counts, 5, images.device)).to(images.dtype)  # (C, B, 5), uniform
         spread = 2 * unit - 1
         angle = spread[..., 0] * math.radians(self.degrees)
         size = 1 + spread[..., 1] * self.scale

@@ -8,8 +8,8 @@ below 32 px, too, where it would fall under a pixel.
 Ours are: that scaling; the fog, a sum of octaves of noise in place of a diamond-square fractal; whole-pixel steps of
 the motion blur in place of ImageMagick's; zooms about the exact centre. JPEG's blocks are 8 pixels at every size.
 
-Draws depend on the image and on the kind of corruption alone, as corrupted images belong to a benchmark: every client,
-seed and method sees the same ones, and a higher severity enlarges the same noise.
+Random numbers depend on the image and on the kind of corruption alone, as corrupted images belong to a benchmark: every
+client, seed and method sees the same ones, and a higher severity enlarges the same noise.
 
 [1] D. Hendrycks and T. Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations,
 ICLR 2019, arXiv 1903.12261.
@@ -17,9 +17,9 @@ ICLR 2019, arXiv 1903.12261.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import BytesIO
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -42,12 +42,11 @@ Pixels = NDArray[np.float64]  # (3, H, W) in [0, 1]
 
 
 @final
-@dataclass(frozen=True)
-class _Corruption:
-    """One kind.
+class _Corruption(NamedTuple):
+    """A kind of corruption.
 
-    Args:
-        apply: from pixels, a severity's constant, the image's side over the constant's, and draws, to pixels.
+    Attributes:
+        apply: from pixels, a severity's constant, the image's side over the constant's, and a generator, to pixels.
         small: constants of CIFAR-10-C, one per severity.
         large: constants of ImageNet-C.
     """
@@ -58,11 +57,11 @@ class _Corruption:
 
 
 def corrupt_test(images: ImageSet, clients: Sequence[ClientSplit], corruption: object, severity: object) -> ImageSet:
-    """Corrupts every image that is in a client's test split; the others stay as they are.
+    """Corrupt every image that is in a client's test split; the others stay as they are.
 
     Args:
         images: all images.
-        clients: who holds which.
+        clients: the images of each client.
         corruption: one of `CORRUPTIONS`; None for none.
         severity: 1 to 5.
 
@@ -78,27 +77,26 @@ def corrupt_test(images: ImageSet, clients: Sequence[ClientSplit], corruption: o
     kind = require_choice("evaluate.corruption", corruption, tuple(CORRUPTIONS))
     pixels = images.images.clone()
     for i in np.unique(np.concatenate([client.test for client in clients])).tolist():
-        draws = numpy_generator("corruption", kind, images.names[i])
-        pixels[i] = torch.from_numpy(corrupt(pixels[i].numpy(), kind, level, draws))
+        rng = numpy_generator("corruption", kind, images.names[i])
+        pixels[i] = torch.from_numpy(corrupt(pixels[i].numpy(), kind, level, rng))
     return replace(images, images=pixels)
 
 
 def corrupt(image: NDArray[np.uint8], kind: str, severity: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Corrupts one square image.
+    """Corrupt one square image.
 
     Args:
         image: pixels 0 to 255, (3, H, H).
         kind: one of `CORRUPTIONS`.
         severity: 1 to 5.
-        rng: its draws.
+        rng: random generator of this image.
 
     Returns:
         Pixels of the same shape.
     """
-    side, one = image.shape[-1], CORRUPTIONS[kind]
-    near = SMALL if side * side < SMALL * LARGE else LARGE
-    constant = (one.small if near == SMALL else one.large)[severity - 1]
-    changed = one.apply(image / 255, constant, max(side, SMALL) / near, rng)
+    side, corruption = image.shape[-1], CORRUPTIONS[kind]
+    near, constants = (SMALL, corruption.small) if side * side < SMALL * LARGE else (LARGE, corruption.large)
+    changed = corruption.apply(image / 255, constants[severity - 1], max(side, SMALL) / near, rng)
     return np.round(changed.clip(0, 1) * 255).astype(np.uint8)
 
 
@@ -107,18 +105,18 @@ def _gaussian_noise(x: Pixels, deviation: float, _scale: float, rng: np.random.G
 
 
 def _shot_noise(x: Pixels, photons: float, _scale: float, rng: np.random.Generator) -> Pixels:
-    """Poisson noise at so many photons per white pixel."""
+    """Add Poisson noise at so many photons per white pixel."""
     return rng.poisson(x * photons) / photons
 
 
-def _impulse_noise(x: Pixels, share: float, _scale: float, rng: np.random.Generator) -> Pixels:
-    """A share of all values becomes 0 or 1 with equal chances."""
-    hit, white = rng.random(x.shape) < share, rng.random(x.shape) < 0.5
+def _impulse_noise(x: Pixels, fraction: float, _scale: float, rng: np.random.Generator) -> Pixels:
+    """Turn a fraction of all values into 0 or 1 with equal chances."""
+    hit, white = rng.random(x.shape) < fraction, rng.random(x.shape) < 0.5
     return np.where(hit, white, x)
 
 
 def _defocus_blur(x: Pixels, lengths: tuple[float, float], scale: float, _rng: np.random.Generator) -> Pixels:
-    """The mean over a disk, by Fourier transform; lengths are its radius and the deviation of its edge's Gaussian."""
+    """Average over a disk, by Fourier transform; lengths are its radius and the deviation of its edge's Gaussian."""
     radius, soft = (length * scale for length in lengths)
     margin = 1 if lengths[0] <= 8 else 2  # of the soft edge, in their code
     reach = math.floor(radius) + margin
@@ -136,7 +134,7 @@ def _defocus_blur(x: Pixels, lengths: tuple[float, float], scale: float, _rng: n
 
 
 def _motion_blur(x: Pixels, lengths: tuple[float, float], scale: float, rng: np.random.Generator) -> Pixels:
-    """One-sided Gaussian mean along a line of up to 45 degrees; lengths are half its extent and its deviation."""
+    """Average one-sidedly along a line of up to 45 degrees; lengths are half its extent and its deviation."""
     radius, deviation = (length * scale for length in lengths)
     angle = math.radians(rng.uniform(-45, 45))
     steps = np.arange(2 * math.ceil(radius) + 1)
@@ -150,7 +148,7 @@ def _motion_blur(x: Pixels, lengths: tuple[float, float], scale: float, rng: np.
 
 
 def _zoom_blur(x: Pixels, zooms: tuple[float, float], _scale: float, _rng: np.random.Generator) -> Pixels:
-    """The mean of the image and of zooms into it, from 1 to below the first number in steps of the second."""
+    """Take the mean of the image and of zooms into it, from 1 to below the first number in steps of the second."""
     factors = torch.from_numpy(np.arange(1, *zooms))
     theta = torch.zeros(len(factors), 2, 3, dtype=torch.float64)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 / factors
@@ -161,7 +159,7 @@ def _zoom_blur(x: Pixels, zooms: tuple[float, float], _scale: float, _rng: np.ra
 
 
 def _fog(x: Pixels, strength: tuple[float, float], _scale: float, rng: np.random.Generator) -> Pixels:
-    """Adds a cloud; strength is how much of it, and by what the heights of its octaves shrink, twice per octave."""
+    """Add a cloud; strength is how much of it, and by what the heights of its octaves shrink, twice per octave."""
     amount, decay = strength
     side = x.shape[-1]
     cloud = torch.zeros(1, 1, side, side, dtype=torch.float64)
@@ -175,22 +173,22 @@ def _fog(x: Pixels, strength: tuple[float, float], _scale: float, rng: np.random
 
 
 def _brightness(x: Pixels, more: float, _scale: float, _rng: np.random.Generator) -> Pixels:
-    """Raises the value of hue, saturation and value; the value is the largest of the three channels."""
+    """Raise the value of hue, saturation and value; the value is the largest of the three channels."""
     value = x.max(0)
     raised = np.minimum(value + more, 1)
     return np.asarray(np.where(value > 0, x * (raised / np.where(value > 0, value, 1)), raised))
 
 
-def _contrast(x: Pixels, share: float, _scale: float, _rng: np.random.Generator) -> Pixels:
-    """Leaves a share of each value's distance to its channel's mean."""
+def _contrast(x: Pixels, fraction: float, _scale: float, _rng: np.random.Generator) -> Pixels:
+    """Leave a fraction of each value's distance to its channel's mean."""
     mean: Pixels = x.mean((1, 2), keepdims=True)
-    return mean + share * (x - mean)
+    return mean + fraction * (x - mean)
 
 
-def _pixelate(x: Pixels, share: float, _scale: float, _rng: np.random.Generator) -> Pixels:
-    """Shrinks the image to a share of its side and enlarges it again, both by boxes."""
+def _pixelate(x: Pixels, fraction: float, _scale: float, _rng: np.random.Generator) -> Pixels:
+    """Shrink the image to a fraction of its side and enlarge it again, both by boxes."""
     side = x.shape[-1]
-    small = _picture(x).resize((int(side * share),) * 2, Image.Resampling.BOX)
+    small = _picture(x).resize((int(side * fraction),) * 2, Image.Resampling.BOX)
     return _pixels(small.resize((side, side), Image.Resampling.BOX))
 
 

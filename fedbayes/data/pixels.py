@@ -1,30 +1,38 @@
 """From an image file to square uint8 pixels.
 
 Turned upright by its EXIF orientation, laid on white where transparent, first frame only, the short side resized
-(bicubic, antialiased) and the centre square kept. That is the evaluation transform of vision transformers with the
-whole centre kept (crop ratio 1).
+(bicubic, antialiased) and cropped to the centre square. That is the evaluation transform of vision transformers without
+a margin (crop ratio 1).
 """
 
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torch import Tensor
 
 from fedbayes.errors import ConfigError, DataError, require_whole
 
 # Named, because Pillow would otherwise also try formats that start other programs.
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *(["AVIF"] if features.check("avif") else []))
+EXTENSIONS = frozenset(
+    (
+        ".jpg .jpeg .jfif .jpe .png .apng .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm"
+        + (" .avif" if "AVIF" in FORMATS else "")
+    ).split()
+)
+"""Extensions of files that are looked into; their contents decide how they are read."""
 
 SIDES = 8, 4096
 """Smallest and largest side of square images, in pixels."""
 
-OneImage = Tensor | np.ndarray | Image.Image | str | Path
-Images = OneImage | Sequence[OneImage]
+ImageLike = Tensor | np.ndarray | Image.Image | str | Path
+Images = ImageLike | Sequence[ImageLike]
 
 
 def require_side(size: object) -> int:
@@ -36,24 +44,24 @@ def require_side(size: object) -> int:
     return require_whole("data.image_size", size, *SIDES)
 
 
-def room_for(count: int, size: int) -> Tensor:
-    """Uninitialised pixels `(count, 3, size, size)` uint8.
+def empty_images(count: int, size: int) -> Tensor:
+    """Return uninitialised pixels `(count, 3, size, size)` uint8.
 
     Raises:
         ConfigError: if `size` cannot work, or they would fill more than half of this machine's memory.
     """
     require_side(size)
-    needed, there = count * 3 * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there / 2:
+    needed, memory = count * 3 * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory / 2:
         raise ConfigError(
             f"data.image_size={size} makes {needed / 1e9:,.0f} GB of {count} images, more than half of this machine's "
-            f"memory of {there / 1e9:,.0f} GB; lower it, or take fewer images."
+            f"memory of {memory / 1e9:,.0f} GB; lower it, or take fewer images."
         )
     return torch.empty((count, 3, size, size), dtype=torch.uint8)
 
 
 def decode(path: str, size: int) -> np.ndarray:
-    """Pixels `(3, size, size)` uint8 of one file; raises what Pillow raises on damaged bytes."""
+    """Return the pixels `(3, size, size)` uint8 of one file; raises what Pillow raises on damaged bytes."""
     if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
         raise OSError("not a regular file")
     with Image.open(path, formats=FORMATS) as image:
@@ -61,13 +69,16 @@ def decode(path: str, size: int) -> np.ndarray:
 
 
 def square(image: Image.Image, size: int) -> np.ndarray:
-    """Pixels `(3, size, size)` uint8 of an opened image."""
-    fitted = ImageOps.fit(_to_rgb(ImageOps.exif_transpose(image)), (size, size), method=Image.Resampling.BICUBIC)
+    """Return the pixels `(3, size, size)` uint8 of an opened image."""
+    image.load()
+    with suppress(Exception):  # on damaged EXIF data; such an image counts as upright
+        image = ImageOps.exif_transpose(image)
+    fitted = ImageOps.fit(_to_rgb(image), (size, size), method=Image.Resampling.BICUBIC)
     return np.asarray(fitted).transpose(2, 0, 1)  # (3, size, size)
 
 
 def to_square(images: Images, size: int) -> Tensor:
-    """Images of any of the usual kinds as `(N, 3, size, size)` uint8.
+    """Return images of any of the usual kinds as `(N, 3, size, size)` uint8.
 
     Args:
         images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, PIL images or paths of image files; or a single image of
@@ -80,25 +91,25 @@ def to_square(images: Images, size: int) -> Tensor:
     if isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor | np.ndarray) and images.ndim == 3):
         images = [images]
     rows = []
-    for index, given in enumerate(images):
-        image = _from_array(given) if isinstance(given, Tensor | np.ndarray) else given
+    for index, entry in enumerate(images):
+        image = _from_array(entry) if isinstance(entry, Tensor | np.ndarray) else entry
         try:
             rows.append(square(image, size) if isinstance(image, Image.Image) else decode(str(image), size))
         except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-            what = image if isinstance(image, str | Path) else f"{index} ({type(image).__name__})"
-            raise DataError(f"image {what} cannot be read ({error}); give another.") from error
+            name = image if isinstance(image, str | Path) else f"{index} ({type(image).__name__})"
+            raise DataError(f"image {name} cannot be read ({error}); give another.") from error
     if not rows:
-        raise DataError("no images were given; give at least one.")
+        raise DataError("there are no images to predict; give at least one.")
     return torch.from_numpy(np.stack(rows))
 
 
-def _from_array(given: Tensor | np.ndarray) -> Image.Image:
-    """An image from uint8 pixels `(3, H, W)` or `(H, W, 3)`.
+def _from_array(array: Tensor | np.ndarray) -> Image.Image:
+    """Return an image from uint8 pixels `(3, H, W)` or `(H, W, 3)`.
 
     Raises:
-        DataError: if they have another form or type.
+        DataError: if they have another shape or type.
     """
-    pixels = np.asarray(given.cpu() if isinstance(given, Tensor) else given)
+    pixels = np.asarray(array.cpu() if isinstance(array, Tensor) else array)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or 3 not in (pixels.shape[0], pixels.shape[2]):
         raise DataError(
             f"images are {pixels.dtype} {pixels.shape}; expected uint8 (3, H, W) or (H, W, 3) each, pixels 0..255."
@@ -107,7 +118,7 @@ def _from_array(given: Tensor | np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB, on white where it is transparent.
+    """Return the image in 8-bit RGB, on white where it is transparent.
 
     Raises:
         ValueError: if its pixel values have no known range.

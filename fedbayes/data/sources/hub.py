@@ -1,6 +1,6 @@
 """Image sets of the Hugging Face Hub through Flower's `flwr-datasets`, an extra: `pip install fedbayes[hub]`.
 
-Only the reading is Flower's: who holds which image is decided by `partition=`, as for every other source.
+Only the reading is Flower's: `partition=` divides the images among clients, as for every other source.
 """
 
 from importlib import import_module
@@ -10,10 +10,8 @@ import numpy as np
 import torch
 
 from fedbayes.data.datasets import GIVEN_TEST, GIVEN_TRAIN, GIVEN_VALIDATION, ImageSet
-from fedbayes.data.pixels import require_side, room_for, square
+from fedbayes.data.pixels import empty_images, require_side, square
 from fedbayes.errors import ConfigError, DataError
-
-REMEDY = "pip install fedbayes[hub]"
 
 
 def hub(
@@ -27,7 +25,7 @@ def hub(
     label: str | None = None,
     domain: str | None = None,
 ) -> ImageSet:
-    """Downloads a set, or takes it from the Hub's own cache, and decodes all of it.
+    """Download a set, or take it from the Hub's own cache, and decode all of it.
 
     Args:
         name: on the Hub, as in "uoft-cs/cifar10"; or a local folder that `datasets.load_dataset` reads.
@@ -46,22 +44,24 @@ def hub(
 
     Raises:
         ConfigError: if `image_size` cannot work, the extra is not installed, or there is no such column.
-        DataError: if the set or a split is not to be had, a split has no labels, or an image cannot be read.
+        DataError: if the set or a split cannot be loaded, a split has no labels, or an image cannot be read.
     """
     require_side(image_size)
-    asked = {GIVEN_TRAIN: train, GIVEN_VALIDATION: validation, GIVEN_TEST: test}
-    parts = {given: _load(name, subset, split) for given, split in asked.items() if split is not None}
+    splits = {GIVEN_TRAIN: train, GIVEN_VALIDATION: validation, GIVEN_TEST: test}
+    parts = {given: _load(name, subset, split) for given, split in splits.items() if split is not None}
     features = parts[GIVEN_TRAIN].features
-    image = image or _first(features, "Image", "image", name)
-    _require_column(features, image, "image", name)
-    label = label or _first(features, "ClassLabel", "label", name)
-    class_names, labels = _coded(parts, label, "label", name)
-    domain_names, domains = ((name,), [0] * len(labels)) if domain is None else _coded(parts, domain, "domain", name)
-    images = room_for(len(labels), image_size)
-    rows, names = images.numpy(), []
+    image = _column(features, image, "image", "Image", name)
+    label = _column(features, label, "label", "ClassLabel", name)
+    class_names, labels = _encode(parts, label, name)
+    if domain is not None:
+        domain_names, domains = _encode(parts, _column(features, domain, "domain", "", name), name)
+    else:
+        domain_names, domains = (name,), [0] * len(labels)
+    images = empty_images(len(labels), image_size)
+    rows, names = images.numpy(), list[str]()
     for given, part in parts.items():
         for i in range(len(part)):
-            names.append(f"{name}/{asked[given]}/{i}")
+            names.append(f"{name}/{splits[given]}/{i}")
             try:
                 rows[len(names) - 1] = square(part[i][image], image_size)
             except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
@@ -81,50 +81,49 @@ def hub(
 
 
 def _load(name: str, subset: str | None, split: str) -> Any:
-    """One split, in its own order."""
+    """Load one split, in its own order."""
     try:
         federated_dataset = import_module("flwr_datasets").FederatedDataset
     except ImportError as error:
-        raise ConfigError(f"data=hub needs flwr-datasets, which is not installed; {REMEDY}.") from error
+        raise ConfigError("data=hub needs flwr-datasets, which is not installed; pip install fedbayes[hub].") from error
     try:
         return federated_dataset(dataset=name, subset=subset, partitioners={}, shuffle=False).load_split(split)
-    except Exception as error:  # the Hub's and the network's errors have no common kind
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except Exception as error:  # the Hub's and the network's errors have no common class
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f"data.name={name} with split {split} is not to be had ({said}); correct data.name, data.subset or the "
+            f"data.name={name} with split {split} cannot be loaded ({reason}); correct data.name, data.subset or the "
             "split, or connect to the Hub."
         ) from error
 
 
-def _first(features: Any, kind: str, place: str, name: str) -> str:
-    """The first column of a kind."""
-    for column, feature in features.items():
-        if type(feature).__name__ == kind:
-            return str(column)
-    raise ConfigError(
-        f"data.name={name} has no column of kind {kind}; choose data.{place} among {', '.join(features)}."
-    )
+def _column(features: Any, column: str | None, key: str, kind: str, name: str) -> str:
+    """Return the column if the set has it; the first of a kind if `column` is None.
 
-
-def _require_column(features: Any, column: str, place: str, name: str) -> None:
-    """Raises a `ConfigError` if there is no such column."""
-    if column not in features:
-        raise ConfigError(f"data.{place}={column} is no column of {name}; choose among {', '.join(features)}.")
-
-
-def _coded(parts: dict[int, Any], column: str, place: str, name: str) -> tuple[tuple[str, ...], list[int]]:
-    """Names of what a column holds, and the position among them of each image's value, over all splits."""
-    features = parts[GIVEN_TRAIN].features
-    _require_column(features, column, place, name)
-    values = [value for part in parts.values() for value in part[column]]
-    known = getattr(features[column], "names", None)
-    if known is not None:
-        codes = [int(value) for value in values]
-        if min(codes, default=0) < 0:  # so the Hub marks test images whose labels are kept back
-            raise DataError(
-                f"data.name={name}: {codes.count(-1)} images have no {column}; set data.test or data.validation to a "
-                "split that has, or to null."
+    Raises:
+        ConfigError: if there is no such column.
+    """
+    if column is None:
+        column = next((str(name) for name, feature in features.items() if type(feature).__name__ == kind), None)
+        if column is None:
+            raise ConfigError(
+                f"data.name={name} has no column of kind {kind}; choose data.{key} among {', '.join(features)}."
             )
-        return tuple(map(str, known)), codes
-    found, places = np.unique(np.array(values), return_inverse=True)
-    return tuple(map(str, found)), places.tolist()
+    if column not in features:
+        raise ConfigError(f"data.{key}={column} is no column of {name}; choose among {', '.join(features)}.")
+    return column
+
+
+def _encode(parts: dict[int, Any], column: str, name: str) -> tuple[tuple[str, ...], list[int]]:
+    """Return the names of a column's values, and each image's position among them, over all splits."""
+    values = [value for part in parts.values() for value in part[column]]
+    known = getattr(parts[GIVEN_TRAIN].features[column], "names", None)
+    if known is None:
+        unique, positions = np.unique(np.array(values), return_inverse=True)
+        return tuple(map(str, unique)), positions.tolist()
+    codes = [int(value) for value in values]
+    if min(codes, default=0) < 0:  # so the Hub marks test images whose labels are not published
+        raise DataError(
+            f"data.name={name}: {codes.count(-1)} images have no {column}; set data.test or data.validation to a "
+            "split with labels, or to null."
+        )
+    return tuple(map(str, known)), codes

@@ -2,8 +2,8 @@
 
 A style is a domain: ink on paper, a coloured digit on a coloured texture, chalk turned by about 126 degrees, a faint
 digit under heavy noise, and outlined strokes. Every source digit appears once, in one style; where it lies, how large
-it is and its colours vary a little within a style. Draws do not depend on the image size, and grain and line width are
-fractions of the image, so a digit is the same picture at every size.
+it is and its colours vary a little within a style. Random numbers do not depend on the image size, and grain and line
+width are fractions of the image, so a digit is the same picture at every size.
 
 [1] E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
 """
@@ -21,40 +21,40 @@ from sklearn.utils import Bunch
 from torch import Tensor
 
 from fedbayes.data.datasets import GIVEN_NONE, ImageSet
-from fedbayes.data.pixels import require_side, room_for
+from fedbayes.data.pixels import empty_images, require_side
 from fedbayes.seeding import numpy_generator
 
-KEPT = 64  # largest side of pictures that a process draws once, 22 MB; larger ones would fill its memory
+CACHED_SIDE = 64  # largest side of pictures that a process draws once, 22 MB; larger ones would fill its memory
 GRAIN = 32  # cells per side of the noise; an image of 32 pixels gets noise pixel by pixel
 
 
 @final
-class _Draws:
-    """Uniform and normal draws for the digits of one style, from a generator of the style's own."""
+class _Sampler:
+    """Uniform and normal samples for the digits of one style, keyed by the style's name."""
 
     def __init__(self, style: str, count: int) -> None:
         self._rng = numpy_generator("styled_digits", style)
         self._count = count
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        """Uniform draws, `(N, *shape)`; `(N, 1, 1, 1)` if no shape is given."""
+        """Return uniform samples, `(N, *shape)`; `(N, 1, 1, 1)` if no shape is given."""
         return torch.from_numpy(self._rng.uniform(low, high, (self._count, *(shape or (1, 1, 1))))).float()
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal draws, `(N, *shape)`."""
+        """Return standard normal samples, `(N, *shape)`."""
         return torch.from_numpy(self._rng.standard_normal((self._count, *shape))).float()
 
     def sign(self) -> Tensor:
-        """Plus or minus one with equal chances, `(N, 1, 1, 1)`."""
+        """Return plus or minus one with equal chances, `(N, 1, 1, 1)`."""
         return torch.where(self.uniform(-1, 1) < 0, -1.0, 1.0)
 
 
-def _place(digits: Tensor, draws: _Draws, size: int, degrees: float = 0.0) -> Tensor:
-    """Upsamples `(N, 1, 8, 8)` to `(N, 1, size, size)` in [0, 1], turned, moved and scaled a little at random."""
-    angle = torch.deg2rad(degrees + draws.uniform(-12, 12))
-    zoom = 1 / draws.uniform(0.75, 1.0)
-    stretch = draws.uniform(0.9, 1.1)
-    shift = draws.uniform(-0.15, 0.15, 2, 1)
+def _place(digits: Tensor, rng: _Sampler, size: int, degrees: float = 0.0) -> Tensor:
+    """Upsample `(N, 1, 8, 8)` to `(N, 1, size, size)` in [0, 1], turned, moved and scaled a little at random."""
+    angle = torch.deg2rad(degrees + rng.uniform(-12, 12))
+    zoom = 1 / rng.uniform(0.75, 1.0)
+    stretch = rng.uniform(0.9, 1.1)
+    shift = rng.uniform(-0.15, 0.15, 2, 1)
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     turn = torch.cat([cos * stretch, sin * stretch, -sin / stretch, cos / stretch], dim=1).view(-1, 2, 2)
     grid = F.affine_grid(torch.cat([turn, shift], dim=2), [len(digits), 1, size, size], align_corners=False)
@@ -63,12 +63,12 @@ def _place(digits: Tensor, draws: _Draws, size: int, degrees: float = 0.0) -> Te
 
 
 def _stroke(level: Tensor, sharpness: float = 6.0) -> Tensor:
-    """Coverage of the stroke in [0, 1]: the smooth grey level, with its slope steepened around one half."""
+    """Return the coverage of the stroke in [0, 1]: the smooth grey level, with its slope steepened around one half."""
     return ((level - 0.45) * sharpness / 2 + 0.5).clamp(0, 1)
 
 
 def _outline(level: Tensor, width: float) -> Tensor:
-    """Coverage of a line along the stroke's edge; `width` is its half width as a fraction of the image."""
+    """Return the coverage of a line along the stroke's edge; `width` is its half width as a fraction of the image."""
     size = level.shape[-1]
     dy, dx = torch.gradient(level, dim=(2, 3))
     slope = (dx.square() + dy.square()).sqrt().clamp_min(1.0 / size)
@@ -76,55 +76,55 @@ def _outline(level: Tensor, width: float) -> Tensor:
 
 
 def _mix(paper: Tensor, ink: Tensor, coverage: Tensor) -> Tensor:
-    """Paper where coverage is 0, ink where it is 1."""
+    """Return paper where coverage is 0, ink where it is 1."""
     return paper + coverage * (ink - paper)
 
 
-def _ink(digits: Tensor, draws: _Draws, size: int) -> Tensor:
+def _ink(digits: Tensor, rng: _Sampler, size: int) -> Tensor:
     """Dark ink on light paper."""
-    paper = draws.uniform(0.85, 0.98) - torch.tensor([0.0, 0.03, 0.1]).view(1, 3, 1, 1)
-    ink = torch.tensor([0.08, 0.1, 0.25]).view(1, 3, 1, 1) + draws.uniform(0, 0.2)
-    return _mix(paper, ink, _stroke(_place(digits, draws, size)))
+    paper = rng.uniform(0.85, 0.98) - torch.tensor([0.0, 0.03, 0.1]).view(1, 3, 1, 1)
+    ink = torch.tensor([0.08, 0.1, 0.25]).view(1, 3, 1, 1) + rng.uniform(0, 0.2)
+    return _mix(paper, ink, _stroke(_place(digits, rng, size)))
 
 
-def _texture(digits: Tensor, draws: _Draws, size: int) -> Tensor:
+def _texture(digits: Tensor, rng: _Sampler, size: int) -> Tensor:
     """A coloured digit on a ground of two other colours: waves of any direction, bent by a slow field."""
     axis = torch.linspace(0, 1, size)
-    angle, period, phase = draws.uniform(0, math.pi), draws.uniform(0.15, 0.5), draws.uniform(0, 2 * math.pi)
-    bend = F.interpolate(draws.normal(1, 4, 4), size=(size, size), mode="bicubic", align_corners=False)
+    angle, period, phase = rng.uniform(0, math.pi), rng.uniform(0.15, 0.5), rng.uniform(0, 2 * math.pi)
+    bend = F.interpolate(rng.normal(1, 4, 4), size=(size, size), mode="bicubic", align_corners=False)
     along = axis.view(1, 1, 1, -1) * torch.cos(angle) + axis.view(1, 1, -1, 1) * torch.sin(angle)
     wave = 0.5 + 0.5 * torch.sin(2 * math.pi * along / period + phase + 1.2 * bend)
-    middle, polarity = draws.uniform(0.35, 0.65), draws.sign()
-    first, second, colour = (draws.uniform(-0.35, 0.35, 3, 1, 1) for _ in range(3))
+    middle, polarity = rng.uniform(0.35, 0.65), rng.sign()
+    first, second, colour = (rng.uniform(-0.35, 0.35, 3, 1, 1) for _ in range(3))
     first, second, colour = (tint - tint.mean(1, keepdim=True) for tint in (first, second, colour))
     ground = middle - 0.2 * polarity + _mix(first - 0.1, second + 0.1, wave)
-    return _mix(ground, middle + polarity * draws.uniform(0.2, 0.35) + colour, _stroke(_place(digits, draws, size)))
+    return _mix(ground, middle + polarity * rng.uniform(0.2, 0.35) + colour, _stroke(_place(digits, rng, size)))
 
 
-def _rotated(digits: Tensor, draws: _Draws, size: int) -> Tensor:
+def _rotated(digits: Tensor, rng: _Sampler, size: int) -> Tensor:
     """Chalk on a dark board, turned by about 126 degrees."""
-    board = torch.tensor([0.1, 0.22, 0.17]).view(1, 3, 1, 1) + draws.uniform(-0.06, 0.08)
-    chalk = draws.uniform(0.7, 0.95) * torch.tensor([1.0, 1.0, 0.93]).view(1, 3, 1, 1)
-    dust = F.interpolate(draws.uniform(0.55, 1, 1, GRAIN, GRAIN), size=(size, size), mode="bilinear")
-    return _mix(board, chalk, dust * _stroke(_place(digits, draws, size, degrees=126.0)))
+    board = torch.tensor([0.1, 0.22, 0.17]).view(1, 3, 1, 1) + rng.uniform(-0.06, 0.08)
+    chalk = rng.uniform(0.7, 0.95) * torch.tensor([1.0, 1.0, 0.93]).view(1, 3, 1, 1)
+    dust = F.interpolate(rng.uniform(0.55, 1, 1, GRAIN, GRAIN), size=(size, size), mode="bilinear")
+    return _mix(board, chalk, dust * _stroke(_place(digits, rng, size, degrees=126.0)))
 
 
-def _noise(digits: Tensor, draws: _Draws, size: int) -> Tensor:
+def _noise(digits: Tensor, rng: _Sampler, size: int) -> Tensor:
     """Little contrast under heavy noise; the digit is lighter or darker than its ground."""
-    contrast = draws.sign() * draws.uniform(0.28, 0.4)
-    grain = F.interpolate(draws.normal(3, GRAIN, GRAIN), size=(size, size), mode="bilinear")
-    level = _stroke(_place(digits, draws, size)) - 0.5
-    return draws.uniform(0.42, 0.58) + contrast * level + draws.uniform(0.12, 0.2) * grain
+    contrast = rng.sign() * rng.uniform(0.28, 0.4)
+    grain = F.interpolate(rng.normal(3, GRAIN, GRAIN), size=(size, size), mode="bilinear")
+    level = _stroke(_place(digits, rng, size)) - 0.5
+    return rng.uniform(0.42, 0.58) + contrast * level + rng.uniform(0.12, 0.2) * grain
 
 
-def _outlined(digits: Tensor, draws: _Draws, size: int) -> Tensor:
+def _outlined(digits: Tensor, rng: _Sampler, size: int) -> Tensor:
     """Only the edge of the stroke, as a coloured line on a pale ground."""
-    paper = draws.uniform(0.75, 0.95, 3, 1, 1)
-    line = draws.uniform(0.0, 0.6, 3, 1, 1) * torch.tensor([1.0, 0.6, 1.0]).view(1, 3, 1, 1)
-    return _mix(paper, line, _outline(_place(digits, draws, size), width=0.022))
+    paper = rng.uniform(0.75, 0.95, 3, 1, 1)
+    line = rng.uniform(0.0, 0.6, 3, 1, 1) * torch.tensor([1.0, 0.6, 1.0]).view(1, 3, 1, 1)
+    return _mix(paper, line, _outline(_place(digits, rng, size), width=0.022))
 
 
-STYLES: dict[str, Callable[[Tensor, _Draws, int], Tensor]] = {
+STYLES: dict[str, Callable[[Tensor, _Sampler, int], Tensor]] = {
     "ink": _ink,
     "texture": _texture,
     "rotated": _rotated,
@@ -133,8 +133,8 @@ STYLES: dict[str, Callable[[Tensor, _Draws, int], Tensor]] = {
 }
 
 
-def deal_styles(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
-    """A style for every digit, `(N,)`: styles differ by at most one digit in all and by at most one in any class."""
+def assign_styles(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
+    """Return a style for every digit, `(N,)`; styles differ by at most one digit in all and in any class."""
     shuffled = numpy_generator("styled_digits", "deal").permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     styles = np.empty(len(labels), dtype=np.int64)
@@ -143,7 +143,7 @@ def deal_styles(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
 
 
 def styled_digits(image_size: int = 32) -> ImageSet:
-    """Draws all 1,797 digits.
+    """Draw all 1,797 digits.
 
     Args:
         image_size: side of the images, in pixels.
@@ -154,11 +154,11 @@ def styled_digits(image_size: int = 32) -> ImageSet:
     Raises:
         ConfigError: if image_size cannot work.
     """
-    small = require_side(image_size) <= KEPT
+    small = require_side(image_size) <= CACHED_SIDE
     source = _source()
-    styles = deal_styles(source.target)
+    styles = assign_styles(source.target)
     return ImageSet(
-        images=_kept(image_size).clone() if small else _drawn(image_size),
+        images=_cached(image_size).clone() if small else _drawn(image_size),
         labels=torch.tensor(source.target),
         domains=styles,
         classes=tuple(str(name) for name in source.target_names),
@@ -170,24 +170,24 @@ def styled_digits(image_size: int = 32) -> ImageSet:
 
 @lru_cache(maxsize=1)  # the runs of a sweep share it
 def _source() -> Bunch:
-    """The handwritten digits, as they come."""
+    """Return the handwritten digits of scikit-learn."""
     return load_digits()
 
 
 @lru_cache(maxsize=1)
-def _kept(image_size: int) -> Tensor:
-    """The same pictures as `_drawn`."""
+def _cached(image_size: int) -> Tensor:
+    """Return the same pictures as `_drawn`, drawn once."""
     return _drawn(image_size)
 
 
 def _drawn(image_size: int) -> Tensor:
-    """Each digit in its style, `(N, 3, image_size, image_size)` in uint8."""
+    """Return each digit in its style, `(N, 3, image_size, image_size)` in uint8."""
     source = _source()
     digits = torch.from_numpy(source.images).float().unsqueeze(1) / 16
-    styles = deal_styles(source.target)
-    images = room_for(len(digits), image_size)
+    styles = assign_styles(source.target)
+    images = empty_images(len(digits), image_size)
     for index, (style, draw) in enumerate(STYLES.items()):
         chosen = styles == index
-        drawn = draw(digits[chosen], _Draws(style, int(chosen.sum())), image_size)
+        drawn = draw(digits[chosen], _Sampler(style, int(chosen.sum())), image_size)
         images[chosen] = drawn.clamp(0, 1).mul(255).round().to(torch.uint8)
     return images

@@ -23,7 +23,7 @@ BUNDLED = "digits"
 
 
 def three_digits(root: str, image_size: int, on_error: str = "raise", source: str | None = None) -> ImageSet:
-    """Reads the two folders and appends scikit-learn's 1,797 digits.
+    """Read the two folders and append scikit-learn's 1,797 digits.
 
     Args:
         root: the folder that holds `mnist/` and `usps/`; it may hold more, which is ignored.
@@ -41,7 +41,7 @@ def three_digits(root: str, image_size: int, on_error: str = "raise", source: st
     folders = image_folder(root, image_size, on_error, CLASSES, FOLDERS, others="ignore", source=source)
     bundled = load_digits()
     grey = np.round(bundled.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), ink 0..16 in the source
-    pixels = torch.from_numpy(np.stack([square(Image.fromarray(one), image_size) for one in grey]))
+    pixels = torch.from_numpy(np.stack([square(Image.fromarray(digit), image_size) for digit in grey]))
     count = len(pixels)
     return ImageSet(
         images=torch.cat([folders.images, pixels]),

@@ -4,14 +4,12 @@ A further set is a row of `SETS` and a YAML. Nothing is downloaded unless `data.
 pickles; torchvision opens one only if its MD5 checksum is the published one, so no other content is ever loaded.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 
 from fedbayes.data.datasets import GIVEN_TEST, GIVEN_TRAIN, ImageSet
-from fedbayes.data.pixels import require_side, room_for, square
+from fedbayes.data.pixels import empty_images, require_side, square
 from fedbayes.errors import DataError, require_choice
 
 DIGITS = tuple("0123456789")
@@ -20,42 +18,33 @@ BROKEN = (RuntimeError, OSError, ValueError, LookupError, TypeError, AssertionEr
 
 
 @final
-@dataclass(frozen=True)
-class _Source:
+class _Source(NamedTuple):
     """How torchvision is asked for a set.
 
-    Args:
+    Attributes:
         kind: class in `torchvision.datasets`.
-        files: what has to lie in the root, and where it can be had.
+        files: what has to lie in the root, and where to get it.
         classes: names in the order of the labels; None: as torchvision has them.
-        train: what asks for the training images.
-        test: what asks for the test images.
+        names_split: whether the class takes `split="train"` in place of `train=True`.
     """
 
     kind: str
     files: str
     classes: tuple[str, ...] | None = None
-    train: Mapping[str, Any] = field(default_factory=lambda: {"train": True})
-    test: Mapping[str, Any] = field(default_factory=lambda: {"train": False})
+    names_split: bool = False
 
 
 SETS = {
     "cifar10": _Source("CIFAR10", "cifar-10-batches-py/ of https://www.cs.toronto.edu/~kriz/cifar.html"),
     "cifar100": _Source("CIFAR100", "cifar-100-python/ of https://www.cs.toronto.edu/~kriz/cifar.html"),
     "mnist": _Source("MNIST", "MNIST/raw/ with the four files of http://yann.lecun.com/exdb/mnist", DIGITS),
-    "svhn": _Source(
-        "SVHN",
-        "{train,test}_32x32.mat of http://ufldl.stanford.edu/housenumbers",
-        DIGITS,
-        {"split": "train"},
-        {"split": "test"},
-    ),
+    "svhn": _Source("SVHN", "{train,test}_32x32.mat of http://ufldl.stanford.edu/housenumbers", DIGITS, True),
     "usps": _Source("USPS", "usps.bz2 and usps.t.bz2 of LIBSVM's multi-class data sets", DIGITS),
 }
 
 
 def torchvision_set(name: str, root: str, image_size: int, download: bool = False) -> ImageSet:
-    """Reads a set with its given split.
+    """Read a set with its given split.
 
     Args:
         name: one of `SETS`.
@@ -68,54 +57,45 @@ def torchvision_set(name: str, root: str, image_size: int, download: bool = Fals
 
     Raises:
         ConfigError: if `name` or `image_size` cannot work.
-        DataError: if the set is not there or cannot be read.
+        DataError: if the set is missing or cannot be read.
     """
     source = SETS[require_choice("data.name", name, tuple(SETS))]
     require_side(image_size)
+    try:
+        return _read(name, source, root, image_size, download)
+    except BROKEN as error:  # of a file, or of the network
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"data.root={root} has no {name} that can be read ({reason}); put {source.files} there, or set "
+            "data.download=true."
+        ) from error
+
+
+def _read(name: str, source: _Source, root: str, image_size: int, download: bool) -> ImageSet:
+    from torchvision import datasets
+
+    kind: Any = getattr(datasets, source.kind)
     parts = {
-        "train": _open(name, root, download, source.train),
-        "test": _open(name, root, download, source.test),
+        split: kind(root=root, download=download, **({"split": split} if source.names_split else {"train": is_train}))
+        for split, is_train in (("train", True), ("test", False))
     }
-    count = sum(len(part) for part in parts.values())
-    images = room_for(count, image_size)
+    sizes = [len(part) for part in parts.values()]
+    images = empty_images(sum(sizes), image_size)
     rows, labels = images.numpy(), list[int]()
     for part in parts.values():
         for i in range(len(part)):
-            try:
-                picture, label = part[i]
-            except BROKEN as error:
-                raise _unreadable(name, root, error) from error
+            picture, label = part[i]
             rows[len(labels)] = square(picture, image_size)
             labels.append(int(label))
     classes = source.classes or tuple(parts["train"].classes)
     if not set(labels) <= set(range(len(classes))):
-        raise _unreadable(name, root, ValueError(f"labels go from {min(labels)} to {max(labels)}"))
-    sizes = torch.tensor([len(part) for part in parts.values()])
+        raise ValueError(f"labels go from {min(labels)} to {max(labels)}")
     return ImageSet(
         images=images,
         labels=torch.tensor(labels, dtype=torch.int64),
-        domains=torch.zeros(count, dtype=torch.int64),
+        domains=torch.zeros(len(labels), dtype=torch.int64),
         classes=classes,
         domain_names=(name,),
-        given_split=torch.tensor([GIVEN_TRAIN, GIVEN_TEST], dtype=torch.int8).repeat_interleave(sizes),
+        given_split=torch.tensor([GIVEN_TRAIN, GIVEN_TEST], dtype=torch.int8).repeat_interleave(torch.tensor(sizes)),
         names=tuple(f"{split}/{i}" for split, part in parts.items() for i in range(len(part))),
-    )
-
-
-def _open(name: str, root: str, download: bool, which: Mapping[str, Any]) -> Any:
-    """One part of a set as torchvision's object, which gives a picture and a label for an index."""
-    from torchvision import datasets
-
-    source = SETS[name]
-    try:
-        return getattr(datasets, source.kind)(root=root, download=download, **which)
-    except BROKEN as error:  # of a file, or of the network
-        raise _unreadable(name, root, error) from error
-
-
-def _unreadable(name: str, root: str, error: Exception) -> DataError:
-    what = (str(error) or type(error).__name__).splitlines()[0]
-    return DataError(
-        f"data.root={root} has no {name} that can be read ({what}); put {SETS[name].files} there, or set "
-        "data.download=true."
     )

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets.folder import default_loader
 
+from fedbayes.data.pixels import square
 from fedbayes.data.sources.image_folder import image_folder
 from fedbayes.errors import DataError
 
@@ -47,6 +49,18 @@ def flipped(content, seed):
     for _ in range(20):
         changed[rng.randrange(len(content) // 3, len(content))] ^= 1 << rng.randrange(8)
     return bytes(changed)
+
+
+def with_chunk(kind, body, content=None):
+    """A PNG with one more chunk before its pixels."""
+    content = content or PNG
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return content[:33] + chunk + content[33:]
+
+
+def with_exif(kind, exif):
+    """A picture whose file says `exif` about it."""
+    return saved(picture(), kind, exif=exif)
 
 
 FRAMES = [picture().rotate(90 * turn) for turn in range(3)]
@@ -102,6 +116,37 @@ UNREADABLE = {
 }
 
 
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6
+TURNED = ROTATED.tobytes()
+DAMAGED_METADATA = {
+    "exif.png": with_chunk(b"eXIf", b"not a TIFF file"),
+    "exif_empty.png": with_chunk(b"eXIf", b""),
+    "exif_cut.png": with_chunk(b"eXIf", TURNED[6:14]),
+    "exif_far.png": with_chunk(b"eXIf", b"II*\0" + struct.pack("<I", 2**31)),
+    "exif_count.png": with_chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 9),
+    "exif.jpg": with_exif("JPEG", b"Exif\0\0garbage"),
+    "exif_cut.jpg": with_exif("JPEG", TURNED[:12]),
+    "exif_count.jpg": with_exif("JPEG", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\x12\x01" * 9),
+    "exif.webp": with_exif("WEBP", b"garbage"),
+    "exif_cut.webp": with_exif("WEBP", TURNED[:12]),
+    "orientation_99.png": with_chunk(b"eXIf", b"II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\x63\0\0\0\0\0\0\0"),
+    "orientation_text.png": with_chunk(b"eXIf", b"II*\0\x08\0\0\0\1\0\x12\1\2\0\1\0\0\0\x63\0\0\0\0\0\0\0"),
+    "xmp.jpg": saved(picture(), "JPEG", xmp=b"<x:xmpmeta tiff:Orientation='" + b"9" * 50),
+    "xmp.png": with_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta"),
+    "profile.png": with_chunk(b"iCCP", b"name\0\0" + b"no zlib stream"),
+    "profile.jpg": saved(picture(), "JPEG", icc_profile=b"garbage"),
+    "profile.webp": saved(picture(), "WEBP", icc_profile=b"garbage"),
+    "profile.tif": saved(picture(), "TIFF", icc_profile=b"garbage"),
+    "text.png": with_chunk(b"tEXt", b"no zero byte"),
+    "text_packed.png": with_chunk(b"zTXt", b"key\0\0no zlib stream"),
+    "text_cut.png": with_chunk(b"iTXt", b"key\0\1"),
+    "gamma.png": with_chunk(b"gAMA", b"\0\0\0\0"),
+    "resolution.png": with_chunk(b"pHYs", b"\xff" * 9),
+}
+"""Whole pixels beside damaged words about them."""
+
+
 @pytest.fixture
 def root(tmp_path):
     """Two classes of good pictures."""
@@ -135,12 +180,21 @@ def test_odd_but_whole_pictures_are_read(root, name):
         assert mine.float().std() > 1, "all of one colour: its values were cut off"
 
 
+@pytest.mark.parametrize("name", DAMAGED_METADATA)
+def test_damaged_metadata_leave_the_pixels_as_they_are(root, name):
+    path = root / "cat" / name
+    path.write_bytes(DAMAGED_METADATA[name])
+    images = image_folder(str(root), SIZE)
+    expected = square(default_loader(str(path)), SIZE)  # torchvision's reader, which knows no orientation
+    assert np.array_equal(images.images[images.names.index(f"cat/{name}")], expected)
+
+
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_what_is_no_picture_is_named_or_left_out_on_request(root, name, caplog):
     (root / "cat" / name).write_bytes(UNREADABLE[name])
     unread(root, name)
     assert len(image_folder(str(root), SIZE, on_error="skip")) == 2
-    assert f"left out 1 of 3 images; the first: cat/{name}" in caplog.text
+    assert f"left out 1 images that cannot be read, the first cat/{name}" in caplog.text
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -92,9 +92,9 @@ def test_ten_classes_are_picked_from_a_full_folder(tmp_path):
 def test_with_others_ignored_every_given_name_must_be_there(tmp_path):
     for label in ("back_pack", "bike"):
         paint(tmp_path / "web" / label / "0.png")
-    with pytest.raises(DataError, match=r"no images of backpack, among data.classes, but of back_pack, bike; add or"):
+    with pytest.raises(DataError, match=r"backpack, among data\.classes, but of back_pack"):
         image_folder(str(tmp_path), 8, classes=["backpack", "bike"], domains=["web"], others="ignore")
-    with pytest.raises(DataError, match=r"no images of photo, among data.domains, but of web; add or rename"):
+    with pytest.raises(DataError, match=r"photo, among data\.domains, but of web"):
         image_folder(str(tmp_path), 8, classes=["bike", "back_pack"], domains=["photo", "web"], others="ignore")
 
 

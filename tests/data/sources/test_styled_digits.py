@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from fedbayes.data.datasets import GIVEN_NONE, ImageSet
-from fedbayes.data.sources.styled_digits import _kept, styled_digits
+from fedbayes.data.sources.styled_digits import _cached, styled_digits
 from fedbayes.errors import ConfigError
 
 
@@ -36,7 +36,7 @@ def test_styles_are_balanced_in_all_and_in_every_class(digits: ImageSet) -> None
 
 def test_it_is_the_same_every_time_and_leaves_global_generators_alone(digits: ImageSet) -> None:
     before = torch.get_rng_state()
-    _kept.cache_clear()
+    _cached.cache_clear()
     again = styled_digits(32)
     assert torch.equal(again.images, digits.images)
     assert torch.equal(again.domains, digits.domains)
