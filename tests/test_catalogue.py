@@ -60,7 +60,7 @@ def test_two_runs_of_two_rounds_are_equal_to_the_last_bit(method):
     assert one.final.pooled.probabilities.numpy().tobytes() == other.final.pooled.probabilities.numpy().tobytes()
 
 
-AVERAGING = [name for name in METHODS if ".averaging.Averaging" in (CONF / "method" / f"{name}.yaml").read_text()]
+AVERAGING = [name for name in METHODS if "- base/averaging" in (CONF / "method" / f"{name}.yaml").read_text()]
 
 
 @pytest.mark.parametrize("method", AVERAGING)
@@ -93,7 +93,7 @@ def test_no_two_methods_give_the_same_result():
 @pytest.mark.parametrize("method", METHODS)
 def test_the_yaml_says_what_it_is_and_whose(method):
     lines = (CONF / "method" / f"{method}.yaml").read_text().splitlines()
-    header = " ".join(line for line in lines[: lines.index("method:")] if line.startswith("# "))
+    header = " ".join(line for line in lines[: lines.index("defaults:")] if line.startswith("# "))
     assert lines[0] == "# @package _global_"
     assert ("arXiv" in header or "et al." in header) or method in WITHOUT_PAPER, header
     assert compose([f"method={method}"]).method.name == method

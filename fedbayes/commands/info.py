@@ -103,7 +103,14 @@ def shown(word: str, own: Sequence[Path] = ()) -> str:
     found = files(group, own)
     if name not in found:
         raise ValueError(f"{word} does not exist; choose one of {', '.join(found)}.")
-    return f"# {found[name]}\n{found[name].read_text(encoding='utf-8').rstrip()}"
+    return "\n\n".join(_with_bases(found[name]))
+
+
+def _with_bases(path: Path) -> list[str]:
+    """The text of a file and of those that it builds upon, as its `defaults` name them, each with its place."""
+    text = path.read_text(encoding="utf-8").rstrip()
+    bases = [path.parent / f"{name}.yaml" for name in re.findall(r"^  - ((?:base/)?[a-z]\w*)$", text, re.MULTILINE)]
+    return [f"# {path}\n{text}", *(part for base in bases if base.is_file() for part in _with_bases(base))]
 
 
 def main() -> None:

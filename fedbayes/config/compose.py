@@ -157,7 +157,9 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 def absent(cfg: DictConfig) -> list[str]:
     """Keys that every configuration of this version has and this one has not, whatever its method and data."""
     own, engine = CONF / "config.yaml", CONF / "simulation" / f"{OmegaConf.select(cfg, 'names.simulation')}.yaml"
-    fresh = {**OmegaConf.load(own), "simulation": OmegaConf.load(engine) if engine.is_file() else {}}
+    engines = [path for path in (CONF / "simulation" / "base" / "engine.yaml", engine) if path.is_file()]
+    simulation = {key: value for path in engines for key, value in OmegaConf.load(path).items() if key != "defaults"}
+    fresh = {**OmegaConf.load(own), "simulation": OmegaConf.create(simulation)}
     keys = [name for name in fresh if name not in ("defaults", "hydra", "dry_run")]
     keys += [f"{name}.{key}" for name in keys if isinstance(fresh[name], DictConfig) for key in fresh[name]]
     return [name for name in keys if OmegaConf.select(cfg, name, default=_NOWHERE) is _NOWHERE]
