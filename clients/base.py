@@ -1,7 +1,7 @@
 """What every client has: its cohort's images, a place for its parameters, and evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clients.inputs import Inputs, InputSource
-from clients.own import without_own
+from clients.personal import without_personal
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.data.federated import Split
@@ -19,15 +19,18 @@ from fedbayes.metrics.predictive import Predictive, negative_log_likelihood, pre
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
 
+LARGEST_PASS = 2048
+"""Images times samples that go through the backbone at once in a prediction."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
-class Draws:
-    """Class scores of each draw of prompts.
+class Scores:
+    """Class scores of a cohort's images.
 
     Attributes:
-        logits: `(S, C, B, classes)`.
-        metrics: diagnostics of the draws, each `(C, B)`.
+        logits: for each sample of what is random in a prediction, `(S, C, B, classes)`.
+        metrics: diagnostics of the samples, each `(C, B)`.
     """
 
     logits: Tensor
@@ -46,22 +49,15 @@ class AbstractClient(ABC):
         ConfigError: if `personal` names nothing that the model has.
     """
 
-    def __init__(
-        self,
-        *,
-        setup: ClientSetup,
-        personal: Sequence[str],
-        inputs: InputSource | None = None,
-    ) -> None:
+    def __init__(self, *, setup: ClientSetup, personal: Sequence[str], inputs: InputSource | None = None) -> None:
         self.data, self.model, self.seed = setup.data, setup.model, setup.seed
         self.inputs = inputs or InputSource(setup.data, setup.model, setup.augment, setup.cache_mb)
         if isinstance(personal, str) or not isinstance(personal, Sequence):
             raise ConfigError(f"method.client.personal={personal} is not a list; write [{personal}].")
-        self.personal = tuple(f"{name}." for name in personal)
-        names = list(self.model.initial)
+        self.personal = tuple(f"{part}." for part in personal)
         for prefix in self.personal:
-            if not any(name.startswith(prefix) for name in names):
-                parts = sorted({name.split(".")[0] for name in names})
+            if not any(name.startswith(prefix) for name in self.model.initial):
+                parts = sorted({name.split(".")[0] for name in self.model.initial})
                 raise ConfigError(
                     f"method.client.personal={list(personal)}: the model has no part '{prefix[:-1]}'; "
                     f"its parts are {', '.join(parts)}."
@@ -69,19 +65,19 @@ class AbstractClient(ABC):
 
     @abstractmethod
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Train a cohort, all in the same round, each from its own request."""
+        """Train a cohort, all in the same round, each from its request."""
 
     @abstractmethod
-    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
-        """Predict with a cohort's parameters; `streams` are used for this split only, by image order."""
+    def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
+        """Class scores with a cohort's parameters; `streams` are used for this split only, by image order."""
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:  # noqa: ARG002
         """Parameters that each client is evaluated with; a method that trains may adapt them to the client first."""
         return parameters
 
-    def for_strangers(self, parameters: Arrays) -> Arrays:
-        """What somebody predicts with who has no images to adapt to and keeps nothing: the global ones."""
-        return without_own(parameters)
+    def for_new_clients(self, parameters: Arrays) -> Arrays:
+        """Parameters of a client without images to adapt to and without personal parameters: the shared ones."""
+        return without_personal(parameters)
 
     def prepare(self) -> None:
         """Compute what depends on nothing learnt, before the first round's clock runs."""
@@ -89,53 +85,74 @@ class AbstractClient(ABC):
 
     def initial(self) -> Arrays:
         """What the server starts from: the shared part of the initial parameters."""
-        return self.share(self.model.initial)[0]
+        return self.split(self.model.initial)[0]
 
-    def share(self, state: Arrays) -> tuple[Arrays, Arrays]:
-        """Split parameters into what is sent and what is kept."""
-        kept = {name: value for name, value in state.items() if name.startswith(self.personal)} if self.personal else {}
-        return {name: value for name, value in state.items() if name not in kept}, kept
+    def split(self, state: Arrays) -> tuple[Arrays, Arrays]:
+        """Split parameters into shared and personal ones."""
+        personal = {name: array for name, array in state.items() if not self.is_shared(name)}
+        return {name: array for name, array in state.items() if name not in personal}, personal
+
+    def is_shared(self, name: str) -> bool:
+        """Whether a parameter is sent."""
+        return not name.startswith(self.personal)
 
     def predict(
         self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams
     ) -> tuple[list[Predictive], dict[str, Tensor]]:
-        """What each client of a cohort says of its own images, on the CPU, and the draws' diagnostics, `(C, B)`."""
+        """Each client's predictions for its images, on the CPU, and the diagnostics of `score`, `(C, B)`."""
         with torch.no_grad():
-            draws = self.draw(inputs, parameters, streams)
-            probabilities, expected_entropy = predictive(draws.logits)
-        said = [
+            scores = self.score(inputs, parameters, streams)
+            probabilities, expected_entropy = predictive(scores.logits)
+        predictions = [
             Predictive(probabilities[c, :count].cpu(), expected_entropy[c, :count].cpu())
             for c, count in enumerate(inputs.counts)
         ]
-        return said, draws.metrics
+        return predictions, scores.metrics
 
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Predict the requested split of each client.
 
         Returns:
             Arrays `probabilities`, `expected_entropy`, `labels` and `domains`, one row per image in the order of the
-            split, and the metrics `accuracy`, `nll` (nats) and whatever `draw` diagnoses, averaged over images.
+            split, and the metrics `accuracy`, `nll` (nats) and the diagnostics of `score`, averaged over images.
         """
         split = cast(Split, requests[0].split)
         partitions = [request.partition for request in requests]
         batch = self.data.batch(partitions, split)
         streams = Streams(self.seed, requests[0].server_round, partitions, f"evaluate {split}")
-        parameters = self.adapt([{**request.arrays, **request.personal} for request in requests], requests)
+        parameters = self.adapt([parameters_of(request) for request in requests], requests)
         predictions, diagnostics = self.predict(self.inputs.plain(batch), parameters, streams)
-        answers = []
-        for c, (partition, said) in enumerate(zip(partitions, predictions, strict=True)):
-            count = len(said.probabilities)
+        replies = []
+        for c, (partition, prediction) in enumerate(zip(partitions, predictions, strict=True)):
+            count = len(prediction.probabilities)
             labels = batch.labels[c, :count]
             metrics = {
-                "accuracy": float((said.predicted == labels).double().mean()),
-                "nll": float(negative_log_likelihood(said.probabilities, labels).double().mean()),
+                "accuracy": float((prediction.predicted == labels).double().mean()),
+                "nll": float(negative_log_likelihood(prediction.probabilities, labels).double().mean()),
                 **{name: float(values[c, :count].double().mean()) for name, values in diagnostics.items()},
             }
             arrays = {
-                "probabilities": said.probabilities.numpy(),
-                "expected_entropy": said.expected_entropy.numpy(),
+                "probabilities": prediction.probabilities.numpy(),
+                "expected_entropy": prediction.expected_entropy.numpy(),
                 "labels": labels.numpy().astype(np.int64),
                 "domains": self.data.images.domains[self.data.indices(partition, split)].numpy().astype(np.int64),
             }
-            answers.append(ClientUpdate(partition, arrays, count, metrics))
-        return answers
+            replies.append(ClientUpdate(partition, arrays, count, metrics))
+        return replies
+
+
+def parameters_of(request: ClientRequest) -> Arrays:
+    """The server's parameters, and the client's personal ones."""
+    return {**request.arrays, **request.personal}
+
+
+def of_client(metrics: Mapping[str, Tensor], c: int) -> dict[str, float]:
+    """The metrics of a cohort's c-th client."""
+    return {name: float(values[c]) for name, values in metrics.items()}
+
+
+def passes(mask: Tensor, samples: int) -> list[slice]:
+    """Slices of the images of a batch `(C, B)` that go through the backbone together in a prediction."""
+    clients, images = mask.shape
+    width = max(1, LARGEST_PASS // (samples * clients))
+    return [slice(first, first + width) for first in range(0, images, width)]

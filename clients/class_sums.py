@@ -2,7 +2,7 @@ r"""Training-free classification of frozen features: clients send sums per class
 
 What is sent per class c is `sum z` and `n_c`, which is the class mean and count of FedNCM (Legate et al., NeurIPS 2023,
 arXiv 2306.03937) and of FedCOF (Goswami et al., NeurIPS 2025, arXiv 2412.14326) in a form that adds up exactly. The
-classifier that comes back is `p(y = c | z) = softmax_c(w_c . z + b_c)`; what w and b are is the strategy's business.
+classifier that comes back is `p(y = c | z) = softmax_c(w_c . z + b_c)`, with w and b of the strategy.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clients.base import AbstractClient, Draws
+from clients.base import AbstractClient, Scores
 from clients.inputs import Inputs
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
@@ -27,29 +27,23 @@ class ClassSumsClient(AbstractClient):
 
     Args:
         setup: images, model and seed; sums are of the images as they are, without augmentation.
-        personal: must be empty: there is nothing to keep.
+        personal: must be empty: these clients have no parameters.
         squares: also send the sum of the features' squared lengths, one number, which a variance needs.
 
     Raises:
-        ConfigError: if something is to be personal.
+        ConfigError: if a part is to be personal.
     """
 
-    def __init__(
-        self,
-        *,
-        setup: ClientSetup,
-        personal: Sequence[str],
-        squares: bool = False,
-    ) -> None:
+    def __init__(self, *, setup: ClientSetup, personal: Sequence[str], squares: bool = False) -> None:
         if personal:
             raise ConfigError(
-                f"method.client.personal={list(personal)}: clients send sums here and keep nothing; leave it []."
+                f"method.client.personal={list(personal)}: clients send sums and have no parameters; leave it []."
             )
         super().__init__(setup=setup, personal=personal)
         self.squares = squares
 
     def initial(self) -> Arrays:
-        """No class seen yet."""
+        """A classifier that has seen no class."""
         classes, width = self.model.classes, self.model.backbone.dim
         return {"weights": np.zeros((classes, width)), "bias": np.zeros(classes), "counts": np.zeros(classes)}
 
@@ -65,18 +59,18 @@ class ClassSumsClient(AbstractClient):
             updates.append(ClientUpdate(request.partition, arrays, len(z), {}))
         return updates
 
-    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:  # noqa: ARG002
-        """One draw: nothing is random here. A class that nobody has shown is never predicted."""
+    def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:  # noqa: ARG002
+        """Scores without randomness; a class that no client has is never predicted."""
         z = inputs.z.double()
         weights, bias, counts = (
-            torch.from_numpy(np.stack([one[name] for one in parameters])).to(z)
+            torch.from_numpy(np.stack([state[name] for state in parameters])).to(z)
             for name in ("weights", "bias", "counts")
         )
         logits = z @ weights.mT + bias[:, None]  # (C, B, classes)
-        seen = counts > 0
-        none_seen = ~seen.any(1, keepdim=True)  # before the first round every class is equally likely
-        logits = torch.where((seen | none_seen)[:, None], logits, torch.full_like(logits, -torch.inf))
-        return Draws(logits.unsqueeze(0), {})
+        is_seen = counts > 0
+        none_seen = ~is_seen.any(1, keepdim=True)  # before the first round every class is equally likely
+        logits = torch.where((is_seen | none_seen)[:, None], logits, torch.full_like(logits, -torch.inf))
+        return Scores(logits.unsqueeze(0), {})
 
 
 def class_sums(z: Tensor, labels: Tensor, classes: int) -> Arrays:

@@ -1,12 +1,12 @@
-r"""Ditto on prompts: a global model by FedAvg and one of each client's own (Li et al., ICML 2021, arXiv 2012.04221).
+r"""Ditto on prompts: a global model by FedAvg and a personal model of each client (Li et al., ICML 2021).
 
-With the received prompts and head w, client k trains w as in FedAvg and, on the same images, its own
+arXiv 2012.04221. With the received prompts and head w, client k trains w as in FedAvg and, on the same images,
 
     v_k = argmin F_k(v) + lambda / 2 |v - w|^2
 
-from where it left v_k; `strength` is lambda, and v_k's names are led by `own.`. It is evaluated with v_k. The paper
-gives both solvers full epochs; here each has half of `optim.local_epochs`, so that a round costs as many passes over
-the images as for every other method.
+from where it left v_k; `strength` is lambda, and the names of v_k are led by `personal.`. It is evaluated with v_k. The
+paper gives both solvers full epochs; here each has half of `optim.local_epochs`, so that a round costs as many passes
+over the images as for every other method.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from typing import final
 
 from torch import Tensor
 
-from clients.base import Draws
+from clients.base import Scores, of_client, parameters_of
 from clients.inputs import Inputs
-from clients.local import fit_blocks, local_streams
-from clients.own import OWN, own, without_own
+from clients.local import fit_cohort
+from clients.personal import PERSONAL, personalised, with_prefix, without_personal
 from clients.wrapping import AbstractWrappingClient
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
@@ -33,14 +33,14 @@ from fedbayes.simulation.client import ClientSetup
 
 @final
 class DittoClient(AbstractWrappingClient):
-    """Trains the global model, then its own near the one it received.
+    """Trains the global model, then the personal one near the global one it received.
 
     Args:
         setup: images, model and seed.
         personal: parts of the global model that never leave the client.
         inference: of the prompts' posterior, if they have one.
         optim: of both models; each trains for half of its epochs.
-        strength: lambda; 0 leaves the own model alone, and it then learns nothing from others.
+        strength: lambda; 0 trains the personal model alone, without learning from other clients.
 
     Raises:
         ConfigError: if the epochs cannot be halved or the strength is out of range.
@@ -59,66 +59,66 @@ class DittoClient(AbstractWrappingClient):
         self.strength = require_number("method.client.strength", strength, 0)
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """The global model's local epochs, then the own model's; replies carry the shared part of the former."""
-        plain = [replace(request, personal=without_own(request.personal)) for request in requests]
+        """The global model's local epochs, then the personal model's; replies carry the shared part of the former."""
+        plain = [replace(request, personal=without_personal(request.personal)) for request in requests]
         updates = self.inner.train(plain)
-        received: list[Arrays] = [{**request.arrays, **request.personal} for request in plain]
+        received = [parameters_of(request) for request in plain]
         starts = [
-            own(request.personal) if is_trained(request) else state
+            personalised(request.personal) if has_personal_model(request) else state
             for request, state in zip(requests, received, strict=True)
         ]
-        metrics = self._fit_own(requests, starts, received)
-        answers = []
-        for c, (update, state) in enumerate(zip(updates, self.model.unstack(), strict=True)):
-            kept = {**update.personal, **{OWN + name: value for name, value in state.items()}}
-            said = {**update.metrics, **{f"own_{name}": float(values[c]) for name, values in metrics.items()}}
-            answers.append(replace(update, metrics=said, personal=kept))
-        return answers
+        metrics = {f"personal_{name}": values for name, values in self._fit(requests, starts, received).items()}
+        return [
+            replace(
+                update,
+                metrics=update.metrics | of_client(metrics, c),
+                personal=update.personal | with_prefix(state),
+            )
+            for c, (update, state) in enumerate(zip(updates, self.model.unstack(), strict=True))
+        ]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """The own models, or the global one of a client that was never trained, after the steps that are asked for."""
+        """The personal models, or the global one of a client that never trained, after the steps that are asked for."""
         chosen = [
-            own(state) if is_trained(request) else without_own(state)
+            personalised(state) if has_personal_model(request) else without_personal(state)
             for state, request in zip(parameters, requests, strict=True)
         ]
         return self.inner.adapt(chosen, requests)
 
-    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
-        """As prompt tuning does, with the own models where there are any."""
-        return self.inner.draw(inputs, [own(state) for state in parameters], streams)
+    def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
+        """As prompt tuning does, with the personal models where there are any."""
+        return self.inner.score(inputs, [personalised(state) for state in parameters], streams)
 
-    def _fit_own(
+    def _fit(
         self, requests: Sequence[ClientRequest], starts: Sequence[Arrays], received: Sequence[Arrays]
     ) -> dict[str, Tensor]:
-        """Train every client's own model, which the prompted ViT holds afterwards.
+        """Train every client's personal model, which the prompted ViT holds afterwards.
 
         Args:
             requests: of the cohort.
             starts: v_k as it was.
-            received: w, which draws it.
+            received: w.
 
         Returns:
             Each term of the objective, `(C,)`, its mean over `optim.blocks`.
         """
-        partitions, server_round = [request.partition for request in requests], requests[0].server_round
-        order, noise, changes = local_streams(self.seed, server_round, partitions, "own ")
-        beta, optim = self.inner.inference.beta_at(server_round), self.inner.optim
+        beta = self.inner.inference.beta_at(requests[0].server_round)
         self.model.stack(received)
         anchor = {name: parameter.detach() for name, parameter in self.model.trainable().items()}
         self.model.stack(starts)
-        mine = self.model.trainable()
+        personal = self.model.trainable()
 
-        def objective(inputs: Inputs) -> Objective:
+        def objective(inputs: Inputs, noise: Streams) -> Objective:
             bound = self.inner.objective(inputs, noise, beta)
-            distance = sum((mine[name] - w).flatten(1).square().sum(1) for name, w in anchor.items())
+            distance = sum((personal[name] - w).flatten(1).square().sum(1) for name, w in anchor.items())
             return replace(bound, loss=bound.loss + self.strength / 2 * distance)
 
-        return fit_blocks(optim, self.data, self.inputs, mine, objective, partitions, order, changes)
+        return fit_cohort(self, self.inner.optim, requests, personal, objective, purpose="own ")
 
 
-def is_trained(request: ClientRequest) -> bool:
-    """Whether the client has a model of its own."""
-    return any(name.startswith(OWN) for name in request.personal)
+def has_personal_model(request: ClientRequest) -> bool:
+    """Whether the client has trained a personal model."""
+    return any(name.startswith(PERSONAL) for name in request.personal)
 
 
 def halved(optim: LocalTraining) -> LocalTraining:
@@ -129,8 +129,8 @@ def halved(optim: LocalTraining) -> LocalTraining:
     """
     if optim.local_epochs % 2:
         raise ConfigError(
-            f"optim.local_epochs={optim.local_epochs} cannot be halved between the global and the own model; choose an "
-            "even number."
+            f"optim.local_epochs={optim.local_epochs} cannot be halved between the global and the personal model; "
+            "choose an even number."
         )
     half = copy(optim)
     half.local_epochs = optim.local_epochs // 2

@@ -43,10 +43,10 @@ class Inputs:
     @property
     def weights(self) -> Tensor:
         """`(C, B)`: 1 / (the client's images), 0 in the padding; sums over B to 1, or to 0 for a client without any."""
-        return share_of_each(self.mask)
+        return image_weights(self.mask)
 
 
-def share_of_each(mask: Tensor) -> Tensor:
+def image_weights(mask: Tensor) -> Tensor:
     """`(C, B)`: 1 / (the client's images), 0 in the padding."""
     return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
@@ -72,8 +72,8 @@ class InputSource:
         require_number("simulation.cache_mb", cache_mb, 0)
         self._data, self._model, self._augment = data, model, augment
         self._device = model.backbone.mean.device
-        shares = [data.indices(partition, split) for partition in range(len(data)) for split in SPLITS]
-        self._held = torch.cat(shares).unique()
+        indices = [data.indices(partition, split) for partition in range(len(data)) for split in SPLITS]
+        self._held = torch.cat(indices).unique()
         self._row = torch.zeros(len(data.images), dtype=torch.long)  # of an image in the caches
         self._row[self._held] = torch.arange(len(self._held))
         size = len(self._held) * model.entering_bytes / 2**20
@@ -84,17 +84,25 @@ class InputSource:
         self._z: Tensor | None = None
 
     def prepare(self) -> None:
-        """Fill the caches, if that has not been done."""
-        if self._z is None:
-            self._z, self._tokens = self._precomputed()
+        """Fill the caches: features of all held images, and their tokens if there is room."""
+        if self._z is not None:
+            return
+        tokens, features = [], []
+        for part in self._held.split(CHUNK):
+            part_tokens, z = self._model.precompute(self._pixels(part))
+            features.append(z)
+            if self._keep_tokens:
+                tokens.append(part_tokens)
+        self._z = torch.cat(features)
+        self._tokens = torch.cat(tokens) if self._keep_tokens else None
 
-    def train(self, batch: Batch, changes: Streams) -> Inputs:
-        """Inputs of a training batch, augmented if that is switched on, by draws from `changes`."""
+    def train(self, batch: Batch, streams: Streams) -> Inputs:
+        """Inputs of a training batch, augmented at random if that is switched on."""
         if not self._augment.active:
             return self.plain(batch)
         pixels = self._pixels(batch.index).to(self._model.backbone.dtype)
-        changed = self._augment(pixels, batch.counts.tolist(), changes)
-        return self._inputs(batch, *self._compute(changed.flatten(0, 1)))
+        augmented = self._augment(pixels, batch.counts.tolist(), streams)
+        return self._inputs(batch, *self._compute(augmented.flatten(0, 1)))
 
     def plain(self, batch: Batch) -> Inputs:
         """Inputs of a batch as the images are."""
@@ -102,7 +110,10 @@ class InputSource:
         assert self._z is not None, "prepare has filled it"
         index = batch.index.flatten()
         rows = self._row[index]
-        tokens = self._embedded(index) if self._tokens is None else self._tokens[rows]
+        if self._tokens is None:
+            tokens = torch.cat([self._model.entering(self._pixels(part)) for part in index.split(CHUNK)])
+        else:
+            tokens = self._tokens[rows]
         return self._inputs(batch, tokens, self._z[rows])
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -110,30 +121,16 @@ class InputSource:
         self.prepare()
         assert self._z is not None, "prepare has filled it"
         z = self._z[self._row[batch.index.flatten()]].unflatten(0, batch.mask.shape)
-        return z, share_of_each(batch.mask).to(z)
+        return z, image_weights(batch.mask).to(z)
 
     def of_images(self, images: Tensor) -> Inputs:
-        """Inputs of images outside the federation, as one client's; labels are 0."""
-        mask = torch.ones(1, len(images), dtype=torch.bool)
-        nothing = torch.zeros(1, len(images), dtype=torch.long)
-        batch = Batch(nothing, mask, nothing)
+        """Inputs of images outside the federation, as those of one client; labels are 0."""
+        zeros = torch.zeros(1, len(images), dtype=torch.long)
+        batch = Batch(zeros, torch.ones(1, len(images), dtype=torch.bool), zeros)
         return self._inputs(batch, *self._compute(images.to(self._device)))
 
     def _pixels(self, index: Tensor) -> Tensor:
         return self._data.images.images[index].to(self._device)
-
-    def _precomputed(self) -> tuple[Tensor, Tensor | None]:
-        """The caches: features of all held images, and their tokens if there is room."""
-        tokens, features = [], []
-        for some in self._held.split(CHUNK):
-            one, z = self._model.precompute(self._pixels(some))
-            features.append(z)
-            if self._keep_tokens:
-                tokens.append(one)
-        return torch.cat(features), torch.cat(tokens) if self._keep_tokens else None
-
-    def _embedded(self, index: Tensor) -> Tensor:
-        return torch.cat([self._model.entering(self._pixels(some)) for some in index.split(CHUNK)])
 
     def _compute(self, images: Tensor) -> tuple[Tensor, Tensor]:
         parts = [self._model.precompute(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]

@@ -6,62 +6,64 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from clients.inputs import Inputs, InputSource
+from clients.base import AbstractClient
+from clients.inputs import Inputs
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.data.federated import FederatedData
 from fedbayes.inference.elbo import Objective
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 
 
-def local_streams(seed: int, server_round: int, partitions: Sequence[int], lead: str = "") -> tuple[Streams, ...]:
-    """The cohort's streams for the order of images, the noise of the objective, and the changes of images.
-
-    Args:
-        seed: of the run.
-        server_round: keys the draws.
-        partitions: the cohort.
-        lead: begins the names of the purposes; two trainings of one client in a round differ in it.
-    """
-    return tuple(Streams(seed, server_round, partitions, lead + what) for what in ("order", "noise", "augment"))
-
-
-def fit_blocks(
+def fit_cohort(
+    client: AbstractClient,
     optim: LocalTraining,
-    data: FederatedData,
-    inputs: InputSource,
+    requests: Sequence[ClientRequest],
     parameters: Mapping[str, Tensor],
-    objective: Callable[[Inputs], Objective],
-    partitions: Sequence[int],
-    order: Streams,
-    changes: Streams,
+    objective: Callable[[Inputs, Streams], Objective],
+    *,
+    data: FederatedData | None = None,
+    purpose: str = "",
     steps: int | None = None,
 ) -> dict[str, Tensor]:
     """Train parameters in place on the cohort's training images.
 
     Args:
+        client: gives seed and inputs.
         optim: epochs, batches and, for a round, blocks.
-        data: whose training images.
-        inputs: of those.
+        requests: of the cohort.
         parameters: by name, each `(C, ...)`.
-        objective: losses of a batch, one per client.
-        partitions: the cohort.
-        order: shuffles each client's images.
-        changes: draws the augmentation.
+        objective: losses of a batch, one per client, with noise from the given streams.
+        data: whose training images are used; None for the client's.
+        purpose: begins the names of the random streams; two trainings of a client in a round differ in it.
         steps: of an adaptation before an evaluation, which trains everything, the same number for all clients; None
             for a round's local epochs.
 
     Returns:
         Each term of the objective, `(C,)`, its mean over blocks.
     """
+    data = client.data if data is None else data
+    partitions, server_round = [request.partition for request in requests], requests[0].server_round
+    order, noise, augment = (
+        Streams(client.seed, server_round, partitions, purpose + name) for name in ("order", "noise", "augment")
+    )
     epochs, size = optim.local_epochs if steps is None else steps, optim.batch_size
     taken = data.count_steps(partitions, epochs, size) if steps is None else [steps] * len(partitions)
-    found = [
+    metrics = [
         optim.fit(
             optim.block(parameters, parts),
-            (inputs.train(batch, changes) for batch in islice(data.epochs(partitions, epochs, size, order), steps)),
-            objective,
+            (
+                client.inputs.train(batch, augment)
+                for batch in islice(data.epochs(partitions, epochs, size, order), steps)
+            ),
+            lambda inputs: objective(inputs, noise),
             taken,
         )
         for parts in (optim.blocks if steps is None else [()])
     ]
-    return {name: torch.stack([one[name] for one in found]).mean(0) for name in found[0]}
+    return {name: torch.stack([block[name] for block in metrics]).mean(0) for name in metrics[0]}
+
+
+def adaptation_steps(optim: LocalTraining, requests: Sequence[ClientRequest]) -> int:
+    """Steps on a client's training images before an evaluation: the requests' number, or `optim.finetune_steps`."""
+    return optim.finetune_steps if requests[0].adapt is None else requests[0].adapt

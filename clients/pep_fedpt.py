@@ -2,7 +2,7 @@ r"""PEP-FedPT: class prompts, mixed for each image by class prototypes and the c
 
 Prompt Estimation from Prototypes for Federated Prompt Tuning of Vision Transformers, TMLR 2026, arXiv 2510.25372.
 Beside shared prompts P_S stands the class-contextualised mixed prompt: with P_c the prompts of class c, mu_c the mean
-feature of that class over all clients, and pi_i(c) the share of the class in client i's training images,
+feature of that class over all clients, and pi_i(c) the fraction of client i's training images in class c,
 
     P_mix(z) = sum_c w_c(z) P_c,     w_c(z) = pi_i(c) exp(cos(z, mu_c) / temperature) / sum of the same over classes
 
@@ -28,10 +28,10 @@ from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.models.prompt_sets import cosine, mixture
-from fedbayes.models.prompts import AbstractPrompts, xavier
+from fedbayes.models.prompts.base import AbstractPrompts, Sizes, xavier
 
 CLASS_PRIOR = "generator.prior"
-"""Share of each class in the client's training images; uniform where nothing is known."""
+"""Fraction of the client's training images in each class; uniform where nothing is known."""
 
 
 @final
@@ -39,14 +39,10 @@ class ClassMixedPrompts(AbstractPrompts):
     """Shared prompts and, after them, the mixture of class prompts.
 
     Args:
-        class_length: prompts of the mixture, out of `length`; the others are shared.
-        temperature: of the weights, in units of a cosine.
-        blocks: see `AbstractPrompts`, like the arguments below.
-        length: prompts in a set.
-        dim: width of a token.
-        classes: number of classes.
-        clients: unused: these prompts know a client by its prior alone.
+        sizes: of the prompts, and the number of classes.
         rng: draws the initial values.
+        class_length: prompts of the mixture, out of `sizes.length`; the others are shared.
+        temperature: of the weights, in units of a cosine.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -54,19 +50,9 @@ class ClassMixedPrompts(AbstractPrompts):
 
     kind = "class_mixed"
 
-    def __init__(
-        self,
-        *,
-        class_length: int,
-        temperature: float,
-        blocks: int,
-        length: int,
-        dim: int,
-        classes: int,
-        clients: int,  # noqa: ARG002
-        rng: torch.Generator,
-    ) -> None:
+    def __init__(self, sizes: Sizes, rng: torch.Generator, *, class_length: int, temperature: float) -> None:
         super().__init__()
+        blocks, length, dim = sizes.shape
         if require_whole("method.generator.class_length", class_length, 1) >= length:
             raise ConfigError(
                 f"method.generator.class_length={class_length} leaves none of prompts.length={length} to share; "
@@ -75,9 +61,9 @@ class ClassMixedPrompts(AbstractPrompts):
         self.temperature = require_number("method.generator.temperature", temperature, 0, open_low=True)
         self.shared = nn.Parameter(xavier(1, blocks, length - class_length, dim, rng=rng))
         start = xavier(1, 1, blocks, class_length, dim, rng=rng)
-        self.classes = nn.Parameter(start.repeat(1, classes, 1, 1, 1))
-        self.prototypes = nn.Parameter(torch.zeros(1, classes, dim), requires_grad=False)
-        self.prior = nn.Parameter(torch.full((1, classes), 1 / classes), requires_grad=False)
+        self.classes = nn.Parameter(start.repeat(1, sizes.classes, 1, 1, 1))
+        self.prototypes = nn.Parameter(torch.zeros(1, sizes.classes, dim), requires_grad=False)
+        self.prior = nn.Parameter(torch.full((1, sizes.classes), 1 / sizes.classes), requires_grad=False)
 
     def weights(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images classes"]:
         """`w_c(z)`; before there are prototypes, the prior."""
@@ -96,28 +82,33 @@ class PEPFedPTClient(AbstractWrappingClient):
     """Fills in its class prior, and sends class sums of its features for the prototypes."""
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Prompt tuning with each client's own prior.
+        """Prompt tuning with each client's prior.
 
         Returns:
-            Replies with `sums` and `counts` of features per class, in float64, beside what was trained.
+            Replies with `sums` and `counts` of features per class, in float64, and without the prior.
         """
-        given = [replace(one, arrays={**one.arrays, CLASS_PRIOR: self._prior(one.partition)}) for one in requests]
-        updates = self.inner.train(given)
-        if CLASS_PRIOR not in self.initial():  # the generator is personal, and so are its prototypes
+        informed = [
+            replace(request, arrays={**request.arrays, CLASS_PRIOR: self._prior(request.partition)})
+            for request in requests
+        ]
+        updates = self.inner.train(informed)
+        if not self.is_shared(CLASS_PRIOR):
             return updates
-        prior = self.model.initial[CLASS_PRIOR]
+        uniform = {CLASS_PRIOR: self.model.initial[CLASS_PRIOR]}
         return [
-            replace(update, arrays={**update.arrays, CLASS_PRIOR: prior, **self._sums(update.partition)})
-            for update in updates
+            replace(update, arrays={**update.arrays, **uniform, **self._sums(update.partition)}) for update in updates
         ]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """The parameters with each client's own prior, after its steps, if there are any."""
-        given = [{**one, CLASS_PRIOR: self._prior(r.partition)} for one, r in zip(parameters, requests, strict=True)]
-        return self.inner.adapt(given, requests)
+        """The parameters with each client's prior, after its steps, if there are any."""
+        informed = [
+            {**state, CLASS_PRIOR: self._prior(request.partition)}
+            for state, request in zip(parameters, requests, strict=True)
+        ]
+        return self.inner.adapt(informed, requests)
 
     def _prior(self, partition: int) -> np.ndarray:
-        """Share of each class in a client's training images."""
+        """Fraction of a client's training images in each class."""
         labels = self.data.batch([partition], "train").labels[0]
         return (torch.bincount(labels, minlength=self.model.classes) / len(labels)).numpy()
 

@@ -11,7 +11,7 @@ is `inference.beta`.
 
 The paper alternates several steps of q_m with one of w_m on a batch; here both step once, from the same point. Its
 models are whole networks, ours prompts and head on a frozen one. A mean has the name of its weight, rho that plus
-`.rho`, and q_m's names are led by `own.`.
+`.rho`, and q_m's names are led by `personal.`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clients.base import AbstractClient, Draws
+from clients.base import AbstractClient, Scores, of_client, parameters_of, passes
 from clients.inputs import Inputs
-from clients.local import fit_blocks, local_streams
-from clients.own import OWN, own, without_own
-from clients.prompt_tuning import LARGEST_PASS
+from clients.local import adaptation_steps, fit_cohort
+from clients.personal import personalised, with_prefix, without_personal
 from fedbayes.arrays import Arrays, under
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError, require_choice, require_number
@@ -34,6 +33,7 @@ from fedbayes.inference.elbo import Objective
 from fedbayes.inference.mean_field import PRIOR, RHO, divergence, rho_of, std_of
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.models.prompted import PromptedViT
+from fedbayes.models.prompts.coded import AbstractPosteriorPrompts
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
@@ -41,18 +41,18 @@ from fedbayes.simulation.client import ClientSetup
 
 @final
 class PFedBayesClient(AbstractClient):
-    """Trains a posterior over its weights near the global one, and predicts with draws from it.
+    """Trains a posterior over its weights near the global one, and predicts with samples from it.
 
     Args:
         setup: images, model and seed.
         personal: parts of w that never leave the client.
-        inference: J draws of the weights in a training step, S in a prediction, and zeta as `beta`.
+        inference: J samples of the weights in a training step, S in a prediction, and zeta as `beta`.
         optim: the local training.
         init_std: sigma of every weight before training, so that of the first prior.
-        aggregate: what the server makes of the replies, which decides what they hold: `mean` or `product`.
+        aggregate: how the server combines replies, which decides what they hold: `mean` or `product`.
 
     Raises:
-        ConfigError: if a value is out of range, or prompts have a posterior of their own.
+        ConfigError: if a value is out of range, or prompts have a posterior, too.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class PFedBayesClient(AbstractClient):
     ) -> None:
         super().__init__(setup=setup, personal=personal)
         generator = self.model.generator
-        if generator.code_dim and generator.kind != "deterministic":
+        if isinstance(generator, AbstractPosteriorPrompts):
             raise ConfigError(
                 f"generator.kind={generator.kind} has a posterior over prompts, but pFedBayes has one over the "
                 "weights; use fixed or deterministic."
@@ -78,56 +78,51 @@ class PFedBayesClient(AbstractClient):
         self.means = list(self.model.trainable())
         spread = {name + RHO: np.full_like(self.model.initial[name], rho) for name in self.means}
         self.start: Arrays = {**self.model.initial, **spread}
-        self.scores = _Scores(self.model)
+        self.logits = _Logits(self.model)
 
     def initial(self) -> Arrays:
         """The shared part of the first prior."""
-        return self.share(self.start)[0]
+        return self.split(self.start)[0]
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Local epochs of q_m, and of the copy of w beside it."""
-        received = [{**request.arrays, **without_own(request.personal)} for request in requests]
+        received = [without_personal(parameters_of(request)) for request in requests]
         starts = [self._start(state, request) for state, request in zip(received, requests, strict=True)]
         w, q = self._stack([prior(state) for state in received]), self._stack(starts)
         metrics = self._fit(requests, q, w, with_copy=self.sends_copy)
-        constants = self.model.unstack()
         updates = []
-        for c, (request, state) in enumerate(zip(requests, constants, strict=True)):
+        for c, (request, state) in enumerate(zip(requests, self.model.unstack(), strict=True)):
             copy, posterior = _row(w, c), _row(q, c)
-            shared, _ = self.share({**state, **(copy if self.sends_copy else posterior)})
-            _, kept = self.share({**state, **copy})
-            mine = {OWN + name: value for name, value in posterior.items()}
+            shared, _ = self.split({**state, **(copy if self.sends_copy else posterior)})
+            _, personal = self.split({**state, **copy})
             images = len(self.data.indices(request.partition, "train"))
-            said = {name: float(values[c]) for name, values in metrics.items()}
-            updates.append(ClientUpdate(request.partition, shared, images, said, {**kept, **mine}))
+            personal |= with_prefix(posterior)
+            updates.append(ClientUpdate(request.partition, shared, images, of_client(metrics, c), personal))
         return updates
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
         """Each client's q_m, or w if it was never trained, after the steps that are asked for."""
         chosen = [
-            own(state) if request.personal else without_own(state)
+            personalised(state) if request.personal else without_personal(state)
             for state, request in zip(parameters, requests, strict=True)
         ]
-        asked = requests[0].adapt
-        steps = self.optim.finetune_steps if asked is None else asked
+        steps = adaptation_steps(self.optim, requests)
         if not steps:
             return chosen
         w, q = self._stack([prior(state) for state in parameters]), self._stack(chosen)
         self._fit(requests, q, w, with_copy=False, steps=steps)
         return [{**state, **_row(q, c)} for c, state in enumerate(self.model.unstack())]
 
-    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
-        """S draws of the weights, each for all images of a client."""
-        q = self._stack([own(state) for state in parameters])
-        draws = self.inference.predict_samples
-        weights = self._sample(q, streams, draws)
-        clients, images = inputs.mask.shape
-        width = max(1, LARGEST_PASS // (draws * clients))
+    def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
+        """Class scores for S samples of the weights, each for all images of a client."""
+        q = self._stack([personalised(state) for state in parameters])
+        samples = self.inference.predict_samples
+        weights = self._sample(q, streams, samples)
         parts = [
-            self._logits(weights, inputs.tokens[:, i : i + width], inputs.z[:, i : i + width])
-            for i in range(0, images, width)
+            self._class_scores(weights, inputs.tokens[:, part], inputs.z[:, part])
+            for part in passes(inputs.mask, samples)
         ]
-        return Draws(torch.cat(parts, dim=2), {})
+        return Scores(torch.cat(parts, dim=2), {})
 
     def objective(
         self,
@@ -145,16 +140,16 @@ class PFedBayesClient(AbstractClient):
             inputs: the batch.
             q: means and rho of the posteriors, each `(C, ...)`.
             w: those of the global Gaussian or its copies; the posteriors' loss does not move them.
-            noise: draws of the weights.
+            noise: random streams of the weights.
             images: n_m, `(C,)`, training images of each client.
             beta: zeta.
             with_copy: whether `KL(q | w)` is also to move w, and then not q.
         """
-        draws = self.inference.train_samples
-        logits = self._logits(self._sample(q, noise, draws), inputs.tokens, inputs.z)
+        weights = self._sample(q, noise, self.inference.train_samples)
+        logits = self._class_scores(weights, inputs.tokens, inputs.z)
         labels = inputs.labels.expand(logits.shape[:-1]).unsqueeze(-1)
-        each = logits.log_softmax(-1).gather(-1, labels).squeeze(-1).mean(0)  # (C, B)
-        log_likelihood = (torch.where(inputs.mask, each, torch.zeros_like(each)) * inputs.weights).sum(1)
+        terms = logits.log_softmax(-1).gather(-1, labels).squeeze(-1).mean(0)  # (C, B)
+        log_likelihood = (torch.where(inputs.mask, terms, torch.zeros_like(terms)) * inputs.weights).sum(1)
         kl = self._divergence(q, _detached(w)) / images
         loss = beta * kl - log_likelihood
         if with_copy:
@@ -182,30 +177,26 @@ class PFedBayesClient(AbstractClient):
         Returns:
             Each term of the objective, `(C,)`, its mean over `optim.blocks`.
         """
-        partitions, server_round = [request.partition for request in requests], requests[0].server_round
-        lead = "" if steps is None else "adapt "
-        order, noise, changes = local_streams(self.seed, server_round, partitions, lead)
         device = self.model.backbone.mean.device
-        images = torch.tensor([len(self.data.indices(one, "train")) for one in partitions], device=device).clamp(min=1)
-        beta = self.inference.beta_at(server_round)
-        # The names decide on the learning rate, so what they lead with stays in front.
-        trained = {f"{name}.own": tensor for name, tensor in q.items()} | (w if with_copy else {})
-        return fit_blocks(
+        counts = [len(self.data.indices(request.partition, "train")) for request in requests]
+        images = torch.tensor(counts, device=device).clamp(min=1)
+        beta = self.inference.beta_at(requests[0].server_round)
+        # The beginning of a name decides on the learning rate, so it stays in front.
+        parameters = {f"{name}.personal": tensor for name, tensor in q.items()} | (w if with_copy else {})
+        return fit_cohort(
+            self,
             self.optim,
-            self.data,
-            self.inputs,
-            trained,
-            lambda inputs: self.objective(inputs, q, w, noise, images, beta, with_copy),
-            partitions,
-            order,
-            changes,
-            steps,
+            requests,
+            parameters,
+            lambda inputs, noise: self.objective(inputs, q, w, noise, images, beta, with_copy),
+            purpose="" if steps is None else "adapt ",
+            steps=steps,
         )
 
     def _start(self, received: Arrays, request: ClientRequest) -> Arrays:
-        """Where a posterior starts: as it was left, but for what is to be multiplied from w itself."""
-        mine = own(request.personal)
-        return {**received, **mine} if self.sends_copy else {**mine, **request.arrays}
+        """Where a posterior starts: where it was left; with `product`, its shared part starts from w."""
+        personal = personalised(request.personal)
+        return {**received, **personal} if self.sends_copy else {**personal, **request.arrays}
 
     def _stack(self, states: Sequence[Arrays]) -> dict[str, Tensor]:
         """Means and rho of a cohort's Gaussians, leaves of shape `(C, ...)`; the model takes what is never trained."""
@@ -224,29 +215,29 @@ class PFedBayesClient(AbstractClient):
         terms = [divergence(q[n], std_of(q[n + RHO]), p[n], std_of(p[n + RHO])) for n in self.means]
         return torch.stack(terms).sum(0)
 
-    def _sample(self, q: Mapping[str, Tensor], noise: Streams, draws: int) -> dict[str, Tensor]:
-        """Draws of all weights, `mu + sigma eps`, each `(S * C, ...)`: a draw is a client like any other."""
+    def _sample(self, q: Mapping[str, Tensor], noise: Streams, samples: int) -> dict[str, Tensor]:
+        """Samples of all weights, `mu + sigma eps`, each `(S * C, ...)`: a sample stands where a client would."""
         first = q[self.means[0]]
         sizes = [q[name][0].numel() for name in self.means]
-        eps = noise.normal((draws,), [1] * len(first), sum(sizes), first.device).squeeze(2)  # (S, C, weights)
+        eps = noise.normal((samples,), [1] * len(first), sum(sizes), first.device).squeeze(2)  # (S, C, weights)
         sampled = {
             name: (q[name] + std_of(q[name + RHO]) * part.unflatten(-1, q[name].shape[1:])).flatten(0, 1)
             for name, part in zip(self.means, eps.split(sizes, dim=-1), strict=True)
         }
         constant = {name: p for name, p in self.model.owned().items() if name not in sampled}
-        return sampled | {name: p.expand(draws, *p.shape).flatten(0, 1) for name, p in constant.items()}
+        return sampled | {name: p.expand(samples, *p.shape).flatten(0, 1) for name, p in constant.items()}
 
-    def _logits(self, weights: Mapping[str, Tensor], tokens: Tensor, z: Tensor) -> Tensor:
-        """Class scores with each draw of the weights, `(S, C, B, classes)`."""
-        draws = len(next(iter(weights.values()))) // len(z)
+    def _class_scores(self, weights: Mapping[str, Tensor], tokens: Tensor, z: Tensor) -> Tensor:
+        """Class scores for each sample of the weights, `(S, C, B, classes)`."""
+        samples = len(next(iter(weights.values()))) // len(z)
         named = {f"model.{name}": value for name, value in weights.items()}
-        batch = tuple(one.expand(draws, *one.shape).flatten(0, 1) for one in (tokens, z))
-        scores: Tensor = functional_call(self.scores, named, batch).unflatten(0, (draws, len(z)))
+        batch = tuple(rows.expand(samples, *rows.shape).flatten(0, 1) for rows in (tokens, z))
+        scores: Tensor = functional_call(self.logits, named, batch).unflatten(0, (samples, len(z)))
         return scores
 
 
 @final
-class _Scores(nn.Module):
+class _Logits(nn.Module):
     """A prompted ViT's class scores as a function of all its parameters."""
 
     def __init__(self, model: PromptedViT) -> None:
@@ -260,7 +251,7 @@ class _Scores(nn.Module):
 
 def prior(state: Mapping[str, np.ndarray]) -> Arrays:
     """The Gaussian that a posterior is held to: the one sent for that, or w."""
-    return {**without_own(state), **under(PRIOR, state)}
+    return {**without_personal(state), **under(PRIOR, state)}
 
 
 def _row(stacked: Mapping[str, Tensor], client: int) -> Arrays:

@@ -12,7 +12,7 @@ Prompts without a posterior (`generator.kind` fixed or deterministic) are the sa
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast, final
+from typing import final
 
 import pyro
 import torch
@@ -20,10 +20,10 @@ from pyro import distributions as dist
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from clients.base import AbstractClient, Draws
+from clients.base import AbstractClient, Scores, of_client, parameters_of, passes
 from clients.inputs import Inputs
-from clients.local import fit_blocks, local_streams
-from clients.mixing_probe import MixingProbe
+from clients.local import adaptation_steps, fit_cohort
+from clients.mixing_probe import probe_mixing
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.data.federated import Batch
@@ -34,16 +34,15 @@ from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.models.prompts import EXPLICIT, PromptGenerator
+from fedbayes.models.prompts.coded import AbstractPosteriorPrompts
+from fedbayes.models.prompts.gaussian import AbstractGaussianPrompts
+from fedbayes.models.prompts.semi_implicit import SemiImplicitPrompts
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
 
 PROBE_IMAGES = 16
 """Images of a client on which the mixing is measured before and after its training."""
-
-LARGEST_PASS = 2048
-"""Images times draws that go through the backbone at once in a prediction."""
 
 
 @final
@@ -55,8 +54,7 @@ class PromptTuningClient(AbstractClient):
         personal: parts that never leave the client.
         inference: J, K, S and the weight of the KL.
         optim: the local training.
-        pool: train on the training images of all who train instead of the client's own: no federation any more, but
-            what one is measured against.
+        pool: train on the training images of all training clients together, which is a reference and no federation.
     """
 
     def __init__(
@@ -72,106 +70,84 @@ class PromptTuningClient(AbstractClient):
         self.inference, self.optim = inference, optim
         self.training = self.data.pooled() if pool else self.data
         generator = self.model.generator
-        explicit = isinstance(generator, PromptGenerator) and generator.has_posterior
-        self.posterior = cast(PromptGenerator, generator) if explicit else None
+        self.posterior = generator if isinstance(generator, AbstractPosteriorPrompts) else None
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Local epochs from each request's parameters; replies carry the shared part of the result."""
-        partitions = [request.partition for request in requests]
-        server_round = requests[0].server_round
-        self.model.stack([{**request.arrays, **request.personal} for request in requests])
-        probe = MixingProbe(self.model, *self.inputs.features(self._some(partitions)), self.seed)
-        before = probe()
-        metrics = self._fit(partitions, server_round)
-        metrics |= {f"{name}_received": values for name, values in before.items()}
-        metrics |= {f"{name}_sent": values for name, values in probe().items()}
+        self.model.stack([parameters_of(request) for request in requests])
+        images = self.inputs.features(self._probe_batch([request.partition for request in requests]))
+        received = probe_mixing(self.model.generator, *images, self.seed)
+        metrics = self._fit(requests)
+        sent = probe_mixing(self.model.generator, *images, self.seed)
+        metrics |= {f"{name}_received": values for name, values in received.items()}
+        metrics |= {f"{name}_sent": values for name, values in sent.items()}
+        constants = {} if self.posterior is None else {"log_classes": math.log(self.model.classes)}  # a label's nats
         updates = []
-        for c, (partition, state) in enumerate(zip(partitions, self.model.unstack(), strict=True)):
-            shared, personal = self.share(state)
-            mine = {name: float(values[c]) for name, values in metrics.items()}
-            if self.posterior is not None:
-                mine["log_classes"] = math.log(self.model.classes)  # all that a label can pay for `kl`, nats
-            images = len(self.training.indices(partition, "train"))
-            updates.append(ClientUpdate(partition, shared, images, mine, personal))
+        for c, (request, state) in enumerate(zip(requests, self.model.unstack(), strict=True)):
+            shared, personal = self.split(state)
+            count = len(self.training.indices(request.partition, "train"))
+            updates.append(ClientUpdate(request.partition, shared, count, of_client(metrics, c) | constants, personal))
         return updates
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """The parameters after the requests' steps, or `optim.finetune_steps`, on each client's own training images."""
-        asked = requests[0].adapt
-        steps = self.optim.finetune_steps if asked is None else asked
+        """The parameters after the steps that are asked for on each client's training images."""
+        steps = adaptation_steps(self.optim, requests)
         if not steps:
             return parameters
         self.model.stack(parameters)
-        self._fit([request.partition for request in requests], requests[0].server_round, steps)
+        self._fit(requests, steps)
         return self.model.unstack()
 
-    def _fit(self, partitions: Sequence[int], server_round: int, steps: int | None = None) -> dict[str, Tensor]:
-        """Train what the model holds; see `fit_blocks`."""
-        lead = "" if steps is None else "adapt "
-        order, noise, changes = local_streams(self.seed, server_round, partitions, lead)
-        beta = self.inference.beta_at(server_round)
-        return fit_blocks(
+    def _fit(self, requests: Sequence[ClientRequest], steps: int | None = None) -> dict[str, Tensor]:
+        """Train what the model holds; see `fit_cohort`."""
+        beta = self.inference.beta_at(requests[0].server_round)
+        return fit_cohort(
+            self,
             self.optim,
-            self.training if steps is None else self.data,
-            self.inputs,
+            requests,
             self.model.trainable(),
-            lambda inputs: self.objective(inputs, noise, beta),
-            partitions,
-            order,
-            changes,
-            steps,
+            lambda inputs, noise: self.objective(inputs, noise, beta),
+            data=self.training if steps is None else self.data,
+            purpose="" if steps is None else "adapt ",
+            steps=steps,
         )
 
-    def _some(self, partitions: Sequence[int]) -> Batch:
-        """The first validation images of each client of a cohort; their labels are not looked at."""
+    def _probe_batch(self, partitions: Sequence[int]) -> Batch:
+        """The first validation images of each client of a cohort; their labels are not read."""
         whole = self.data.batch(partitions, "validation")
         first = slice(None), slice(PROBE_IMAGES)
         return Batch(whole.index[first], whole.mask[first], whole.labels[first])
 
     def objective(self, inputs: Inputs, noise: Streams, beta: float) -> Objective:
-        """The bound of a batch, one loss per client, with the noise of their own streams, and the prompts' penalty."""
-        draws = self.inference.train_samples if self.posterior is not None else 1
-        bound = elbo(self._model, self._guide, inputs, noise, draws=draws, weights=inputs.weights, beta=beta)
+        """The bound of a batch and the prompts' penalty, one loss per client, with noise from the clients' streams."""
+        samples = self.inference.train_samples if self.posterior is not None else 1
+        bound = elbo(self._model, self._guide, inputs, noise, samples=samples, weights=inputs.weights, beta=beta)
         penalty = self.model.generator.penalty(inputs.z, inputs.weights)
         return bound if penalty is None else replace(bound, loss=bound.loss + penalty, penalty=penalty)
 
-    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
-        """S draws of prompts per image; one where the kind has no posterior."""
+    def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
+        """Class scores for S samples of prompts per image, or for its prompts if the kind has no posterior."""
         self.model.stack(parameters)
-        z = inputs.z
-        if self.posterior is None:
+        z, posterior = inputs.z, self.posterior
+        if posterior is None:
             prompts = self.model.generator.plain(z).unsqueeze(0)
-            one_set = prompts.shape[2] == 1
-            return Draws(self._scores(inputs, 1, lambda some: prompts if one_set else prompts[:, :, some]), {})
-        draws, metrics = (self.inference.predict_samples,), {}
-        psi = self._mixing(self.posterior, inputs, streams, torch.Size(draws))
-        scale = self.posterior.scale(z)
-        code = psi + scale * streams.normal(draws, inputs.counts, self.posterior.code_dim, z.device)
-        if draws[0] > 1 and self.posterior.noise_dim:
+            is_one_set = prompts.shape[2] == 1
+            return Scores(self._logits(inputs, 1, lambda part: prompts if is_one_set else prompts[:, :, part]), {})
+        samples, metrics, eps = self.inference.predict_samples, {}, None
+        if posterior.noise_dim:
+            eps = streams.normal((samples,), inputs.counts, posterior.noise_dim, z.device)
+        psi = posterior.mixing(z, eps)
+        psi = psi.expand(samples, *inputs.mask.shape, -1) if eps is None else psi
+        scale = posterior.scale(z)
+        code = psi + scale * streams.normal((samples,), inputs.counts, posterior.code_dim, z.device)
+        if samples > 1 and posterior.noise_dim:
             metrics["mixing_variance"], metrics["conditional_variance"] = mixing_variances(psi, scale)
-        decode = self.posterior.decode
-        return Draws(self._scores(inputs, draws[0], lambda some: decode(code[:, :, some])), metrics)
+        return Scores(self._logits(inputs, samples, lambda part: posterior.decode(code[:, :, part])), metrics)
 
-    def _scores(self, inputs: Inputs, draws: int, prompts: Callable[[slice], Tensor]) -> Tensor:
-        """Class scores `(S, C, B, classes)`, as many images at a time as go through the backbone at once.
-
-        Args:
-            inputs: the images.
-            draws: S, draws of prompts for each.
-            prompts: gives those of some images.
-        """
-        clients, images = inputs.mask.shape
-        width = max(1, LARGEST_PASS // (draws * clients))
-        pieces = [slice(first, first + width) for first in range(0, images, width)]
-        return torch.cat([self.model.logits(inputs.tokens[:, some], prompts(some)) for some in pieces], dim=2)
-
-    @staticmethod
-    def _mixing(generator: PromptGenerator, inputs: Inputs, streams: Streams, sample_shape: torch.Size) -> Tensor:
-        """The psi of the images of a batch, `sample_shape + (C, B, r)`; explicit kinds have one psi for all draws."""
-        if not generator.noise_dim:
-            return generator.mixing(inputs.z, None).expand(*sample_shape, *inputs.mask.shape, -1)
-        eps = streams.normal(sample_shape, inputs.counts, generator.noise_dim, inputs.z.device)
-        return generator.mixing(inputs.z, eps)
+    def _logits(self, inputs: Inputs, samples: int, prompts: Callable[[slice], Tensor]) -> Tensor:
+        """Class scores `(S, C, B, classes)`, with `prompts` giving those of a slice of the images."""
+        parts = passes(inputs.mask, samples)
+        return torch.cat([self.model.logits(inputs.tokens[:, part], prompts(part)) for part in parts], dim=2)
 
     def _plates(self, inputs: Inputs) -> tuple[pyro.plate, pyro.plate]:
         clients, images = inputs.mask.shape
@@ -199,23 +175,22 @@ class PromptTuningClient(AbstractClient):
         with clients, images:
             pyro.sample("code", self._distribution(self.posterior, inputs, noise))
 
-    def _distribution(self, generator: PromptGenerator, inputs: Inputs, noise: Streams) -> TorchDistribution:
-        """The posterior of each image of a batch, explicit or semi-implicit, as `generator.kind` says."""
+    def _distribution(self, generator: AbstractPosteriorPrompts, inputs: Inputs, noise: Streams) -> TorchDistribution:
+        """The posterior of each image of a batch, explicit or semi-implicit."""
         z = inputs.z
-        scale = generator.scale(z)
 
         def standard(shape: torch.Size) -> Tensor:
             return noise.normal(shape[:-3], inputs.counts, shape[-1], z.device)
 
-        if generator.kind in EXPLICIT:
-            location, factor = generator.mixing(z, None), generator.factor(z)
-            return AmortisedNormal(location, scale, factor, standard, validate_args=False)
-        noise_dim, shape = generator.noise_dim, inputs.mask.shape
+        scale = generator.scale(z)
+        if isinstance(generator, AbstractGaussianPrompts):
+            return AmortisedNormal(generator.mean(z), scale, generator.factor(z), standard, validate_args=False)
+        assert isinstance(generator, SemiImplicitPrompts), "the one other kind with a posterior"
         reverse = None
         if generator.has_reverse:
-            reverse = GaussianReverse(lambda code: generator.reverse(code, z), noise_dim, standard)
+            reverse = GaussianReverse(lambda code: generator.reverse(code, z), generator.noise_dim, standard)
         return SemiImplicitNormal(
-            Pushforward(lambda eps: generator.mixing(z, eps), noise_dim, shape, standard),
+            Pushforward(lambda eps: generator.mixing(z, eps), generator.noise_dim, inputs.mask.shape, standard),
             scale,
             self.inference.num_extra,
             reverse=reverse,

@@ -29,18 +29,19 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clients.base import parameters_of
 from clients.wrapping import AbstractWrappingClient
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError, require_whole
 from fedbayes.models.prompt_sets import cosine, mixture
-from fedbayes.models.prompts import AbstractPrompts, xavier
+from fedbayes.models.prompts.base import AbstractPrompts, Sizes, xavier
 
 CHOICES = "generator.choices"
 """How often each group has been chosen: of all clients on its way out, of one client's images on its way back."""
 
 FLOOR = 5e-4
-"""What a group that was never chosen counts as a share."""
+"""What a group that was never chosen counts as a fraction."""
 
 
 @final
@@ -48,14 +49,10 @@ class GroupPrompts(AbstractPrompts):
     """Shared prompts in the first blocks, those of the image's group in the last.
 
     Args:
-        groups: how many.
-        group_blocks: prompted blocks, from the last, that have group prompts; the others have shared ones.
-        blocks: see `AbstractPrompts`, like the arguments below.
-        length: prompts in a set.
-        dim: width of a token.
-        classes: unused: these prompts know no class.
-        clients: unused: nor a client.
+        sizes: of the prompts.
         rng: draws the initial values.
+        groups: number of groups.
+        group_blocks: prompted blocks, from the last, that have group prompts; the others have shared ones.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -63,19 +60,9 @@ class GroupPrompts(AbstractPrompts):
 
     kind = "group"
 
-    def __init__(
-        self,
-        *,
-        groups: int,
-        group_blocks: int,
-        blocks: int,
-        length: int,
-        dim: int,
-        classes: int,  # noqa: ARG002
-        clients: int,  # noqa: ARG002
-        rng: torch.Generator,
-    ) -> None:
+    def __init__(self, sizes: Sizes, rng: torch.Generator, *, groups: int, group_blocks: int) -> None:
         super().__init__()
+        blocks, length, dim = sizes.shape
         require_whole("prompts.length", length, 1)
         if require_whole("method.generator.groups", groups, 1) > dim:
             raise ConfigError(
@@ -94,31 +81,31 @@ class GroupPrompts(AbstractPrompts):
 
     def choice(self, z: Float[Tensor, "clients images dim"]) -> Int[Tensor, "clients images"]:
         """The group of each image; as in training where earlier choices are known, else the nearest key's."""
-        share = self.choices / self.choices.sum(-1, keepdim=True).clamp(min=1)
-        cost = (1 - cosine(z, self.keys)) * (share + FLOOR).unsqueeze(1)
+        fraction = self.choices / self.choices.sum(-1, keepdim=True).clamp(min=1)
+        cost = (1 - cosine(z, self.keys)) * (fraction + FLOOR).unsqueeze(1)
         return cost.argmin(-1)
 
     def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images blocks length dim"]:
         """`P_S` in the first blocks, `P_g` in the last."""
-        own = mixture(self._chosen(z), self.groups)
+        group = mixture(self._one_hot_choice(z), self.groups)
         shared = self.shared.unsqueeze(1).expand(-1, z.shape[1], -1, -1, -1)
-        return torch.cat([shared, own], dim=2)
+        return torch.cat([shared, group], dim=2)
 
     def penalty(
         self, z: Float[Tensor, "clients images dim"], weights: Float[Tensor, "clients images"]
     ) -> Float[Tensor, " clients"]:
         """`-cos(q, k_g)`, the mean over each client's images."""
-        near = (cosine(z, self.keys) * self._chosen(z)).sum(-1)
-        return -(near * weights).sum(-1)
+        closeness = (cosine(z, self.keys) * self._one_hot_choice(z)).sum(-1)
+        return -(closeness * weights).sum(-1)
 
-    def _chosen(self, z: Tensor) -> Tensor:
-        """The groups, one-hot, `(C, B, G)`."""
+    def _one_hot_choice(self, z: Tensor) -> Tensor:
+        """`(C, B, G)`."""
         return F.one_hot(self.choice(z), self.keys.shape[1]).to(z.dtype)
 
 
 @final
 class SGPTClient(AbstractWrappingClient):
-    """Says how many of its images chose each group; predicts with the nearest keys."""
+    """Counts how many of its images chose each group; predicts with the nearest keys."""
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Prompt tuning, part after part.
@@ -126,26 +113,24 @@ class SGPTClient(AbstractWrappingClient):
         Returns:
             Replies with the number of the client's images that chose each group when the round began, as `choices`.
         """
-        self.model.stack([{**one.arrays, **one.personal} for one in requests])
+        self.model.stack([parameters_of(request) for request in requests])
         generator = cast(GroupPrompts, self.model.generator)
-        z, weights = self.inputs.features(self.data.batch([one.partition for one in requests], "train"))
-        chosen = F.one_hot(generator.choice(z), generator.keys.shape[1]) * (weights > 0).unsqueeze(-1)
-        counts = chosen.sum(1).float().cpu().numpy()  # (C, G)
+        partitions = [request.partition for request in requests]
+        z, weights = self.inputs.features(self.data.batch(partitions, "train"))
+        choices = F.one_hot(generator.choice(z), generator.keys.shape[1]) * (weights > 0).unsqueeze(-1)
+        counts = choices.sum(1).float().cpu().numpy()  # (C, G)
         updates = self.inner.train(requests)
-        if CHOICES not in self.initial():  # the generator is personal
+        if not self.is_shared(CHOICES):
             return updates
-        return [
-            replace(update, arrays={**update.arrays, CHOICES: choices})
-            for update, choices in zip(updates, counts, strict=True)
-        ]
+        return [replace(update, arrays={**update.arrays, CHOICES: counts[c]}) for c, update in enumerate(updates)]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """Steps are taken as in training; the prediction after them knows no earlier choices: nearest keys."""
-        return [self._predicting(one) for one in self.inner.adapt(parameters, requests)]
+        """Steps are taken as in training; the prediction after them ignores earlier choices and takes nearest keys."""
+        return [self._without_choices(state) for state in self.inner.adapt(parameters, requests)]
 
-    def for_strangers(self, parameters: Arrays) -> Arrays:
-        """The global ones, without the choices of others."""
-        return self._predicting(super().for_strangers(parameters))
+    def for_new_clients(self, parameters: Arrays) -> Arrays:
+        """The shared parameters, without the choices of other clients."""
+        return self._without_choices(super().for_new_clients(parameters))
 
-    def _predicting(self, parameters: Arrays) -> Arrays:
+    def _without_choices(self, parameters: Arrays) -> Arrays:
         return {**parameters, CHOICES: self.model.initial[CHOICES]}

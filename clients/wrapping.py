@@ -1,8 +1,8 @@
-"""A client around `PromptTuningClient`, for methods that tell their prompts of the client, or hear from them."""
+"""A client around `PromptTuningClient`, for methods whose prompts depend on the client or tell the server something."""
 
 from collections.abc import Sequence
 
-from clients.base import AbstractClient, Draws
+from clients.base import AbstractClient, Scores
 from clients.inputs import Inputs
 from clients.prompt_tuning import PromptTuningClient
 from fedbayes.arrays import Arrays
@@ -14,7 +14,7 @@ from fedbayes.simulation.client import ClientSetup
 
 
 class AbstractWrappingClient(AbstractClient):
-    """Has a client that tunes prompts; what is sent to that one and what it answers is the method's business.
+    """Has an inner client that tunes prompts; a method changes its requests and its replies.
 
     Args:
         setup: images, model and seed.
@@ -27,20 +27,15 @@ class AbstractWrappingClient(AbstractClient):
     """
 
     def __init__(
-        self,
-        *,
-        setup: ClientSetup,
-        personal: Sequence[str],
-        inference: InferenceSettings,
-        optim: LocalTraining,
+        self, *, setup: ClientSetup, personal: Sequence[str], inference: InferenceSettings, optim: LocalTraining
     ) -> None:
         self.inner = PromptTuningClient(setup=setup, personal=personal, inference=inference, optim=optim)
         super().__init__(setup=setup, personal=personal, inputs=self.inner.inputs)
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """The parameters after the steps that are asked for, if any."""
+        """The parameters after the inner client's steps, if there are any."""
         return self.inner.adapt(parameters, requests)
 
-    def draw(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Draws:
-        """Prompts of each image."""
-        return self.inner.draw(inputs, parameters, streams)
+    def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
+        """As the inner client."""
+        return self.inner.score(inputs, parameters, streams)

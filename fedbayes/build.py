@@ -20,9 +20,10 @@ from fedbayes.data.partitions.held_out import hold_out, share_held_out
 from fedbayes.data.partitions.splits import require_partition
 from fedbayes.errors import ConfigError, DataError, require_whole
 from fedbayes.inference.reverse import GaussianReverse
+from fedbayes.models.adapters import MakeWeights
 from fedbayes.models.prompted import MakePrompts, PromptedViT
-from fedbayes.models.prompts import PromptGenerator
-from fedbayes.models.tuned import MakeWeights
+from fedbayes.models.prompts import make_prompts
+from fedbayes.models.prompts.coded import GeneratorSettings
 from fedbayes.server.evaluate_round import Assessment
 from fedbayes.server.flower_strategy import FlowerStrategy
 from fedbayes.server.privacy_key import secret
@@ -83,9 +84,9 @@ def _prompts(cfg: DictConfig) -> MakePrompts:
     """The method's own prompts, or the kind of `generator` that is chosen."""
     if cfg.method.get("generator") is not None:
         return partial(call, "method.generator", later("method.generator", cfg.method.generator))
-    noise_dim = require_whole("generator.noise_dim", cfg.generator.noise_dim, 1)
-    modelled = GaussianReverse.outputs(noise_dim) if cfg.inference.reverse == "gaussian" else 0
-    return partial(call, "generator", PromptGenerator, **plain(cfg.generator), reverse_outputs=modelled)
+    settings: GeneratorSettings = call("generator", GeneratorSettings, **plain(cfg.generator))
+    modelled = GaussianReverse.outputs(settings.noise_dim) if cfg.inference.reverse == "gaussian" else 0
+    return partial(make_prompts, settings, reverse_outputs=modelled)
 
 
 def _weights(cfg: DictConfig) -> MakeWeights | None:
@@ -300,7 +301,7 @@ def predicts_with(cfg: DictConfig, made: Any, checkpoint: Checkpoint, partition:
                 f"optim.finetune_steps={steps}: in method={cfg.names.method} clients train on their own images before "
                 "they predict; give the partition of one."
             )
-        return cast(Arrays, made.for_strangers({**checkpoint.server, **others}))
+        return cast(Arrays, made.for_new_clients({**checkpoint.server, **others}))
     sent, kept = outgoing(cfg, checkpoint, partition), checkpoint.personal.get(partition, {})
     sent = sent if kept else {**sent, **others}
     request = ClientRequest(partition, checkpoint.server_round, "evaluate", "test", sent, kept)

@@ -28,7 +28,7 @@ from torch import Tensor
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.models.prompts import BASE as PROMPTS
+from fedbayes.models.prompts.base import BASE as PROMPTS
 from fedbayes.seeding import generator as seeded
 from strategies.base import SERVER, AbstractStrategy, sendable, weighted_mean
 

@@ -31,7 +31,7 @@ from scipy.optimize import linear_sum_assignment
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.models.prompts import BASE as PROMPTS
+from fedbayes.models.prompts.base import BASE as PROMPTS
 from strategies.base import SERVER, AbstractStrategy, sendable, weighted_mean
 
 PARTITIONS, ACTIVATED, SET = SERVER + "partitions", SERVER + "activated", SERVER + "set."

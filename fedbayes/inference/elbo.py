@@ -4,7 +4,7 @@ r"""The objective of a Pyro model and guide, kept apart for each client of a coh
 
 Pyro's `Trace_ELBO` sums everything into one number. Here the sites' terms are the same but summed over images only, so
 every client has a loss of its own; the sum over clients equals Trace_ELBO's. Clients stand on plate dimension -2,
-images on -1, and draws (J, `train_samples`) on -3.
+images on -1, and samples (J, `train_samples`) on -3.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Objective:
     Attributes:
         loss: negative ELBO with the KL weighed by beta, nats per image, differentiable.
         log_likelihood: nats per image.
-        kl: one-draw estimate of KL(guide, prior), nats per image, without beta.
+        kl: one-sample estimate of KL(guide, prior), nats per image, without beta.
         effective_components: of a semi-implicit mixture, 1 to K + 1.
         bound_saturation: see `fedbayes.inference.diagnostics`; of a plain mixture with K of at least 1.
         penalty: what the prompts add to the loss, nats per image; it is in `loss`.
@@ -50,29 +50,29 @@ class Objective:
 
 
 def elbo(
-    model: Program, guide: Program, *args: Any, draws: int, weights: Float[Tensor, "clients images"], beta: float
+    model: Program, guide: Program, *args: Any, samples: int, weights: Float[Tensor, "clients images"], beta: float
 ) -> Objective:
-    """Evaluate model and guide once, with `draws` draws side by side.
+    """Evaluate model and guide once, with `samples` samples side by side.
 
     Args:
         model: Pyro program; its observed site is `label`, its latent site, if any, is `code`.
         guide: Pyro program over the same latent site.
         *args: passed to both.
-        draws: J.
+        samples: J.
         weights: of the images, 0 for padding, 1 / (client's images) for the mean.
         beta: weight of the KL; 0 leaves it out.
 
     Returns:
         Losses and diagnostics of each client.
     """
-    particles = pyro.plate("draws", draws, dim=-3)
+    particles = pyro.plate("samples", samples, dim=-3)
     guide_trace = poutine.trace(particles(guide)).get_trace(*args)
     replayed = poutine.replay(particles(model), trace=guide_trace)
     model_trace = poutine.trace(replayed).get_trace(*args)
 
     def per_client(term: Tensor) -> Tensor:
         masked = torch.where(weights > 0, term, torch.zeros((), dtype=term.dtype, device=term.device))
-        return (masked.expand(draws, *weights.shape).mean(0) * weights).sum(-1)  # (C,)
+        return (masked.expand(samples, *weights.shape).mean(0) * weights).sum(-1)  # (C,)
 
     log_likelihood = per_client(_log_prob(model_trace, "label"))
     if "code" not in guide_trace:

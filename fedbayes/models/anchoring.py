@@ -20,8 +20,13 @@ from torch import Tensor
 
 from fedbayes.arrays import Arrays
 from fedbayes.errors import ConfigError
-from fedbayes.models.prompts import NOISE_COLUMNS, NOISE_ROWS, REVERSE_MEANS
 from fedbayes.seeding import generator as seeded
+
+# How a generator's parameters meet the noise, by their names in a client's state: a row for each direction of eps, an
+# innermost column for each, or outputs of which the first m are means of eps.
+NOISE_ROWS = ("generator.skip.weight", "generator.noise.weight")
+NOISE_COLUMNS = ("generator.directions.weight", "generator.directions.bias")
+REVERSE_MEANS = ("generator.reverse_out.weight", "generator.reverse_out.bias")
 
 SMALLEST_BANK = 32
 STAY = 1e-9
@@ -50,16 +55,16 @@ def noise_layers(arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "m n"]:
             "method.strategy.aggregate=anchored needs a generator with noise, all of it shared "
             "(generator.kind=semi_implicit or low_rank, nothing of it in method.client.personal); use aggregate=mean."
         )
-    turned_over = [np.moveaxis(one.reshape(-1, m), 1, 0) for one in columns]
-    return np.concatenate([*rows, *turned_over], axis=1).astype(np.float64)
+    transposed = [np.moveaxis(array.reshape(-1, m), 1, 0) for array in columns]
+    return np.concatenate([*rows, *transposed], axis=1).astype(np.float64)
 
 
 def rotation(trained: Float[np.ndarray, "m n"], handed_out: Float[np.ndarray, "m n"]) -> Float[np.ndarray, "m m"]:
     """The orthogonal R that turns a trained generator's Theta onto the one that was handed out."""
     product = handed_out @ trained.T
     left, _, right = np.linalg.svd(product + STAY * np.linalg.norm(product) * np.eye(len(product)))
-    found: np.ndarray = left @ right
-    return found
+    closest: np.ndarray = left @ right
+    return closest
 
 
 def anchored(arrays: Mapping[str, np.ndarray], handed_out: Mapping[str, np.ndarray]) -> Arrays:

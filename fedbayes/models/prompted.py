@@ -1,7 +1,7 @@
 """Backbone, prompt generator and head together: what a client trains, for a whole cohort of clients at once."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, final, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import final
 
 import numpy as np
 import torch
@@ -11,21 +11,13 @@ from torch.nn import functional as F
 
 from fedbayes.arrays import Arrays
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
+from fedbayes.models.adapters import MakeWeights
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.models.prompts import AbstractPrompts, ClientLinear
-from fedbayes.models.tuned import MakeWeights
+from fedbayes.models.prompts.base import AbstractPrompts, ClientLinear, Sizes
 from fedbayes.seeding import generator as seeded
 
-
-@runtime_checkable  # the tests check every argument's type
-class MakePrompts(Protocol):
-    """Makes the generator once the sizes are known; the settings of its kind are in it already."""
-
-    def __call__(
-        self, *, blocks: int, length: int, dim: int, classes: int, clients: int, rng: torch.Generator
-    ) -> AbstractPrompts:
-        """A generator of `blocks` sets of `length` prompts for each image."""
-        ...
+MakePrompts = Callable[..., AbstractPrompts]
+"""`make(sizes=..., rng=...)`: the prompt generator; the settings of its kind are in it already."""
 
 
 @final
@@ -65,6 +57,7 @@ class PromptedViT(nn.Module):
         weights: MakeWeights | None = None,
     ) -> None:
         super().__init__()
+        require_whole("prompts.length", length, 0)
         require_choice("prompts.depth", depth, ("shallow", "deep"))
         require_whole("prompts.start_layer", start_layer, 0, backbone.depth - 1)
         require_number("head.init_std", head_std, 0)
@@ -73,8 +66,7 @@ class PromptedViT(nn.Module):
         self.start_layer = start_layer if length else backbone.depth
         rng = seeded(seed, "initial parameters")
         blocks = backbone.depth - start_layer if depth == "deep" else 1
-        sizes = {"blocks": blocks, "length": length, "dim": backbone.dim, "classes": classes, "clients": clients}
-        self.generator = generator(**sizes, rng=rng)
+        self.generator = generator(sizes=Sizes(blocks, length, backbone.dim, classes, clients), rng=rng)
         self.head = ClientLinear(backbone.dim, classes, std=head_std, rng=rng)
         self.weights = None if weights is None else weights(backbone=backbone, rng=rng)
         if self.weights is not None:
@@ -148,13 +140,13 @@ class PromptedViT(nn.Module):
     def logits(
         self,
         tokens: Num[Tensor, "clients images *entering"],
-        prompts: Float[Tensor, "*draws clients images_or_1 blocks length d"],
-    ) -> Float[Tensor, "*draws clients images classes"]:
-        """Class scores of every draw of prompts; cohort and draws go through the backbone in one batch."""
+        prompts: Float[Tensor, "*samples clients images_or_1 blocks length d"],
+    ) -> Float[Tensor, "*samples clients images classes"]:
+        """Class scores for every sample of prompts; cohort and samples go through the backbone in one batch."""
         clients, images = tokens.shape[:2]
-        draws = prompts.shape[:-5]
+        samples = prompts.shape[:-5]
         blocks, length, dim = prompts.shape[-3:]
-        lead = (*draws, clients, images)
+        lead = (*samples, clients, images)
         if self.weights is not None:
             return self.head(self.weights.features(self.backbone, tokens).expand(*lead, dim))  # type: ignore[no-any-return]
         flat = tokens.expand(*lead, *tokens.shape[2:]).reshape(-1, *tokens.shape[2:])  # (S*C*B, t, d)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedbayes.data.federated import FederatedData
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.models.prompts import PromptGenerator
+from fedbayes.models.prompts.coded import AbstractPosteriorPrompts
 from fedbayes.seeding import generator as seeded
 
 IMAGES = 150
@@ -68,7 +68,7 @@ def _codes(
 ) -> tuple[Float[Tensor, "n code"] | None, Float[Tensor, "draws n code"] | None, str]:
     """A code for each image, draws from its posterior if it has one, and what they are."""
     generator, z = model.generator, z.unsqueeze(0)
-    if not (isinstance(generator, PromptGenerator) and generator.has_posterior):
+    if not isinstance(generator, AbstractPosteriorPrompts):
         prompts = generator.plain(z)[0]
         alike = prompts.shape[0] == 1 or prompts.shape[1:].numel() == 0
         return None if alike else prompts.flatten(1), None, "The prompts themselves."

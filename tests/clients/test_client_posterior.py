@@ -29,7 +29,7 @@ def test_predictions_are_those_of_codes_psi_plus_sigma_times_noise(kind):
     client = make(f"generator.kind={kind}", "inference.predict_samples=4")
     inputs = client.inputs.plain(client.data.batch([1], "test"))
     with torch.no_grad():
-        found = client.draw(inputs, [elsewhere(client)], Streams(0, 1, [1], "x")).logits
+        found = client.score(inputs, [elsewhere(client)], Streams(0, 1, [1], "x")).logits
         generator, streams = client.model.generator, Streams(0, 1, [1], "x")
         noisy = bool(generator.noise_dim)
         eps = streams.normal((4,), inputs.counts, generator.noise_dim) if noisy else None

@@ -29,7 +29,7 @@ def noisy(arrays, seed):
 
 
 def named(arrays):
-    return {f"own.{name}": value for name, value in arrays.items()}
+    return {f"personal.{name}": value for name, value in arrays.items()}
 
 
 def test_the_global_model_is_trained_as_fedvpt_trains_it_for_half_of_the_epochs():
@@ -50,7 +50,7 @@ def test_lambda_draws_the_own_model_towards_the_received_one_by_its_gradient():
         w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
         (found[strength],) = client.train([request(2, w, named(v))])
     for name, rate in (("generator.base", 0.2), ("head.weight", 0.1), ("head.bias", 0.1)):
-        moved = found[0.0].personal[f"own.{name}"] - found[0.7].personal[f"own.{name}"]
+        moved = found[0.0].personal[f"personal.{name}"] - found[0.7].personal[f"personal.{name}"]
         np.testing.assert_allclose(moved, rate * 0.7 * (v[name] - w[name]), atol=2e-7)
         np.testing.assert_array_equal(found[0.0].arrays[name], found[0.7].arrays[name])
 
@@ -60,11 +60,11 @@ def test_the_own_model_goes_on_from_where_it_was_and_without_lambda_never_hears_
     v = noisy(client.initial(), 1)
     one, other = (client.train([request(0, noisy(client.initial(), seed), named(v))])[0] for seed in (2, 3))
     for name in v:
-        np.testing.assert_array_equal(one.personal[f"own.{name}"], other.personal[f"own.{name}"])
+        np.testing.assert_array_equal(one.personal[f"personal.{name}"], other.personal[f"personal.{name}"])
     assert not np.array_equal(one.arrays["head.weight"], other.arrays["head.weight"])
     _, drawn = make("method.client.strength=1")
     (third,) = drawn.train([request(0, noisy(client.initial(), 2), named(v))])
-    assert not np.array_equal(one.personal["own.head.weight"], third.personal["own.head.weight"])
+    assert not np.array_equal(one.personal["personal.head.weight"], third.personal["personal.head.weight"])
 
 
 def test_a_first_own_model_starts_from_the_received_one():
@@ -134,7 +134,7 @@ def test_a_federation_sends_global_models_alone_and_a_checkpoint_has_the_own_one
         (expected,) = client.evaluate([asked])
         mine = progress.final.pooled.probabilities[progress.final.partitions == partition]
         np.testing.assert_allclose(mine, expected.arrays["probabilities"], atol=1e-5)
-    assert {"own_loss", "loss"} <= set(journal.rows[0])
+    assert {"personal_loss", "loss"} <= set(journal.rows[0])
 
 
 def test_a_part_that_is_personal_in_the_global_model_has_an_own_copy_too():
@@ -143,7 +143,7 @@ def test_a_part_that_is_personal_in_the_global_model_has_an_own_copy_too():
     assert set(first.arrays) == {"generator.base"}
     assert set(first.personal) == {"head.weight", "head.bias", *named(client.model.initial)}
     (second,) = client.train([replace(request(0, first.arrays, first.personal), server_round=2)])
-    for name in ("head.weight", "own.head.weight", "own.generator.base"):
+    for name in ("head.weight", "personal.head.weight", "personal.generator.base"):
         assert not np.array_equal(first.personal[name], second.personal[name])
 
 

@@ -3,20 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from generators import special
 from smoke import smoke
 
 from clients.fedapt import KeyedPrompts
 from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
 
-SIZES = {"blocks": 2, "length": 3, "dim": 6, "classes": 10, "clients": 4, "keys": None, "temperature": 0.3}
+SIZES = {"blocks": 2, "length": 3, "dim": 6, "classes": 10, "clients": 4}
+SETTINGS = {"keys": None, "temperature": 0.3}
 
 
 def prompts(own=None, **changes):
-    made = KeyedPrompts(**{**SIZES, **changes}, rng=torch.Generator().manual_seed(0)).double()
+    made = special(KeyedPrompts, SIZES, SETTINGS, **changes)
     if own is not None:
         with torch.no_grad():
-            made.own[0, own] = 1
+            made.client_key[0, own] = 1
     return made
 
 
@@ -102,10 +104,16 @@ def test_a_step_of_the_network_by_hand():
 def test_everything_but_the_key_is_trained_and_no_reply_says_whose_it_is():
     client = make()
     start = client.initial()
-    assert set(start) == {"generator.base", "generator.query.weight", "generator.own", "head.weight", "head.bias"}
+    assert set(start) == {
+        "generator.base",
+        "generator.query.weight",
+        "generator.client_key",
+        "head.weight",
+        "head.bias",
+    }
     for update in train(client, 0, 1, 2, -2):
         same = {name for name, array in start.items() if np.array_equal(update.arrays[name], array)}
-        assert same == {"generator.own"}
+        assert same == {"generator.client_key"}
 
 
 @pytest.mark.parametrize(("keys", "expected"), [("null", [0, 1, 2, 1]), ("2", [0, 1, 0, 1])])
@@ -114,7 +122,7 @@ def test_client_i_has_key_i_modulo_their_number(keys, expected):
     seen, fit = [], client.inner._fit
 
     def spy(*given):
-        seen.append(client.model.generator.own.argmax(1).tolist())
+        seen.append(client.model.generator.client_key.argmax(1).tolist())
         return fit(*given)
 
     client.inner._fit = spy
@@ -126,7 +134,7 @@ def test_predictions_know_no_key_even_after_steps_on_the_clients_images():
     client = make()
     request = ClientRequest(1, 1, "evaluate", "test", client.initial(), adapt=2)
     (adapted,) = client.adapt([client.initial()], [request])
-    assert not adapted["generator.own"].any()
+    assert not adapted["generator.client_key"].any()
     assert not np.array_equal(adapted["generator.query.weight"], client.initial()["generator.query.weight"])
 
 
@@ -138,7 +146,7 @@ def test_values_out_of_range_are_refused_by_name(changes, words):
 
 def test_strangers_predict_without_anybodys_key_whatever_noise_privacy_has_added():
     client = make()
-    noisy = {**client.initial(), "generator.own": np.full_like(client.initial()["generator.own"], 0.3)}
-    said = client.for_strangers(noisy)
-    assert not said["generator.own"].any()
-    assert all(np.array_equal(said[name], value) for name, value in noisy.items() if name != "generator.own")
+    noisy = {**client.initial(), "generator.client_key": np.full_like(client.initial()["generator.client_key"], 0.3)}
+    said = client.for_new_clients(noisy)
+    assert not said["generator.client_key"].any()
+    assert all(np.array_equal(said[name], value) for name, value in noisy.items() if name != "generator.client_key")

@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from generators import special
 from smoke import smoke
 
 from clients.pep_fedpt import ClassMixedPrompts
 from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
 
-SIZES = {"blocks": 2, "length": 5, "dim": 6, "classes": 4, "clients": 3, "class_length": 2, "temperature": 0.2}
+SIZES = {"blocks": 2, "length": 5, "dim": 6, "classes": 4, "clients": 3}
+SETTINGS = {"class_length": 2, "temperature": 0.2}
 
 
 def prompts(**changes):
-    return ClassMixedPrompts(**{**SIZES, **changes}, rng=torch.Generator().manual_seed(0)).double()
+    return special(ClassMixedPrompts, SIZES, SETTINGS, **changes)
 
 
 def random_prompts(seed=0):
@@ -134,7 +136,7 @@ def test_an_evaluation_uses_the_clients_own_prior_and_strange_images_a_uniform_o
 
     def said(arrays):
         with torch.no_grad():
-            return client.draw(inputs, [arrays], None).logits[0].softmax(-1)[0].numpy()
+            return client.score(inputs, [arrays], None).logits[0].softmax(-1)[0].numpy()
 
     informed, uniform = said({**trained, "generator.prior": own}), said(trained)
     np.testing.assert_allclose(answer.arrays["probabilities"], informed, atol=1e-6)

@@ -7,7 +7,7 @@ from smoke import play_rounds, smoke
 from torch.distributions import Categorical, Normal, kl_divergence
 from torch.nn import functional as F
 
-from clients.own import own
+from clients.personal import personalised as own
 from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
 from fedbayes.seeding import Streams
@@ -29,7 +29,7 @@ def noisy(arrays, seed):
 
 
 def named(arrays):
-    return {f"own.{name}": value for name, value in arrays.items()}
+    return {f"personal.{name}": value for name, value in arrays.items()}
 
 
 def leaves(arrays, *names):
@@ -108,7 +108,7 @@ def test_without_spread_and_prior_it_is_fedvpt():
     start = fedvpt.initial()
     (mine,), (plain,) = client.train([request(2, client.initial())]), fedvpt.train([request(2, start)])
     for name, array in plain.arrays.items():
-        np.testing.assert_allclose(mine.personal[f"own.{name}"], array, atol=1e-5)
+        np.testing.assert_allclose(mine.personal[f"personal.{name}"], array, atol=1e-5)
         np.testing.assert_array_equal(mine.arrays[name], start[name])  # a copy that nothing moves
 
 
@@ -119,7 +119,7 @@ def test_what_is_sent_and_what_is_kept(aggregate):
     assert set(update.arrays) == set(client.initial())
     assert set(update.personal) == set(named(client.initial()))
     for name, start in client.initial().items():
-        posterior = update.personal[f"own.{name}"]
+        posterior = update.personal[f"personal.{name}"]
         assert not np.array_equal(update.arrays[name], start), name
         assert np.array_equal(update.arrays[name], posterior) == (aggregate == "product"), name
         if aggregate == "mean" and name in client.means:  # the copy follows the posterior
@@ -131,8 +131,8 @@ def test_a_posterior_goes_on_from_where_it_was_towards_the_new_prior():
     w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
     (kept,) = client.train([request(0, w, named(v))])
     (fresh,) = client.train([request(0, w)])
-    assert not np.array_equal(kept.personal["own.head.weight"], fresh.personal["own.head.weight"])
-    distance = [np.abs(kept.personal[f"own.{n}"] - w[n]).mean() - np.abs(v[n] - w[n]).mean() for n in client.means]
+    assert not np.array_equal(kept.personal["personal.head.weight"], fresh.personal["personal.head.weight"])
+    distance = [np.abs(kept.personal[f"personal.{n}"] - w[n]).mean() - np.abs(v[n] - w[n]).mean() for n in client.means]
     assert max(distance) < 0, "the KL draws it to what was received"
 
 
@@ -164,7 +164,7 @@ def test_predictions_average_draws_of_the_own_posterior_and_a_strangers_of_the_g
     np.testing.assert_array_equal(said(1, w, named(v))["probabilities"], said(1, v)["probabilities"])
     np.testing.assert_array_equal(said(1, {**w, **named(v)})["probabilities"], said(1, w)["probabilities"])
     inputs = client.inputs.plain(client.data.batch([1], "test"))
-    draws = client.draw(inputs, [v], Streams(client.seed, 1, [1], "evaluate test"))
+    draws = client.score(inputs, [v], Streams(client.seed, 1, [1], "evaluate test"))
     assert draws.logits.shape[:2] == (3, 1)
     expected = draws.logits.softmax(-1).mean(0)[0].detach().numpy()
     np.testing.assert_allclose(said(1, v)["probabilities"], expected, atol=1e-6)

@@ -105,7 +105,7 @@ def test_every_parameter_that_is_sent_has_been_trained(overrides):
         pytest.skip("needs a method that trains everything at once; others are in test_methods_of_one_file")
     begun, learns = {**client.model.initial, **initial}, client.model.trainable()
     for name, array in {**second.arrays, **second.personal}.items():
-        plain = name.removeprefix("own.")
+        plain = name.removeprefix("personal.")
         if plain not in learns and (plain in client.model.owned() or plain not in begun):
             continue  # counted or summed
         start = begun[plain]
@@ -143,9 +143,9 @@ def test_a_personal_head_is_in_no_reply(method):
         for name in record
     }
     assert names
-    assert not any(name.startswith(("head.", "own.head.")) for name in names)
+    assert not any(name.startswith(("head.", "personal.head.")) for name in names)
     assert sorted(progress.personal) == [0, 1, 2]
-    heads = [one.get("own.head.weight", one["head.weight"]) for one in progress.personal.values()]
+    heads = [one.get("personal.head.weight", one["head.weight"]) for one in progress.personal.values()]
     assert np.array_equal(heads[0], heads[1]) == (method == "fedbabu"), "FedBABU leaves the common random head"
     assert not any(name.startswith("head.") for name in progress.arrays)
 

@@ -3,17 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from generators import special
 from smoke import smoke
 
 from clients.sgpt import FLOOR, GroupPrompts
 from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
 
-SIZES = {"blocks": 3, "length": 2, "dim": 6, "classes": 10, "clients": 4, "groups": 3, "group_blocks": 1}
+SIZES = {"blocks": 3, "length": 2, "dim": 6, "classes": 10, "clients": 4}
+SETTINGS = {"groups": 3, "group_blocks": 1}
 
 
 def prompts(**changes):
-    return GroupPrompts(**{**SIZES, **changes}, rng=torch.Generator().manual_seed(0)).double()
+    return special(GroupPrompts, SIZES, SETTINGS, **changes)
 
 
 def make(*overrides):
@@ -155,7 +157,7 @@ def test_whoever_looks_at_the_prompts_of_a_prediction_gets_the_nearest_keys_too(
         (used,) = client.adapt([state], [ClientRequest(0, 1, "evaluate", "test", state, adapt=adapt)])
         assert not used["generator.choices"].any()
         assert np.array_equal(used["head.weight"], state["head.weight"]) == (adapt is None)
-    assert not client.for_strangers(state)["generator.choices"].any()
+    assert not client.for_new_clients(state)["generator.choices"].any()
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,9 @@ def test_fedprox_pulls_each_step_towards_what_was_sent():
 def test_ditto_steps_the_global_model_plainly_and_the_own_one_towards_what_was_sent():
     _, client = made("ditto", "optim.local_epochs=2", "method.client.strength=0.7")
     sent, own = client.model.initial, start_of(client)
-    found = trained(client, 0, sent, {f"own.{name}": array for name, array in own.items()})
+    found = trained(client, 0, sent, {f"personal.{name}": array for name, array in own.items()})
     index = mine(client, 0)
-    expected = {f"own.{name}": one for name, one in stepped(client, index, own, near=sent, mu=0.7).items()}
+    expected = {f"personal.{name}": one for name, one in stepped(client, index, own, near=sent, mu=0.7).items()}
     same(found, {**stepped(client, index, sent), **expected})
 
 

@@ -63,7 +63,7 @@ class Programs:
 
 
 def evaluate(programs, weights=EVEN, beta=1.0, draws=DRAWS):
-    return elbo(programs.model, programs.guide, draws=draws, weights=weights, beta=beta)
+    return elbo(programs.model, programs.guide, samples=draws, weights=weights, beta=beta)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.1])
@@ -172,7 +172,7 @@ def test_programs_without_a_posterior_have_a_likelihood_alone():
         with pyro.plate("clients", CLIENTS, dim=-2), pyro.plate("images", IMAGES, dim=-1):
             pyro.sample("label", dist.Categorical(logits=logits), obs=labels)
 
-    objective = elbo(model, lambda: None, draws=1, weights=EVEN, beta=1.0)
+    objective = elbo(model, lambda: None, samples=1, weights=EVEN, beta=1.0)
     expected = logits.log_softmax(-1)[..., 1].mean(1)
     torch.testing.assert_close(objective.loss, -expected)
     assert objective.metrics().keys() == {"loss", "log_likelihood"}

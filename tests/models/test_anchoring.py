@@ -3,32 +3,27 @@
 import numpy as np
 import pytest
 import torch
+from generators import prompts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedbayes.errors import ConfigError
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.models.anchoring import anchored, noise_bank, noise_layers, rotation, turned
-from fedbayes.models.prompts import PromptGenerator
 
 M = 3
 
 
 def make(kind="semi_implicit", **options):
-    generator = PromptGenerator(
-        kind=kind,
-        blocks=1,
-        length=2,
-        dim=8,
-        hidden=16,
-        code_dim=5,
-        noise_dim=M,
-        init_scale=0.5,
-        init_mixing=1.0,
-        decoder_scale=1.0,
-        rng=torch.Generator().manual_seed(0),
-        **options,
-    )
+    settings = {
+        "hidden": 16,
+        "code_dim": 5,
+        "noise_dim": M,
+        "init_scale": 0.5,
+        "init_mixing": 1.0,
+        "decoder_scale": 1.0,
+    }
+    generator = prompts(kind, (1, 2, 8), **settings | options)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))

@@ -1,29 +1,19 @@
 """bf16 on the backbone's side alone: close to float32, and float32 again wherever it meets what learns."""
 
 import copy
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from generators import maker
 from torch import nn
 from torch.nn import functional as F
 
 from fedbayes.errors import ConfigError
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.models.prompts import PromptGenerator
 from fedbayes.models.zoo import shipped
 
-PROMPTS = partial(
-    PromptGenerator,
-    kind="deterministic",
-    hidden=5,
-    code_dim=6,
-    noise_dim=2,
-    init_scale=0.3,
-    init_mixing=0.5,
-    decoder_scale=0.2,
-)
+PROMPTS = maker("deterministic", noise_dim=2)
 OPTIONS = {"length": 4, "depth": "shallow", "start_layer": 2, "seed": 0, "generator": PROMPTS}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
@@ -73,7 +63,7 @@ def test_generator_and_head_stay_float32_and_the_step_points_the_same_way(images
         model.stack([{"head.weight": head}])
         tokens, z = (one.unsqueeze(0) for one in model.precompute(images(16, 32).to(device)))
         assert z.dtype == torch.float32
-        prompts = model.generator.decode(model.generator.mixing(z, None))
+        prompts = model.generator.plain(z)
         logits = model.logits(tokens, prompts)
         assert logits.dtype == torch.float32
         loss = F.cross_entropy(logits[0], torch.arange(16, device=device) % 10)

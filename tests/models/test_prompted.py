@@ -1,20 +1,19 @@
 """A cohort is its clients side by side: nothing of one reaches another, and everything that can learn does."""
 
 import copy
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from generators import SETTINGS, maker
 from torch.nn import functional as F
 
 from fedbayes.errors import ConfigError
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.models.prompts import KINDS, PromptGenerator
+from fedbayes.models.prompts.coded import KINDS
 
 OPTIONS = {"length": 2, "depth": "shallow", "start_layer": 1, "seed": 0}
-SCALES = {"hidden": 5, "code_dim": 6, "noise_dim": 4, "init_scale": 0.3, "init_mixing": 0.5, "decoder_scale": 0.2}
 CLASSES, IMAGES = 5, 4
 
 
@@ -32,10 +31,8 @@ def make(backbone):
 
 
 def prompted(backbone, **options):
-    scales = {name: options.pop(name, SCALES[name]) for name in SCALES}
-    kind, head_std = options.pop("kind", "fixed"), options.pop("head_std", 0.0)
-    generator = partial(PromptGenerator, kind=kind, **scales)
-    return PromptedViT(backbone, CLASSES, generator=generator, head_std=head_std, **{**OPTIONS, **options})
+    settings = {name: options.pop(name) for name in ("kind", *SETTINGS) if name in options}
+    return PromptedViT(backbone, CLASSES, generator=maker(**settings), **{**OPTIONS, **options})
 
 
 @pytest.fixture
@@ -59,15 +56,13 @@ def states(model, count):
 def loss_of(model, tokens, z, labels, eps, noise):
     """A loss with a prior term, one per client, and the logits."""
     generator = model.generator
-    code, prior = None, torch.zeros(())
-    if generator.kind == "deterministic":
-        code = generator.mixing(z, None).unsqueeze(0)
-    elif generator.kind != "fixed":
-        psi = generator.mixing(z, eps if generator.noise_dim else None)
-        code = psi + generator.scale(z) * noise
+    if generator.kind in ("fixed", "deterministic"):
+        prompts, prior = generator.plain(z).unsqueeze(0), torch.zeros(())
+    else:
+        code = generator.mixing(z, eps if generator.noise_dim else None) + generator.scale(z) * noise
+        prompts = generator.decode(code)
         prior = 0.05 * (code.square().sum(-1) - 2 * generator.scale(z).log().sum(-1))
-    logits = model.logits(tokens, generator.decode(code))
-    logits = logits if code is not None else logits.unsqueeze(0)
+    logits = model.logits(tokens, prompts)
     likelihood = logits.log_softmax(-1).gather(-1, labels.expand(len(logits), *labels.shape).unsqueeze(-1))
     return (prior - likelihood.squeeze(-1)).mean(0).sum(-1), logits
 
@@ -120,7 +115,7 @@ def test_a_clients_nan_stays_its_own(make, inputs, kind):
 def test_every_parameter_learns_and_no_other_does(make, inputs, kind, code_dim, depth):
     model = make(kind, code_dim=code_dim, depth=depth)
     tokens, z, labels, eps, noise = (*(x[:1] for x in inputs[:3]), *(x[:, :1] for x in inputs[3:]))
-    noise = torch.randn(2, 1, IMAGES, max(1, model.generator.code_dim), dtype=torch.float64)
+    noise = torch.randn(2, 1, IMAGES, getattr(model.generator, "code_dim", 1), dtype=torch.float64)
     names = {name.split(".")[0] for name in model.trainable()}
     assert names == {"generator", "head"}
     optimiser = torch.optim.SGD(model.trainable().values(), lr=0.1)
@@ -180,7 +175,7 @@ def test_without_prompts_it_is_a_linear_head_on_the_features(make, images):
     model = make("fixed", length=0)
     model.stack(states(model, 1))
     tokens, _ = model.precompute(images(3, 16))
-    logits = model.logits(tokens.unsqueeze(0), model.generator.decode(None))
+    logits = model.logits(tokens.unsqueeze(0), model.generator.plain(None))
     expected = model.backbone.features(images(3, 16)) @ model.head.weight[0] + model.head.bias[0]
     torch.testing.assert_close(logits[0], expected, rtol=0, atol=1e-10)
 

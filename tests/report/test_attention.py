@@ -1,26 +1,22 @@
 """Where prompts attend: known weights give known maps, and the tokens go on as through the backbone itself."""
 
-from functools import partial
-
 import pytest
 import torch
+from generators import maker
 
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.models.prompts import PromptGenerator
 from fedbayes.report.attention import prompt_attention
 
 LENGTH = 2
-SCALES = {"hidden": 5, "code_dim": 6, "noise_dim": 2, "init_scale": 0.3, "init_mixing": 0.5, "decoder_scale": 0.2}
 
 
 @pytest.fixture
 def make(random_vit):
     def make(length=LENGTH, start_layer=1, depth="shallow", **options):
         backbone = FrozenViT(random_vit(**options).float(), "small", (0.5,) * 3, (0.25,) * 3)
-        generator = partial(PromptGenerator, kind="fixed", **SCALES)
         options = {"length": length, "depth": depth, "start_layer": start_layer, "seed": 0}
-        return PromptedViT(backbone, 5, generator=generator, **options)
+        return PromptedViT(backbone, 5, generator=maker(), **options)
 
     return make
 

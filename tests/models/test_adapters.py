@@ -6,16 +6,15 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from generators import maker
 from torch.nn import functional as F
 
 from fedbayes.errors import ConfigError
+from fedbayes.models.adapters import AllWeights, LowRankWeights
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.models.prompts import PromptGenerator
-from fedbayes.models.tuned import AllWeights, LowRankWeights
 
 SETTINGS = {"rank": 2, "alpha": 6.0, "start_layer": 1, "targets": ["attn.qkv", "attn.proj"], "freeze_a": False}
-CODE = {"hidden": 5, "code_dim": 6, "noise_dim": 4, "init_scale": 0.3, "init_mixing": 0.5, "decoder_scale": 0.2}
 KINDS = {
     "low_rank": partial(LowRankWeights, **SETTINGS),
     "frozen_a": partial(LowRankWeights, **SETTINGS | {"freeze_a": True}),
@@ -31,9 +30,8 @@ def backbone(random_vit):
 
 
 def prompted(backbone, kind, **options):
-    generator = partial(PromptGenerator, kind="fixed", **CODE)
     sizes = {"length": 0, "depth": "shallow", "start_layer": 1, "seed": 0, **options}
-    return PromptedViT(backbone, CLASSES, generator=generator, weights=KINDS[kind], **sizes).double()
+    return PromptedViT(backbone, CLASSES, generator=maker(), weights=KINDS[kind], **sizes).double()
 
 
 def states(model, count):
@@ -50,7 +48,7 @@ def entering(model, images, clients=3):
 
 
 def scores(model, tokens):
-    return model.logits(tokens, model.generator.decode(None).unsqueeze(0))[0]
+    return model.logits(tokens, model.generator.plain(None).unsqueeze(0))[0]
 
 
 def losses(model, tokens):

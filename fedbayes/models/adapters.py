@@ -6,7 +6,7 @@ Letters of LoRA (Hu et al., ICLR 2022, arXiv 2106.09685), words at the door: r i
     W_c = W + (alpha / r) B_c A_c,   A ~ N(0, 1 / in),   B = 0 before training
 
 so training starts from the frozen ViT. timm keeps queries, keys and values in one matrix `qkv`, so here the three share
-one `A`; the paper changes each matrix by a pair of its own. The merged `W_c` is what the blocks are run with.
+one `A`; the paper changes each matrix by another pair. The merged `W_c` is what the blocks are run with.
 
 Averaging `A` and `B` apart, as FedIT does (Zhang et al., ICASSP 2024, arXiv 2305.05644), is not averaging the changes:
 the mean of `B_c A_c` is not the product of the means. With one frozen `A` for everybody it is (FFA-LoRA, Sun et al.,
@@ -16,9 +16,9 @@ The frozen backbone itself is never touched: its modules are run with other weig
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Num
@@ -65,20 +65,15 @@ class AbstractWeights(nn.Module, ABC):
         device, bf16 = entering.device.type, backbone.tokens_dtype == torch.bfloat16
         attention = _without_fused_attention(backbone.vit) if bf16 and device == "cpu" else nullcontext()
         with torch.autocast(device, torch.bfloat16, enabled=bf16), attention:
-            found = [
+            features = [
                 functional_call(passes, {name: rows[c] for name, rows in each.items()}, (images,))
                 for c, images in enumerate(entering)
             ]
-        return torch.stack(found).to(backbone.dtype)
+        return torch.stack(features).to(backbone.dtype)
 
 
-@runtime_checkable  # the tests check every argument's type
-class MakeWeights(Protocol):
-    """Makes clients' weights once the backbone is known; the settings of their kind are in it already."""
-
-    def __call__(self, *, backbone: FrozenViT, rng: torch.Generator) -> AbstractWeights:
-        """Weights that start as the backbone's own."""
-        ...
+MakeWeights = Callable[..., AbstractWeights]
+"""`make(backbone=..., rng=...)`: clients' weights, which start as the backbone's; their settings are in it already."""
 
 
 @final
@@ -134,11 +129,11 @@ class LowRankWeights(AbstractWeights):
 
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:
         """The merged matrices."""
-        found = {}
+        merged = {}
         for name in self._names:
             pair: Any = self.get_submodule(name)
-            found[f"{name}.weight"] = backbone.vit.get_submodule(name).weight + self.scale * (pair.b @ pair.a)
-        return found
+            merged[f"{name}.weight"] = backbone.vit.get_submodule(name).weight + self.scale * (pair.b @ pair.a)
+        return merged
 
 
 @final
@@ -147,7 +142,7 @@ class AllWeights(AbstractWeights):
 
     Args:
         backbone: whose weights they start from.
-        rng: unused: nothing is drawn.
+        rng: unused.
     """
 
     def __init__(self, *, backbone: FrozenViT, rng: torch.Generator) -> None:  # noqa: ARG002

@@ -1,0 +1,100 @@
+"""What all prompt generators share: their sizes, layers with a client axis, and the interface that clients use."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+BASE = "generator.base"
+"""The name of `P_base` in a client's state, `(blocks, length, dim)`."""
+
+
+@final
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that the model and the federation fix before prompts are made.
+
+    Attributes:
+        blocks: prompt sets of an image: one for VPT-shallow, one for each prompted block for VPT-deep.
+        length: prompts in a set; 0 leaves the backbone as it is.
+        dim: width of a token.
+        classes: number of classes.
+        clients: number of clients in the federation.
+    """
+
+    blocks: int
+    length: int
+    dim: int
+    classes: int = 1
+    clients: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of all prompts of an image."""
+        return self.blocks, self.length, self.dim
+
+
+@final
+class ClientLinear(nn.Module):
+    """A linear layer for each client: `x (..., C, B, in) -> (..., C, B, out)` with weights `(C, in, out)`."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = True, std: float, rng: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(std * torch.randn(1, inputs, outputs, generator=rng))
+        self.bias = nn.Parameter(torch.zeros(1, 1, outputs)) if bias else None
+
+    def forward(self, x: Float[Tensor, "*samples clients images i"]) -> Float[Tensor, "*samples clients images o"]:
+        """Apply each client's layer to its images."""
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+def xavier(*shape: int, rng: torch.Generator) -> Tensor:
+    """Prompts before training, uniform with Xavier's bound for their width, as VPT starts them."""
+    return (2 * torch.rand(*shape, generator=rng) - 1) * math.sqrt(6 / (shape[-1] + shape[-1]))
+
+
+class AbstractPrompts(nn.Module, ABC):
+    """Where prompts come from. A method with prompts of another kind names its class in `method.generator`.
+
+    A subclass takes `sizes`, `rng` for the initial values, and its settings. Every parameter has a leading client axis.
+    A parameter with `requires_grad=False` is sent and stacked like any other, and never trained.
+    """
+
+    kind: str
+
+    @abstractmethod
+    def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images_or_1 blocks length dim"]:
+        """Prompts without a posterior, for images with class features z."""
+
+    def penalty(
+        self,
+        z: Float[Tensor, "clients images dim"],  # noqa: ARG002  (a hook: methods may use both)
+        weights: Float[Tensor, "clients images"],  # noqa: ARG002
+    ) -> Float[Tensor, " clients"] | None:
+        """What a method adds to each client's training loss, nats per image; None for nothing.
+
+        Args:
+            z: class features of the images.
+            weights: of the images, 0 for padding; each client's sum to 1, or to 0 if it has no image in the batch.
+        """
+        return None
+
+
+@final
+class FixedPrompts(AbstractPrompts):
+    """`P = P_base`, the same for all images, as in VPT."""
+
+    kind = "fixed"
+
+    def __init__(self, sizes: Sizes, rng: torch.Generator) -> None:
+        super().__init__()
+        self.base = nn.Parameter(xavier(1, *sizes.shape, rng=rng))
+
+    def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients 1 blocks length dim"]:  # noqa: ARG002
+        """`P_base`."""
+        return self.base.unsqueeze(1)
