@@ -48,7 +48,7 @@ def test_names_of_choices_are_written_down():
         (["+method.strategy.eta=1"], "method.strategy: Averaging got an unexpected keyword argument 'eta'"),
         (["+method.client.foo=1"], "method.client: PromptTuningClient got an unexpected keyword argument 'foo'"),
         (["+optim.foo=1"], "optim: .*got an unexpected keyword argument 'foo'"),
-        (["+generator.foo=1"], "generator: PromptGenerator got an unexpected keyword argument 'foo'"),
+        (["+generator.foo=1"], "generator: GeneratorSettings got an unexpected keyword argument 'foo'"),
         (["+prompts.foo=1"], "prompts: PromptedViT got an unexpected keyword argument 'foo'"),
         (["+data.foo=1"], "data: styled_digits.* got an unexpected keyword argument 'foo'"),
         (["+partition.foo=1"], "partition: domain_mixture got an unexpected keyword argument 'foo'"),
