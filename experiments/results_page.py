@@ -40,7 +40,7 @@ SECTIONS = {
     "Methods": [
         *METHODS,
         *("digits_new_clients", "comparisons", "office_fedbn_float32", "digits_one_partition", "images_per_client"),
-        *("real_images", "superseded"),
+        *("real_images", "superseded", "trials"),
     ],
     "Posteriors": [
         *("posteriors_digits", "posteriors_office", "posteriors_samples", "posteriors_cost", "posterior_logistic"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -166,8 +167,7 @@ def test_every_page_is_in_the_navigation_and_names_modules_that_exist():
     for page in (ROOT / "docs").rglob("*.md"):
         assert f" {page.relative_to(ROOT / 'docs')}\n" in site
         for module in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE):
-            path = ROOT / module.replace(".", "/")
-            assert path.with_suffix(".py").is_file() or path.is_dir(), module
+            assert pkgutil.resolve_name(module), module
 
 
 def test_the_extra_for_the_site_names_what_it_is_built_with():
