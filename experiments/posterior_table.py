@@ -16,7 +16,7 @@ from typing import Any
 
 from jobs import folder_of, run_all
 
-from fedbayes.report.groups import spread_text
+from fedbayes.report.spread import spread_text
 from fedbayes.storage.run_dir import METRICS, SUMMARY, read_json, read_rows
 
 EXTRA, NOISE_DIMS, SAMPLES = (0, 1, 10, 100), (2, 8, 32), (1, 2, 8, 32)

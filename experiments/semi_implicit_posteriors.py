@@ -42,7 +42,7 @@ from fedbayes.inference.gaussian import AmortisedNormal
 from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
-from fedbayes.report.groups import spread_text
+from fedbayes.report.spread import spread_text
 
 NOISE = 10
 DRAWS = 32

@@ -37,7 +37,7 @@ from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.thresholds import COLLAPSED
-from fedbayes.report.groups import spread_text
+from fedbayes.report.spread import spread_text
 
 COMPONENTS = (20_000, 40_000)  # of the mixture that stands for h; the second tells the bias of the first
 POINTS = 2**12  # for the expectation in the KL

@@ -22,7 +22,7 @@ from jobs import Job, folder_of, require_same, run_all
 from paired import Difference, paired_difference
 from protocols import EVERY, TABLES, WAVES
 
-from fedbayes.report.groups import Spread, spread
+from fedbayes.report.spread import Spread, spread
 from fedbayes.storage.run_dir import SUMMARY, read_json
 
 HERE = Path(__file__).parent

@@ -21,7 +21,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.errors import ConfigError, FedbayesError
-from fedbayes.report.table_formats import inert, inline
+from fedbayes.report.tables import inert
+from fedbayes.report.tables import markdown as inline
 from fedbayes.storage import files
 from fedbayes.storage.run_dir import FINISHED, METRICS, SWEEP, json_lines, plain, read_jobs, read_rows
 from fedbayes.text import visible

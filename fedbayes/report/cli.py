@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from rich.console import Console
 
-    from fedbayes.report.comparison import as_markdown, as_table, compare, find_runs
+    from fedbayes.report.comparison import compare, find_runs
 
     wanted = _parser().parse_args(argv)
     state = "best" if wanted.best else "final"
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     raise
                 print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
         runs = [run_dir for run_dir in runs if run_dir not in broken]
-        table = compare(runs, state)
+        comparison = compare(runs, state)
         page = wanted.out or (_place(wanted.folders) if len(runs) > 1 and not wanted.table_only else None)
         if page is not None:
             _compare(runs, state, page)
@@ -53,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
     if wanted.markdown:
-        print(as_markdown(table))
+        print(comparison.as_markdown())
     else:
-        Console().print(as_table(table))
+        Console().print(comparison.for_terminal())
     return 2 if broken else 0
 
 
@@ -86,15 +86,12 @@ def _show(run_dir: Path, *, table_only: bool) -> None:
     Raises:
         RunError: if its files are missing, damaged or do not fit together, or a page cannot be written.
     """
-    from fedbayes.report.comparison import compare
-    from fedbayes.report.measures import MEASURES
-    from fedbayes.report.plots import draw
+    from fedbayes.report.comparison import MEASURES, compare
 
     try:
         compare([run_dir], "final", MEASURES)
         if not table_only:
-            draw(run_dir)
-            print(write_html(run_dir), file=sys.stderr)
+            print(write_html(run_dir, draw=True), file=sys.stderr)
     except MISFITS as error:
         what = f"{type(error).__name__}: {error}"
         raise RunError(f"files in {run_dir} are not what a run writes ({what}); remove it, or run it again.") from error
@@ -112,17 +109,15 @@ def _compare(runs: Sequence[Path], state: str, page: Path) -> None:
     Raises:
         RunError: if they cannot be written, or the page would have the name of one of its tables.
     """
-    from fedbayes.report.comparison import compare
+    from fedbayes.report.comparison import MEASURES, compare
     from fedbayes.report.comparison_page import write_comparison
-    from fedbayes.report.exports import write_tables
-    from fedbayes.report.measures import MEASURES
 
     if page.suffix not in (".html", ".htm"):
         raise RunError(f"--out={page} is no name of a page; give one that ends in .html.")
-    table = compare(runs, state, MEASURES)
+    comparison = compare(runs, state, MEASURES)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        for path in (write_comparison(table, page), *write_tables(table, page)):
+        for path in (write_comparison(comparison, page), *comparison.write_tables(page)):
             print(path, file=sys.stderr)
     except OSError as error:
         raise RunError(f"{page} cannot be written ({error.strerror}); choose another place with --out.") from error

@@ -1,117 +1,241 @@
-"""The page that `fedbayes-report` makes of many runs: one table to sort and filter, and what it looks like drawn."""
+"""The page that `fedbayes-report` makes of many runs: one table to sort and filter, and charts of every group."""
 
-import html
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from fedbayes.report import comparison_charts, comparison_maps, page
-from fedbayes.report.comparison import Comparison
-from fedbayes.report.groups import Spread, look_up
-from fedbayes.report.svg import swatch
-from fedbayes.storage.predictions import read_predictions
+from fedbayes.report import results
+from fedbayes.report.chart import Chart, Series
+from fedbayes.report.comparison import Comparison, Measure, known
+from fedbayes.report.figures import clients, confidence, learning
+from fedbayes.report.figures.groups import scatter
+from fedbayes.report.groups import Group
+from fedbayes.report.spread import Spread, look_up, shown, spread
+from fedbayes.report.tables import Cell, Table, heat_table, write_page
+from fedbayes.storage.predictions import Predictions, read_predictions
 from fedbayes.storage.run_dir import METRICS, PARTITION, read_json, read_rows
 
+_DIAGNOSTICS = (
+    Measure("KL in the last round of training (nats)", "kl", ("train", "kl"), digits=1),
+    Measure("prompt uncertainty on test (nats)", "prompt_uncertainty", ("state", "prompt_uncertainty"), digits=4),
+    Measure("mixing ratio on test", "mixing_ratio", ("state", "mixing_ratio")),
+    Measure("mixing kept by averaging", "mixing_kept", ("state", "mixing_kept")),
+    Measure("effective components in training", "effective_components", ("state", "effective_components"), digits=2),
+    Measure("bound saturation in training", "bound_saturation", ("state", "bound_saturation")),
+)
+_MOST_POINTS = 200
+_MOST_DIAGRAMS = 12
+"""Groups up to which their reliability diagrams stand open."""
 
-def write_comparison(table: Comparison, path: Path) -> Path:
-    """Writes the page of a comparison.
+
+def write_comparison(comparison: Comparison, path: Path) -> Path:
+    """Write the page of a comparison.
 
     Args:
-        table: of `fedbayes.report.comparison.compare`.
-        path: of the file; the tables as Markdown, CSV and LaTeX lie beside it, see `write_tables`.
+        comparison: of `fedbayes.report.comparison.compare`.
+        path: of the file; the tables as Markdown, CSV and LaTeX lie beside it, see `Comparison.write_tables`.
 
     Returns:
         The path.
     """
-    names = [f"{index + 1} {table.name(index)}" for index in range(len(table.rows))]
-    runs = sum(len(group.runs) for group in table.groups)
-    lead = f"<p>{html.escape(table.heading)}</p>" + "".join(f"<p class=soft>{html.escape(n)}</p>" for n in table.notes)
-    links = ", ".join(
-        f'<a href="{html.escape(path.with_suffix(end).name)}">{name}</a>'
-        for end, name in ((".md", "Markdown"), (".csv", "CSV"), (".tex", "LaTeX"))
+    groups, names = comparison.groups, comparison.names()
+    rows = [[read_rows(run / METRICS) for run, _ in group.runs] for group in groups]
+    partitions = [[read_json(run / PARTITION) for run, _ in group.runs] for group in groups]
+    predictions = [[one for run, _ in group.runs if (one := read_predictions(run))] for group in groups]
+    bars = results.timed(list(zip(names, map(_seconds, groups), strict=True)))
+    return write_page(
+        path,
+        "comparison.html.j2",
+        comparison=comparison,
+        stem=path.stem,
+        title=f"Comparison of {sum(len(group.runs) for group in groups)} runs in {len(groups)} groups",
+        names=names,
+        legend=[Series(index, name, index) for index, name in enumerate(names)],
+        headline=_numbered(comparison.table),
+        curves=learning.compared(rows, names),
+        domains=_domains(comparison, names),
+        maps=_maps(predictions, partitions, names),
+        differ=any(len(set(map(_text, each))) > 1 for each in partitions),
+        calibration=_calibration(comparison, names),
+        risk=_risk(comparison, predictions, names),
+        diagrams=_diagrams(comparison, names),
+        most_diagrams=_MOST_DIAGRAMS,
+        posterior=learning.posteriors(rows, names),
+        posterior_table=_posterior_table(comparison, names),
+        partitions=_partitions(groups, partitions),
+        sent=_sent(comparison, names),
+        time=clients.seconds_by_phase(bars, "Seconds by phase, mean over runs") if bars else None,
+        seconds=results.seconds_by_phase(bars),
+        runs=_runs(comparison),
     )
-    text = page.document(
-        f"Comparison of {runs} runs in {len(table.rows)} groups",
-        lead,
-        [
-            ("headline", "Results on the test images", _headline(table) + f"<p>The same table as {links}.</p>"),
-            *_sections(table, names),
-            ("runs", "Every run", _runs(table)),
-        ],
-        scripts=("sorting.js", "filter.js"),
-    )
-    return page.write(path, text)
 
 
-def _sections(table: Comparison, names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """What is drawn from the files of the runs: an identifier, a heading and HTML of each section."""
-    rows = [[read_rows(run / METRICS) for run, _ in group.runs] for group in table.groups]
-    partitions = [[read_json(run / PARTITION) for run, _ in group.runs] for group in table.groups]
-    predictions = [[found for run, _ in group.runs if (found := read_predictions(run))] for group in table.groups]
-    maps = comparison_maps.domains(table, names) + comparison_maps.clients(predictions, partitions, names)
-    return [
-        ("curves", "Learning curves", comparison_charts.curves(rows, names)),
-        ("domains", "Methods, clients and domains", maps),
-        ("calibration", "Accuracy and calibration", comparison_charts.calibration(table, names)),
-        ("confidence", "Is their confidence right?", comparison_charts.confidence(table, predictions, names)),
-        ("posterior", "The posterior over rounds", comparison_charts.posterior(table, rows, names)),
-        ("partition", "Who holds what", comparison_maps.partitions(table.groups, partitions)),
-        ("bytes", "Bytes and accuracy", comparison_charts.sent(table, names)),
-        ("time", "Time by phase", comparison_charts.time(table.groups, names)),
+def _numbered(table: Table) -> Table:
+    """The headline with a number before each row, and texts whose first stands out."""
+    rows = [[Cell(str(index + 1), index + 1), *row] for index, row in enumerate(table.cells())]
+    caption = (
+        "Mean over runs ± standard error; the best mean of a column is bold. The buttons in the head sort. Time is "
+        "that of the whole run, its set-up included."
+    )
+    return Table(caption, ("no.", *table.head), rows, table.texts + 1, table.groups, (0, *table.better))
+
+
+def _domains(comparison: Comparison, names: Sequence[str]) -> Table | None:
+    """Accuracy of each group in each domain; nothing where no run says it."""
+    columns, spreads = comparison.domains()
+    means = [value.mean for row in spreads for value in row if value is not None]
+    if not means:
+        return None
+    rows = [
+        (name, [(shown(value), None if value is None else value.mean) for value in row])
+        for name, row in zip(names, spreads, strict=True)
     ]
-
-
-def _headline(table: Comparison) -> str:
-    """The table, with a button in each head and a box to filter by."""
-    better = [0] * (table.texts + 1) + [measure.better for measure in table.measures]
-    heads = page.heads(("no.", *table.head), sortable=True, texts=table.texts + 1, better=[0, *better])
-    tops = table.best()
-    lines = []
-    for index, (row, spreads, group) in enumerate(zip(table.rows, table.spreads, table.groups, strict=True)):
-        cells = [f'<td data-value="{index + 1}">{index + 1}</td>']
-        for place, cell in enumerate(row[: table.texts]):
-            tag, mark = ("th scope=row", swatch(index)) if place == 0 else ("td", "")
-            text = html.escape(cell).replace("_", "_<wbr>")  # where a name may break on a phone
-            cells.append(f"<{tag} class=text>{mark}{text}</{tag.split()[0]}>")
-        cells.append(f'<td data-value="{len(group.runs)}">{len(group.runs)}</td>')
-        for measure, found, top in zip(table.measures, spreads, tops, strict=True):
-            value = "" if found is None else f' data-value="{found.mean!r}"'
-            css = " class=best" if found is not None and found.mean == top else ""
-            cells.append(f"<td{css}{value}>{html.escape(measure.text(found))}</td>")
-        name = html.escape(" ".join(row[: table.texts]))
-        lines.append(f'<tr data-group="{index}" data-name="{name}">{"".join(cells)}</tr>')
-    caption = "Mean over seeds ± standard error; the best mean of a column is bold. The buttons in the head sort. "
-    caption += "Time is that of the whole run, its set-up included."
-    made = (
-        f"<table class=sortable id=headline-table>{page.caption_of(caption)}"
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    caption = (
+        "Test accuracy in each domain after the last round, all clients' images together: mean over runs ± standard "
+        f"error; weakest colour {min(means):.3f}, strongest {max(means):.3f}"
     )
-    box = (
-        "<div class=filter><label for=filter>Show only rows, lines and dots whose name holds</label>"
-        "<input id=filter type=search autocomplete=off spellcheck=false>"
-        "<span id=count class=soft role=status></span></div>"
-    )
-    return box + page.scroll("Results on the test images", made)
+    # Differences between methods are small beside the scale from 0 to 1. The weakest is a tenth of the strongest.
+    low = min(means) - (max(means) - min(means)) / 9
+    return heat_table(caption, ["group", *columns], rows, (low, max(means)), range(len(rows)))
 
 
-def _runs(table: Comparison) -> str:
-    """Every run's own numbers, from which the others are made."""
-    head = ("run", "group", "seed", *(measure.label for measure in table.measures))
-    better = [0, 0, 0, *(measure.better for measure in table.measures)]
-    lines = []
-    for index, group in enumerate(table.groups):
-        for run, summary in group.runs:
-            cells = [f"<td>{index + 1}</td>", f"<td>{html.escape(str(summary.get('seed', '–')))}</td>"]
-            for measure in table.measures:
-                value = look_up(summary, measure.place(table.state))
-                found = None if value is None else Spread(value, None, 1)
-                mark = "" if value is None else f' data-value="{value!r}"'
-                cells.append(f"<td{mark}>{html.escape(measure.text(found))}</td>")
-            lines.append(
-                f'<tr data-group="{index}"><th scope=row class=text>{html.escape(run.name)}</th>{"".join(cells)}</tr>'
+def _maps(
+    predictions: Sequence[Sequence[Predictions]],
+    partitions: Sequence[Sequence[Mapping[str, Any]]],
+    names: Sequence[str],
+) -> list[tuple[int, Table | str]]:
+    """The map of clients and domains of each group, with the group's number."""
+    maps = [
+        results.accuracy_map(runs, each[0], name)
+        for runs, each, name in zip(predictions, partitions, names, strict=True)
+    ]
+    return [(index, one) for index, one in enumerate(maps) if one]
+
+
+def _calibration(comparison: Comparison, names: Sequence[str]) -> list[Chart]:
+    """Accuracy against ECE and NLL."""
+    accuracy = _of(comparison, "accuracy", "mean")
+    charts = []
+    for key, title, unit in (("ece", "Accuracy against ECE", "ECE"), ("nll", "Accuracy against NLL", "NLL (nats)")):
+        other = _of(comparison, key)
+        is_logarithmic = key == "nll" and all(value is None or value.mean > 0 for value in other)
+        note = "Upper left is better. Bars: ± standard error over runs. Numbers are those of the table."
+        note += " The scale of the NLL is logarithmic." * is_logarithmic
+        name = f"accuracy_{key}"
+        charts.append(scatter(name, title, unit, other, accuracy, names, note, is_logarithmic=is_logarithmic))
+    return [chart for chart in charts if chart]
+
+
+def _risk(comparison: Comparison, predictions: Sequence[Sequence[Predictions]], names: Sequence[str]) -> Chart | None:
+    return confidence.risk_coverage(
+        [
+            confidence.RiskCurve(
+                Series(i, names[i], i),
+                confidence.averaged_risk(predictions[i], _MOST_POINTS),
+                shown(group.spread("final", "aurc")),
             )
-    made = (
-        f"<table class=sortable id=runs-table>{page.caption_of('Each run as its summary.json has it')}"
-        f"<thead><tr>{page.heads(head, sortable=True, better=better)}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table>"
+            for i, group in enumerate(comparison.groups)
+        ]
     )
-    return page.folded(f"{len(lines)} runs", page.scroll("Every run", made))
+
+
+def _diagrams(comparison: Comparison, names: Sequence[str]) -> list[tuple[int, Chart, Table]]:
+    """A reliability diagram of each group, with the group's number and its bins."""
+    diagrams = []
+    for index, group in enumerate(comparison.groups):
+        bins = confidence.pooled_bins(
+            [(summary.get(comparison.state) or {}).get("reliability") or {} for _, summary in group.runs]
+        )
+        ece, floor = (shown(group.spread(comparison.state, name)) for name in ("ece", "ece_floor"))
+        title = f"Reliability: {names[index]}"
+        chart = confidence.reliability(f"reliability_{index + 1}", title, bins, ece, floor, index)
+        if chart:
+            diagrams.append((index, chart, results.reliability_table(title, bins)))
+    return diagrams
+
+
+def _posterior_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    """Where the posteriors ended; no rows where no group has one."""
+    having = [i for i, group in enumerate(comparison.groups) if group.values("train", "kl")]
+    measures = known(_DIAGNOSTICS, comparison.groups, comparison.state)
+    rows = [[names[i], *(one.text(one.of(comparison.groups[i], comparison.state)) for one in measures)] for i in having]
+    moment = "last round" if comparison.state == "final" else "round best by validation"
+    caption = f"The posterior in the {moment}: mean over runs ± standard error"
+    return Table(caption, ["group", *(one.label for one in measures)], rows, groups=having)
+
+
+def _partitions(
+    groups: Sequence[Group], partitions: Sequence[Sequence[Mapping[str, Any]]]
+) -> list[tuple[str, list[Table | str], Table]]:
+    """Images of each client, once for each partition that the runs were on, with a line that says which runs."""
+    shared: dict[str, tuple[Mapping[str, Any], list[tuple[str, str]]]] = {}
+    for group, each in zip(groups, partitions, strict=True):
+        for (run, summary), partition in zip(group.runs, each, strict=True):
+            runs = shared.setdefault(_text(partition), (partition, []))[1]
+            runs.append((run.name, str(summary.get("seed", "–"))))
+    seeds = [{seed for _, seed in runs} for _, runs in shared.values()]
+    is_by_seed = sum(map(len, seeds)) == len(set().union(*seeds))
+    sections = []
+    for partition, runs in shared.values():
+        if len(shared) == 1:
+            label = "All runs have the same partition."
+        elif is_by_seed:
+            label = f"Partition of seed {', '.join(sorted({seed for _, seed in runs}))} ({len(runs)} runs)"
+        else:
+            more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
+            label = f"Partition of {', '.join(name for name, _ in runs[:4])}{more}"
+        if tables := results.partition_tables(partition):
+            sections.append((label, tables, results.splits(partition)))
+    return sections
+
+
+def _text(partition: Mapping[str, Any]) -> str:
+    return json.dumps(partition, sort_keys=True)
+
+
+def _sent(comparison: Comparison, names: Sequence[str]) -> Chart | None:
+    """Accuracy against all bytes of a run; methods that send nothing stand at the left edge."""
+    sent = [_bytes(group) for group in comparison.groups]
+    least = min((value.mean for value in sent if value is not None and value.mean > 0), default=None)
+    if least is None:
+        return None
+    silent = [index for index, value in enumerate(sent) if value is not None and value.mean <= 0]
+    moved = [Spread(least / 3, None, 1) if index in silent else value for index, value in enumerate(sent)]
+    note = "Both ways and all clients together, on a logarithmic scale. Upper left is better."
+    if silent:
+        note += f" At the left edge, sending nothing: {', '.join(names[index] for index in silent)}."
+    accuracy = _of(comparison, "accuracy", "mean")
+    title = "Accuracy against bytes sent"
+    return scatter("accuracy_bytes", title, "bytes", moved, accuracy, names, note, is_logarithmic=True)
+
+
+def _bytes(group: Group) -> Spread | None:
+    ways = [(look_up(summary, ("bytes", "up")), look_up(summary, ("bytes", "down"))) for _, summary in group.runs]
+    return spread([up + down for up, down in ways if up is not None and down is not None])
+
+
+def _seconds(group: Group) -> dict[str, float]:
+    """Seconds by phase, mean over runs."""
+    values = {phase: group.spread("seconds", phase) for phase in ("total", *clients.PHASES)}
+    return {phase: value.mean for phase, value in values.items() if value is not None}
+
+
+def _of(comparison: Comparison, *path: str) -> list[Spread | None]:
+    return [group.spread(comparison.state, *path) for group in comparison.groups]
+
+
+def _runs(comparison: Comparison) -> Table:
+    """Every run's own numbers, from which the others are made."""
+    rows, groups = [], []
+    for index, group in enumerate(comparison.groups):
+        for run, summary in group.runs:
+            cells: list[str | Cell] = [run.name, str(index + 1), str(summary.get("seed", "–"))]
+            for measure in comparison.measures:
+                value = look_up(summary, measure.place(comparison.state))
+                cells.append(Cell(measure.text(None if value is None else Spread(value, None, 1)), value))
+            rows.append(cells)
+            groups.append(index)
+    head = ("run", "group", "seed", *(measure.label for measure in comparison.measures))
+    better = (0, 0, 0, *(measure.better for measure in comparison.measures))
+    return Table("Each run as its summary.json has it", head, rows, groups=groups, better=better)

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbayes.errors import require_choice
-from fedbayes.report.groups import find_runs, flatten
+from fedbayes.report.groups import find_runs
+from fedbayes.report.spread import flatten
 from fedbayes.storage.names import SUBJECT
 from fedbayes.storage.run_dir import CLIENTS, METRICS, read_rows, read_summary
 

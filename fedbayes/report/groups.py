@@ -1,14 +1,13 @@
 """Finished runs, gathered: those that differ in nothing but their seeds are one group."""
 
-import math
-import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, final
 
 from fedbayes.errors import RunError
+from fedbayes.report.spread import Spread, flatten, look_up, spread
 from fedbayes.storage.names import CONFIG, SUBJECT
 from fedbayes.storage.run_dir import FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_summary
 
@@ -55,44 +54,12 @@ class Group:
 
     def values(self, *path: str) -> list[float]:
         """The number at a place of each summary, as in `values("final", "nll")`; runs without it are passed over."""
-        found = [look_up(summary, path) for _, summary in self.runs]
-        return [value for value in found if value is not None]
+        numbers = [look_up(summary, path) for _, summary in self.runs]
+        return [value for value in numbers if value is not None]
 
-
-@final
-@dataclass(frozen=True)
-class Spread:
-    """Mean over seeds and its standard error; None for one seed alone."""
-
-    mean: float
-    error: float | None
-    count: int
-
-    def text(self, digits: int = 3) -> str:
-        """As in `0.800 ± 0.058`."""
-        mean = f"{self.mean:,.{digits}f}"
-        return mean if self.error is None else f"{mean} ± {self.error:,.{digits}f}"
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and standard error of the mean; None where there is no number."""
-    if not values:
-        return None
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), error, len(values))
-
-
-def spread_text(values: Sequence[float | None], digits: int = 3) -> str:
-    """Mean ± standard error of the numbers there are, or a dash."""
-    found = spread([value for value in values if value is not None])
-    return "–" if found is None else found.text(digits)
-
-
-def look_up(node: object, path: Sequence[str]) -> float | None:
-    """The number at a place inside objects of objects; None where there is none."""
-    for name in path:
-        node = node.get(name) if isinstance(node, Mapping) else None
-    return node if isinstance(node, int | float) and not isinstance(node, bool) else None
+    def spread(self, *path: str) -> Spread | None:
+        """Mean and standard error of the number at a place of each summary."""
+        return spread(self.values(*path))
 
 
 def find_runs(folders: Sequence[Path]) -> list[Path]:
@@ -218,12 +185,3 @@ def _config(run: Path) -> Mapping[str, Any]:
     path = run / CONFIG
     found: Any = OmegaConf.to_container(values(path)) if path.exists() else {}
     return {str(name): value for name, value in found.items() if name not in _ASIDE}
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Single values of nested mappings by their dotted names; lists are single values."""
-    for name, value in node.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -1,28 +1,14 @@
-"""A run's page: what came out, how it got there and who it is about, in one file that needs nothing else."""
+"""A run's page: its results, how it got there and which clients it had, in one file that needs no other."""
 
-import html
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import RenderableType
-
-from fedbayes.report import gallery_view, page, posterior_charts, run_charts, run_tables
-from fedbayes.report.confidence_charts import averaged_risk, confidence_gap, pooled_bins, reliability, risk_coverage
-from fedbayes.report.exports import write_run_tables
-from fedbayes.report.groups import look_up
-from fedbayes.report.phases import phase_chart
-from fedbayes.report.result_tables import (
-    DOMAIN_HEAD,
-    EACH_DOMAIN,
-    RESULTS,
-    cost_rows,
-    domain_rows,
-    final_table,
-    number,
-    result_rows,
-    title,
-)
+from fedbayes.report import results
+from fedbayes.report.chart import Chart, Series
+from fedbayes.report.figures import clients, confidence, learning
+from fedbayes.report.spread import flatten, look_up, number
+from fedbayes.report.tables import as_csv, markdown, write_files, write_page
 from fedbayes.storage.names import CONFIG
 from fedbayes.storage.predictions import Predictions, read_predictions
 from fedbayes.storage.run_dir import (
@@ -39,106 +25,137 @@ from fedbayes.storage.run_dir import (
     require_own,
 )
 
-_PICTURES = {
-    "learning_curve": "Learning over rounds",
-    "clients": "Clients and domains",
-    "reliability": "Reliability",
-    "partition": "Partition",
-}
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_AT_ONCE = ("train_loss", "validation_accuracy", "validation_nll", "clients", "reliability", "partition_by_domain")
+"""Charts that a run leaves as files at its end; `fedbayes-report` writes all of them."""
+NO_GALLERY = (
+    "There is no gallery: this run kept none. `python -m fedbayes.report.gallery RUN_DIR` makes it, where its data are."
+)
 
 
-def write_html(run_dir: Path) -> Path:
-    """Writes a run's page: tables, charts and pictures in one file that needs nothing else.
+def write_html(run_dir: Path, *, draw: bool | None = False) -> Path:
+    """Write a run's page: tables, charts and images in one file that needs no other.
 
     Args:
         run_dir: a run's directory with its summary; what else lies there is shown as far as it is there.
+        draw: whether to write the page's charts to `plots/`, too, as PNG and PDF; None for those of a run's end.
 
     Returns:
-        The path of `report.html`; its tables lie beside it, see `write_run_tables`.
+        The path of `report.html`; its tables lie beside it, see `write_tables`.
 
     Raises:
         RunError: if one of the run's files is broken.
     """
     require_own(run_dir)
     summary = read_summary(run_dir)
-    partition = read_json(run_dir / PARTITION)
+    partition, gallery = read_json(run_dir / PARTITION), read_json(run_dir / GALLERY)
     rows = read_rows(run_dir / METRICS)
     per_client = read_rows(run_dir / CLIENTS, ("round", "phase", "partition"))
-    found = read_predictions(run_dir)
-    tables = write_run_tables(run_dir, summary)
-    links = ", ".join(
-        f'<a href="{path.name}">{name}</a>' for path, name in zip(tables, ("Markdown", "CSV", "LaTeX"), strict=True)
+    predictions = read_predictions(run_dir)
+    bars = results.timed([(run_dir.name, summary.get("seconds") or {})])
+    bins = confidence.pooled_bins([(summary.get("final") or {}).get("reliability") or {}])
+    charts = {
+        "learning": learning.learning(rows, per_client, look_up(summary, ("best", "round"))),
+        "posterior": learning.posterior(rows),
+        "trade_offs": learning.trade_offs(rows),
+        "clients": [clients.accuracy_of_clients(summary), clients.accuracy_of_domains(summary, partition)],
+        "confidence": _confidence(summary, bins, predictions),
+        "codes": [clients.prompt_codes(gallery.get("codes") or {}, partition)],
+        "partition": clients.partition_charts(partition),
+        "time": [*([clients.seconds_by_phase(bars)] if bars else []), *learning.seconds_by_round(rows)],
+    }
+    page = write_page(
+        run_dir / REPORT,
+        "run.html.j2",
+        run=run_dir.name,
+        title=results.title(summary),
+        charts={name: [chart for chart in part if chart] for name, part in charts.items()},
+        results=results.results(summary),
+        map=results.accuracy_map([predictions] if predictions else [], partition),
+        by_domain=results.by_domain(summary),
+        by_client=results.by_client(summary),
+        bins=results.reliability_table("Reliability diagram", bins),
+        gallery=gallery or {"missing": NO_GALLERY},
+        circumstances=results.circumstances(summary, rows),
+        new_clients=results.new_clients(summary),
+        partition=results.partition_tables(partition),
+        splits=results.splits(partition),
+        costs=results.costs(summary),
+        sent=results.bytes_by_way(rows),
+        seconds=results.seconds_by_phase(bars),
+        versions=results.versions(summary),
+        config=read_text(run_dir / CONFIG) if (run_dir / CONFIG).exists() else "",
+        number=number,
     )
-    results = page.table(RESULTS, *result_rows(summary), hide_caption=True)
-    results += f"<p>These results and those of each domain and client as {links}.</p>"
-    domains = domain_rows(summary)
-    by_domain = page.table(EACH_DOMAIN, DOMAIN_HEAD, domains, sortable=True) if domains else ""
-    time = phase_chart([(run_dir.name, summary.get("seconds") or {})]) + page.charts(run_charts.seconds_by_round(rows))
-    costs = cost_rows(summary)
-    cost_table = page.facts("Costs", ("what", "how much"), costs, hide_caption=True) if costs else ""
-    text = page.document(
-        title(summary),
-        f"<p class=soft>{html.escape(run_dir.name)}</p>",
-        [
-            ("results", RESULTS, results),
-            ("learning", "Learning over rounds", run_charts.learning(rows, per_client, summary)),
-            ("posterior", "The posterior over rounds", posterior_charts.of_run(rows)),
-            ("trade-offs", "Accuracy, calibration and bytes", run_charts.trade_offs(rows)),
-            (
-                "clients",
-                "Clients and domains",
-                run_tables.accuracy_map([found] if found else [], partition) + by_domain + run_tables.clients(summary),
-            ),
-            ("confidence", "Is its confidence right?", _confidence(found, summary)),
-            ("gallery", "Gallery", gallery_view.show(read_json(run_dir / GALLERY), partition)),
-            ("against", "What stood in its way", run_tables.circumstances(summary, rows)),
-            ("partition", "Who holds what", run_tables.holdings(partition)),
-            ("costs", "Costs", cost_table + run_tables.sent(rows)),
-            ("time", "Time by phase", time),
-            ("pictures", "Pictures for a paper", _pictures(run_dir)),
-            ("made", "Made with", _versions(summary)),
-            ("configuration", "Configuration", _configuration(run_dir)),
-        ],
-        scripts=("sorting.js",),
-    )
-    return page.write(run_dir / REPORT, text)
+    write_tables(run_dir, summary)
+    if draw is not False:
+        _save([chart for part in charts.values() for chart in part if chart], run_dir / PLOTS, everything=bool(draw))
+    return page
 
 
-def _confidence(found: Predictions | None, summary: Mapping[str, Any]) -> str:
-    """Reliability, risk and coverage, and how confident it was where right and where wrong."""
+def _confidence(
+    summary: Mapping[str, Any], bins: list[confidence.Bin], predictions: Predictions | None
+) -> list[Chart | None]:
     final = summary.get("final") or {}
-    bins = pooled_bins([final.get("reliability") or {}])
-    curve = averaged_risk([found]) if found else []
-    figures = (
-        reliability("Reliability", bins, number(final.get("ece")), number(final.get("ece_floor"))),
-        risk_coverage([("this run", 2, None, curve, number(look_up(summary, ("final", "aurc"))))]),
-        confidence_gap(found),
+    diagram = confidence.reliability(
+        "reliability", "Reliability diagram", bins, number(final.get("ece")), number(final.get("ece_floor"))
     )
-    return page.charts(*(f"<div>{figure}</div>" for figure in figures if figure))
+    if predictions is None:
+        return [diagram]
+    risk = confidence.averaged_risk([predictions])
+    curve = confidence.RiskCurve(Series(2, "this run"), risk, number(look_up(summary, ("final", "aurc"))))
+    return [diagram, confidence.risk_coverage([curve]), confidence.confidence_gap(predictions)]
 
 
-def _pictures(run_dir: Path) -> str:
-    """What lies in `plots/`, folded."""
-    found = [(run_dir / PLOTS / f"{name}.png", heading) for name, heading in _PICTURES.items()]
-    shown = [page.picture(path.read_bytes(), heading) for path, heading in found if path.exists()]
-    return page.folded(f"{len(shown)} pictures, as in {PLOTS}/", "".join(shown)) if shown else ""
+def _save(charts: list[Chart], folder: Path, *, everything: bool) -> None:
+    chosen = [chart for chart in charts if everything or chart.name in _AT_ONCE]
+    if chosen:
+        folder.mkdir(exist_ok=True)
+    for chart in chosen:
+        chart.save(folder)
 
 
-def _versions(summary: Mapping[str, Any]) -> str:
-    made = {**(summary.get("versions") or {}), **{name: summary.get(name) for name in ("git", "threads", "device")}}
-    rows = [[str(name), str(value)] for name, value in made.items() if value is not None]
-    return page.facts("Versions and machine", ("what", "which"), rows, hide_caption=True) if rows else ""
+def write_tables(run_dir: Path, summary: Mapping[str, Any]) -> list[Path]:
+    """Write the tables of a run's results beside its page, as Markdown, CSV and LaTeX files of the same name.
+
+    The CSV has a line for each number of the summary's results, under the summary's names: `table` says whether it is
+    of the last round ("final"), of the round best by validation ("best"), of a domain or a client (`name` says which),
+    or of the run's bytes or seconds.
+
+    Args:
+        run_dir: where they go.
+        summary: the object of `summary.json`.
+
+    Returns:
+        The files.
+    """
+    makers = (results.results, results.by_domain, results.by_client, results.costs)
+    tables = [table for maker in makers if (table := maker(summary)).rows]
+    name = results.title(summary)
+    sections = [f"## {table.caption}\n\n{table.as_markdown()}\n" for table in tables]
+    parts: list[tuple[str, object, Mapping[str, Any]]] = [
+        (state, "", summary.get(state) or {}) for state in ("final", "best", "bytes", "seconds")
+    ]
+    parts += [("domain", domain, row) for domain, row in (summary.get("per_domain") or {}).items()]
+    parts += [("client", row.get("partition", ""), row) for row in summary.get("per_client") or []]
+    lines = [
+        (table, label, measure, value)
+        for table, label, row in parts
+        for measure, value in flatten(row)
+        if isinstance(value, int | float) and not isinstance(value, bool) and measure != "partition"
+    ]
+    texts = {
+        ".md": "\n".join([f"# {markdown(name)}\n", *sections]),
+        ".csv": as_csv(("table", "name", "measure", "value"), lines),
+        ".tex": "\n".join(table.as_latex(name, table.caption) for table in tables),
+    }
+    return write_files(run_dir / REPORT, texts)
 
 
-def _configuration(run_dir: Path) -> str:
-    if not (run_dir / CONFIG).exists():
-        return ""
-    text = html.escape(read_text(run_dir / CONFIG))
-    return page.folded(CONFIG, f"<pre tabindex=0>{text}</pre>")
-
-
-def publish(run_dir: Path) -> RenderableType:
-    """Draw the pictures and write the page of a run directory.
+def publish(run_dir: Path) -> "RenderableType":
+    """Write the page of a run directory, and the charts that matter most to `plots/`.
 
     Args:
         run_dir: of a run that has its summary.
@@ -146,8 +163,5 @@ def publish(run_dir: Path) -> RenderableType:
     Returns:
         The table of the final evaluation, for a terminal.
     """
-    from fedbayes.report.plots import draw  # matplotlib takes a second to load
-
-    draw(run_dir)
-    write_html(run_dir)
-    return final_table(read_summary(run_dir))
+    write_html(run_dir, draw=None)
+    return results.final_table(read_summary(run_dir))

@@ -1,0 +1,302 @@
+"""A chart: matplotlib axes whose drawing a page embeds as SVG, and `plots/` has as PNG and PDF.
+
+In a page, colours follow the style sheet (light or dark), letters grow where the page is narrow, marks have tooltips,
+and those of a comparison can be filtered by their group. Nothing touches pyplot or its global state: a simulation may
+run inside a notebook that has figures of its own.
+"""
+
+import io
+import math
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+from fedbayes.storage import files
+from fedbayes.text import visible
+
+COLOURS = ("#332288", "#0077bb", "#117733", "#8a6d00", "#cc3311", "#00796e", "#882255", "#5a5a5a", "#a03c96", "#a85400")
+"""Of series; with every common colour blindness they can be told apart. `page.css` has lighter ones for dark pages."""
+INK, SOFT, LINE = "#1b1d21", "#5b6068", "#d4d7dc"
+WIDE, SQUARE, SMALL = (480, 300), (480, 340), (300, 260)
+"""Sizes of charts in pixels of a page; `page.css` knows the two widths."""
+_DASHES = ("-", (0, (7, 3)), (0, (2, 3)), (0, (9, 3, 2, 3)))
+_LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 12, 46  # pixels around the axes: room for letters that a narrow page enlarges
+MOST_NAMES = 16  # below an axis
+_LETTERS = 8.3  # points
+_DPI, _COLUMNS = 130, 3  # of a PNG, and of a legend in a file
+_STYLE = {
+    **dict.fromkeys(("text.color", "axes.edgecolor"), INK),
+    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), SOFT),
+    **dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), _LETTERS),
+    "svg.fonttype": "none",  # letters stay letters, for screen readers and for style sheets
+    "svg.hashsalt": "fedbayes",  # equal charts have equal bytes
+    "text.parse_math": False,  # a name with a dollar sign is no formula
+}
+_IN_PAGE = {INK: "currentColor", SOFT: "var(--soft)", LINE: "var(--line)"}
+_IN_PAGE |= {colour: f"var(--c{index})" for index, colour in enumerate(COLOURS)}
+_HEX = re.compile("|".join(_IN_PAGE))
+_NUMBER = re.compile(r"-?\d+\.\d+")
+
+
+class Series(NamedTuple):
+    """A line, a kind of bars or a group of runs: its place among the colours, its name, and its group if it has one."""
+
+    index: int
+    name: str = ""
+    group: int | None = None
+
+    @property
+    def colour(self) -> str:
+        """One of ten."""
+        return COLOURS[self.index % len(COLOURS)]
+
+    @property
+    def dashes(self) -> Any:
+        """More than ten series differ by dashes, too."""
+        return _DASHES[self.index // len(COLOURS) % len(_DASHES)]
+
+
+def short(value: float) -> str:
+    """Return a tick's label, as in `0.25`, `20k` or `3e-5`."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    power = min(int(math.log10(abs(value)) // 3), 4) if abs(value) >= 1e4 else 0
+    return f"{value / 1000**power:g}{('', 'k', 'M', 'G', 'T')[power]}"
+
+
+def padded(values: Sequence[float]) -> tuple[float, float]:
+    """Return a range that holds some numbers with room around them."""
+    low, high = min(values), max(values)
+    room = max((high - low) * 0.06, 1e-9, abs(high) * 1e-3)
+    return low - room, high + room
+
+
+@final
+class Chart:
+    """Axes to draw on.
+
+    Args:
+        name: of its files, and in the page of what belongs to it; unique within a page.
+        title: says what is shown.
+        x: label of the horizontal axis.
+        y: label of the vertical axis.
+        size: width and height in pixels.
+
+    Attributes:
+        axes: of matplotlib.
+        description: what it shows, for those who cannot see it.
+        note: plain text, what a reader should know.
+        legend: series to name beside it.
+    """
+
+    def __init__(self, name: str, title: str, x: str, y: str, size: tuple[int, int] = WIDE) -> None:
+        from matplotlib.figure import Figure
+
+        self.name, self.title, self.size = name, visible(title), size
+        self.description = self.note = ""
+        self.legend: list[Series] = []
+        self._marks: dict[str, tuple[int | None, Sequence[str]]] = {}
+        width, height = size
+        with _style():
+            self.figure = Figure(figsize=(width / 100, height / 100), facecolor="none")
+            box = (_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width, 1 - (_TOP + _BOTTOM) / height)
+            self.axes = self.add_axes(box, x, y)
+
+    def dress(self, axes: Any, x: str, y: str) -> None:
+        """Give axes their labels and grid, and leave out what carries no data."""
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(SOFT)
+        axes.tick_params(length=0)
+        axes.grid(axis="y", color=LINE, linewidth=0.7)
+        axes.set_axisbelow(True)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+    def add_axes(self, box: tuple[float, float, float, float], x: str, y: str) -> Any:
+        """Add a second pair of axes, at left, bottom, width and height as fractions of the figure, and return it."""
+        with _style():
+            axes = self.figure.add_axes(box, facecolor="none")
+            self.dress(axes, x, y)
+            # Labels stand at the edges of the figure, where larger letters of ticks do not reach them.
+            width, height = self.size
+            axes.yaxis.set_label_coords((14 / width - box[0]) / box[2], 0.5)
+            axes.xaxis.set_label_coords(0.5, (22 / height - box[1]) / box[3])
+        return axes
+
+    def whole_numbers(self) -> None:
+        """Show only whole numbers on the horizontal axis."""
+        from matplotlib.ticker import MaxNLocator
+
+        self.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+
+    def logarithmic(self, low: float, high: float) -> None:
+        """Let the horizontal axis be logarithmic, from low to high."""
+        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+        axis = self.axes.xaxis
+        self.axes.set_xscale("log")
+        self.axes.set_xlim(low, high)
+        few = high < 5 * low
+        axis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+
+    def names(self, names: Sequence[str], *, across: bool = True) -> None:
+        """Write names below the places 0, 1, 2 of the horizontal axis, or beside those of the vertical one."""
+        step = -(-len(names) // MOST_NAMES) or 1
+        (self.axes.set_xticks if across else self.axes.set_yticks)(
+            range(0, len(names), step), [visible(name) for name in names[::step]], parse_math=False
+        )
+
+    def line(self, x: Sequence[float], y: Sequence[float], series: Series, tip: str) -> None:
+        """Draw a line; a single point becomes a dot."""
+        marker = "o" if len(x) == 1 else ""
+        (line,) = self.axes.plot(
+            x, y, color=series.colour, linestyle=series.dashes, marker=marker, markersize=5, linewidth=1.4
+        )
+        self.mark(line, series, tip)
+
+    def band(self, x: Sequence[float], low: Sequence[float], high: Sequence[float], series: Series) -> None:
+        """Shade the area between two lines."""
+        if len(x) > 1:
+            self.mark(self.axes.fill_between(x, low, high, color=series.colour, alpha=0.16, linewidth=0), series)
+
+    def dot(
+        self, x: float, y: float, series: Series, tip: str, errors: tuple[float, float] = (0, 0), size: float = 5
+    ) -> None:
+        """Draw a dot, with bars of plus and minus `errors` along x and y."""
+        for error, across, up in ((errors[0], 1, 0), (errors[1], 0, 1)):
+            if error:
+                ends = [(x - across * error, x + across * error), (y - up * error, y + up * error)]
+                self.mark(self.axes.plot(*ends, color=series.colour, linewidth=0.9)[0], series)
+        self.mark(self.axes.plot([x], [y], "o", color=series.colour, markersize=size)[0], series, tip)
+
+    def dots(
+        self, x: Sequence[float], y: Sequence[float], series: Series, tips: Sequence[str] = (), size: float = 3.5
+    ) -> None:
+        """Draw many dots as one mark, with a tooltip for each."""
+        self.mark(self.axes.plot(x, y, "o", color=series.colour, markersize=size, markeredgewidth=0)[0], series, *tips)
+
+    def bar(self, x: tuple[float, float], y: tuple[float, float], series: Series, tip: str) -> None:
+        """Draw a rectangle from `x[0]` to `x[1]` and from `y[0]` to `y[1]`."""
+        from matplotlib.patches import Rectangle
+
+        bar = Rectangle((x[0], y[0]), x[1] - x[0], y[1] - y[0], color=series.colour, linewidth=0)
+        self.mark(self.axes.add_patch(bar), series, tip)
+
+    def guide(self, x: Sequence[float], y: Sequence[float]) -> None:
+        """Draw a thin dashed line that is no data: a diagonal, a bound, a mean."""
+        self.axes.plot(x, y, color=SOFT, linestyle=(0, (5, 4)), linewidth=0.8)
+
+    def label(self, x: float, y: float, text: str, series: Series, *, below: bool = False) -> None:
+        """Write a short text beside a point."""
+        right = x <= sum(self.axes.get_xlim()) / 2 or self.axes.get_xscale() == "log"
+        place = {"xytext": (4 if right else -4, -9 if below else 3), "textcoords": "offset points"}
+        place |= {"ha": "left" if right else "right", "fontsize": _LETTERS, "fontweight": "bold", "parse_math": False}
+        self.mark(self.axes.annotate(visible(text), (x, y), color=series.colour, **place), series)
+
+    def mark(self, artist: Any, series: Series, *tips: str) -> None:
+        """Let an artist have a tooltip, or several of them one each, and belong to its series' group."""
+        if tips or series.group is not None:
+            artist.set_gid(f"mark{len(self._marks)}")
+            self._marks[artist.get_gid()] = (series.group, tips)
+
+    def svg(self) -> str:
+        """The chart as an element of a page, whose title and description its `<figure>` has."""
+        root = ET.fromstring(self._saved("svg").decode())
+        for parent in root.iter():
+            for child in list(parent):
+                if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                    parent.remove(child)
+        text = ET.tostring(root, encoding="unicode")
+        used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+        for element in root.iter():
+            self._adapt(element, used)
+        attributes = {"class": "chart narrow" if self.size == SMALL else "chart", "viewBox": root.get("viewBox", "")}
+        attributes |= {"role": "img", "aria-labelledby": f"{self.name}-title {self.name}-text"}
+        root.attrib.clear()
+        root.attrib.update(attributes)
+        description = ET.Element("desc", id=f"{self.name}-text")
+        description.text = visible(self.description)
+        root.insert(0, description)
+        return re.sub(r"\s*\n\s*", "", ET.tostring(root, encoding="unicode"))
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write the chart with its title and legend as PNG and PDF, and return the paths. It is drawn on no more."""
+        from matplotlib.lines import Line2D
+
+        rows = -(-len(self.legend) // _COLUMNS)
+        width, height = self.size
+        below, total = 18 * rows, height + 18 * rows + 26
+        boxes = [axes.get_position(original=True) for axes in self.figure.axes]
+        self.figure.set_size_inches(width / 100, total / 100)
+        for axes, box in zip(self.figure.axes, boxes, strict=True):
+            axes.set_position((box.x0, (box.y0 * height + below) / total, box.width, box.height * height / total))
+        handles = [
+            Line2D([], [], color=series.colour, linestyle=series.dashes, linewidth=2.5, label=visible(series.name))
+            for series in self.legend
+        ]
+        with _style():
+            self.figure.text(0.02, 1 - 8 / total, self.title, va="top", fontsize=10, fontweight="bold")
+            if handles:
+                self.figure.legend(handles=handles, loc="lower left", frameon=False, ncols=_COLUMNS, borderpad=0.1)
+        paths = [folder / f"{self.name}.{form}" for form in ("png", "pdf")]
+        for path in paths:
+            files.replace(path, self._saved(path.suffix[1:]))
+        return paths
+
+    def _saved(self, form: str) -> bytes:
+        output = io.BytesIO()
+        metadata = {"svg": "Date", "pdf": "CreationDate", "png": "Software"}[form]  # equal charts have equal bytes
+        options: dict[str, Any] = {"metadata": {metadata: None}, "dpi": _DPI if form == "png" else 72}
+        if form != "svg":
+            options["facecolor"] = "white"
+        with _style():
+            self.figure.savefig(output, format=form, **options)
+        return output.getvalue()
+
+    def _adapt(self, element: ET.Element, used: set[str]) -> None:
+        """Make an element of matplotlib's SVG one of a page: its colours, its names, its tooltip."""
+        element.tag = element.tag.rpartition("}")[2]
+        group, tips = self._marks.get(element.get("id", ""), (None, ()))
+        for key, value in list(element.attrib.items()):
+            del element.attrib[key]
+            key = key.rpartition("}")[2]
+            if key == "id":
+                if value not in used:
+                    continue
+                value = f"{self.name}-{value}"
+            elif key == "style":
+                value = re.sub(r"(?:^|; )font[^;]*", "", _HEX.sub(lambda found: _IN_PAGE[found[0]], value)).strip("; ")
+            elif key in ("d", "x", "y", "transform"):
+                value = _NUMBER.sub(lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value)
+                value = " ".join(value.split())
+            value = re.sub(r"(url\(#|^#(?=\w))", rf"\g<1>{self.name}-", value) if key != "style" else value
+            if value and not value.startswith("rotate(-0 "):
+                element.set(key, value)
+        if group is not None:
+            element.set("data-group", str(group))
+        marks = [element] if len(tips) == 1 else [child for child in element.iter() if child.tag.endswith("use")]
+        for mark, tip in zip(marks, tips, strict=False):
+            title = ET.Element("title")
+            title.text = visible(tip)
+            mark.insert(0, title)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Draw with our settings of matplotlib, which are the process's own again after the block."""
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield

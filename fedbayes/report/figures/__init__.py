@@ -1,0 +1,1 @@
+"""Every chart of the pages, as a function that draws it."""

@@ -1,0 +1,308 @@
+"""A run's results as tables, for its page, its files and the terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedbayes.report.figures.clients import PHASES, image_counts, with_other
+from fedbayes.report.spread import number, size
+from fedbayes.report.tables import Table, heat_table
+from fedbayes.storage.names import SUBJECT
+from fedbayes.storage.predictions import Predictions
+from fedbayes.text import duration, visible
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_MOST_COLUMNS = 30
+_MOST_CELLS = 100_000
+
+
+def title(summary: Mapping[str, Any]) -> str:
+    """Return what ran, in one line."""
+    parts = [str(summary[name]) for name in SUBJECT if summary.get(name)]
+    parts += [f"{name} {summary[name]}" for name in ("seed", "rounds", "clients") if summary.get(name) is not None]
+    return visible(" · ".join(parts)) or "run"
+
+
+def results(summary: Mapping[str, Any]) -> Table:
+    """Return the results of the last round, and of the best by validation where it is another."""
+    states = [(f"round {_round(summary, 'final')}", summary.get("final") or {})]
+    if summary.get("best") and _round(summary, "best") != _round(summary, "final"):
+        states.append((f"best by validation: {_round(summary, 'best')}", summary["best"]))
+    columns = [_result_cells(state) for _, state in states]
+    rows = []
+    for label in dict.fromkeys(label for column in columns for label in column):
+        cells = [column.get(label, "–") for column in columns]
+        if any(cell.strip("–± ") for cell in cells):
+            rows.append([label, *cells])
+    return Table("Results on the test images", ["test images", *(name for name, _ in states)], rows)
+
+
+def _round(summary: Mapping[str, Any], state: str) -> object:
+    at = (summary.get(state) or {}).get("round")
+    return "–" if at is None else at
+
+
+def _result_cells(state: Mapping[str, Any]) -> dict[str, str]:
+    accuracy = state.get("accuracy") or {}
+    return {
+        "accuracy, mean over clients ± sd": f"{number(accuracy.get('mean'))} ± {number(accuracy.get('std'))}",
+        "accuracy, worst decile of clients": number(accuracy.get("worst_decile")),
+        "accuracy, weighted by images": number(accuracy.get("weighted")),
+        "NLL, pooled (nats)": number(state.get("nll")),
+        "ECE, pooled": number(state.get("ece")),
+        # So few images show an ECE even where confidence is perfectly calibrated.
+        "- ECE if perfectly calibrated": number(state.get("ece_floor")),
+        "adaptive ECE, bins of equal size": number(state.get("adaptive_ece")),
+        "- adaptive ECE if perfectly calibrated": number(state.get("adaptive_ece_floor")),
+        "temperature, fitted on validation": number(state.get("temperature"), 2),
+        "- NLL after temperature scaling (nats)": number(state.get("nll_temperature")),
+        "- ECE after temperature scaling": number(state.get("ece_temperature")),
+        "Brier score": number(state.get("brier")),
+        "AURC, area under the risk-coverage curve": number(state.get("aurc")),
+        "entropy (nats)": number(state.get("entropy")),
+        "- expected entropy of a sample": number(state.get("expected_entropy")),
+        "- prompt uncertainty": number(state.get("prompt_uncertainty")),
+        "effective components (training)": number(state.get("effective_components"), 2),
+        "mixing ratio": number(state.get("mixing_ratio")),
+        **_held_out_cells(state.get("ood") or {}),
+    }
+
+
+def _held_out_cells(ood: Mapping[str, Any]) -> dict[str, str]:
+    """The rows about held-out domains; none without."""
+    if not ood:
+        return {}
+    cells = {
+        f"held-out domains: {', '.join(map(str, ood.get('domains') or []))}": f"{number(ood.get('images'), 0)} images",
+        "- accuracy": number(ood.get("accuracy")),
+        "- NLL (nats)": number(ood.get("nll")),
+    }
+    for score, name in (
+        ("prompt_uncertainty", "prompt uncertainty"),
+        ("entropy", "entropy"),
+        ("confidence", "1 - confidence"),
+    ):
+        values = [number((ood.get(measure) or {}).get(score)) for measure in ("auroc", "fpr95")]
+        cells[f"- AUROC, FPR95 by {name}"] = ", ".join(values) if values != ["–", "–"] else "–"
+    return cells
+
+
+def by_domain(summary: Mapping[str, Any]) -> Table:
+    """Return each domain's images, accuracy and NLL."""
+    rows = [
+        [str(name), number(row.get("images"), 0), number(row.get("accuracy")), number(row.get("nll"))]
+        for name, row in (summary.get("per_domain") or {}).items()
+    ]
+    return Table("Each domain", ("domain", "images", "accuracy", "NLL (nats)"), rows)
+
+
+def by_client(summary: Mapping[str, Any]) -> Table:
+    """Return each client's numbers."""
+    names = ("accuracy", "nll", "ece", "ece_floor")
+    rows = [
+        [str(row.get("partition", "–")), number(row.get("images"), 0), *(number(row.get(name)) for name in names)]
+        for row in summary.get("per_client") or []
+    ]
+    head = ("client", "images", "accuracy", "NLL (nats)", "ECE", "ECE if calibrated")
+    return Table("Each client on its test images", head, rows)
+
+
+def costs(summary: Mapping[str, Any]) -> Table:
+    """Return what the run took."""
+    sent, seconds = summary.get("bytes") or {}, summary.get("seconds") or {}
+    parts = [f"{name} {seconds[name]:.1f}" for name in PHASES if seconds.get(name)]
+    rows = []
+    if sent:
+        rows.append(["sent", f"{size(sent.get('up'))} up, {size(sent.get('down'))} down"])
+    if seconds.get("total") is not None:
+        rows.append(["time", duration(seconds["total"]) + (f" (seconds: {', '.join(parts)})" if parts else "")])
+    if summary.get("images_per_second") is not None:
+        rows.append(["speed", f"{number(summary['images_per_second'], 0)} images/s"])
+    if summary.get("peak_memory_mb") is not None:
+        rows.append(["peak memory", f"{number(summary['peak_memory_mb'], 0)} MB"])
+    return Table("Costs", ("cost", "amount"), rows, texts=2)
+
+
+def bytes_by_way(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return bytes up and down, in total and in a round."""
+    ways = {way: [row[f"bytes_{way}"] for row in rows if row.get(f"bytes_{way}") is not None] for way in ("up", "down")}
+    cells = [[way, size(sum(values)), size(sum(values) / len(values))] for way, values in ways.items() if values]
+    return Table("Bytes of all clients together", ("way", "all rounds", "a round, on average"), cells)
+
+
+def seconds_by_phase(bars: Sequence[tuple[str, Mapping[str, float]]]) -> Table:
+    """Return the seconds of each phase of runs, or of groups of runs."""
+    phases = [phase for phase in (*PHASES, "other", "total") if any(phase in seconds for _, seconds in bars)]
+    rows = [[name, *(f"{s[phase]:,.1f}" if phase in s else "–" for phase in phases)] for name, s in bars]
+    return Table("Seconds by phase", ["run" if len(bars) == 1 else "group", *phases], rows)
+
+
+def timed(bars: Sequence[tuple[str, Mapping[str, float]]]) -> list[tuple[str, dict[str, float]]]:
+    """Return the seconds of what was timed, with what no phase accounts for as `other`."""
+    return [(name, with_other(seconds)) for name, seconds in bars if seconds]
+
+
+def reliability_table(title: str, bins: Sequence[Any]) -> Table:
+    """Return the means in bins of confidence, of `pooled_bins`, as a table."""
+    rows = [
+        [f"{one.low:.2f}–{one.high:.2f}", f"{one.images:,}", number(one.confidence), number(one.accuracy)]
+        for one in bins
+        if one.images
+    ]
+    return Table(f"{title}: means in bins of confidence", ("bin", "images", "confidence", "accuracy"), rows)
+
+
+def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name: str = "") -> Table | str | None:
+    """Return the accuracy of each client in each domain; of several runs, the mean over those with images.
+
+    Args:
+        runs: predictions of a run, or of several.
+        partition: the object of `partition.json`, for the names of domains.
+        name: of the runs, where there are others on the page.
+
+    Returns:
+        A shaded table, a text where that would be too large, or nothing without predictions.
+    """
+    cells: dict[tuple[int, int], list[tuple[float, int]]] = {}
+    for run in runs:
+        for place, cell in run.cells().items():
+            cells.setdefault(place, []).append(cell)
+    if not cells:
+        return None
+    domains = sorted({domain for _, domain in cells})
+    clients = sorted({client for client, _ in cells})
+    if len(domains) > _MOST_COLUMNS or len(clients) * len(domains) > _MOST_CELLS:
+        return f"{len(clients)} clients and {len(domains)} domains are too many for a table."
+    names = [str(name) for name in partition.get("domains") or []]
+    labels = [names[domain] if domain < len(names) else str(domain) for domain in domains]
+
+    def shown(client: int, domain: int) -> tuple[str, float | None]:
+        each = cells.get((client, domain), [])
+        images = sum(count for _, count in each)
+        accuracy = sum(value for value, _ in each) / (len(each) or 1)
+        return (f"{accuracy:.2f} ({images})", accuracy) if images else ("–", None)
+
+    caption = "Test accuracy of each client in each domain, and its number of test images there"
+    if len(runs) > 1:
+        caption += f": mean over {len(runs)} runs, images of all of them"
+    rows = [(f"client {client}", [shown(client, domain) for domain in domains]) for client in clients]
+    return heat_table(
+        f"{name}. {caption}" * bool(name) + f"{caption}" * (not name) + "; stronger colour is higher",
+        ["client", *labels],
+        rows,
+    )
+
+
+def partition_tables(partition: Mapping[str, Any]) -> list[Table | str]:
+    """Return the images of each client by domain and by label, as shaded tables, or texts where these are too large."""
+    clients, tables = image_counts(partition)
+    parts: list[Table | str] = []
+    for kind, names, counts in tables:
+        if len(names) > _MOST_COLUMNS:
+            parts.append(f"{len(names)} {kind}s are too many for a table; see partition.json.")
+            continue
+        rows = [
+            (f"client {client.get('partition', '–')}", [(f"{count:,}", float(count)) for count in row])
+            for client, row in zip(clients, counts, strict=True)
+        ]
+        caption = f"Images of each client by {kind}, all splits together; stronger colour is more"
+        parts.append(heat_table(caption, ["client", *names], rows, (0.0, max(map(max, counts)))))
+    return parts
+
+
+def splits(partition: Mapping[str, Any]) -> Table:
+    """Return the images of each client by split."""
+    names = ("train", "validation", "test")
+    clients, _ = image_counts(partition)
+    rows = [[f"client {row.get('partition', '–')}", *(number(row.get(name), 0) for name in names)] for row in clients]
+    return Table("Images of each client by split", ("client", *names), rows)
+
+
+def circumstances(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """Return tables of attack, privacy, rejected replies and new clients, as far as there were any."""
+    attack, privacy = summary.get("attack") or {}, summary.get("privacy") or {}
+    head = ("item", "value")
+    tables = []
+    if malicious := attack.get("malicious") or attack.get("hostile"):
+        facts = [["attack", str(attack.get("name"))], ["malicious clients", ", ".join(map(str, malicious))]]
+        success = (summary.get("final") or {}).get("backdoor_success")
+        facts += [] if success is None else [["marked images classified as the attack wants", number(success)]]
+        tables.append(Table("Malicious clients", head, facts, texts=2))
+    if privacy:
+        spent = privacy.get("epsilon")
+        last = spent[-1] if isinstance(spent, Sequence) and spent else spent
+        facts = [[f"epsilon after the last round, delta {privacy.get('delta')}", number(last)]]
+        facts += [[name, number(privacy.get(name))] for name in ("noise", "clip", "max_norm") if name in privacy]
+        tables.append(Table("Client-level differential privacy", head, facts, texts=2))
+    return [table for table in (*tables, _unused_replies(rows)) if table.rows]
+
+
+def _unused_replies(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Clients whose replies were not used; no rows where all were."""
+    train = [row for row in rows if row.get("phase") == "train"]
+    kinds = {"dropped_late": "too late", "dropped_failed": "failed or unreachable", "dropped_invalid": "rejected"}
+    totals = {label: sum(row.get(name) or 0 for row in train) for name, label in kinds.items()}
+    used, asked = (sum(row.get(name) or 0 for row in train) for name in ("replies", "clients"))
+    facts = [["clients asked, all rounds", number(asked, 0)], ["replies used", number(used, 0)]]
+    facts += [[f"replies {label}", number(total, 0)] for label, total in totals.items() if total]
+    return Table("Replies that were not used", ("item", "value"), facts if any(totals.values()) else [], texts=2)
+
+
+def new_clients(summary: Mapping[str, Any]) -> Table:
+    """Return how clients that never trained do, by steps of adaptation."""
+    rows = [
+        [
+            f"{steps} steps",
+            number(row.get("images"), 0),
+            number((row.get("accuracy") or {}).get("mean")),
+            *(number(row.get(name)) for name in ("nll", "ece", "brier")),
+        ]
+        for steps, row in (summary.get("new_clients") or {}).items()
+    ]
+    head = ("adapted by", "test images", "accuracy", "NLL (nats)", "ECE", "Brier")
+    return Table("New clients, which never trained", head, rows)
+
+
+def versions(summary: Mapping[str, Any]) -> Table:
+    """Return versions and machine."""
+    values = {**(summary.get("versions") or {}), **{name: summary.get(name) for name in ("git", "threads", "device")}}
+    rows = [[str(name), str(value)] for name, value in values.items() if value is not None]
+    return Table("Versions and machine", ("item", "value"), rows, texts=2)
+
+
+def final_table(summary: Mapping[str, Any]) -> "RenderableType":
+    """Return the results of a run for the terminal.
+
+    Args:
+        summary: the object of `summary.json`; what is missing or null shows as a dash.
+    """
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    spent = RichTable(box=None, show_header=False, pad_edge=False)
+    for row in costs(summary).rows:
+        spent.add_row(*map(str, row))
+    tables = [table for table in (results(summary), by_domain(summary)) if table.rows]
+    return Group(Text(title(summary), style="bold"), *map(rich_table, tables), spent)
+
+
+def rich_table(table: Table, **options: Any) -> "RenderableType":
+    """Return a table for the terminal."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, **options)
+    for index, name in enumerate(table.head):
+        is_text = index < table.texts
+        shown.add_column(
+            escape(name),
+            justify="left" if is_text else "right",
+            overflow="fold",
+            no_wrap=not is_text or name == "method",
+        )
+    for row in table.cells():
+        shown.add_row(*(escape(visible(cell.text)) for cell in row))
+    return shown
