@@ -12,8 +12,7 @@ import argparse
 import os
 from pathlib import Path
 
-from paired import paired_difference
-
+from fedbayes.metrics.paired import paired_difference
 from fedbayes.storage.run_dir import METRICS, read_rows
 
 FAULTS = {"drop": 0.3, "error": 0.05, "nan": 0.02}

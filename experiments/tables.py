@@ -19,9 +19,9 @@ from typing import Any, cast
 
 import yaml
 from jobs import Job, folder_of, require_same, run_all
-from paired import Difference, paired_difference
 from protocols import EVERY, TABLES, WAVES
 
+from fedbayes.metrics.paired import Difference, paired_difference
 from fedbayes.report.spread import Spread, spread
 from fedbayes.storage.run_dir import SUMMARY, read_json
 

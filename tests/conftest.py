@@ -41,10 +41,12 @@ def _seeded() -> None:
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without plots and gallery: they take most of a small run's time, and not everything is about them."""
-    from fedbayes.report import gallery, plots
+    """Runs without charts and gallery: they take most of a small run's time, and not everything is about them."""
+    from fedbayes.report import gallery
+    from fedbayes.report.chart import Chart
 
-    monkeypatch.setattr(plots, "draw", lambda run_dir: [])
+    monkeypatch.setattr(Chart, "svg", lambda chart: "")
+    monkeypatch.setattr(Chart, "save", lambda chart, folder: [])
     monkeypatch.setattr(gallery, "write_gallery", lambda *_: None)
 
 

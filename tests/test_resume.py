@@ -244,7 +244,7 @@ def killed_at_random(overrides, tmp_path, kills, seed):
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["fedbayes.run", "fedbayes.build", "fedbayes.report.plots", "timm", "sklearn.datasets"]
+        ["fedbayes.run", "fedbayes.build", "fedbayes.report.run_page", "timm", "sklearn.datasets"]
     )
     whole = tmp_path / "whole"
     for folder in (tmp_path / "warm", whole):  # the first also waits for imports

@@ -149,7 +149,7 @@ def test_held_out_domains_and_temperature_reach_every_file(shifted):
     assert [row["phase"] for row in rows if row["round"] == 2] == ["train", "validation", "test", "held_out"]
     assert rows[-1]["ood_auroc_entropy"] == summary["final"]["ood"]["auroc"]["entropy"]
     assert rows[-2]["temperature"] == summary["final"]["temperature"]
-    assert "held out: noise" in (shifted / "report.html").read_text()
+    assert "held-out domains: noise" in (shifted / "report.html").read_text()
 
 
 def test_no_client_has_a_held_out_image(shifted):

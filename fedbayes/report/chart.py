@@ -28,7 +28,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 12, 46  # pixels around the axes: room fo
 MOST_NAMES = 16  # below an axis
 _LETTERS = 8.3  # points
 _DPI, _COLUMNS = 130, 3  # of a PNG, and of a legend in a file
-_STYLE = {
+_STYLE: Any = {
     **dict.fromkeys(("text.color", "axes.edgecolor"), INK),
     **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), SOFT),
     **dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), _LETTERS),
@@ -36,7 +36,7 @@ _STYLE = {
     "svg.hashsalt": "fedbayes",  # equal charts have equal bytes
     "text.parse_math": False,  # a name with a dollar sign is no formula
 }
-_IN_PAGE = {INK: "currentColor", SOFT: "var(--soft)", LINE: "var(--line)"}
+_IN_PAGE = {INK: "currentColor", SOFT: "currentColor", LINE: "var(--line)"}
 _IN_PAGE |= {colour: f"var(--c{index})" for index, colour in enumerate(COLOURS)}
 _HEX = re.compile("|".join(_IN_PAGE))
 _NUMBER = re.compile(r"-?\d+\.\d+")
@@ -45,19 +45,19 @@ _NUMBER = re.compile(r"-?\d+\.\d+")
 class Series(NamedTuple):
     """A line, a kind of bars or a group of runs: its place among the colours, its name, and its group if it has one."""
 
-    index: int
+    place: int
     name: str = ""
     group: int | None = None
 
     @property
     def colour(self) -> str:
         """One of ten."""
-        return COLOURS[self.index % len(COLOURS)]
+        return COLOURS[self.place % len(COLOURS)]
 
     @property
     def dashes(self) -> Any:
         """More than ten series differ by dashes, too."""
-        return _DASHES[self.index // len(COLOURS) % len(_DASHES)]
+        return _DASHES[self.place // len(COLOURS) % len(_DASHES)]
 
 
 def short(value: float) -> str:
@@ -165,9 +165,10 @@ class Chart:
         )
         self.mark(line, series, tip)
 
-    def band(self, x: Sequence[float], low: Sequence[float], high: Sequence[float], series: Series) -> None:
-        """Shade the area between two lines."""
-        if len(x) > 1:
+    def band(self, points: Sequence[tuple[float, float, float]], series: Series) -> None:
+        """Shade the area between a lower and an upper line, from `(x, low, high)`."""
+        if len(points) > 1:
+            x, low, high = zip(*points, strict=True)
             self.mark(self.axes.fill_between(x, low, high, color=series.colour, alpha=0.16, linewidth=0), series)
 
     def dot(
@@ -200,7 +201,7 @@ class Chart:
     def label(self, x: float, y: float, text: str, series: Series, *, below: bool = False) -> None:
         """Write a short text beside a point."""
         right = x <= sum(self.axes.get_xlim()) / 2 or self.axes.get_xscale() == "log"
-        place = {"xytext": (4 if right else -4, -9 if below else 3), "textcoords": "offset points"}
+        place: dict[str, Any] = {"xytext": (4 if right else -4, -9 if below else 3), "textcoords": "offset points"}
         place |= {"ha": "left" if right else "right", "fontsize": _LETTERS, "fontweight": "bold", "parse_math": False}
         self.mark(self.axes.annotate(visible(text), (x, y), color=series.colour, **place), series)
 
@@ -211,7 +212,7 @@ class Chart:
             self._marks[artist.get_gid()] = (series.group, tips)
 
     def svg(self) -> str:
-        """The chart as an element of a page, whose title and description its `<figure>` has."""
+        """Return the chart as an element of a page."""
         root = ET.fromstring(self._saved("svg").decode())
         for parent in root.iter():
             for child in list(parent):
@@ -225,9 +226,9 @@ class Chart:
         attributes |= {"role": "img", "aria-labelledby": f"{self.name}-title {self.name}-text"}
         root.attrib.clear()
         root.attrib.update(attributes)
-        description = ET.Element("desc", id=f"{self.name}-text")
-        description.text = visible(self.description)
-        root.insert(0, description)
+        for place, (tag, end, text) in enumerate((("title", "title", self.title), ("desc", "text", self.description))):
+            root.insert(place, ET.Element(tag, id=f"{self.name}-{end}"))
+            root[place].text = visible(text)
         return re.sub(r"\s*\n\s*", "", ET.tostring(root, encoding="unicode"))
 
     def save(self, folder: Path) -> list[Path]:

@@ -56,14 +56,14 @@ def write_html(run_dir: Path, *, draw: bool | None = False) -> Path:
     predictions = read_predictions(run_dir)
     bars = results.timed([(run_dir.name, summary.get("seconds") or {})])
     bins = confidence.pooled_bins([(summary.get("final") or {}).get("reliability") or {}])
-    charts = {
-        "learning": learning.learning(rows, per_client, look_up(summary, ("best", "round"))),
-        "posterior": learning.posterior(rows),
-        "trade_offs": learning.trade_offs(rows),
+    charts: dict[str, list[Chart | None]] = {
+        "learning": [*learning.learning(rows, per_client, look_up(summary, ("best", "round")))],
+        "posterior": [*learning.posterior(rows)],
+        "trade_offs": [*learning.trade_offs(rows)],
         "clients": [clients.accuracy_of_clients(summary), clients.accuracy_of_domains(summary, partition)],
         "confidence": _confidence(summary, bins, predictions),
         "codes": [clients.prompt_codes(gallery.get("codes") or {}, partition)],
-        "partition": clients.partition_charts(partition),
+        "partition": [*clients.partition_charts(partition)],
         "time": [*([clients.seconds_by_phase(bars)] if bars else []), *learning.seconds_by_round(rows)],
     }
     page = write_page(

@@ -106,7 +106,7 @@ def heat_table(
         groups: of a comparison, which rows belong to.
     """
     low, width = ends[0], (ends[1] - ends[0]) or 1.0
-    cells = [
+    cells: list[list[str | Cell]] = [
         [name, *(Cell("–") if v is None else Cell(text, v, round((v - low) / width, 3)) for text, v in row)]
         for name, row in rows
     ]
@@ -130,8 +130,18 @@ def environment() -> "Environment":
 
 
 def write_page(path: Path, template: str, **content: Any) -> Path:
-    """Write a page from its template, whole or not at all, and return its path."""
-    files.replace(path, environment().get_template(template).render(**content))
+    """Write a page from its template, whole or not at all, and return its path.
+
+    Raises:
+        ValueError: if the content is not what a run writes.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text = environment().get_template(template).render(**content)
+    except TemplateError as error:
+        raise ValueError(f"{template} cannot show it: {error}") from error
+    files.replace(path, text)
     return path
 
 

@@ -50,6 +50,14 @@ class Predictions:
         return right
 
     @property
+    def nll(self) -> "np.ndarray":
+        """`-log p(label)` of each image, nats; see `fedbayes.metrics.predictive.negative_log_likelihood`."""
+        import numpy as np
+
+        p = self.probabilities[np.arange(len(self.labels)), self.labels].astype(np.float64)
+        return np.asarray(-np.log(np.maximum(p, np.finfo(np.float32).tiny)))
+
+    @property
     def prompt_uncertainty(self) -> "np.ndarray | None":
         """Mutual information between prompts and label, nats, `(N,)`; None where it was not kept."""
         if self.expected_entropy is None:

@@ -10,20 +10,18 @@ from html_reader import Page
 from run_files import HOSTILE, write_run
 
 from fedbayes.report.cli import main
-from fedbayes.report.comparison import as_markdown, compare
+from fedbayes.report.comparison import MEASURES, compare
 from fedbayes.report.comparison_page import write_comparison
-from fedbayes.report.confidence_charts import averaged_risk, pooled_bins
-from fedbayes.report.exports import as_csv, as_latex, write_tables
-from fedbayes.report.groups import spread
-from fedbayes.report.measures import MEASURES
-from fedbayes.report.svg import log_ticks, ticks
-from fedbayes.report.table_formats import latex
+from fedbayes.report.figures.confidence import averaged_risk, pooled_bins
+from fedbayes.report.figures.learning import averaged
+from fedbayes.report.spread import spread
+from fedbayes.report.tables import latex
 from fedbayes.storage.predictions import Predictions, read_predictions
 from fedbayes.storage.run_dir import write_json
 
 PLACES = {
     "accuracy": ("final", "accuracy", "mean"),
-    "worst tenth": ("final", "accuracy", "worst_decile"),
+    "worst decile": ("final", "accuracy", "worst_decile"),
     "NLL (nats)": ("final", "nll"),
     "ECE": ("final", "ece"),
     "Brier": ("final", "brier"),
@@ -49,9 +47,17 @@ def made(tmp_path, methods=("pfedbayespt", "fedvpt"), seeds=3, **options):
     return summaries, compare(sorted(tmp_path.iterdir()), "final", MEASURES)
 
 
-def test_every_number_of_the_page_is_that_of_the_summaries(tmp_path):
-    summaries, table = made(tmp_path / "runs")
-    page = Page(write_comparison(table, tmp_path / "page.html").read_text())
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory):
+    """Two methods with three seeds each: summaries by method, their comparison, and its page."""
+    folder = tmp_path_factory.mktemp("standard")
+    summaries, comparison = made(folder / "runs")
+    return summaries, comparison, write_comparison(comparison, folder / "page.html")
+
+
+def test_every_number_of_the_page_is_that_of_the_summaries(standard):
+    summaries, table, page = standard
+    page = Page(page.read_text())
     head, *rows = page.tables["headline-table"]
     names = [text for text, _ in head]
     assert len(rows) == 2
@@ -76,9 +82,9 @@ def test_every_number_of_the_page_is_that_of_the_summaries(tmp_path):
             assert float(found[label][1]["data-value"]) == at(summary, path)
 
 
-def test_accuracy_by_domain_and_by_client_is_that_of_the_runs(tmp_path):
-    summaries, table = made(tmp_path / "runs")
-    page = Page(write_comparison(table, tmp_path / "page.html").read_text())
+def test_accuracy_by_domain_and_by_client_is_that_of_the_runs(standard):
+    summaries, table, page = standard
+    page = Page(page.read_text())
     head, *rows = captioned(page, "Test accuracy in each domain")
     assert [text for text, _ in head] == ["group", "ink"]
     for row in rows:
@@ -104,12 +110,13 @@ def captioned(page, begins):
 def test_reliability_pools_the_images_of_all_seeds():
     one = {"count": [0, 1, 4], "confidence": [None, 0.5, 0.9], "accuracy": [None, 1.0, 0.75]}
     other = {"count": [0, 3, 0], "confidence": [None, 0.7, None], "accuracy": [None, 0.0, None]}
-    assert pooled_bins([one, {}, other]) == [(0, 0, 0), (4, pytest.approx(0.65), 0.25), (4, 0.9, 0.75)]
+    bins = [row[2:] for row in pooled_bins([one, {}, other])]
+    assert bins == [(0, 0, 0), (4, pytest.approx(0.65), 0.25), (4, 0.9, 0.75)]
 
 
-def test_diagrams_and_curves_of_confidence_say_what_the_summaries_say(tmp_path):
-    summaries, table = made(tmp_path / "runs")
-    text = write_comparison(table, tmp_path / "page.html").read_text()
+def test_diagrams_and_curves_of_confidence_say_what_the_summaries_say(standard):
+    summaries, _, page = standard
+    text = page.read_text()
     _, *bins = captioned(Page(text), "Reliability: 1 fedvpt")
     assert [[cell for cell, _ in row] for row in bins] == [
         ["0.33–0.67", "12", "0.500", "0.600"],  # those of a summary, three times as many images
@@ -136,6 +143,7 @@ def test_risk_over_seeds_is_the_mean_at_the_same_share_of_images():
     assert both[0][1].error == pytest.approx(0.5)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_partition_is_shown_once_or_once_for_each_seed(tmp_path):
     _, table = made(tmp_path / "runs")
     text = write_comparison(table, tmp_path / "page.html").read_text()
@@ -169,6 +177,7 @@ def test_the_posterior_is_shown_of_the_groups_that_have_one(tmp_path):
         assert title in text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_runs_that_kept_no_more_than_a_summary_make_a_page_without_what_is_missing(tmp_path):
     for seed in range(2):
         run = tmp_path / "runs" / str(seed)
@@ -180,6 +189,7 @@ def test_runs_that_kept_no_more_than_a_summary_make_a_page_without_what_is_missi
     assert {"confidence", "domains", "partition", "posterior", "curves"}.isdisjoint(page.ids)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_best_of_a_column_is_marked_and_only_where_groups_can_be_compared(tmp_path):
     summaries, table = made(tmp_path / "runs")
     nll = {method: statistics.fmean(s["final"]["nll"] for s in found) for method, found in summaries.items()}
@@ -188,7 +198,15 @@ def test_the_best_of_a_column_is_marked_and_only_where_groups_can_be_compared(tm
     marked = [row[1][0] for row in rows if row[column][1].get("class") == "best"]
     assert marked == [min(nll, key=nll.get)]
     write_run(tmp_path / "runs" / "other", data="three_digits")
-    assert set(compare(sorted((tmp_path / "runs").iterdir()), "final", MEASURES).best()) == {None}
+    assert "best" not in [
+        attributes.get("class")
+        for row in Page(
+            write_comparison(
+                compare(sorted((tmp_path / "runs").iterdir()), "final", MEASURES), tmp_path / "page.html"
+            ).read_text()
+        ).tables["headline-table"]
+        for _, attributes in row
+    ]
 
 
 def test_hostile_names_are_text_and_nothing_is_fetched(tmp_path):
@@ -204,9 +222,8 @@ def test_hostile_names_are_text_and_nothing_is_fetched(tmp_path):
     assert len(page.ids) == len(set(page.ids))
 
 
-def test_the_page_has_what_keyboard_and_screen_readers_need(tmp_path):
-    _, table = made(tmp_path / "runs")
-    page = Page(write_comparison(table, tmp_path / "page.html").read_text())
+def test_the_page_has_what_keyboard_and_screen_readers_need(standard):
+    page = Page(standard[2].read_text())
     tags = [tag for tag, _ in page.tags]
     assert tags.count("caption") == tags.count("table")
     assert tags.count("main") == tags.count("h1") == 1
@@ -220,8 +237,6 @@ def test_the_page_has_what_keyboard_and_screen_readers_need(tmp_path):
 
 
 def test_a_line_is_the_mean_over_seeds_and_its_band_the_standard_error():
-    from fedbayes.report.curves import averaged
-
     runs = [[{"round": 1, "phase": "train", "loss": v}, {"round": 2, "phase": "train", "loss": 9}] for v in (1, 2, 3)]
     del runs[0][1]  # stopped early: no mean over other seeds than before
     (found,) = averaged(runs, "train", "loss").items()
@@ -235,21 +250,21 @@ def test_ten_methods_with_three_seeds_and_many_rounds_stay_small(tmp_path):
 
 def test_csv_has_every_digit(tmp_path):
     summaries, table = made(tmp_path / "runs", seeds=2)
-    for row in csv.DictReader(io.StringIO(as_csv(table))):
+    for row in csv.DictReader(io.StringIO(table.as_csv())):
         values = [summary["final"]["nll"] for summary in summaries[row["method"]]]
-        assert (float(row["nll"]), row["seeds"]) == (statistics.fmean(values), "2")
+        assert (float(row["nll"]), row["runs"]) == (statistics.fmean(values), "2")
         assert float(row["nll_se"]) == statistics.stdev(values) / 2**0.5
         assert float(row["bytes_up"]) == statistics.fmean(s["bytes"]["up"] for s in summaries[row["method"]])
 
 
 def test_csv_makes_no_formula_of_a_name(tmp_path):
     _, table = made(tmp_path / "runs", methods=("=1+1",), seeds=1)
-    assert next(csv.DictReader(io.StringIO(as_csv(table))))["method"] == "'=1+1"
+    assert next(csv.DictReader(io.StringIO(table.as_csv())))["method"] == "'=1+1"
 
 
 def test_latex_is_booktabs_with_signs_written_out_and_the_best_in_bold(tmp_path):
     summaries, table = made(tmp_path / "runs", methods=("a_b", "50%"))
-    text = as_latex(table)
+    text = table.as_latex()
     for line in (
         r"\begin{tabular}{lr",
         r"\toprule",
@@ -263,16 +278,17 @@ def test_latex_is_booktabs_with_signs_written_out_and_the_best_in_bold(tmp_path)
     best = min(statistics.fmean(s["final"]["nll"] for s in found) for found in summaries.values())
     assert rf"\textbf{{{best:.3f} $\pm$" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.count(" & ") for line in rows} == {len(table.head) - 1}
+    assert {line.count(" & ") for line in rows} == {len(table.table.head) - 1}
     assert latex("\\a{b}^~#$&–±") == r"\textbackslash{}a\{b\}\textasciicircum{}\textasciitilde{}\#\$\&--$\pm$"
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_tables_lie_beside_the_page_under_its_name(tmp_path):
     summaries, table = made(tmp_path / "runs")
     page = write_comparison(table, tmp_path / "page.html")
-    assert [path.name for path in write_tables(table, page)] == ["page.md", "page.csv", "page.tex"]
+    assert [path.name for path in table.write_tables(page)] == ["page.md", "page.csv", "page.tex"]
     shown = (tmp_path / "page.md").read_text()
-    assert shown.startswith(as_markdown(table) + "\n")
+    assert shown.startswith(table.as_markdown() + "\n")
     values = [summary["per_domain"]["ink"]["accuracy"] for summary in summaries["fedvpt"]]
     cell = spread(values).text()
     assert f"| method | ink |\n| --- | ---: |\n| fedvpt | {cell} |\n" in shown
@@ -283,6 +299,7 @@ def test_the_tables_lie_beside_the_page_under_its_name(tmp_path):
     assert {"page.md", "page.csv", "page.tex"} <= links
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_command_writes_the_comparison_where_it_is_asked_to(tmp_path, capsys):
     made(tmp_path / "runs", seeds=1)
     out = tmp_path / "new" / "mine.html"
@@ -294,6 +311,7 @@ def test_the_command_writes_the_comparison_where_it_is_asked_to(tmp_path, capsys
     assert (tmp_path / "runs" / "comparison.html").is_file()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_command_refuses_a_place_that_is_no_page(tmp_path, capsys):
     made(tmp_path / "runs", seeds=1)
     assert main([str(tmp_path / "runs"), "--table-only", "--out", str(tmp_path / "x.csv")]) == 2
@@ -301,11 +319,3 @@ def test_the_command_refuses_a_place_that_is_no_page(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main([str(tmp_path / "runs"), "--table-only", "--out", str(tmp_path / "file" / "x.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
-
-
-def test_ticks_are_round_numbers_inside_the_range():
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert ticks(0.83, 0.91) == [0.84, 0.86, 0.88, 0.9]
-    assert log_ticks(50, 20_000) == [100, 1000, 10_000]
-    assert log_ticks(30, 600) == [50, 100, 200, 500]
-    assert log_ticks(0.33, 0.41) == [0.34, 0.36, 0.38, 0.4], "fewer than three of 1, 2 and 5"

@@ -9,8 +9,8 @@ from run_files import HOSTILE, write_run
 from safetensors.numpy import load_file, save_file
 
 from fedbayes.errors import RunError
-from fedbayes.report.gallery_view import NOT_MADE, show
-from fedbayes.report.run_page import write_html
+from fedbayes.report.figures.clients import prompt_codes
+from fedbayes.report.run_page import NO_GALLERY, write_html
 from fedbayes.storage.predictions import Predictions, read_predictions
 from fedbayes.storage.run_dir import write_json
 
@@ -21,54 +21,61 @@ def page_of(run_dir):
     return Page(write_html(run_dir).read_text())
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The directory of a run, its summary and its page."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, write_run(folder), page_of(folder)
+
+
 def table(page, begins):
     (found,) = [rows for caption, rows in page.tables.items() if caption.startswith(begins)]
     return [[text for text, _ in row] for row in found]
 
 
-def test_the_map_holds_the_accuracy_of_each_client_in_each_domain(tmp_path):
-    write_run(tmp_path / "run")
-    found = read_predictions(tmp_path / "run")
-    head, *rows = table(page_of(tmp_path / "run"), "Test accuracy of each client")
+def test_the_map_holds_the_accuracy_of_each_client_in_each_domain(run):
+    predictions = read_predictions(run[0])
+    head, *rows = table(run[2], "Test accuracy of each client")
     assert head == ["client", "ink", HOSTILE]
     for client, row in enumerate(rows):
         assert row[0] == f"client {client}"
         for domain in (0, 1):
-            mine = (found.partitions == client) & (found.domains == domain)
-            right = (found.probabilities.argmax(1) == found.labels)[mine].mean()
-            assert row[1 + domain] == f"{right:.2f} ({mine.sum()})"
+            chosen = (predictions.partitions == client) & (predictions.domains == domain)
+            right = (predictions.probabilities.argmax(1) == predictions.labels)[chosen].mean()
+            assert row[1 + domain] == f"{right:.2f} ({chosen.sum()})"
 
 
-def test_headline_and_clients_are_those_of_the_summary(tmp_path):
-    summary = write_run(tmp_path / "run")
-    page = page_of(tmp_path / "run")
+def test_headline_clients_seconds_and_partition_are_those_of_the_files(run):
+    _, summary, page = run
     rows = {row[0]: row[1] for row in table(page, "Results on the test images")}
     assert rows["NLL, pooled (nats)"] == f"{summary['final']['nll']:.3f}"
-    assert rows["AURC, error over coverage"] == f"{summary['final']['aurc']:.3f}"
+    assert rows["AURC, area under the risk-coverage curve"] == f"{summary['final']['aurc']:.3f}"
     clients = table(page, "Each client")[1:]
     assert [row[:3] for row in clients] == [
         [str(row["partition"]), str(row["images"]), f"{row['accuracy']:.3f}"] for row in summary["per_client"]
     ]
-    seconds = table(page, "Seconds by phase")
-    assert seconds == [
+    assert table(page, "Seconds by phase") == [
         ["run", "setup", "train", "evaluate", "aggregate", "other", "total"],
         ["run", "1.0", "6.0", "2.0", "0.5", "0.5", "10.0"],
     ]
+    assert table(page, "Images of each client by domain")[1] == ["client 0", "10", "20"]
+    assert table(page, "Images of each client by label")[3] == ["client 2", "8", "8", "7", "7"]
+    assert table(page, "Images of each client by split")[1] == ["client 0", "5", "5", "20"]
 
 
-def test_accuracy_is_drawn_against_calibration_and_against_the_bytes_so_far(tmp_path):
-    write_run(tmp_path / "run")
-    text = write_html(tmp_path / "run").read_text()
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+def test_accuracy_is_drawn_against_calibration_and_against_the_bytes_so_far(run):
+    text = (run[0] / "report.html").read_text()
+    rows = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
     for row in rows:
         if row["phase"] == "validation":
             at, accuracy = row["round"], row["accuracy"]
             assert f"<title>round {at}: accuracy {accuracy:.4f}, validation ECE 0.1000</title>" in text
-            said = f"round {at}: accuracy {accuracy:.4f}, bytes so far, both ways, all clients together {30 * at}"
-            assert f"<title>{said}</title>" in text
+            tip = f"round {at}: accuracy {accuracy:.4f}, bytes so far, both ways, all clients {30 * at}"
+            assert f"<title>{tip}</title>" in text
     assert len(rows) == 8
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_tables_lie_beside_the_page_with_every_digit(tmp_path):
     run = tmp_path / "run"
     summary = write_run(run, method="a_b", per_domain={"=x|y": {"images": 10, "accuracy": 1 / 3, "nll": 1.0}})
@@ -88,54 +95,44 @@ def test_the_tables_lie_beside_the_page_with_every_digit(tmp_path):
     assert f"| NLL, pooled (nats) | {summary['final']['nll']:.3f} |" in shown
     assert "| =x\\|y | 10 | 0.333 | 1.000 |" in shown
     latex = (run / "report.tex").read_text()
-    assert latex.count(r"\begin{tabular}{lr") == latex.count(r"\bottomrule") == 4
+    assert latex.count(r"\begin{tabular}{l") == latex.count(r"\bottomrule") == 4
     assert rf"NLL, pooled (nats) & {summary['final']['nll']:.3f} &" in latex
 
 
 def test_codes_of_some_of_a_clients_images_say_how_many_it_has():
     codes = {"points": [[0, 0, 0], [1, 1, 0]], "domains": ["ink"], "partition": 3}
-    held = {"clients": [{"partition": 3, "train": 1, "validation": 0, "test": 2}, {"partition": 4, "test": 9}]}
-    assert "Prompt codes of client 3, 2 of 3 images" in show({"codes": codes}, held)
-    held["clients"][0]["train"] = 0
-    assert "Prompt codes of client 3<" in show({"codes": codes}, held)
+    partition = {"clients": [{"partition": 3, "train": 1, "validation": 0, "test": 2}, {"partition": 4, "test": 9}]}
+    assert prompt_codes(codes, partition).title.endswith("client 3, 2 of 3 images")
+    partition["clients"][0]["train"] = 0
+    assert prompt_codes(codes, partition).title.endswith("client 3")
 
 
-def test_the_partition_is_shown_by_domain_label_and_split(tmp_path):
-    write_run(tmp_path / "run")
-    page = page_of(tmp_path / "run")
-    assert table(page, "Images of each client by domain")[1] == ["client 0", "10", "20"]
-    assert table(page, "Images of each client by label")[3] == ["client 2", "8", "8", "7", "7"]
-    assert table(page, "Images of each client by split")[1] == ["client 0", "5", "5", "20"]
-
-
-def test_the_posterior_is_shown_where_there_is_one(tmp_path):
-    write_run(tmp_path / "with")
+def test_the_posterior_is_shown_where_there_is_one(run, tmp_path):
     write_run(tmp_path / "without", posterior=False)
-    text = write_html(tmp_path / "with").read_text()
-    for title in ("KL to the prior", "Effective components", "Bound saturation", "Mixing ratio"):
-        assert title in text
-    assert "KL to the prior" not in write_html(tmp_path / "without").read_text()
+    assert {"kl-title", "components-title", "saturation-title", "mixing-title"} <= set(run[2].ids)
+    assert "kl-title" not in page_of(tmp_path / "without").ids
 
 
-def test_what_stood_in_the_way_is_shown_where_anything_did(tmp_path):
+@pytest.mark.usefixtures("no_pictures")
+def test_attack_privacy_unused_replies_and_new_clients_are_shown_where_there_were_any(tmp_path):
     privacy = {"noise": 1.5, "clip": 0.1, "delta": 0.01, "epsilon": [1.0, 2.5]}
     new = {"5": {"images": 7, "accuracy": {"mean": 0.25}, "nll": 1.0, "ece": 0.5, "brier": 0.75}}
-    attack = {"name": "backdoor", "hostile": [3, 4]}
+    attack = {"name": "backdoor", "malicious": [3, 4]}
     write_run(tmp_path / "run", attack=attack, privacy=privacy, new_clients=new)
     with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"round": 9, "phase": "train", "clients": 5, "replies": 3, "dropped_late": 2}\n')
     page = page_of(tmp_path / "run")
-    assert ["hostile clients", "3, 4"] in table(page, "Hostile clients")
+    assert ["malicious clients", "3, 4"] in table(page, "Malicious clients")
     assert ["epsilon after the last round, delta 0.01", "2.500"] in table(page, "Client-level differential privacy")
     assert ["replies too late", "2"] in table(page, "Replies that were not used")
-    assert table(page, "Clients that never trained")[1] == ["5 steps", "7", "0.250", "1.000", "0.500", "0.750"]
-    write_run(tmp_path / "quiet", attack={"name": "none", "hostile": []})
-    assert "What stood in its way" not in write_html(tmp_path / "quiet").read_text()
+    assert table(page, "New clients")[1] == ["5 steps", "7", "0.250", "1.000", "0.500", "0.750"]
+    write_run(tmp_path / "quiet", attack={"name": "none", "malicious": []})
+    assert "circumstances" not in page_of(tmp_path / "quiet").ids
 
 
 def test_hostile_names_are_text_and_nothing_is_fetched(tmp_path):
     run = tmp_path / "run"
-    write_run(run, method=HOSTILE, per_domain={HOSTILE: {"accuracy": 1.0}}, attack={"name": HOSTILE, "hostile": [1]})
+    write_run(run, method=HOSTILE, per_domain={HOSTILE: {"accuracy": 1.0}}, attack={"name": HOSTILE, "malicious": [1]})
     image = {"png": PNG, "attention": PNG, "label": HOSTILE, "predicted": "b", "domain": HOSTILE, "partition": HOSTILE}
     codes = {"points": [[0, 0, 0], [1, 1, 0]], "domains": [HOSTILE], "partition": HOSTILE, "what": HOSTILE}
     write_json(run / "gallery.json", {"images": {"mistakes": [image]}, "attention_note": HOSTILE, "codes": codes})
@@ -151,11 +148,12 @@ def test_hostile_names_are_text_and_nothing_is_fetched(tmp_path):
     assert len(page.ids) == len(set(page.ids))
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_page_without_a_gallery_says_why(tmp_path):
-    assert "`python -m fedbayes.report.gallery RUN_DIR`" in show({}, {})
-    assert show({"missing": "no images <here>"}, {}) == "<p class=soft>no images &lt;here&gt;</p>"
     write_run(tmp_path / "run")
-    assert NOT_MADE in write_html(tmp_path / "run").read_text()
+    assert NO_GALLERY in write_html(tmp_path / "run").read_text()
+    write_json(tmp_path / "run" / "gallery.json", {"missing": "no images <here>"})
+    assert "no images &lt;here&gt;" in write_html(tmp_path / "run").read_text()
 
 
 def test_the_area_under_the_risk_coverage_curve_is_the_aurc():
@@ -194,6 +192,7 @@ def test_a_hundred_clients_make_a_page_of_moderate_size(tmp_path):
     assert write_html(tmp_path / "run").stat().st_size < 1_000_000
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_map_of_as_many_clients_as_domains_is_left_out_in_no_time(tmp_path):
     write_run(tmp_path / "run")
     n = 20_000

@@ -16,10 +16,11 @@ def write_run(folder: Path, *, seed: int = 0, rounds: int = 4, clients: int = 3,
     method = changes.get("method", "pfedbayespt")
     rng = np.random.default_rng([seed, *method.encode()])
     count, classes = 20 * clients, 4
-    labels = rng.integers(classes, size=count)
+    images = np.random.default_rng(seed)  # the same ones for every method
+    labels = images.integers(classes, size=count)
     probabilities = rng.dirichlet(np.ones(classes), size=count).astype(np.float32)
     partitions = np.repeat(np.arange(clients), 20)
-    domains = rng.integers(2, size=count)
+    domains = images.integers(2, size=count)
     right = probabilities.argmax(1) == labels
     each = [float(right[partitions == client].mean()) for client in range(clients)]
     bins = {"confidence": [None, 0.5, 0.9], "accuracy": [None, 0.6, 0.8], "count": [0, 4, 6]}
@@ -59,7 +60,8 @@ def write_run(folder: Path, *, seed: int = 0, rounds: int = 4, clients: int = 3,
     }
     write_json(folder / "summary.json", summary)
     write_json(folder / "config.yaml", {"seed": seed, "run_dir": str(folder), "method": {"name": method}})
-    people = [{"partition": c, "train": 5, "validation": 5, "test": 20, "domains": [10, 20], "labels": [8, 8, 7, 7]}
+    people = [{"partition": c, "train": 5, "validation": 5, "test": 20, "domains": [10, 20], "labels": [8, 8, 7, 7],
+               "indices": {"test": list(range(20 * c, 20 * c + 20))}}
               for c in range(clients)]  # fmt: skip
     write_json(folder / "partition.json", {"domains": ["ink", HOSTILE], "classes": list("abcd"), "clients": people})
     arrays = {"probabilities": probabilities, "labels": labels, "domains": domains, "partitions": partitions}

@@ -213,7 +213,7 @@ def test_report_writes_everything_and_says_where(tmp_path):
         tracker.log({"round": 1, "phase": "train", "loss": 1.0})
         tracker.report({"method": "m", "final": {"round": 1, "nll": math.nan, "accuracy": {"mean": 0.75}}}, publish)
     assert read_json(tmp_path / "summary.json")["final"] == {"round": 1, "nll": None, "accuracy": {"mean": 0.75}}
-    assert (tmp_path / "plots" / "learning_curve.png").stat().st_size > 1000
+    assert (tmp_path / "plots" / "train_loss.png").stat().st_size > 1000
     assert "0.750" in shown.getvalue()
     assert f"report: {tmp_path / 'report.html'}" in shown.getvalue().replace("\n", "")
 

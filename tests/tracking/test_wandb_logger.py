@@ -102,7 +102,7 @@ def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
     assert (history[2]["test/nll"], history[2]["test/round"]) == (0.5, 1)
     assert history[2]["clients/final/nrows"] == 1
     assert history[2]["clients/validation/nrows"] == 3
-    assert history[2]["plots/learning_curve/_type"] == "image-file"
+    assert history[2]["plots/train_loss/_type"] == "image-file"
     summary = {}
     for record in found:
         if record.HasField("summary"):

@@ -194,14 +194,14 @@ def prompt_codes(codes: Mapping[str, Any], partition: Mapping[str, Any]) -> Char
         f"{name} component, {explained:.0%} of the variance"
         for name, explained in zip(("first", "second"), codes.get("explained") or [0.0, 0.0], strict=True)
     ]
-    chart = Chart("prompt_codes", f"Prompt codes of client {client}{part}", *labels, (480, 380))
+    chart = Chart("prompt_codes", f"Prompt codes of client {client}{part}", labels[0], labels[1], (480, 380))
     chart.axes.set(
         xlim=padded([row[0] for row in (*points, *draws)]), ylim=padded([row[1] for row in (*points, *draws)])
     )
     chart.legend = [Series(domain, names[domain]) for domain in sorted({int(row[2]) for row in points})]
     for rows, dot in ((draws, 1.6), (points, 4.5)):
         for one in chart.legend:
-            if chosen := [row for row in rows if int(row[2]) == one.index]:
+            if chosen := [row for row in rows if int(row[2]) == one.place]:
                 chart.dots([row[0] for row in chosen], [row[1] for row in chosen], one, [one.name], dot)
     chart.description = (
         f"{len(points)} images of {len(chart.legend)} domains by their prompt codes, in two principal components."

@@ -137,7 +137,7 @@ def risk_coverage(curves: Sequence[RiskCurve]) -> Chart | None:
     chart.axes.set(xlim=(0, 1), ylim=(0, max(top * 1.1, 0.02)))
     for curve in curves:
         ends = [(at, one.mean - one.error, one.mean + one.error) for at, one in curve.points if one.error is not None]
-        chart.band(*(zip(*ends, strict=True) if ends else ([], [], [])), curve.series)
+        chart.band(ends, curve.series)
     for curve in curves:
         x, y = [at for at, _ in curve.points], [risk.mean for _, risk in curve.points]
         if alone:

@@ -142,7 +142,7 @@ def curves(
             for at, value in values.items()
             if value.error is not None
         ]
-        chart.band(*(zip(*ends, strict=True) if ends else ([], [], [])), one)
+        chart.band(ends, one)
     for one, values in lines:
         chart.line(list(values), [value.mean for value in values.values()], one, one.name)
     last = "; ".join(f"{one.name} {values[max(values)].mean:.3g}" for one, values in lines[:12])
@@ -172,7 +172,7 @@ def learning(rows: Rows, clients: Rows, best: float | None) -> list[Chart]:
         ends = [row for row in middle(clients, curve.phase, curve.name) if row[0] in line]
         notes = []
         if len(ends) > 1:
-            chart.band(*zip(*ends, strict=True), one)
+            chart.band(ends, one)
             notes.append("Band: the middle 80 % of the clients.")
         if best is not None and curve.phase == "validation":
             chart.axes.axvline(best, color="#5b6068", linestyle=(0, (5, 4)), linewidth=0.8)

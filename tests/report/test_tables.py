@@ -2,12 +2,12 @@
 
 import pytest
 
-from fedbayes.report.table_formats import booktabs, inert, inline, latex, markdown
+from fedbayes.report.tables import Table, inert, latex, markdown
 
 
 @pytest.mark.parametrize("name", ["ink", "pfedbayespt_personal", "0.8 ± 0.1", "run `a_b <c>` again", "- NLL"])
 def test_ordinary_names_are_markdown_as_they_stand(name):
-    assert inline(name) == name
+    assert markdown(name) == name
 
 
 @pytest.mark.parametrize(
@@ -22,11 +22,11 @@ def test_ordinary_names_are_markdown_as_they_stand(name):
     ],
 )
 def test_markup_is_text(name, shown):
-    assert inline(name) == shown
+    assert markdown(name) == shown
 
 
 def test_a_name_breaks_no_row():
-    assert len(markdown(("a", "b"), [["x\ny|z", "1"]]).splitlines()) == 3
+    assert len(Table("", ("a", "b"), [["x\ny|z", "1"]]).as_markdown().splitlines()) == 3
 
 
 @pytest.mark.parametrize("cell", ["\t=1+1", "\r=1+1", "  @x", "-1+1", "=1"])
@@ -40,7 +40,7 @@ def test_numbers_and_names_stay(cell):
 
 
 def test_a_latex_row_is_no_argument_of_the_row_before():
-    text = booktabs(("a", "b"), [["[2cm]x", "1"], ["*y", "2"]])
+    text = Table("", ("a", "b"), [["[2cm]x", "1"], ["*y", "2"]]).as_latex()
     assert r"{}[2cm]x & 1 \\" in text
     assert r"{}*y & 2 \\" in text
     assert latex("a\rb") == r"a\textbackslash{}rb"
