@@ -60,7 +60,9 @@ def write(folder, accuracy, nll, probabilities):
     clients = [{"partition": one, "indices": {"test": [one]}} for one in (0, 1)]
     (folder / "partition.json").write_text(json.dumps({"clients": clients}))
     arrays = {"probabilities": np.array(probabilities, np.float32), "labels": np.array([0, 1])}
-    save_file({**arrays, "partitions": np.array([0, 1])}, folder / "predictions.safetensors")
+    save_file(
+        {**arrays, "partitions": np.array([0, 1]), "domains": np.array([0, 1])}, folder / "predictions.safetensors"
+    )
 
 
 def test_a_line_by_hand(tmp_path):
