@@ -4,6 +4,7 @@ A method is reached only through the `_target_` in its YAML; nothing here knows 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast, final
@@ -11,8 +12,6 @@ from typing import Any, cast, final
 from flwr.serverapp.strategy import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fedbayes.arrays import Arrays
-from fedbayes.comm.messages import ClientRequest
 from fedbayes.config.instantiate import call, later, made_of, plain, takes
 from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import SPLITS, FederatedData
@@ -31,6 +30,7 @@ from fedbayes.server.rounds import RoundLoop
 from fedbayes.server.sampling import Sampling
 from fedbayes.server.strategy import ServerStrategy
 from fedbayes.server.train_round import Training
+from fedbayes.server.trained import TrainedClients
 from fedbayes.server.validation import PartitionSizes, ReplyValidator
 from fedbayes.simulation.attacks import AbstractAttack, HostileClients
 from fedbayes.simulation.client import ClientSetup, CohortClient
@@ -38,13 +38,70 @@ from fedbayes.simulation.hardware import choose_device
 from fedbayes.storage.checkpoint import Checkpoint
 
 
-def simulation(cfg: DictConfig) -> Any:
-    """The engine that runs the clients."""
+@final
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Everything that a run is made of, each part made once.
+
+    Attributes:
+        sampling: who trains, who is evaluated, and who is new.
+        attack: what malicious clients do; None where there are none.
+        loop: the rounds of training and evaluation.
+        strategy: the server's side: turns replies into the next message.
+        engine: runs the clients.
+        data: images, and which client has which.
+        model: the frozen ViT with its prompt generator and head.
+        client: trains and evaluates every client, malicious ones among them.
+    """
+
+    sampling: Sampling
+    attack: AbstractAttack | None
+    loop: RoundLoop
+    strategy: ServerStrategy
+    engine: Any
+    data: FederatedData
+    model: PromptedViT
+    client: CohortClient
+
+    @property
+    def malicious(self) -> tuple[int, ...]:
+        """Partitions of the malicious clients."""
+        return malicious(self.sampling, self.attack)
+
+
+def assemble(cfg: DictConfig, running: Any = None) -> Parts:
+    """Make every part of a run from its configuration; nothing is written.
+
+    Args:
+        cfg: the composed configuration, with the names of its groups under `names`.
+        running: an engine that is there already, as in a Flower App; None for the one that the configuration names.
+
+    Raises:
+        FedbayesError: for what a user can mend.
+    """
+    sampled, attacker = sampling(cfg), attack(cfg)
+    rounds = loop(cfg, sampled, attacker)
+    server = strategy(cfg, rounds)
+    runner = engine(cfg) if running is None else running
+    runner.prepare()
+    federated = data(cfg, sampled.new_clients)
+    prompted = model(cfg, federated, runner.device)
+    clients = client(cfg, federated, prompted, attacker, malicious(sampled, attacker))
+    return Parts(sampled, attacker, rounds, server, runner, federated, prompted, clients)
+
+
+def engine(cfg: DictConfig) -> Any:
+    """What runs the clients: this process, Ray, or a SuperLink."""
     return made_of("simulation.engine", cfg.simulation.engine, having=("prepare", "run", "device"))
 
 
-def data(cfg: DictConfig) -> FederatedData:
-    """All images, and who holds which."""
+def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
+    """All images, and which client has which.
+
+    Args:
+        cfg: the composed configuration.
+        new_clients: partitions that never train.
+    """
     clients = require_whole("clients", cfg.clients, 1)
     images = made_of("data", cfg.data, having=("images", "labels", "domains"))
     if len(images) == 0 and not _elsewhere(cfg):
@@ -52,13 +109,13 @@ def data(cfg: DictConfig) -> FederatedData:
             "data has no images; set data.root, or where SuperNodes have images of their own "
             "partition=local_folder and simulation=flower."
         )
-    asked = plain(cfg.evaluate)
-    inside, images = hold_out(images, asked["held_out"])
+    settings = plain(cfg.evaluate)
+    inside, images = hold_out(images, settings["held_out"])
     partition = made_of("partition", cfg.partition, having=("__call__",))
     splits = require_partition(partition(inside, clients), len(inside), clients, may_be_empty=_elsewhere(cfg))
     splits = share_held_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
-    images = corrupt_test(images, splits, asked["corruption"], asked["severity"])
-    return FederatedData(images, splits, sampling(cfg).new_clients)
+    images = corrupt_test(images, splits, settings["corruption"], settings["severity"])
+    return FederatedData(images, splits, new_clients)
 
 
 def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT:
@@ -97,7 +154,7 @@ def _weights(cfg: DictConfig) -> MakeWeights | None:
 
 
 def attack(cfg: DictConfig) -> AbstractAttack | None:
-    """What hostile clients do; None where nobody is."""
+    """What malicious clients do; None where there are none."""
     if "_target_" not in cfg.get("attack", {}):
         if OmegaConf.select(cfg, "attack.fraction"):
             raise ConfigError(
@@ -107,23 +164,32 @@ def attack(cfg: DictConfig) -> AbstractAttack | None:
     return cast(AbstractAttack, call("attack", later("attack", cfg.attack), seed=cfg.seed))
 
 
-def client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
-    """The object that trains and evaluates every client, hostile ones among them."""
-    attacker = attack(cfg)
-    if attacker is None:
-        return honest_client(cfg, federated, prompted)
-    hostile = attacker.hostile(sampling(cfg).known)
-    return HostileClients(honest_client(cfg, attacker.poison(federated, hostile), prompted), attacker, hostile)
+def malicious(sampled: Sampling, attacker: AbstractAttack | None) -> tuple[int, ...]:
+    """Partitions of the malicious clients, among those that may train."""
+    return () if attacker is None else attacker.hostile(sampled.known)
 
 
-def honest_client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
-    """The object that trains and evaluates clients as they should be."""
-    made = call(
-        "method.client",
-        later("method.client", cfg.method.client),
-        setup=ClientSetup(federated, prompted, made_of("augment", cfg.augment), cfg.simulation.cache_mb, cfg.seed),
-    )
-    return cast(CohortClient, made)
+def client(
+    cfg: DictConfig,
+    federated: FederatedData,
+    prompted: PromptedViT,
+    attacker: AbstractAttack | None = None,
+    partitions: Sequence[int] = (),
+) -> CohortClient:
+    """The object that trains and evaluates every client.
+
+    Args:
+        cfg: the composed configuration.
+        federated: images, and which client has which.
+        prompted: the model.
+        attacker: what malicious clients do; None where there are none.
+        partitions: of the malicious clients.
+    """
+    if attacker is not None:
+        honest = client(cfg, attacker.poison(federated, partitions), prompted)
+        return HostileClients(honest, attacker, partitions)
+    setup = ClientSetup(federated, prompted, made_of("augment", cfg.augment), cfg.simulation.cache_mb, cfg.seed)
+    return cast(CohortClient, call("method.client", later("method.client", cfg.method.client), setup=setup))
 
 
 @final
@@ -157,12 +223,13 @@ def client_of(text: str) -> CohortClient:
     """
     cfg = OmegaConf.create(text)
     assert isinstance(cfg, DictConfig), "a configuration is a mapping"
-    engine = simulation(cfg)
-    engine.prepare()
-    federated = data(cfg)
-    made = client(cfg, federated, model(cfg, federated, engine.device))
-    made.prepare()
-    return made
+    sampled, attacker, runner = sampling(cfg), attack(cfg), engine(cfg)
+    runner.prepare()
+    federated = data(cfg, sampled.new_clients)
+    prompted = model(cfg, federated, runner.device)
+    clients = client(cfg, federated, prompted, attacker, malicious(sampled, attacker))
+    clients.prepare()
+    return clients
 
 
 def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
@@ -196,23 +263,22 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
     return cast(ServerStrategy, call("server", later("server", cfg.server), made))
 
 
-def sampling(cfg: DictConfig, key: str | None = None) -> Sampling:
-    """Who trains, who is evaluated, and who is new; `key` in place of the seed for the first of these."""
+def sampling(cfg: DictConfig) -> Sampling:
+    """Who trains, who is evaluated, and who is new; keyed by a secret where clients know the seed but must not."""
     return Sampling(
         clients=cfg.clients,
         participation=cfg.participation,
         seed=cfg.seed,
         evaluate_share=cfg.evaluate.participation,
         new_clients=cfg.evaluate.new_clients,
-        key=key,
+        key=secret() if cfg.privacy.noise is not None and _knows_seed(cfg) else None,
     )
 
 
-def loop(cfg: DictConfig) -> RoundLoop:
-    """The rounds."""
-    drawn = sampling(cfg, secret() if cfg.privacy.noise is not None and _tells_seed(cfg) else None)
+def loop(cfg: DictConfig, sampled: Sampling, attacker: AbstractAttack | None = None) -> RoundLoop:
+    """The rounds of training and evaluation."""
     training = Training(
-        sampling=drawn,
+        sampling=sampled,
         min_replies=cfg.simulation.min_replies,
         retries=cfg.simulation.retries,
         faults=call("faults", later("faults", cfg.faults), seed=cfg.seed),
@@ -221,12 +287,12 @@ def loop(cfg: DictConfig) -> RoundLoop:
         max_update_norm=cfg.update_clipping.max_norm,
     )
     assessment = Assessment(
-        sampling=drawn,
+        sampling=sampled,
         every=cfg.evaluate.every,
         best_by=cfg.evaluate.best_by,
         temperature=cfg.evaluate.temperature,
         held_out=bool(cfg.evaluate.held_out),
-        backdoor=(attacker := attack(cfg)) is not None and attacker.measures_success,
+        backdoor=attacker is not None and attacker.measures_success,
         adapt_steps=plain(cfg.evaluate)["adapt_steps"],
         timeout=training.timeout,
         shares_personal=cfg.privacy.noise is None,  # it would leave the clients without noise
@@ -241,14 +307,16 @@ def loop(cfg: DictConfig) -> RoundLoop:
     )
 
 
-def partition_sizes(cfg: DictConfig, federated: FederatedData) -> PartitionSizes:
-    """What the server knows of the images that clients answer for; deployed ones know their own alone."""
+def partition_sizes(
+    cfg: DictConfig, federated: FederatedData, attacker: AbstractAttack | None = None
+) -> PartitionSizes:
+    """What the server knows of the images that clients answer for; deployed clients alone know theirs."""
     images: dict[str, list[int]] = {}
     if len(federated.images):
         trained = federated.pooled() if OmegaConf.select(cfg, "method.client.pool") else federated
         images = {split: [len(getattr(one, split)) for one in federated.clients] for split in SPLITS}
         images["train"] = [len(one.train) for one in trained.clients]
-        if (attacker := attack(cfg)) is not None:
+        if attacker is not None:
             images["triggered"] = [len(one) for one in attacker.marked(federated)]
     return PartitionSizes(federated.num_classes, len(federated.images.domain_names), images)
 
@@ -262,53 +330,33 @@ def destinations(cfg: DictConfig, run_dir: Path) -> Sequence[Any]:
     return [call(place, later(place, one), run_dir, plain(cfg)) for one in chosen]
 
 
-def stored(cfg: DictConfig, checkpoint: Checkpoint) -> tuple[CohortClient, FederatedData]:
-    """The client of a finished run, ready to predict with its checkpoint's parameters."""
-    federated = data(cfg)
-    made = honest_client(cfg, federated, model(cfg, federated, choose_device("auto")))
-    for name, like in made.initial().items():
-        found = checkpoint.server.get(name)
-        if found is None or found.shape != like.shape:
-            what = "lacks it" if found is None else f"has {found.shape}"
-            raise ConfigError(f"{name} is {like.shape} but the checkpoint {what}; it is another configuration's.")
-    return made, federated
-
-
-def outgoing(cfg: DictConfig, checkpoint: Checkpoint, partition: int) -> Arrays:
-    """What the server of a finished run would send to a client next; methods may send each its own."""
-    made = strategy(cfg, loop(cfg))
-    made.shared = dict(checkpoint.server)
-    made.restore(checkpoint.strategy)
-    return made.requests(checkpoint.server_round + 1, [partition], "evaluate")[partition]
-
-
-def predicts_with(cfg: DictConfig, made: Any, checkpoint: Checkpoint, partition: int | None) -> Arrays:
-    """What a client of a finished run predicts with, as in its last evaluation.
-
-    Args:
-        cfg: of the run.
-        made: its clients, see `honest_client`.
-        checkpoint: its last.
-        partition: the client; None for a stranger, who has no images to adapt to.
+def trained(cfg: DictConfig, parts: Parts, checkpoint: Checkpoint) -> TrainedClients:
+    """The honest clients of a finished run, ready to predict.
 
     Raises:
-        ConfigError: for a stranger where clients train on their own images before they predict.
+        ConfigError: if the checkpoint is another configuration's.
     """
-    others = checkpoint.personal_of(None) if cfg.privacy.noise is None else {}  # without noise it leaves no client
-    if partition is None:
-        if steps := OmegaConf.select(cfg, "optim.finetune_steps"):
-            raise ConfigError(
-                f"optim.finetune_steps={steps}: in method={cfg.names.method} clients train on their own images before "
-                "they predict; give the partition of one."
-            )
-        return cast(Arrays, made.for_new_clients({**checkpoint.server, **others}))
-    sent, kept = outgoing(cfg, checkpoint, partition), checkpoint.personal.get(partition, {})
-    sent = sent if kept else {**sent, **others}
-    request = ClientRequest(partition, checkpoint.server_round, "evaluate", "test", sent, kept)
-    return cast(Arrays, made.adapt([{**sent, **kept}], [request])[0])
+    return TrainedClients(
+        parts.client if parts.attack is None else client(cfg, parts.data, parts.model),
+        parts.strategy,
+        checkpoint,
+        finetune_steps=OmegaConf.select(cfg, "optim.finetune_steps") or 0,
+        shares_personal=cfg.privacy.noise is None,
+    )
 
 
-def _tells_seed(cfg: DictConfig) -> bool:
+@final
+class NoEngine:
+    """In the place of an engine where clients only predict: no thread is set, and nobody trains."""
+
+    def __init__(self) -> None:
+        self.device = choose_device("auto")
+
+    def prepare(self) -> None:
+        """Leave this process as it is."""
+
+
+def _knows_seed(cfg: DictConfig) -> bool:
     """Whether clients are processes of somebody else, who has the configuration."""
     return bool(OmegaConf.select(cfg, "names.simulation") == "flower")
 

@@ -1,6 +1,7 @@
 """A finished run, read back: `fedbayes.load(RUN_DIR).predict(images)`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
@@ -12,6 +13,7 @@ from fedbayes.config import stored as stored_configuration
 from fedbayes.data.pixels import Images, to_square
 from fedbayes.errors import RunError
 from fedbayes.seeding import Streams
+from fedbayes.server.trained import TrainedClients
 from fedbayes.storage import checkpoint
 from fedbayes.storage.run_dir import SUMMARY, read_summary
 from fedbayes.text import fraction
@@ -56,7 +58,6 @@ class Run:
     directory: Path
     config: DictConfig
     summary: dict[str, Any]
-    _parts: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         of, accuracy = self.config, fraction(self.summary["final"]["accuracy"]["mean"])
@@ -82,29 +83,26 @@ class Run:
             RunError: if the checkpoint is missing or damaged, or there is no such client.
             DataError: if an image cannot be read.
         """
-        client, data, stored = self._restore()
-        size = data.images.images.shape[-1]
-        pixels = to_square(images, size)
+        client, seen = self.clients.client, self.clients.client.data.images
+        pixels = to_square(images, seen.images.shape[-1])
         if partition is not None and not 0 <= partition < self.config.clients:
-            raise RunError(f"partition={partition} is none of the run's {self.config.clients} clients.")
-        parameters = build.predicts_with(self.config, client, stored, partition)
-        streams = Streams(self.config.seed, stored.server_round, [0], "predict")
-        (said,), _ = client.predict(client.inputs.of_images(pixels), [parameters], streams)
+            raise RunError(f"partition={partition} must be in 0..{self.config.clients - 1}; give such a client.")
+        parameters = self.clients.parameters(partition)
+        streams = Streams(self.config.seed, self.clients.checkpoint.server_round, [0], "predict")
+        (predictive,), _ = client.predict(client.inputs.of_images(pixels), [parameters], streams)
         return Prediction(
-            probabilities=said.probabilities.double().numpy(),
-            entropy=said.entropy.double().numpy(),
-            expected_entropy=said.expected_entropy.double().numpy(),
-            prompt_uncertainty=said.prompt_uncertainty.double().numpy(),
-            classes=data.images.classes,
+            probabilities=predictive.probabilities.double().numpy(),
+            entropy=predictive.entropy.double().numpy(),
+            expected_entropy=predictive.expected_entropy.double().numpy(),
+            prompt_uncertainty=predictive.prompt_uncertainty.double().numpy(),
+            classes=seen.classes,
         )
 
-    def _restore(self) -> tuple[Any, Any, checkpoint.Checkpoint]:
-        """The client with its backbone, the data and the checkpoint; built at the first call."""
-        if not self._parts:
-            stored = checkpoint.latest(self.directory)
-            client, data = build.stored(self.config, stored)
-            self._parts.update(client=client, data=data, stored=stored)
-        return self._parts["client"], self._parts["data"], self._parts["stored"]
+    @cached_property
+    def clients(self) -> TrainedClients:
+        """The run's clients with the parameters after its last round; data and backbone are read at the first use."""
+        stored = checkpoint.latest(self.directory)
+        return build.trained(self.config, build.assemble(self.config, build.NoEngine()), stored)
 
 
 def load(run_dir: str | Path) -> Run:

@@ -1,6 +1,8 @@
-"""Texts for people: names and messages from elsewhere made safe to print, and numbers in short."""
+"""Texts for people: names and messages from elsewhere made safe to print, near matches, and numbers in short."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _HIDDEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb"
@@ -11,7 +13,19 @@ _HIDDEN = re.compile(
 
 def visible(text: str) -> str:
     r"""The text with what cannot be seen written out, as in `\n` and `\u202e`."""
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def in_one_line(text: object) -> str:
+    """The text with its line breaks and runs of blanks as single blanks."""
+    return " ".join(str(text).split())
+
+
+def closest(word: str, names: Iterable[str], most: int = 3) -> list[str]:
+    """Names that a misspelt word may stand for: those that begin with it, then those that differ little."""
+    names = sorted(names)
+    longer = sorted((name for name in names if word and name.startswith(word)), key=len)
+    return list(dict.fromkeys([*longer, *difflib.get_close_matches(word, names, n=most)]))[:most]
 
 
 def fraction(value: object) -> str:

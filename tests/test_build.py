@@ -13,7 +13,7 @@ from fedbayes.storage.checkpoint import Checkpoint
 
 def test_a_strategy_of_flowers_is_chosen_by_its_name_alone():
     cfg = compose(["method.strategy._target_=flwr.serverapp.strategy.FedAdam", "+method.strategy.eta=0.5"])
-    made = build.strategy(cfg, build.loop(cfg))
+    made = build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
     assert isinstance(made, FedAdam)
     assert made.eta == 0.5
 
@@ -64,7 +64,7 @@ def test_keys_that_nothing_takes_are_named_with_their_place(overrides, said):
 
 
 def everything(cfg):
-    build.strategy(cfg, build.loop(cfg))
+    build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
     data = build.data(cfg)
     return build.client(cfg, data, build.model(cfg, data, "cpu"))
 
@@ -91,11 +91,12 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
 )
 def test_a_checkpoint_of_another_configuration_is_refused(change, said):
     cfg = compose(["experiment=smoke"])
-    server = everything(cfg).initial()
-    build.stored(cfg, Checkpoint(1, server, {}))
+    parts = build.assemble(cfg)
+    server = parts.client.initial()
+    build.trained(cfg, parts, Checkpoint(1, server, {}))
     change(server)
     with pytest.raises(ConfigError, match=said):
-        build.stored(cfg, Checkpoint(1, server, {}))
+        build.trained(cfg, parts, Checkpoint(1, server, {}))
 
 
 @pytest.mark.parametrize(

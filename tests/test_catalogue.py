@@ -66,9 +66,9 @@ AVERAGING = [name for name in METHODS if "- base/averaging" in (CONF / "method" 
 @pytest.mark.parametrize("method", AVERAGING)
 def test_whatever_averages_takes_a_robust_aggregate_as_the_documentation_says(method):
     cfg = compose(["experiment=smoke", f"method={method}", "method.strategy.aggregate=krum"])
-    assert not build.strategy(cfg, build.loop(cfg)).plain_mean
+    assert not build.strategy(cfg, build.loop(cfg, build.sampling(cfg))).plain_mean
     plain = compose(["experiment=smoke", f"method={method}"])
-    assert build.strategy(plain, build.loop(plain)).plain_mean
+    assert build.strategy(plain, build.loop(plain, build.sampling(plain))).plain_mean
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -10,7 +10,6 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import fedbayes
-from fedbayes import build
 from fedbayes.data.sources.styled_digits import styled_digits
 from fedbayes.errors import ConfigError, DataError, RunError
 
@@ -61,12 +60,11 @@ def test_equal_images_in_any_form_give_equal_predictions(run, images, tmp_path):
 
 
 def test_a_client_predicts_with_what_it_kept_and_strangers_with_the_mean_of_that(run, images):
-    stored = run._restore()[2]
+    stored, client = run.clients.checkpoint, run.clients.client
     trained = sorted(stored.personal)
     assert 0 < len(trained) <= 3
     own = run.predict(images, partition=trained[0]).probabilities
     assert not np.array_equal(own, run.predict(images, partition=trained[-1]).probabilities)
-    client, _, _ = run._restore()
     mean = {name: np.mean([stored.personal[p][name] for p in trained], axis=0) for name in stored.personal[trained[0]]}
     client.model.stack([{**stored.server, **mean}])
     used = client.model.trainable()["head.weight"].detach().clone()
@@ -108,7 +106,7 @@ def test_a_clients_prediction_is_the_one_it_was_evaluated_with(method, more, tmp
     """Through the run directory and back: what the server sends this client, what it kept and adapts, its images."""
     fedbayes.simulate([f"method={method}", "experiment=smoke", *more, f"run_dir={tmp_path}/run"])
     loaded = fedbayes.load(tmp_path / "run")
-    _, data, _ = loaded._restore()
+    data = loaded.clients.client.data
     kept = load_file(tmp_path / "run" / "predictions.safetensors")
     for partition in range(3):
         mine = data.indices(partition, "test")
@@ -123,8 +121,8 @@ def test_what_a_server_sends_that_depends_on_what_it_remembers_is_sent_again(tmp
     """Here a client's prior, from which its steps before an evaluation start."""
     fedbayes.simulate(["method=pfedbayes_product", "experiment=smoke", f"run_dir={tmp_path}/run"])
     loaded = fedbayes.load(tmp_path / "run")
-    _, _, stored = loaded._restore()
-    sent = [build.outgoing(loaded.config, stored, partition) for partition in range(3)]
+    stored = loaded.clients.checkpoint
+    sent = [loaded.clients.outgoing(partition) for partition in range(3)]
     priors = [{name: array for name, array in one.items() if name not in stored.server} for one in sent]
     assert all("prior.head.weight" in one for one in priors)
     assert not np.array_equal(priors[0]["prior.head.weight"], priors[1]["prior.head.weight"])
@@ -136,7 +134,7 @@ def _stranger(loaded, images):
         with pytest.raises(ConfigError, match=r"optim\.finetune_steps=50: .* give the partition of one"):
             loaded.predict(images)
         return
-    client, _, stored = loaded._restore()
+    client, stored = loaded.clients.client, loaded.clients.checkpoint
     loaded.predict(images)
     used = client.model.trainable()["head.weight"].detach()[0].numpy()
     hidden = loaded.config.privacy.noise is not None  # heads without noise are nobody's business

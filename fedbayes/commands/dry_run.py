@@ -11,9 +11,9 @@ U images to hold, validate and test,
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from flwr.app import RecordDict
@@ -27,7 +27,6 @@ from fedbayes.errors import ConfigError, RunError
 from fedbayes.server.federation import Federation, Replies
 from fedbayes.server.sampling import Sampling
 from fedbayes.server.strategy import ServerStrategy
-from fedbayes.simulation.hardware import choose_device
 from fedbayes.simulation.in_process import InProcessGrid
 from fedbayes.tracking.summary import peak_memory_mb
 
@@ -80,6 +79,10 @@ class Estimate:
         """Of the whole run."""
         return (self.setup + self.train + self.evaluate) / 60
 
+    def values(self) -> dict[str, Any]:
+        """Every field by name, and `minutes`."""
+        return {**asdict(self), "minutes": self.minutes}
+
     def lines(self) -> list[str]:
         """For the reader."""
         up, down = self.bytes_up, self.bytes_down_later
@@ -104,29 +107,23 @@ def estimate(cfg: DictConfig) -> Estimate:
         FedbayesError: for what a user can mend, as the run would raise it.
     """
     started = time.perf_counter()
-    loop = build.loop(cfg)
-    strategy = build.strategy(cfg, loop)
-    engine = build.simulation(cfg)
-    if cfg.names.simulation == "in_process":
-        engine.prepare()
-    data = build.data(cfg)
+    parts = build.assemble(cfg)
+    data, model, loop, sampling = parts.data, parts.model, parts.loop, parts.sampling
     if len(data.images) == 0:
         raise ConfigError("dry_run=true needs images, and this configuration leaves them to SuperNodes; set data.")
-    model = build.model(cfg, data, choose_device(cfg.simulation.device))
     cohort = cfg.simulation.get("cohort", 1) or len(data)  # other engines train one client at a time
-    sampling = loop.sampling
     some = sampling.train(1)[:cohort]
-    build.client(cfg, data, model)  # which says what is wrong with the run's own settings
     cut = _cut(data, some, cfg.optim.batch_size)
-    clients = [build.client(_with_epochs(cfg, epochs), cut, model) for epochs in EPOCHS]
+    clients = [build.client(_with_epochs(cfg, epochs), cut, model, parts.attack, parts.malicious) for epochs in EPOCHS]
     setup = time.perf_counter() - started
     preparing = [_seconds(client.prepare)[0] for client in clients]
     held, held_here = (_held(one) for one in (data, clients[0].data))
     setup += preparing[-1] * held / held_here
-    sizes = build.partition_sizes(cfg, data)
+    sizes = build.partition_sizes(cfg, data, parts.attack)
     federations = [
         Federation(InProcessGrid(client, len(data), cohort), len(data), loop.validator, sizes) for client in clients
     ]
+    strategy = parts.strategy
     strategy.shared = clients[0].initial()
     seconds = _looking(federations[-1], strategy, some, adapt=0)
     tuned = _looking(federations[-1], strategy, some, adapt=None) if cfg.optim.finetune_steps else seconds

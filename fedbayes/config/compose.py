@@ -1,21 +1,21 @@
-"""Where the configuration files lie, composing them, and Hydra's complaints about them in one line."""
+"""Where the configuration files lie, composing them, and what is wrong with a configuration in one line."""
 
-import difflib
 import re
-from argparse import ArgumentError
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from fedbayes.errors import ConfigError, require_bool
 from fedbayes.storage.names import SUBJECT
+from fedbayes.text import closest, in_one_line
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """The configuration files, beside the packages in a checkout, an editable install and a wheel alike."""
@@ -23,41 +23,26 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 NAMED = (*SUBJECT, "simulation", "attack")
 """Groups whose choice is written down; a configuration alone does not tell."""
 
-_NOWHERE = object()
-
 SWITCHES = ("dry_run", "evaluate.gallery", "data.download", "backbone.pretrained")
 """Values that are true or false, where a configuration has them, and that no constructor of ours checks."""
 
 SWEEPS = ("hydra/launcher/joblib", "hydra/sweeper/optuna")
 """Choices that Hydra has from the extra `[sweeps]`."""
 
-NO_NAME = "Config group override must be"
-"""How Hydra's ValueError begins about a choice that is no name."""
-
 SECTIONS = (
-    *NAMED,
-    "tracking",
-    "prompts",
-    "generator",
-    "head",
-    "inference",
-    "optim",
-    "server",
-    "augment",
-    "evaluate",
-    "checkpoint",
-    "faults",
-    "update_clipping",
-    "privacy",
-    "simulation.engine",
-    "method.client",
-    "method.strategy",
+    *(*NAMED, "tracking", "prompts", "generator", "head", "inference", "optim", "server", "augment", "evaluate"),
+    *("checkpoint", "faults", "update_clipping", "privacy", "simulation.engine", "method.client", "method.strategy"),
 )
 """Parts of a configuration that hold keys, whatever is chosen."""
 
+CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+"""What Hydra and OmegaConf raise about what the user asked for, or about a file of the user's."""
+
+_ABSENT = object()
+
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """The configuration that the command line would give.
+    """Return the configuration that the command line would give.
 
     Args:
         overrides: as on the command line, e.g. `["method=fedvpt", "rounds=3"]`.
@@ -70,31 +55,36 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides={overrides!r} is one text; give a list of such, as in {overrides.split()!r}.")
+    require_overrides(overrides)
     try:
         cfg = _compose(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise in_one_line(error, overrides) from error
-    except ValueError as error:
-        if not is_hydras(error):
-            raise
-        raise in_one_line(error, overrides) from error
-    choices = dict(cfg.hydra.runtime.choices)
+    except CONFIGURATION_ERRORS as error:
+        raise explained(error, overrides) from error
+    hydra_cfg = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
-    return named(cfg, choices)
+    return named(cfg, hydra_cfg.runtime)
 
 
-def named(cfg: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
+def named(cfg: DictConfig, runtime: Any) -> DictConfig:
     """Write the names of the chosen groups under `names`.
 
+    Args:
+        cfg: the composed configuration.
+        runtime: `hydra.runtime`, which says what was chosen and where files were looked for.
+
     Raises:
-        ConfigError: if a group has no single choice.
+        ConfigError: if a group has no single choice, or its file begins with a byte-order mark.
     """
-    unnamed = [group for group in NAMED if not isinstance(choices.get(group), str)]
-    if unnamed:
-        raise ConfigError(f"{unnamed[0]} has no choice; `fedbayes-info` lists them.")
+    for group in NAMED:
+        if not isinstance(runtime.choices.get(group), str):
+            raise ConfigError(f"{group} has no choice; `fedbayes-info` lists them.")
+    for source in runtime.config_sources:
+        if source.schema == "file" and Path(source.path) != CONF:
+            for group, name in runtime.choices.items():
+                _require_no_mark(Path(source.path) / group / f"{name}.yaml")
     with open_dict(cfg):
-        cfg.names = {group: choices[group] for group in NAMED}
+        cfg.names = {group: runtime.choices[group] for group in NAMED}
     return cfg
 
 
@@ -104,36 +94,33 @@ def require_alone(overrides: Sequence[str]) -> None:
     Raises:
         ConfigError: naming the first.
     """
-    others = [one for one in overrides if not one.startswith(("resume=", "hydra"))]
+    others = [word for word in overrides if not word.startswith(("resume=", "hydra"))]
     if others:
         raise ConfigError(f"{others[0]} cannot be given beside resume: a run goes on as it began; leave it out.")
 
 
-def require_options(words: Sequence[str]) -> None:
-    """Refuse options that Hydra's command line has not, or not alone; none of ours is one.
-
-    Args:
-        words: of the command.
+def require_overrides(words: Sequence[str]) -> None:
+    """Refuse words that Hydra cannot read as KEY=VALUE, and choices that are no names.
 
     Raises:
         ConfigError: naming the first.
     """
-    parser = get_args_parser()
-    parser.exit_on_error = False
-    try:
-        known, unknown = parser.parse_known_args(list(words))
-    except ArgumentError as error:
-        raise ConfigError(f"{error}; see `fedbayes --help` for values, `fedbayes --hydra-help` for options.") from error
-    if unknown:
-        key = unknown[0].lstrip("-").partition("=")[0].replace("-", "_")
-        instead = f"did you mean {key}" if (CONF / key).is_dir() else _instead(key, ())
-        raise ConfigError(f"{unknown[0]} is no option; values are given as KEY=VALUE, without dashes; {instead}.")
-    if known.resolve and not (known.cfg or known.help):
-        raise ConfigError("--resolve shows nothing by itself; `fedbayes --cfg job --resolve` shows the configuration.")
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException as error:
+            key, equals, value = word.partition("=")
+            remedy = (
+                f"quote the value for Hydra, and both for the shell: '{key}=\"{value}\"'" if equals else "add =VALUE"
+            )
+            raise ConfigError(f"{word} cannot be understood as KEY=VALUE; {remedy}.") from error
+        if (CONF / override.key_or_group).is_dir() and not override.is_delete() and override.value() is None:
+            raise ConfigError(f"{word} names no choice; choose one by name, as in method=fedvpt.")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values.
+    """Return the configuration as plain values.
 
     Raises:
         ConfigError: if a value is missing or points to nothing, or a switch is neither true nor false.
@@ -141,70 +128,71 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     for name in SWITCHES:
         require_bool(name, OmegaConf.select(cfg, name, default=False))
     try:
-        found = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise in_one_line(error, ()) from error
-    assert isinstance(found, dict)
+        raise explained(error, ()) from error
+    assert isinstance(values, dict)
     for name in SECTIONS:
         value = OmegaConf.select(cfg, name)
         if not isinstance(value, DictConfig):
             raise ConfigError(f"{name}={value} replaces a whole section; set its keys, as in {name}.KEY=VALUE.")
     if lacking := absent(cfg):
         raise ConfigError(f"{lacking[0]} is missing; leave out what removes it.")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in values.items()}
 
 
 def absent(cfg: DictConfig) -> list[str]:
-    """Keys that every configuration of this version has and this one has not, whatever its method and data."""
-    own, engine = CONF / "config.yaml", CONF / "simulation" / f"{OmegaConf.select(cfg, 'names.simulation')}.yaml"
-    engines = [path for path in (CONF / "simulation" / "base" / "engine.yaml", engine) if path.is_file()]
+    """Return keys that every configuration of this version has and this one has not, whatever its method and data."""
+    chosen = CONF / "simulation" / f"{OmegaConf.select(cfg, 'names.simulation')}.yaml"
+    engines = [path for path in (CONF / "simulation" / "base" / "engine.yaml", chosen) if path.is_file()]
     simulation = {key: value for path in engines for key, value in OmegaConf.load(path).items() if key != "defaults"}
-    fresh = {**OmegaConf.load(own), "simulation": OmegaConf.create(simulation)}
+    fresh = {**OmegaConf.load(CONF / "config.yaml"), "simulation": OmegaConf.create(simulation)}
     keys = [name for name in fresh if name not in ("defaults", "hydra", "dry_run")]
     keys += [f"{name}.{key}" for name in keys if isinstance(fresh[name], DictConfig) for key in fresh[name]]
-    return [name for name in keys if OmegaConf.select(cfg, name, default=_NOWHERE) is _NOWHERE]
+    return [name for name in keys if OmegaConf.select(cfg, name, default=_ABSENT) is _ABSENT]
 
 
-def is_hydras(error: Exception) -> bool:
-    """Whether it is a complaint of Hydra's or OmegaConf's about what the user asked for."""
-    return isinstance(error, HydraException | OmegaConfBaseException) or str(error).startswith(NO_NAME)
-
-
-def in_one_line(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """What Hydra says over several lines, with the remedy.
+def explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Return what Hydra says over several lines in one, with the remedy.
 
     Args:
-        error: from Hydra or OmegaConf.
+        error: one of `CONFIGURATION_ERRORS`.
         overrides: those that led to it.
     """
-    lacking = [
-        one for one in SWEEPS if isinstance(error, MissingConfigException) and one in (error.missing_cfg_file or "")
-    ]
-    if lacking:
-        return ConfigError(f"{lacking[0]} is not installed; install fedbayes[sweeps].")
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        if any(choice in error.missing_cfg_file for choice in SWEEPS):
+            return ConfigError(f"{error.missing_cfg_file} is not installed; install fedbayes[sweeps].")
         group, _, name = error.missing_cfg_file.rpartition("/")
-        return ConfigError(f"{group}={name} does not exist; choose one of {', '.join(error.options)}.")
+        if error.options:
+            close = closest(name, error.options)
+            choices = f"did you mean {' or '.join(close)}? " if close else ""
+            return ConfigError(f"{group}={name} does not exist; {choices}`fedbayes-info {group}` lists all.")
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{error.full_key} has no default; add {error.full_key}=VALUE.")
-    text = str(error)
-    if text.startswith(NO_NAME):
-        return ConfigError(f"{text.rstrip('.')}; choose groups by name, as in method=fedvpt.")
-    unknown = re.search(r"Could not override '([^']+)'", text)
-    if unknown:
-        return ConfigError(f"{unknown[1]} is no key of the configuration; {_instead(unknown[1], overrides)}.")
+    if isinstance(error, YAMLError):
+        return ConfigError(f"a file cannot be read as YAML ({in_one_line(error)}); indent by spaces, and correct it.")
+    unknown = getattr(error.__cause__, "full_key", None)
+    keys = [word.partition("=")[0].lstrip("+") for word in overrides]
+    for key in keys if unknown else ():
+        if key == unknown or key.startswith(f"{unknown}."):
+            return ConfigError(f"{key} is no key of the configuration; {_instead(key, overrides)}.")
     if isinstance(error, OverrideParseException):
-        return ConfigError(f"{error.override} cannot be understood as KEY=VALUE; quote it, or see `fedbayes --help`.")
-    return ConfigError(re.sub(r"\s+", " ", text).strip())
+        return ConfigError(f"{error.override} cannot be understood as KEY=VALUE; see `fedbayes --help`.")
+    return ConfigError(in_one_line(error))
 
 
 def quoted(value: object) -> str:
-    """A value's text as an override gives it, whatever characters it has.
+    """Return a value's text as an override gives it, whatever characters it has.
 
     Hydra takes a backslash for itself but before a quote, so only those there are doubled.
     """
-    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), str(value))
     return f"'{text}'"
+
+
+def suggestion(key: str) -> str:
+    """Return the keys that a misspelt one may stand for, in words."""
+    return _instead(key, ())
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
@@ -212,27 +200,31 @@ def _compose(overrides: Sequence[str]) -> DictConfig:
         return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
+def _require_no_mark(path: Path) -> None:
+    """Refuse a file whose first line Hydra would not know, such as `# @package _global_`, for an invisible sign."""
+    if path.is_file() and path.read_bytes().startswith(b"\xef\xbb\xbf"):
+        raise ConfigError(f"{path} begins with a byte-order mark; save it as UTF-8 without one.")
+
+
 def _instead(key: str, overrides: Sequence[str]) -> str:
-    """Keys that may have been meant: close ones, or else those that stand in the same place."""
-    choices = [one for one in overrides if (CONF / one.partition("=")[0]).is_dir() and "," not in one]
+    choices = [word for word in overrides if (CONF / word.partition("=")[0]).is_dir() and "," not in word]
     try:
         cfg = _compose(choices)
-    except (HydraException, OmegaConfBaseException):
+    except CONFIGURATION_ERRORS:
         cfg = _compose(())
     with open_dict(cfg):
         del cfg["hydra"]
     keys = list(_keys(OmegaConf.to_container(cfg), ""))
-    close = difflib.get_close_matches(key, keys, n=1)
-    if close:
+    if close := closest(key, keys, 1):
         return f"did you mean {close[0]}"
     place = key.rpartition(".")[0]
-    beside = [one.rpartition(".")[2] for one in keys if one.rpartition(".")[0] == place]
+    beside = [name.rpartition(".")[2] for name in keys if name.rpartition(".")[0] == place]
     return f"{place} has {', '.join(beside)}" if place and beside else f"there are {', '.join(sorted(map(str, cfg)))}"
 
 
 def _keys(node: object, prefix: str) -> Iterator[str]:
     """Full names of all single values."""
-    if not isinstance(node, dict):
+    if not isinstance(node, Mapping):
         yield prefix[:-1]
         return
     for name, value in node.items():

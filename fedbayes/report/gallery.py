@@ -8,7 +8,7 @@ import base64
 import io
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from fedbayes import build
-from fedbayes.arrays import Arrays
 from fedbayes.config import stored as stored_configuration
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import DataError, FedbayesError
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.report.attention import prompt_attention
 from fedbayes.report.prompt_codes import codes_of_client
-from fedbayes.simulation.hardware import choose_device
+from fedbayes.server.trained import TrainedClients
 from fedbayes.storage import checkpoint
 from fedbayes.storage.predictions import Predictions, read_predictions
 from fedbayes.storage.run_dir import GALLERY, write_json
@@ -39,7 +38,7 @@ SIDE = 96
 """Pixels; larger images are made smaller."""
 
 
-def write_gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: PromptedViT) -> Path:
+def write_gallery(run_dir: Path, cfg: DictConfig, parts: build.Parts) -> Path:
     """Write a run's `gallery.json`; where there can be none, it says why, for hours of training matter more.
 
     With `evaluate.gallery=false` it has no image, only the codes of one client's images.
@@ -47,8 +46,7 @@ def write_gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: Pr
     Args:
         run_dir: of the run, with checkpoint and predictions.
         cfg: its configuration.
-        data: its images.
-        model: its model, whose parameters are filled anew.
+        parts: of the run; the model's parameters are filled anew.
 
     Returns:
         The file.
@@ -57,48 +55,45 @@ def write_gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: Pr
         OSError: if it cannot be written.
     """
     try:
-        made = _gallery(run_dir, cfg, data, model)
+        content = _gallery(run_dir, cfg, parts)
     except OSError:
         raise
     except Exception as error:
         if not isinstance(error, FedbayesError):
             log.warning("no gallery (%s: %s)", type(error).__name__, error)
-        made = {"missing": f"There is no gallery. {type(error).__name__}: {error}"}
-    write_json(run_dir / GALLERY, made)
+        content = {"missing": f"There is no gallery. {type(error).__name__}: {error}"}
+    write_json(run_dir / GALLERY, content)
     return run_dir / GALLERY
 
 
-def _gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: PromptedViT) -> dict[str, Any]:
-    found = read_predictions(run_dir)
-    if found is None or not len(data.images):
+def _gallery(run_dir: Path, cfg: DictConfig, parts: build.Parts) -> dict[str, Any]:
+    predictions, data, model = read_predictions(run_dir), parts.data, parts.model
+    if predictions is None or not len(data.images):
         raise DataError("the images are elsewhere, or none was predicted; a gallery needs both in one place.")
-    ids = _image_ids(found, data)
-    stored = checkpoint.latest(run_dir)
-    rows = _rows(found) if cfg.evaluate.gallery else {}
-    client = build.honest_client(cfg, data, model)
-
-    def of(partition: int) -> Arrays:
-        return build.predicts_with(cfg, client, stored, partition)
-
-    attention = _attention(of, data, model, ids, found.partitions, sorted({i for r in rows.values() for i in r}))
-    uncertainty = found.prompt_uncertainty
+    ids = _image_ids(predictions, data)
+    rows = _rows(predictions) if cfg.evaluate.gallery else {}
+    clients = build.trained(cfg, parts, checkpoint.latest(run_dir))
+    attention = _attention(
+        clients, data, model, ids, predictions.partitions, sorted({i for r in rows.values() for i in r})
+    )
+    uncertainty = predictions.prompt_uncertainty
 
     def entry(row: int) -> dict[str, Any]:
         pixels = data.images.images[ids[row]].numpy()
-        seen = attention.get(row)
+        weights = attention.get(row)
         return {
             "png": _png(pixels),
-            "attention": None if seen is None else _png(_lit(pixels, seen)),
-            "label": data.images.classes[int(found.labels[row])],
-            "predicted": data.images.classes[int(found.predicted[row])],
-            "domain": data.images.domain_names[int(found.domains[row])],
-            "partition": int(found.partitions[row]),
-            "confidence": float(found.confidence[row]),
+            "attention": None if weights is None else _png(_lit(pixels, weights)),
+            "label": data.images.classes[int(predictions.labels[row])],
+            "predicted": data.images.classes[int(predictions.predicted[row])],
+            "domain": data.images.domain_names[int(predictions.domains[row])],
+            "partition": int(predictions.partitions[row]),
+            "confidence": float(predictions.confidence[row]),
             "uncertainty": None if uncertainty is None else float(uncertainty[row]),
         }
 
-    partition = _most_mixed(found)
-    model.stack([of(partition)])
+    partition = _most_mixed(predictions)
+    model.stack([clients.parameters(partition)])
     return {
         "missing": None if cfg.evaluate.gallery else "Images are left out: evaluate.gallery=false.",
         "images": {name: [entry(row) for row in chosen] for name, chosen in rows.items()},
@@ -108,36 +103,36 @@ def _gallery(run_dir: Path, cfg: DictConfig, data: FederatedData, model: Prompte
     }
 
 
-def _image_ids(found: Predictions, data: FederatedData) -> np.ndarray:
+def _image_ids(predictions: Predictions, data: FederatedData) -> np.ndarray:
     """The image of each prediction.
 
     Raises:
         DataError: if the predictions are of other images.
     """
-    partitions = list(dict.fromkeys(found.partitions.tolist()))
+    partitions = list(dict.fromkeys(predictions.partitions.tolist()))
     if max(partitions) >= len(data):
         raise DataError(f"there are predictions of client {max(partitions)} of {len(data)}; the data have changed.")
     ids = torch.cat([data.indices(partition, "test") for partition in partitions]).numpy()
-    if len(ids) != len(found.labels) or not np.array_equal(data.images.labels[ids].numpy(), found.labels):
+    if len(ids) != len(predictions.labels) or not np.array_equal(data.images.labels[ids].numpy(), predictions.labels):
         raise DataError("the test images are not those that were predicted; the data have changed since the run.")
     return ids
 
 
-def _rows(found: Predictions) -> dict[str, list[int]]:
+def _rows(predictions: Predictions) -> dict[str, list[int]]:
     """Which predictions to show. Of equal confidence the earlier one, so a page can be made again."""
-    order = np.argsort(-found.confidence, kind="stable")
-    wrong = order[~found.right[order]]
+    order = np.argsort(-predictions.confidence, kind="stable")
+    wrong = order[~predictions.right[order]]
     least = order[::-1][: min(EACH, len(order) // 2)]
     chosen = {
         "most_certain": order[: min(EACH, len(order) - len(least))],
         "least_certain": least,
         "mistakes": wrong[:EACH],
     }
-    return {name: one.tolist() for name, one in chosen.items()}
+    return {name: rows.tolist() for name, rows in chosen.items()}
 
 
 def _attention(
-    of: Callable[[int], Arrays],
+    clients: TrainedClients,
     data: FederatedData,
     model: PromptedViT,
     ids: np.ndarray,
@@ -147,30 +142,30 @@ def _attention(
     """Where the prompts of some images attend, `(rows, columns)` each; without prompts, of none.
 
     Args:
-        of: what a client predicts with.
+        clients: say what each predicts with.
         data: the images.
         model: is filled anew.
         ids: the image of each prediction.
         partitions: the client of each prediction.
         rows: the predictions to look at.
     """
-    seen: dict[int, np.ndarray] = {}
+    attention: dict[int, np.ndarray] = {}
     for partition in sorted({int(partitions[row]) for row in rows}):
-        mine = [row for row in rows if partitions[row] == partition]
-        model.stack([of(partition)])
+        of_client = [row for row in rows if partitions[row] == partition]
+        model.stack([clients.parameters(partition)])
         with torch.no_grad():
-            tokens, z = model.precompute(data.images.images[ids[mine]].to(model.backbone.mean.device))
+            tokens, z = model.precompute(data.images.images[ids[of_client]].to(model.backbone.mean.device))
             prompts: Tensor = model.generator.plain(z.unsqueeze(0))[0]
             weights = None if model.from_pixels else prompt_attention(model, tokens, prompts)
         if weights is not None:
-            seen.update(zip(mine, weights.cpu().numpy(), strict=True))
-    return seen
+            attention.update(zip(of_client, weights.cpu().numpy(), strict=True))
+    return attention
 
 
-def _most_mixed(found: Predictions) -> int:
+def _most_mixed(predictions: Predictions) -> int:
     """The client with test images of the most domains; of several, the one with the most images."""
-    partitions, counts = np.unique(found.partitions, return_counts=True)
-    domains = [len(np.unique(found.domains[found.partitions == partition])) for partition in partitions]
+    partitions, counts = np.unique(predictions.partitions, return_counts=True)
+    domains = [len(np.unique(predictions.domains[predictions.partitions == partition])) for partition in partitions]
     return int(partitions[max(range(len(partitions)), key=lambda index: (domains[index], counts[index]))])
 
 
@@ -207,8 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in map(Path, sys.argv[1:] if argv is None else argv):
         try:
             cfg = stored_configuration.read(folder)
-            data = build.data(cfg)
-            write_gallery(folder, cfg, data, build.model(cfg, data, choose_device("auto")))
+            write_gallery(folder, cfg, build.assemble(cfg, build.NoEngine()))
             print(write_html(folder))
         except FedbayesError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -112,40 +112,56 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     return folder
 
 
-def newest(run_dir: Path, written: float = math.inf) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that a run can go on from, and why it cannot from each newer one.
+@final
+@dataclass(frozen=True, eq=False)
+class Restart:
+    """Where a run goes on.
+
+    Attributes:
+        checkpoint: the newest that can be used; None for the start.
+        damage: why each newer checkpoint cannot be used.
+    """
+
+    checkpoint: Checkpoint | None = None
+    damage: Sequence[str] = ()
+
+    @property
+    def after(self) -> int:
+        """The last round that is done."""
+        return 0 if self.checkpoint is None else self.checkpoint.server_round
+
+
+def newest(run_dir: Path, written: float = math.inf) -> Restart:
+    """Return the newest checkpoint that a run can go on from; None if all are damaged: the run starts again.
 
     Args:
         run_dir: of the run.
         written: the last round that the run's other files have; what comes after it has to be done again.
 
-    Returns:
-        None for the checkpoint if all are damaged: the run starts again.
-
     Raises:
-        RunError: if one is of another version or cannot be opened, or clients kept to themselves what all of them lack.
+        RunError: if one is of another version or cannot be opened, or all lack the personal parameters of clients.
     """
     damage: list[str] = []
     incomplete = False
     for folder in reversed(checkpoint_folders.finished(run_dir)):
         try:
-            found = _read(folder)
+            stored = _read(folder)
         except DamagedError as error:
             damage.append(str(error))
             continue
-        if found.server_round > written:
+        if stored.server_round > written:
             damage.append(f"{folder} is not used: metrics.jsonl or clients.jsonl lacks rounds after {written}")
-            continue
-        if found.history.get("complete", True):
-            return found, damage
-        incomplete = True
-        damage.append(f"{folder} lacks what clients keep to themselves")
+        elif not stored.history.get("complete", True):
+            incomplete = True
+            damage.append(f"{folder} lacks personal parameters of clients")
+        else:
+            return Restart(stored, damage)
     if incomplete:
         raise RunError(
-            f"{run_dir} cannot go on: its clients keep what is personal to themselves, so no checkpoint has it; run it "
-            "again, with share-personal=true on every SuperNode if they may hand it out."
+            f"{run_dir} cannot go on: its clients do not share their personal parameters, so no checkpoint has them; "
+            "run it again, with share-personal=true on every SuperNode if they may hand them out."
         )
-    return None, damage
+    return Restart(None, damage)
 
 
 def latest(run_dir: Path) -> Checkpoint:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from fedbayes.errors import RunError
 from fedbayes.storage import files
+from fedbayes.storage.checkpoint import write_arrays
 from fedbayes.storage.run_dir import PREDICTIONS
 
 if TYPE_CHECKING:
@@ -87,6 +88,17 @@ class Predictions:
         each = np.repeat(wrong, count)[::-1]
         covered = np.arange(1, len(each) + 1)
         return covered / len(each), np.cumsum(each) / covered
+
+
+def write_predictions(run_dir: Path, evaluation: Any) -> None:
+    """Write the predictions of a run's final evaluation; nothing where there was none.
+
+    Args:
+        run_dir: of the run.
+        evaluation: a `fedbayes.metrics.evaluation.Evaluation`.
+    """
+    if evaluation is not None:
+        write_arrays(run_dir / PREDICTIONS, evaluation.arrays())
 
 
 def read_predictions(run_dir: Path) -> Predictions | None:

@@ -1,17 +1,13 @@
-"""A run's directory: claiming it, and reading and writing the files that describe the run."""
+"""The files of a run's directory: their names, and reading and writing those that describe the run."""
 
-import errno
-import fcntl
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from fedbayes.errors import FedbayesError, RunError, StoppedError
+from fedbayes.errors import RunError
 from fedbayes.storage import checkpoint_folders, files
 from fedbayes.storage.names import CONFIG
 
@@ -31,126 +27,26 @@ WANDB = "wandb"
 _TABLES = tuple(f"{Path(REPORT).stem}.{end}" for end in ("md", "csv", "tex"))
 REPORTS = (REPORT, *_TABLES)
 """A run's page and its tables beside it."""
-_FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, PARTITION, LOG, PREDICTIONS, GALLERY, *REPORTS)
-_FOLDERS = (PLOTS, checkpoint_folders.FOLDER, WANDB)
+FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, PARTITION, LOG, PREDICTIONS, GALLERY, *REPORTS)
+FOLDERS = (PLOTS, checkpoint_folders.FOLDER, WANDB)
+"""Everything that a run leaves in its directory."""
+WRITTEN_EARLY = (METRICS, CLIENTS, CONFIG, PARTITION, LOG)
+"""What is there before the first round ends."""
 _OBJECTS = ("attack", "final", "best", "new_clients", "train", "privacy", "per_domain", "bytes", "seconds", "versions")
 
 _MOST = 1e100  # of a number in a run's files
-_MARKS = (CONFIG, METRICS, SUMMARY, checkpoint_folders.FOLDER)  # any of these: the directory holds a run
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # file systems without hard links
-
-
-def claim(run_dir: Path, config: str) -> Path:
-    """Takes a directory for a new run; of two processes that ask for the same one, exactly one gets it.
-
-    Args:
-        run_dir: the directory; it and its parents are made where they are missing.
-        config: the text of `config.yaml`, which appears whole or not at all: whatever has it can be resumed.
-
-    Returns:
-        The same directory, now there, writable and holding `config.yaml` and an empty `metrics.jsonl`.
-
-    Raises:
-        RunError: if it already holds a run, or cannot be created or written.
-    """
-    remedy = "choose another run_dir or remove that one"
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        require_own(run_dir)
-        for mark in _MARKS:
-            if (run_dir / mark).exists():
-                raise RunError(f"run_dir={run_dir} already holds a run ({mark}); {remedy}.")
-        _create(run_dir / CONFIG, config)
-        (run_dir / METRICS).touch()
-    except FileExistsError as error:
-        if run_dir.is_dir():
-            raise RunError(f"run_dir={run_dir} was just taken by another run; {remedy}.") from error
-        raise RunError(f"run_dir={run_dir} cannot be a directory: a file is in the way; choose another.") from error
-    except OSError as error:
-        raise RunError(f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir.") from error
-    return run_dir
 
 
 def require_own(run_dir: Path) -> None:
-    """Refuses a directory in which something else stands where a run has files and folders of its own.
+    """Refuse a directory in which something else stands where a run has files and folders of its own.
 
     Raises:
         RunError: if it is a link that could lead anywhere, a pipe or a device; see `fedbayes.storage.files`.
     """
-    for name in _FILES:
-        files.require_file(run_dir / name)
-    for name in _FOLDERS:
+    for path in (*(run_dir / name for name in FILES), *(run_dir / PLOTS).glob("*.*")):
+        files.require_file(path)
+    for name in FOLDERS:
         files.require_folder(run_dir / name)
-    for picture in (run_dir / PLOTS).glob("*.png"):
-        files.require_file(picture)
-
-
-@contextmanager
-def claimed(run_dir: Path, config: str) -> Iterator[Path]:
-    """Claims a directory for the block; a user's mistake that ends it before any round leaves nothing behind.
-
-    Args:
-        run_dir: see `claim`.
-        config: see `claim`.
-
-    Raises:
-        RunError: see `claim` and `reopened`.
-    """
-    claim(run_dir, config)
-    with reopened(run_dir):
-        try:
-            yield run_dir
-        except StoppedError:
-            raise
-        except FedbayesError:
-            if (run_dir / METRICS).stat().st_size == 0:
-                for name in (METRICS, CLIENTS, CONFIG, PARTITION, LOG):
-                    (run_dir / name).unlink(missing_ok=True)
-                with suppress(OSError):  # something else lies in it
-                    run_dir.rmdir()
-            raise
-
-
-@contextmanager
-def reopened(run_dir: Path) -> Iterator[Path]:
-    """Keeps a run's directory to this process for the block, and says in one line if it can no longer be written.
-
-    Raises:
-        RunError: if another process is at work in it, the disk is full or read-only, or it holds links; see
-            `require_own`.
-    """
-    require_own(run_dir)
-    try:
-        with (run_dir / LOG).open("a") as lock:  # appended to, never replaced; a dead process's lock is gone
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunError(f"{run_dir} is in use by another run; wait for its end, or stop it.") from error
-            yield run_dir
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
-            raise
-        raise RunError(
-            f"{error.filename or run_dir} cannot be written ({error.strerror}); make room or access there, then go on "
-            f"with `fedbayes resume={run_dir}`."
-        ) from error
-
-
-def _create(path: Path, text: str) -> None:
-    """Writes a file that must not be there, whole or not at all.
-
-    Raises:
-        FileExistsError: if it is there.
-    """
-    with files.beside(path, text) as temporary:
-        try:
-            os.link(temporary, path)  # the one step that two processes cannot both do
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
 
 
 def plain(value: object) -> Any:

@@ -2,12 +2,13 @@
 
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+import time
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from fedbayes.build import Parts
 from fedbayes.metrics.evaluation import Evaluation
 from fedbayes.server.state import Progress
 from fedbayes.storage.names import SUBJECT
@@ -19,26 +20,16 @@ NEWCOMERS = ("images", "accuracy", "nll", "ece", "ece_floor", "brier")
 """What is said of clients that never trained."""
 
 
-def summarise(
-    cfg: DictConfig,
-    progress: Progress,
-    domain_names: tuple[str, ...],
-    seconds: dict[str, float],
-    device: str,
-    hostile: Sequence[int],
-    privacy: Mapping[str, Any] | None,
-) -> dict[str, Any]:
+def summarise(cfg: DictConfig, parts: Parts, progress: Progress, started: float) -> dict[str, Any]:
     """Collect everything that `summary.json` says.
 
     Args:
         cfg: the resolved configuration, with the names of the chosen groups under `names`.
+        parts: of the run.
         progress: the finished rounds.
-        domain_names: of the data.
-        seconds: `setup` and `total`.
-        device: that the engine ran on, `cpu` or `cuda`.
-        hostile: partitions of hostile clients.
-        privacy: what was spent; None without noise.
+        started: when the run began, by `time.perf_counter`.
     """
+    domain_names = parts.data.images.domain_names
     assert progress.final is not None, "a finished run has been evaluated"
     assert progress.best is not None, "on validation, too"
     final = {**_result(progress.final, domain_names), **_diagnostics(progress.train)}
@@ -46,23 +37,27 @@ def summarise(
     busy = progress.seconds["train"]
     return {
         **{name: cfg.names[name] for name in SUBJECT},
-        "attack": {"name": cfg.names.attack, "hostile": list(hostile)},
+        "attack": {"name": cfg.names.attack, "hostile": list(parts.malicious)},
         "seed": cfg.seed,
         "rounds": progress.server_round,
         "clients": cfg.clients,
         **provenance(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": torch.cuda.get_device_name() if parts.engine.device == "cuda" else parts.engine.device,
         "final": final,
         "best": best,
         "new_clients": _newcomers(progress),
         "train": progress.train,
-        "privacy": privacy,
+        "privacy": parts.strategy.privacy_spent(cfg.rounds),
         "per_client": progress.final.group_rows(progress.final.partitions, "partition"),
         "per_domain": {
             domain_names[row.pop("domain")]: row for row in progress.final.group_rows(progress.final.domains, "domain")
         },
         "bytes": {"up": progress.bytes_up, "down": progress.bytes_down},
-        "seconds": {**seconds, **progress.seconds},
+        "seconds": {
+            "total": time.perf_counter() - started + progress.before,
+            "setup": progress.started - started,
+            **progress.seconds,
+        },
         "images_per_second": progress.images / busy if busy > 0 else None,
         "peak_memory_mb": peak_memory_mb(),
     }

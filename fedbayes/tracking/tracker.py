@@ -7,13 +7,16 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO, final
 
+from fedbayes.storage import checkpoint
 from fedbayes.storage.run_dir import CLIENTS, LOG, METRICS, REPORT, SUMMARY, keep_rounds, plain, write_json
 from fedbayes.text import visible
 from fedbayes.tracking.console import RoundProgress
+from fedbayes.tracking.provenance import provenance
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -99,6 +102,7 @@ class Tracker:
         self._handler: logging.Handler = logging.NullHandler()
         self._level = logging.NOTSET
         self._consoles: dict[logging.Handler, int] = {}
+        self._provenance = provenance()
 
     def __enter__(self) -> Self:
         """Opens the files and the display."""
@@ -145,10 +149,12 @@ class Tracker:
             with suppress(OSError):
                 file.close()
 
-    def settle(self) -> None:
-        """Has the disk hold every row so far; a checkpoint that counts on them follows."""
+    def keep(self, stored: checkpoint.Checkpoint) -> None:
+        """Stores a checkpoint, once the disk holds every row that it counts on."""
         for file in self._files.values():
             os.fsync(file.fileno())
+        history = {**stored.history, "made_by": self._provenance}
+        checkpoint.save(self._run_dir, replace(stored, history=history))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Writes a row of `metrics.jsonl` and shows it.

@@ -57,7 +57,7 @@ def test_what_was_adapted_is_forgotten_and_depends_on_no_neighbour():
 @pytest.mark.parametrize("method", ["pfedbayespt", "fedper", "fedncm"])
 def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_steps(method):
     cfg, client = smoke(f"method={method}", "clients=4", "evaluate.new_clients=1", "evaluate.adapt_steps=[0,2]")
-    loop, journal, trained = build.loop(cfg), Journal(), []
+    loop, journal, trained = build.loop(cfg, build.sampling(cfg)), Journal(), []
     inner = client.train
     client.train = lambda requests: trained.extend(r.partition for r in requests) or inner(requests)
     progress = loop.run(

@@ -86,7 +86,7 @@ def test_each_model_sees_each_image_once_in_a_round():
     client.inputs.train = spy
     (update,) = client.train([request(1, client.initial())])
     assert sorted(seen) == sorted(2 * client.data.indices(1, "train").tolist())
-    assert build.loop(cfg).training.passes == 2
+    assert build.loop(cfg, build.sampling(cfg)).training.passes == 2
     assert update.num_examples == len(client.data.indices(1, "train"))
 
 

@@ -99,7 +99,7 @@ def test_centralised_training_sees_everybodys_images_and_evaluation_only_the_cli
 
 def test_centralised_runs_one_client_a_round():
     cfg = compose(["experiment=smoke", "method=centralised", "clients=3"])
-    assert build.loop(cfg).sampling.per_round == 1
+    assert build.loop(cfg, build.sampling(cfg)).sampling.per_round == 1
 
 
 def test_local_head_is_a_probe_of_the_frozen_features():

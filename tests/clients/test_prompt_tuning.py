@@ -29,7 +29,7 @@ class Journal:
 
 def play(*overrides):
     cfg, client = smoke(*overrides)
-    loop, journal = build.loop(cfg), Journal()
+    loop, journal = build.loop(cfg, build.sampling(cfg)), Journal()
     grid = InProcessGrid(client, cfg.clients)
     progress = loop.run(
         grid, build.strategy(cfg, loop), client.initial(), journal, build.partition_sizes(cfg, client.data)
@@ -119,10 +119,10 @@ def test_a_personal_head_is_in_no_reply(method):
         pytest.skip("needs a method with a head")
     shorter = ["optim.finetune_steps=3"] if method == "fedbabu" else []
     cfg, client = smoke(f"method={method}", "method.client.personal=[head]", *shorter)
-    if build.loop(cfg).sampling.per_round < cfg.clients:
+    if build.loop(cfg, build.sampling(cfg)).sampling.per_round < cfg.clients:
         pytest.skip("needs a method that trains every client; untrained ones are sent the mean head")
     assert not any(name.startswith("head.") for name in client.initial())
-    loop, journal, sent = build.loop(cfg), Journal(), []
+    loop, journal, sent = build.loop(cfg, build.sampling(cfg)), Journal(), []
 
     class Spy(InProcessGrid):
         def send_and_receive(self, messages, *, timeout=None):

@@ -19,7 +19,7 @@ def make(method, *overrides):
 
 def play(method, *overrides):
     cfg, client = make(method, *overrides)
-    loop, journal = build.loop(cfg), Journal()
+    loop, journal = build.loop(cfg, build.sampling(cfg)), Journal()
     progress = loop.run(
         InProcessGrid(client, cfg.clients),
         build.strategy(cfg, loop),
@@ -32,7 +32,7 @@ def play(method, *overrides):
 
 def shared_after(client, cfg, rounds=1):
     """What the server has after some rounds with everybody."""
-    loop = build.loop(cfg)
+    loop = build.loop(cfg, build.sampling(cfg))
     strategy, shared = build.strategy(cfg, loop), client.initial()
     for server_round in range(1, rounds + 1):
         strategy.shared = shared

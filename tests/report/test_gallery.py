@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,8 +26,7 @@ def run_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def parts(run_dir):
     cfg = stored_configuration.read(run_dir)
-    data = build.data(cfg)
-    return cfg, data, build.model(cfg, data, "cpu")
+    return cfg, build.assemble(cfg, build.NoEngine())
 
 
 def gallery(run_dir):
@@ -38,7 +38,7 @@ def pixels(text):
 
 
 def test_images_are_those_that_were_predicted(run_dir, parts):
-    _, data, _ = parts
+    data = parts[1].data
     found, shown = read_predictions(run_dir), gallery(run_dir)["images"]
     ids = np.concatenate([data.indices(partition, "test").numpy() for partition in range(len(data))])
     order = np.argsort(-found.confidence, kind="stable")
@@ -57,7 +57,7 @@ def test_images_are_those_that_were_predicted(run_dir, parts):
 
 
 def test_the_codes_are_of_one_clients_images(run_dir, parts):
-    _, data, _ = parts
+    data = parts[1].data
     codes = gallery(run_dir)["codes"]
     splits = [data.indices(codes["partition"], split) for split in ("test", "validation", "train")]
     domains = data.images.domains[np.concatenate([one.numpy() for one in splits])].tolist()
@@ -93,17 +93,17 @@ def test_prompts_that_are_the_same_for_all_images_have_no_codes(tmp_path):
 
 
 def test_other_data_than_the_runs_leave_a_reason(run_dir, parts, tmp_path):
-    cfg, data, model = parts
+    cfg, own = parts
     stranger = tmp_path / "run"
     stranger.mkdir()
     for name in ("predictions.safetensors", "config.yaml"):
         (stranger / name).write_bytes((run_dir / name).read_bytes())
     other = build.data(stored_configuration.read(run_dir))
     other.images.labels.copy_((other.images.labels + 1) % 10)
-    write_gallery(stranger, cfg, other, model)
+    write_gallery(stranger, cfg, replace(own, data=other))
     assert "the data have changed since the run" in gallery(stranger)["missing"]
     (stranger / "predictions.safetensors").unlink()
-    write_gallery(stranger, cfg, data, model)
+    write_gallery(stranger, cfg, own)
     assert "none was predicted" in gallery(stranger)["missing"]
 
 

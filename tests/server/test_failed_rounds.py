@@ -76,7 +76,7 @@ def test_an_aggregate_that_is_not_finite_makes_the_round_void_and_leaves_no_trac
     cfg = compose(["method=pfedbayes_product", "method.strategy.aggregate=product", "clients=3", *wrap])
 
     def run(hostile, **settings):
-        strategy, kept = build.strategy(cfg, build.loop(cfg)), []
+        strategy, kept = build.strategy(cfg, build.loop(cfg, build.sampling(cfg))), []
         settings = {"clients": 3, "rounds": 4, **settings}
         try:
             _, journal, _ = play(Gaussians(hostile), strategy=strategy, keep=kept.append, **settings)

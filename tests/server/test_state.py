@@ -58,7 +58,7 @@ def test_progress_comes_back_from_a_checkpoint_with_the_same_summary(tmp_path):
         held={0: 7, 4: 3},
     )
     save(tmp_path, progress.checkpoint({}, personal=True))
-    stored, _ = newest(tmp_path)
+    stored = newest(tmp_path).checkpoint
     assert stored.history["complete"] is True
     back = Progress.restored(stored)
     for name in ("server_round", "accepted", "best_validation", "best_train", "bytes_up", "images", "held"):

@@ -167,7 +167,7 @@ def test_the_first_to_answer_does_not_lock_the_others_out(participation, arrays)
 def test_what_a_strategy_expects_is_what_honest_clients_answer(method):
     cfg, client = smoke(f"method={method}", "server.name=none")
     client.prepare()
-    strategy = build.strategy(cfg, build.loop(cfg))
+    strategy = build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
     (answer,) = client.train([ClientRequest(0, 1, "train", "train", client.initial())])
     expected = answer_like(strategy, client.initial())
     assert misshapen([answer], (), lambda: expected) == ({}, [])

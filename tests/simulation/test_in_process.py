@@ -35,7 +35,7 @@ def make_client(cfg):
 def play(*overrides, cohort=None, strategy=None, client=None):
     cfg = compose(["experiment=smoke", *overrides])
     client = client or make_client(cfg)
-    loop, journal = build.loop(cfg), Journal()
+    loop, journal = build.loop(cfg, build.sampling(cfg)), Journal()
     grid = InProcessGrid(client, cfg.clients, cohort)
     strategy = strategy or build.strategy(cfg, loop)
     return loop.run(grid, strategy, client.initial(), journal, SIZES), journal, grid
@@ -131,7 +131,7 @@ def test_what_a_wrapper_changes_reaches_the_clients():
 
     cfg = compose(["experiment=smoke"])
     client = Scripted()
-    inner = build.strategy(cfg, build.loop(cfg))
+    inner = build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
     loud = Loud(inner, noise_multiplier=0.0, clipping_norm=1.0, num_sampled_clients=3)
     progress, _, _ = play(client=client, strategy=loud)
     np.testing.assert_allclose(progress.arrays["w"], 102)  # mean of 1, 2, 3, and 100

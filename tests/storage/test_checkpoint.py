@@ -44,7 +44,8 @@ def test_a_checkpoint_comes_back_with_what_clients_keep(tmp_path):
 def test_everything_else_comes_back_too(tmp_path):
     history = {"best": 0.1 + 0.2, "worst": -float("inf"), "names": ["ä"], "none": None}
     save(tmp_path, Checkpoint(3, SERVER, PERSONAL, {"m/w": np.ones(3)}, {"best/labels": np.arange(4)}, history))
-    back, damage = newest(tmp_path)
+    restart = newest(tmp_path)
+    back, damage = restart.checkpoint, restart.damage
     assert damage == []
     assert back.history == history
     same(back.strategy, {"m/w": np.ones(3)})
@@ -71,18 +72,20 @@ def test_any_changed_byte_is_seen_and_the_one_before_takes_its_place(tmp_path):
         whole = file.read_bytes()
         for place in rng.sample(range(len(whole)), 25):
             file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
-            found, damage = newest(tmp_path)
+            restart = newest(tmp_path)
+            found, damage = restart.checkpoint, restart.damage
             assert found.server_round == 1 if damage else found.history == {"images": 2}, (file.name, place)
             # A change of blanks, or of one way to write a number into another, is none.
             assert damage or file.name == "state.json", (file.name, place)
         file.write_bytes(whole)
-    assert newest(tmp_path)[0].server_round == 2
+    assert newest(tmp_path).checkpoint.server_round == 2
 
 
 def test_without_a_whole_one_there_is_none_and_each_is_named(tmp_path):
     for server_round in (1, 2):
         (save(tmp_path, Checkpoint(server_round, SERVER, {})) / "server.safetensors").unlink()
-    found, damage = newest(tmp_path)
+    restart = newest(tmp_path)
+    found, damage = restart.checkpoint, restart.damage
     assert found is None
     assert ["round-00002" in damage[0], "round-00001" in damage[1]] == [True, True]
 
@@ -91,19 +94,20 @@ def test_a_damaged_later_one_does_not_cost_the_new_one(tmp_path):
     for server_round in (4, 5):
         (save(tmp_path, Checkpoint(server_round, SERVER, {})) / "state.json").write_text("{")
     save(tmp_path, Checkpoint(1, SERVER, {}))
-    assert newest(tmp_path)[0].server_round == 1
+    assert newest(tmp_path).checkpoint.server_round == 1
 
 
 def test_the_newest_is_told_by_its_number(tmp_path):
     for server_round in (99_999, 100_000):
         save(tmp_path, Checkpoint(server_round, SERVER, {}))
-    assert newest(tmp_path)[0].server_round == 100_000
+    assert newest(tmp_path).checkpoint.server_round == 100_000
 
 
 def test_an_incomplete_one_is_passed_over_for_a_complete_one(tmp_path):
     save(tmp_path, Checkpoint(1, SERVER, {}, history={"complete": True}))
     save(tmp_path, Checkpoint(2, SERVER, {}, history={"complete": False}))
-    found, said = newest(tmp_path)
+    restart = newest(tmp_path)
+    found, said = restart.checkpoint, restart.damage
     assert found.server_round == 1
     assert "lacks what clients keep to themselves" in said[0]
     save(tmp_path, Checkpoint(3, SERVER, {}, history={"complete": False}))
@@ -146,7 +150,8 @@ def test_a_digit_that_changed_is_damage_and_no_other_version(tmp_path, text):
     save(tmp_path, Checkpoint(2, SERVER, {}))
     path = save(tmp_path, Checkpoint(3, SERVER, {})) / "state.json"
     path.write_text(path.read_text().replace('{"format": 2', text, 1))
-    found, damage = newest(tmp_path)
+    restart = newest(tmp_path)
+    found, damage = restart.checkpoint, restart.damage
     assert found.server_round == 2
     assert len(damage) == 1
 

@@ -11,7 +11,8 @@ from fedbayes.report.cli import main as report
 from fedbayes.report.run_page import publish, write_html
 from fedbayes.run import resume
 from fedbayes.storage import checkpoint
-from fedbayes.storage.run_dir import claim, read_json, read_rows, reopened
+from fedbayes.storage.claim import claim, reopened
+from fedbayes.storage.run_dir import read_json, read_rows
 
 SMALL = ["experiment=smoke", "simulation.threads=1", "method=fedvpt"]
 

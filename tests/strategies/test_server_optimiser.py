@@ -206,7 +206,7 @@ def test_a_strategy_without_steps_is_refused():
 
 def built(*overrides):
     cfg = compose(["experiment=smoke", *overrides])
-    return build.strategy(cfg, build.loop(cfg))
+    return build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
 
 
 def test_the_configuration_wraps_any_strategy_and_by_default_none():

@@ -20,7 +20,7 @@ def smoke(*overrides: str) -> tuple[DictConfig, CohortClient]:
 
 def play_rounds(cfg: DictConfig, client: CohortClient, log: RoundLog | None = None) -> Progress:
     """All rounds of a configuration, from nothing, with a new server; a journal that nobody reads where no log is."""
-    loop = build.loop(cfg)
+    loop = build.loop(cfg, build.sampling(cfg))
     grid = InProcessGrid(client, cfg.clients)
     sizes = build.partition_sizes(cfg, build.data(cfg))
     return loop.run(grid, build.strategy(cfg, loop), client.initial(), log or Journal(), sizes)

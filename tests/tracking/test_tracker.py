@@ -14,7 +14,8 @@ from rich.console import Console
 
 from fedbayes.errors import RunError
 from fedbayes.report.run_page import publish
-from fedbayes.storage.run_dir import claim, plain, read_json, read_rows, write_json
+from fedbayes.storage.claim import claim
+from fedbayes.storage.run_dir import plain, read_json, read_rows, write_json
 from fedbayes.tracking.console import RoundProgress, duration, fraction
 from fedbayes.tracking.tracker import Tracker
 

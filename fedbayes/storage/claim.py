@@ -1,0 +1,138 @@
+"""Taking a directory for a run, and keeping it to one process while the run goes on."""
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from fedbayes.errors import FedbayesError, RunError, StoppedError
+from fedbayes.storage import checkpoint, checkpoint_folders, files
+from fedbayes.storage.names import CONFIG
+from fedbayes.storage.run_dir import LOG, METRICS, SUMMARY, WRITTEN_EARLY, require_own, rounds_written
+
+_MARKS = (CONFIG, METRICS, SUMMARY, checkpoint_folders.FOLDER)  # any of these: the directory holds a run
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # file systems without hard links
+
+
+@contextmanager
+def run_directory(run_dir: Path, config: str, *, resumed: bool) -> Iterator[checkpoint.Restart]:
+    """Keep a directory to this run for the block.
+
+    Args:
+        run_dir: the directory.
+        config: the text of `config.yaml`.
+        resumed: whether the directory holds this very run, to go on from its newest checkpoint.
+
+    Yields:
+        Where a resumed run goes on; for a new one, from the start.
+
+    Raises:
+        RunError: see `claimed`, `reopened` and `checkpoint.newest`.
+    """
+    if not resumed:
+        with claimed(run_dir, config):
+            yield checkpoint.Restart()
+        return
+    with reopened(run_dir):
+        yield checkpoint.newest(run_dir, rounds_written(run_dir))
+
+
+def claim(run_dir: Path, config: str) -> Path:
+    """Take a directory for a new run; of two processes that ask for the same one, exactly one gets it.
+
+    Args:
+        run_dir: the directory; it and its parents are made where they are missing.
+        config: the text of `config.yaml`, which appears whole or not at all: whatever has it can be resumed.
+
+    Returns:
+        The same directory, now there, writable and holding `config.yaml` and an empty `metrics.jsonl`.
+
+    Raises:
+        RunError: if it already holds a run, or cannot be created or written.
+    """
+    remedy = "choose another run_dir or remove that one"
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        require_own(run_dir)
+        for mark in _MARKS:
+            if (run_dir / mark).exists():
+                raise RunError(f"run_dir={run_dir} already holds a run ({mark}); {remedy}.")
+        _create(run_dir / CONFIG, config)
+        (run_dir / METRICS).touch()
+    except FileExistsError as error:
+        if run_dir.is_dir():
+            raise RunError(f"run_dir={run_dir} was just taken by another run; {remedy}.") from error
+        raise RunError(f"run_dir={run_dir} cannot be a directory: a file is in the way; choose another.") from error
+    except OSError as error:
+        raise RunError(f"run_dir={run_dir} cannot be written ({error.strerror}); choose another run_dir.") from error
+    return run_dir
+
+
+@contextmanager
+def claimed(run_dir: Path, config: str) -> Iterator[Path]:
+    """Claim a directory for the block; a user's mistake that ends it before any round leaves nothing behind.
+
+    Args:
+        run_dir: see `claim`.
+        config: see `claim`.
+
+    Raises:
+        RunError: see `claim` and `reopened`.
+    """
+    claim(run_dir, config)
+    with reopened(run_dir):
+        try:
+            yield run_dir
+        except StoppedError:
+            raise
+        except FedbayesError:
+            if (run_dir / METRICS).stat().st_size == 0:
+                for name in WRITTEN_EARLY:
+                    (run_dir / name).unlink(missing_ok=True)
+                with suppress(OSError):  # something else lies in it
+                    run_dir.rmdir()
+            raise
+
+
+@contextmanager
+def reopened(run_dir: Path) -> Iterator[Path]:
+    """Keep a run's directory to this process for the block, and say in one line if it can no longer be written.
+
+    Raises:
+        RunError: if another process is at work in it, the disk is full or read-only, or it holds links; see
+            `require_own`.
+    """
+    require_own(run_dir)
+    try:
+        with (run_dir / LOG).open("a") as lock:  # appended to, never replaced; a dead process's lock is gone
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"{run_dir} is in use by another run; wait for its end, or stop it.") from error
+            yield run_dir
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise RunError(
+            f"{error.filename or run_dir} cannot be written ({error.strerror}); make room or access there, then go on "
+            f"with `fedbayes resume={run_dir}`."
+        ) from error
+
+
+def _create(path: Path, text: str) -> None:
+    """Write a file that must not be there, whole or not at all.
+
+    Raises:
+        FileExistsError: if it is there.
+    """
+    with files.beside(path, text) as temporary:
+        try:
+            os.link(temporary, path)  # the one step that two processes cannot both do
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
