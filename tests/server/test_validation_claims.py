@@ -126,4 +126,4 @@ def test_what_is_counted_or_summed_is_no_step_and_is_not_clipped():
 def test_sums_are_no_steps_that_could_be_clipped(method):
     cfg = compose([f"method={method}", "update_clipping.max_norm=15"])
     with pytest.raises(ConfigError, match=rf"update_clipping\.max_norm=15: in method={method} clients send sums"):
-        build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
+        build.strategy(cfg, build.loop(cfg))

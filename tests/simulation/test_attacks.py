@@ -42,9 +42,8 @@ def test_who_never_trains_is_not_hostile():
     assert len(found) == 2
     assert set(found) <= {1, 4, 6, 8}
     cfg = compose(["experiment=smoke", "clients=6", "evaluate.new_clients=3", "attack=label_flip", "attack.fraction=1"])
-    data = build.data(cfg)
-    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
-    assert client._hostile == set(build.sampling(cfg).known) == set(range(6)) - set(data.new_clients)
+    parts = build.assemble(cfg)
+    assert set(parts.malicious) == set(parts.sampling.known) == set(range(6)) - set(parts.data.new_clients)
 
 
 def test_lies_by_hand():
@@ -108,8 +107,7 @@ def test_values_out_of_range_are_refused(overrides):
 
 def update_of(overrides, partition):
     cfg = compose([*SMALL, *overrides])
-    data = build.data(cfg)
-    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    client = build.assemble(cfg).client
     client.prepare()
     initial = client.initial()
     (update,) = client.train([ClientRequest(partition, 1, "train", "", initial)])
@@ -152,7 +150,7 @@ def test_clients_whose_test_images_all_are_of_the_target_are_not_asked(tmp_path)
     attacker = build.attack(compose([*asked, f"attack.target={target}"]))
     counts = [len(one) for one in attacker.marked(data)]
     assert 0 in counts
-    assert build.partition_sizes(compose([*asked, f"attack.target={target}"]), data).images["triggered"] == counts
+    assert build.partition_sizes(compose(asked), data, attacker).images["triggered"] == counts
     summary = simulate([*asked, f"attack.target={target}", "simulation.cohort=1", f"run_dir={tmp_path / 'run'}"])
     rows = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
     last = {row["partition"]: row for row in rows if row["phase"] == "triggered"}  # of the final test

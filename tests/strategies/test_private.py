@@ -130,9 +130,8 @@ def test_no_clients_answer_decides_whether_anothers_counts():
     journal = play(Majority(3), strategy=private(), clients=4, rounds=1, as_sent=True)[1]
     assert [row["replies"] for row in journal.rows if row["phase"] == "train"] == [1]
     cfg = compose(["privacy.noise=1", "clients=30"])
-    assert build.loop(cfg, build.sampling(cfg)).training.as_sent
-    plain = compose([])
-    assert not build.loop(plain, build.sampling(plain)).training.as_sent
+    assert build.loop(cfg).training.as_sent
+    assert not build.loop(compose([])).training.as_sent
 
 
 def test_a_method_that_shares_nothing_has_nothing_to_hide(tmp_path):
@@ -185,7 +184,7 @@ def test_values_out_of_range_are_refused(settings, said):
 def test_what_is_no_plain_average_is_refused(overrides):
     cfg = compose([*overrides, "privacy.noise=1"])
     with pytest.raises(ConfigError, match="is no plain average of what clients send"):
-        build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
+        build.strategy(cfg, build.loop(cfg))
 
 
 DEPLOYED = ["simulation=flower", "privacy.noise=1", "clients=30", "participation=0.2", "privacy.delta=0.01"]
@@ -194,7 +193,7 @@ DEPLOYED = ["simulation=flower", "privacy.noise=1", "clients=30", "participation
 def drawn(overrides):
     """Whom a server draws in the first rounds, and the noise that it adds."""
     cfg = compose(overrides)
-    loop = build.loop(cfg, build.sampling(cfg))
+    loop = build.loop(cfg)
     made = build.strategy(cfg, loop)
     return [loop.sampling.train(one) for one in range(1, 9)], after(made, 5)["a.w"].tolist(), OmegaConf.to_yaml(cfg)
 
@@ -213,12 +212,10 @@ def test_clients_of_a_flower_app_cannot_repeat_the_noise_or_who_was_drawn(monkey
     here = drawn(DEPLOYED[1:])
     monkeypatch.delenv(VARIABLE)
     assert here == drawn(DEPLOYED[1:]), "a simulation goes by its seed"
-    assert (
-        build.loop(compose(["simulation=flower"]), build.sampling(compose(["simulation=flower"]))).sampling.key == 0
-    ), "and so does a run without privacy"
+    assert build.loop(compose(["simulation=flower"])).sampling.key == 0, "and so does a run without privacy"
     monkeypatch.setenv(VARIABLE, "short")
     with pytest.raises(ConfigError, match="FEDBAYES_PRIVACY_SECRET has 5 characters") as refused:
-        build.sampling(compose(DEPLOYED))
+        build.loop(compose(DEPLOYED))
     assert "short" not in str(refused.value)
 
 
@@ -245,14 +242,13 @@ def test_a_run_writes_down_what_it_spent_and_an_optimiser_may_follow(tmp_path):
 def test_a_method_that_pools_everybodys_images_hides_nobody():
     cfg = compose(["method=centralised", "privacy.noise=8", "clients=30"])
     with pytest.raises(ConfigError, match="hides nobody in method=centralised"):
-        build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
+        build.strategy(cfg, build.loop(cfg))
 
 
 def test_the_accountant_knows_who_may_be_drawn_and_strangers_get_no_heads_without_noise():
     cfg = compose(["method=fedper", "clients=30", "privacy.noise=2", "evaluate.new_clients=10", "participation=0.5"])
-    loop = build.loop(cfg, build.sampling(cfg))
+    loop = build.loop(cfg)
     made = build.strategy(cfg, loop)
     assert not loop.assessment.shares_personal
-    without = compose(["method=fedper"])
-    assert build.loop(without, build.sampling(without)).assessment.shares_personal
+    assert build.loop(compose(["method=fedper"])).assessment.shares_personal
     assert made.spent(3)["epsilon"] == list(spent(2.0, 20, 10, 3, made.delta))

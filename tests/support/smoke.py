@@ -14,13 +14,12 @@ from fedbayes.simulation.in_process import InProcessGrid
 def smoke(*overrides: str) -> tuple[DictConfig, CohortClient]:
     """`experiment=smoke` with some values changed, and the client that it names, on the CPU."""
     cfg = compose(["experiment=smoke", *overrides])
-    data = build.data(cfg)
-    return cfg, build.client(cfg, data, build.model(cfg, data, "cpu"))
+    return cfg, build.assemble(cfg, build.NoEngine()).client
 
 
 def play_rounds(cfg: DictConfig, client: CohortClient, log: RoundLog | None = None) -> Progress:
     """All rounds of a configuration, from nothing, with a new server; a journal that nobody reads where no log is."""
     loop = build.loop(cfg, build.sampling(cfg))
     grid = InProcessGrid(client, cfg.clients)
-    sizes = build.partition_sizes(cfg, build.data(cfg))
+    sizes = build.partition_sizes(cfg, client.data)
     return loop.run(grid, build.strategy(cfg, loop), client.initial(), log or Journal(), sizes)
