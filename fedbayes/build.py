@@ -269,7 +269,7 @@ def sampling(cfg: DictConfig) -> Sampling:
         clients=cfg.clients,
         participation=cfg.participation,
         seed=cfg.seed,
-        evaluate_share=cfg.evaluate.participation,
+        evaluate_fraction=cfg.evaluate.participation,
         new_clients=cfg.evaluate.new_clients,
         key=secret() if cfg.privacy.noise is not None and _knows_seed(cfg) else None,
     )

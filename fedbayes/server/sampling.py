@@ -23,7 +23,7 @@ class Sampling:
         clients: partitions of the federation.
         participation: share of the clients that train in a round; at least one does.
         seed: of the draws.
-        evaluate_share: share of the clients that are evaluated, always the same ones; at least one is.
+        evaluate_fraction: fraction of the clients that are evaluated, always the same ones; at least one is.
         new_clients: clients that never train; they are evaluated at the end alone.
         key: of the draws of who trains, in place of the seed; None for the seed.
 
@@ -44,7 +44,7 @@ class Sampling:
         clients: int,
         participation: float,
         seed: int,
-        evaluate_share: float = 1.0,
+        evaluate_fraction: float = 1.0,
         new_clients: int = 0,
         key: str | None = None,
     ) -> None:
@@ -52,7 +52,7 @@ class Sampling:
         require_whole("seed", seed, 0)
         self.key = seed if key is None else key
         share = require_number("participation", participation, 0, 1, open_low=True)
-        evaluated = require_number("evaluate.participation", evaluate_share, 0, 1, open_low=True)
+        evaluated = require_number("evaluate.participation", evaluate_fraction, 0, 1, open_low=True)
         if require_whole("evaluate.new_clients", new_clients, 0) >= clients:
             raise ConfigError(
                 f"evaluate.new_clients={new_clients} leaves none of clients={clients} to train; lower it."

@@ -4,20 +4,20 @@ import io
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedbayes.comm.messages import (
     ClientUpdate,
-    address,
     from_record,
     keep_personal,
     payload_bytes,
     read_request,
     read_update,
+    seconds_for,
     to_record,
     write_reply,
+    write_request,
 )
-from fedbayes.errors import ConfigError
 from fedbayes.simulation.in_process import InProcessGrid
 
 ARRAYS = {
@@ -51,6 +51,7 @@ def test_what_a_client_keeps_is_in_no_reply():
     assert payload_bytes([reply]) == payload_bytes([write_reply(ClientUpdate(4, {"w": np.ones(2)}, 5, {}))])
     back = read_update(4, reply)
     assert (back.partition, back.num_examples, back.metrics, back.personal) == (4, 5, {"loss": 0.5}, {})
+    assert (back.has_personal, back.payload) == (True, payload_bytes([reply]))
     assert list(back.arrays) == ["w"]
 
 
@@ -59,23 +60,14 @@ def test_a_reply_has_one_record_of_each_kind_as_flowers_strategies_ask():
     assert (len(reply.array_records), len(reply.metric_records), len(reply.config_records)) == (1, 1, 0)
 
 
-def test_address_leaves_the_strategys_shared_content_alone():
-    shared = request()
-    first, second = (Message(shared, node, MessageType.TRAIN) for node in (1001, 1002))
-    address(first, 2, "train")
-    address(second, 0, "test", extra={"head": np.ones(1)})
-    assert set(shared.config_records["config"]) == {"server-round"}
-    assert "head" not in shared.array_records["arrays"]
-    asked = read_request(second.content, 9, "evaluate", RecordDict(), {})
+def test_a_request_comes_back_as_it_was_written():
+    content = write_request(to_record(ARRAYS), 3, "test", accepted=2, adapt=5, fault="nan", seconds=1.5)
+    asked = read_request(content, 9, "evaluate", RecordDict(), {})
     assert (asked.partition, asked.server_round, asked.kind, asked.split) == (9, 3, "evaluate", "test")
-    assert "head" in asked.arrays
-    assert "head" not in read_request(first.content, 1, "train", RecordDict(), {}).arrays
-
-
-def test_settings_that_clients_would_ignore_are_refused():
-    message = Message(request(**{"proximal-mu": 1.0}), 1001, MessageType.TRAIN)
-    with pytest.raises(ConfigError, match="proximal-mu"):
-        address(message, 0, "train")
+    assert (asked.adapt, asked.fault, seconds_for(content)) == (5, "nan", 1.5)
+    plain = write_request(to_record({}), 3, "train", accepted=0)
+    assert read_request(plain, 9, "train", RecordDict(), {}).adapt is None
+    assert seconds_for(plain) is None
 
 
 def test_personal_parameters_of_the_accepted_round_come_with_the_request():

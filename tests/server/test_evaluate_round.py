@@ -36,8 +36,8 @@ def test_doubt_about_held_out_images_is_a_sign_that_they_are_that():
         def evaluate(self, requests):
             answers = super().evaluate(requests)
             if requests[0].split == "held_out":
-                for one in answers:
-                    one.arrays["probabilities"][:] = [0.6, 0.4]
+                for answer in answers:
+                    answer.arrays["probabilities"][:] = [0.6, 0.4]
             return answers
 
     progress, _, _ = play(Doubtful(), rounds=1, held_out=True)
@@ -69,26 +69,26 @@ def test_evaluation_happens_every_so_many_rounds_and_at_the_end():
 def test_clients_whose_predictions_are_not_finite_are_named_and_left_out():
     progress, journal, _ = play(Scripted(silent={1}), clients=3, rounds=1)
     assert set(progress.final.partitions.tolist()) == {0, 2}
-    assert "round 1: test of client 1 not used: probabilities is not finite" in journal.notes
+    assert "round 1: test reply of client 1 rejected: probabilities is not finite" in journal.notes
 
 
 def test_a_run_that_nobody_can_be_evaluated_in_stops():
-    with pytest.raises(RunError, match="no client could be evaluated on validation in round 1"):
+    with pytest.raises(RunError, match="validation in round 1"):
         play(Scripted(silent={0, 1, 2}), clients=3, rounds=1)
 
 
-def test_a_share_of_the_clients_is_evaluated_always_the_same():
+def test_a_fraction_of_the_clients_is_evaluated_always_the_same():
     class Spy(Scripted):
         def evaluate(self, requests):
             seen.append([request.partition for request in requests])
             return super().evaluate(requests)
 
     seen = []
-    progress, _, _ = play(Spy(), clients=10, rounds=3, evaluate_share=0.3)
+    progress, _, _ = play(Spy(), clients=10, rounds=3, evaluate_fraction=0.3)
     assert len(seen) >= 4
     assert all(one == seen[0] for one in seen)
     assert len(seen[0]) == 3
     assert progress.final.partitions.unique().tolist() == seen[0]
-    assert play(Spy(), clients=10, seed=5, evaluate_share=0.3)
+    assert play(Spy(), clients=10, seed=5, evaluate_fraction=0.3)
     assert seen[-1] != seen[0], "which ones depends on the seed"
-    assert len(round_loop(evaluate_share=0.01).sampling.evaluated) == 1
+    assert len(round_loop(evaluate_fraction=0.01).sampling.evaluated) == 1

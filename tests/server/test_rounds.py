@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from scripted import Scripted, play, round_loop
 from smoke import smoke
 
-from fedbayes.comm.messages import ClientUpdate
+from fedbayes.comm.messages import ClientUpdate, to_record
 from fedbayes.simulation.flower_private import FIRST_NODE
 from fedbayes.simulation.in_process import InProcessGrid
 
@@ -85,7 +85,7 @@ def test_at_least_one_client_trains():
 def test_an_update_that_is_not_finite_is_dropped_named_and_counted():
     progress, journal, _ = play(Scripted(broken={(2, 1)}), clients=3)
     assert progress.arrays["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
-    assert journal.notes == ["round 2: reply of client 1 not used: w is not finite"]
+    assert journal.notes == ["round 2: training reply of client 1 rejected: w is not finite"]
     trains = [row for row in journal.rows if row["phase"] == "train"]
     assert [(row["clients"], row["replies"], row["dropped"]) for row in trains] == [(3, 3, 0), (3, 2, 1)]
     assert progress.accepted == {0: 2, 1: 1, 2: 2}
@@ -109,19 +109,18 @@ def test_answers_that_are_no_answers_are_dropped_and_named():
 
     client = Scripted()
     progress, journal, _ = play(client, grid=Odd(client, 4), clients=4, rounds=1)
-    said = [note.partition("not used: ")[2] for note in journal.notes]
-    assert said[0] == "no answer in time"
-    assert "expected arrays and metrics" in said[1]
-    assert "num-examples is 0" in said[2]
+    reasons = [note.partition("rejected: ")[2] for note in journal.notes]
+    assert reasons[0] == "no reply in time"
+    assert "expected arrays and metrics" in reasons[1]
+    assert "num-examples is 0" in reasons[2]
     assert set(progress.accepted) == {3}
 
 
 def test_bytes_are_those_of_the_serialised_arrays():
     progress, journal, _ = play(Scripted(broken={(1, 0)}), clients=3, rounds=2)
-    one = len(next(iter(progress.arrays.values())).data)
-    assert progress.bytes_down == 6 * one
-    assert progress.bytes_up == 5 * one
-    assert [row["bytes_up"] for row in journal.rows if row["phase"] == "train"] == [2 * one, 3 * one]
+    payload = len(to_record(progress.arrays)["w"].data)
+    assert (progress.bytes_down, progress.bytes_up) == (6 * payload, 5 * payload)
+    assert [row["bytes_up"] for row in journal.rows if row["phase"] == "train"] == [2 * payload, 3 * payload]
 
 
 def test_images_count_the_passes_over_them():

@@ -12,24 +12,24 @@ def sampling(**changes):
 
 def test_new_clients_never_train_and_are_never_evaluated_with_the_others():
     drawn = sampling(new_clients=5)
-    assert len(drawn.newcomers) == 5
+    assert len(drawn.new_clients) == 5
     trained = {partition for server_round in range(1, 200) for partition in drawn.train(server_round)}
-    assert trained == set(drawn.known) == set(range(20)) - set(drawn.newcomers)
+    assert trained == set(drawn.known) == set(range(20)) - set(drawn.new_clients)
     assert drawn.evaluated == drawn.known
 
 
-def test_participation_is_a_share_of_those_that_may_train():
+def test_participation_is_a_fraction_of_those_that_may_train():
     assert sampling(new_clients=10, participation=0.5).per_round == 5
 
 
 def test_new_clients_are_the_same_in_every_run_of_a_seed_and_others_in_another():
-    assert sampling(new_clients=5).newcomers == sampling(new_clients=5, participation=1.0).newcomers
-    assert sampling(new_clients=5).newcomers != sampling(new_clients=5, seed=1).newcomers
+    assert sampling(new_clients=5).new_clients == sampling(new_clients=5, participation=1.0).new_clients
+    assert sampling(new_clients=5).new_clients != sampling(new_clients=5, seed=1).new_clients
 
 
 def test_without_new_clients_the_draws_are_those_of_all_clients():
     assert sampling().known == list(range(20))
-    assert sampling().newcomers == []
+    assert sampling().new_clients == []
 
 
 @pytest.mark.parametrize("new_clients", [20, -1, 0.5, "some"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from fedbayes.comm.messages import to_record
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.metrics.evaluation import Evaluation, detection
 from fedbayes.metrics.predictive import Predictive
 from fedbayes.server.state import Progress
@@ -18,7 +18,7 @@ def finished(ratio, saturation):
     said = Predictive(torch.full((1, 2), 0.5), torch.zeros(1))
     final = Evaluation(1, "test", said, nothing, nothing, nothing, {} if ratio is None else {"mixing_ratio": ratio})
     train = {} if saturation is None else {"bound_saturation": saturation}
-    return Progress(to_record({}), final=final, train=train).warnings()
+    return Progress({}, final=final, train=train).warnings()
 
 
 def test_a_collapsed_mixing_and_a_bound_limited_by_k_are_said_with_a_remedy():
@@ -43,36 +43,38 @@ def test_progress_comes_back_from_a_checkpoint_with_the_same_summary(tmp_path):
     test, far = evaluation(1, temperature=1.3), evaluation(2, "held_out")
     far = replace(far, detection=detection(test.pooled, far.pooled))
     progress = Progress(
-        to_record({"w": np.arange(3.0)}),
+        {"w": np.arange(3.0)},
         server_round=7,
         accepted={0: 7, 4: 3},
         best=replace(test, outside=far),
         best_validation=0.1 + 0.2,
         final=evaluation(3),
-        newcomers={0: evaluation(4), 5: evaluation(5)},
+        new_clients={0: evaluation(4), 5: evaluation(5)},
         best_train={"loss": 0.1},
         train={"loss": float("nan")},
         bytes_up=3,
         images=9,
         personal={4: {"head": np.ones(2)}},
-        held={0: 7, 4: 3},
     )
-    save(tmp_path, progress.checkpoint({}, personal=True))
+    save(tmp_path, progress.checkpoint({}))
     stored = newest(tmp_path).checkpoint
     assert stored.history["complete"] is True
     back = Progress.restored(stored)
-    for name in ("server_round", "accepted", "best_validation", "best_train", "bytes_up", "images", "held"):
+    for name in ("server_round", "accepted", "best_validation", "best_train", "bytes_up", "images", "uncollected"):
         assert getattr(back, name) == getattr(progress, name), name
     assert np.isnan(back.train["loss"])
-    assert list(back.newcomers) == [0, 5]
-    pairs = [(progress.best, back.best), (progress.final, back.final), (progress.new_clients[5], back.newcomers[5])]
+    assert list(back.new_clients) == [0, 5]
+    pairs = [(progress.best, back.best), (progress.final, back.final), (progress.new_clients[5], back.new_clients[5])]
     for one, other in pairs:
         assert json.dumps(other.summary()) == json.dumps(one.summary())
         assert other.row() == one.row()
     assert back.before > 0
 
 
-def test_a_client_whose_own_parameters_are_unknown_makes_a_checkpoint_incomplete():
-    progress = Progress(to_record({}), accepted={0: 2, 1: 2}, held={0: 2, 1: 1})
-    assert progress.checkpoint({}, personal=True).history["complete"] is False
-    assert progress.checkpoint({}, personal=False).history["complete"] is True
+def test_personal_parameters_that_are_not_collected_make_a_checkpoint_incomplete():
+    progress = Progress({}, personal={0: {"head": np.ones(1)}, 1: {"head": np.ones(1)}})
+    progress.accept(ClientUpdate(0, {}, 1, {}), 2)
+    assert progress.checkpoint({}).history["complete"] is True
+    assert list(progress.personal) == [1], "the accepted version of client 0 has none"
+    progress.accept(ClientUpdate(1, {}, 1, {}, has_personal=True), 2)
+    assert progress.checkpoint({}).history["complete"] is False

@@ -4,14 +4,14 @@ import logging
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+from flwr.app import Error, MessageType, RecordDict
 
 from fedbayes import build
 from fedbayes.arrays import non_finite
-from fedbayes.comm.messages import ARRAYS, METRICS, address, from_record, to_record
+from fedbayes.comm.messages import ARRAYS, METRICS, from_record, to_record, write_request
 from fedbayes.config.compose import compose
 from fedbayes.simulation.client import answer
-from fedbayes.simulation.flower_private import FIRST_NODE, claim_identity
+from fedbayes.simulation.flower_private import claim_identity
 
 PARTITIONS = [0, 1, 2, 3]
 UNEQUAL = ["partition=iid", "partition.quantity=1.0", "partition.max_train=null", "partition.validation=0.85"]
@@ -27,20 +27,19 @@ def client(request):
     return made
 
 
-def contents(client, kind, changed=None):
+def contents(client, changed=None):
     """A message for each client; `changed` has arrays that one is sent instead of the server's."""
     claim_identity(1)
     found = []
     for partition in PARTITIONS:
         arrays = {**client.initial(), **(changed or {}).get(partition, {})}
-        record = RecordDict({"arrays": to_record(arrays), "config": ConfigRecord({"server-round": 1})})
-        found.append(address(Message(record, FIRST_NODE, kind), 0, "test").content)
+        found.append(write_request(to_record(arrays), 1, "test", accepted=0))
     return found
 
 
 def asked(client, kind, changed=None):
     states = [RecordDict() for _ in PARTITIONS]
-    return answer(client, kind, PARTITIONS, contents(client, kind, changed), states), states
+    return answer(client, kind, PARTITIONS, contents(client, changed), states), states
 
 
 def same(one, other):

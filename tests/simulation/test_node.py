@@ -3,12 +3,12 @@
 import pytest
 from app_grid import AppGrid
 from flwr.app import Message
-from scripted import Scripted
+from scripted import SIZES, Scripted
 
 from fedbayes.comm.messages import ask_personal
 from fedbayes.errors import ConfigError
 from fedbayes.server.federation import Federation
-from fedbayes.server.validation import PartitionSizes, Refusal, ReplyValidator
+from fedbayes.server.validation import Rejection, ReplyValidator
 from fedbayes.simulation.app import client_app
 from fedbayes.simulation.client import QUERY_PERSONAL
 from fedbayes.simulation.node import partition_of, root_of, shares_personal
@@ -61,10 +61,10 @@ def test_a_node_that_keeps_what_is_personal_answers_with_an_error():
     client = Scripted(keeps=True)
     nodes = [{"partition-id": 0}, {"partition-id": 1, "data-root": "x"}]
     grid = AppGrid(client_app(lambda _: client), nodes, {})
-    federation = Federation(grid, 2, ReplyValidator(1e8), PartitionSizes(2, 1, {}))
+    federation = Federation(grid, 2, ReplyValidator(1e8), SIZES)
     found, refused = federation.personal({0: 0, 1: 0})
     assert found == {0: {}}, "one has kept nothing yet"
-    assert refused == {1: Refusal("failed", "this node keeps what is personal")}
+    assert refused == {1: Rejection("failed", "this node keeps what is personal")}
     said = {
         one.metadata.src_node_id: one.error.reason if one.has_error() else ""
         for one in grid.send_and_receive(
@@ -80,4 +80,4 @@ def test_a_users_mistake_reaches_the_server_as_one_line():
 
     grid = AppGrid(client_app(refuse), [{"partition-id": 0}], {})
     with pytest.raises(Exception, match=r"^a client cannot start: ConfigError: colour=blue is unknown; choose red\.$"):
-        Federation(grid, 1, ReplyValidator(1e8), PartitionSizes(2, 1, {}))
+        Federation(grid, 1, ReplyValidator(1e8), SIZES)

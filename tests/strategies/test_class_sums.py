@@ -91,7 +91,7 @@ def test_one_client_that_lacks_a_class_is_enough(make):
 @BOTH
 def test_counts_and_lengths_that_no_images_can_have_are_impossible(make):
     strategy = make()
-    assert [strategy.impossible(sums_of(partition)) for partition in range(6)] == [None] * 6
+    assert [strategy.rejection_reason(sums_of(partition)) for partition in range(6)] == [None] * 6
     for counts, said in (
         (-1.0, "no numbers of images"),
         (1e-300, "no numbers of images"),
@@ -99,14 +99,14 @@ def test_counts_and_lengths_that_no_images_can_have_are_impossible(make):
     ):
         hostile = sums_of(2)
         hostile.arrays["counts"] = np.full(4, counts)
-        assert said in strategy.impossible(hostile)
+        assert said in strategy.rejection_reason(hostile)
     one = ClientUpdate(0, class_sums(torch.ones(1, 5).double() / 3, torch.tensor([1]), 4), 1, {})
     one.arrays["squares"] = np.array([5 / 9])
-    assert strategy.impossible(one) is None, "a single image has no spread"
+    assert strategy.rejection_reason(one) is None, "a single image has no spread"
 
 
 def test_squares_that_no_images_can_have_are_impossible():
     hostile = sums_of(2)
     hostile.arrays["squares"] *= 0.1
-    assert "by its sums at least" in FedNCM().impossible(hostile)
-    assert FedCOF().impossible(hostile) is None, "it does not use them"
+    assert "by its sums at least" in FedNCM().rejection_reason(hostile)
+    assert FedCOF().rejection_reason(hostile) is None, "it does not use them"

@@ -57,7 +57,7 @@ def test_a_resumed_server_remembers_everybodys_sums():
 
 def test_counts_that_no_images_can_have_are_impossible():
     hostile = reply(1)
-    assert PEPFedPT().impossible(hostile) is None
+    assert PEPFedPT().rejection_reason(hostile) is None
     for counts in (-1e6, 1e-300, 1e6):
         hostile.arrays["counts"] = np.full(6, counts)
-        assert "counts " in PEPFedPT().impossible(hostile)
+        assert "counts " in PEPFedPT().rejection_reason(hostile)

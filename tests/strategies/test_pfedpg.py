@@ -2,15 +2,12 @@
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord
 from smoke import play_rounds
 
 from fedbayes import build
-from fedbayes.comm.messages import ClientUpdate, from_record, to_record
+from fedbayes.comm.messages import ClientUpdate
 from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
-from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
-from fedbayes.simulation.sampled_grid import SampledGrid
 from strategies.pfedpg import BASIS, DESCRIPTORS, LEARNT, PROMPTS, TRAINED, PFedPG, descend, generate
 
 RNG = np.random.default_rng(0)
@@ -161,19 +158,19 @@ def test_nothing_of_the_generator_is_sent_and_what_else_is_shared_is_averaged():
 
 
 def test_everything_goes_on_from_the_record_of_an_earlier_process():
-    def round_of(strategy, record, partitions):
-        grid = SampledGrid(InProcessGrid(None, 4), {FIRST_NODE + p: p for p in partitions})
-        for message in strategy.configure_train(1, record, ConfigRecord(), grid):
-            assert set(message.content.array_records["arrays"]) == {PROMPTS}
+    def round_of(strategy, shared, partitions):
+        strategy.shared = shared
+        for arrays in strategy.requests(1, partitions, "train").values():
+            assert set(arrays) == {PROMPTS}
         strategy.aggregate([reply(p, BASE.astype(np.float32) + p) for p in partitions])
-        return to_record(strategy.shared)
+        return strategy.shared
 
-    start = to_record({PROMPTS: BASE.astype(np.float32)})
+    start = {PROMPTS: BASE.astype(np.float32)}
     one, other = started(), started()
     after_one = round_of(one, start, [0, 2])
     resumed, onwards = round_of(other, after_one, [1, 2]), round_of(one, after_one, [1, 2])
-    for name, array in from_record(onwards).items():
-        assert array.tobytes() == from_record(resumed)[name].tobytes(), name
+    for name, array in onwards.items():
+        assert array.tobytes() == resumed[name].tobytes(), name
         assert array.dtype == (bool if name == TRAINED else np.float32), name
 
 

@@ -3,9 +3,7 @@
 import numpy as np
 from journal import Journal
 
-from fedbayes import build
 from fedbayes.comm.messages import ClientUpdate
-from fedbayes.config.compose import compose
 from fedbayes.server.evaluate_round import Assessment
 from fedbayes.server.rounds import RoundLoop
 from fedbayes.server.sampling import Sampling
@@ -13,6 +11,7 @@ from fedbayes.server.train_round import Training
 from fedbayes.server.validation import PartitionSizes, ReplyValidator
 from fedbayes.simulation.faults import Faults
 from fedbayes.simulation.in_process import InProcessGrid
+from strategies.averaging import Averaging
 
 SETTINGS = {
     "rounds": 2,
@@ -22,7 +21,7 @@ SETTINGS = {
     "min_replies": 1,
     "timeout": None,
     "patience": 0,
-    "evaluate_share": 1.0,
+    "evaluate_fraction": 1.0,
     "evaluate_every": 1,
     "best_by": "accuracy",
     "temperature": False,
@@ -90,7 +89,7 @@ def round_loop(**settings):
     def same(*names):
         return {name: chosen[name] for name in names}
 
-    sampling = Sampling(**same("clients", "participation", "seed", "evaluate_share", "new_clients"))
+    sampling = Sampling(**same("clients", "participation", "seed", "evaluate_fraction", "new_clients"))
     faults = Faults(seed=chosen["seed"], **(chosen["faults"] or {}))
     training = Training(
         sampling=sampling, faults=faults, **same("min_replies", "retries", "max_update_norm", "timeout", "passes")
@@ -108,5 +107,5 @@ def round_loop(**settings):
 def play(client, grid=None, strategy=None, save=None, stored=None, sizes=SIZES, **settings):
     loop, journal = round_loop(**settings), Journal()
     grid = grid or InProcessGrid(client, loop.sampling.clients)
-    strategy = strategy or build.strategy(compose(), loop)
+    strategy = strategy or Averaging()
     return loop.run(grid, strategy, client.initial(), journal, sizes, save=save, stored=stored), journal, grid
