@@ -1,11 +1,11 @@
 """Hostile clients against defences, and accuracy against epsilon.
 
-    python experiments/robustness.py attacks --jobs 2      # every attack, every defence, 0 to 30 % hostile clients
+    python experiments/robustness.py attacks --jobs 2      # every attack, every defence, 0 to 30 % malicious clients
     python experiments/robustness.py privacy --jobs 2      # the accuracy-epsilon curve, and docs/figures/privacy.png
 
 The default federation, seed 0, one thread each; a run that has its summary is not run again. Nothing is chosen here:
 `clip` is the median length of an honest step (15, constant over rounds), the robust means reckon with the share of
-hostile clients that there is, and steps are clipped to 2 for privacy.
+malicious clients that there is, and steps are clipped to 2 for privacy.
 """
 
 import argparse
@@ -48,17 +48,17 @@ def attacks(root: Path) -> Runs:
     for share in SHARES:
         for defence, how in DEFENCES.items():
             reckoned = "krum" in defence or defence == "trimmed_mean"
-            more = (*how, f"+method.strategy.hostile={share}") if reckoned else how
+            more = (*how, f"+method.strategy.malicious_fraction={share}") if reckoned else how
             for attack, what in ATTACKS.items() if share else (("none", ()),):
                 key = (attack, f"{share:g}", defence)
-                hostile = (*what, f"attack.fraction={share}") if share else ()
-                found[key] = (folder_of(root, key), ("seed=0", "evaluate.every=15", *more, *hostile))
+                attack = (*what, f"attack.fraction={share}") if share else ()
+                found[key] = (folder_of(root, key), ("seed=0", "evaluate.every=15", *more, *attack))
     return found
 
 
 def show_attacks(runs: Runs) -> None:
     """Accuracy in per cent, and for the backdoor how often it works."""
-    print("| attack | hostile | " + " | ".join(DEFENCES) + " |")
+    print("| attack | malicious | " + " | ".join(DEFENCES) + " |")
     print("|---|---|" + "---|" * len(DEFENCES))
     order = ["none", *ATTACKS]
     for attack, share in sorted({key[:2] for key in runs}, key=lambda one: (order.index(one[0]), one[1])):

@@ -32,7 +32,7 @@ from fedbayes.server.strategy import ServerStrategy
 from fedbayes.server.train_round import Training
 from fedbayes.server.trained import TrainedClients
 from fedbayes.server.validation import PartitionSizes, ReplyValidator
-from fedbayes.simulation.attacks import AbstractAttack, HostileClients
+from fedbayes.simulation.attacks import AbstractAttack, MaliciousClients
 from fedbayes.simulation.client import ClientSetup, CohortClient
 from fedbayes.simulation.hardware import choose_device
 from fedbayes.storage.checkpoint import Checkpoint
@@ -166,7 +166,7 @@ def attack(cfg: DictConfig) -> AbstractAttack | None:
 
 def malicious(sampled: Sampling, attacker: AbstractAttack | None) -> tuple[int, ...]:
     """Partitions of the malicious clients, among those that may train."""
-    return () if attacker is None else attacker.hostile(sampled.known)
+    return () if attacker is None else attacker.malicious(sampled.known)
 
 
 def client(
@@ -187,7 +187,7 @@ def client(
     """
     if attacker is not None:
         honest = client(cfg, attacker.poison(federated, partitions), prompted)
-        return HostileClients(honest, attacker, partitions)
+        return MaliciousClients(honest, attacker, partitions)
     setup = ClientSetup(federated, prompted, made_of("augment", cfg.augment), cfg.simulation.cache_mb, cfg.seed)
     return cast(CohortClient, call("method.client", later("method.client", cfg.method.client), setup=setup))
 
@@ -271,6 +271,7 @@ def sampling(cfg: DictConfig) -> Sampling:
         seed=cfg.seed,
         evaluate_fraction=cfg.evaluate.participation,
         new_clients=cfg.evaluate.new_clients,
+        single=bool(OmegaConf.select(cfg, "method.client.pool")),
         key=secret() if cfg.privacy.noise is not None and _knows_seed(cfg) else None,
     )
 

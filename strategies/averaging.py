@@ -16,24 +16,25 @@ AGGREGATES = ("mean", "anchored", *ROBUST)
 
 @final
 class Averaging(AbstractStrategy):
-    """Averages shared parameters, weighted by images; what a client keeps to itself never arrives here.
+    """Averages shared parameters, weighted by images; personal parameters never arrive here.
 
     Args:
         aggregate: `mean`; `anchored`: each generator's noise coordinates are first turned back onto those that were
             handed out (`fedbayes.models.anchoring`), so that equal posteriors average to themselves; or one of the
-            aggregates of `strategies.robust`, which hostile clients cannot move at will and which know no weights.
-        hostile: share of hostile clients that `trimmed_mean`, `krum` and `multi_krum` reckon with, below 1/2.
+            aggregates of `strategies.robust`, which malicious clients cannot move at will and which know no weights.
+        malicious_fraction: of the clients, that `trimmed_mean`, `krum` and `multi_krum` allow for, below 1/2.
 
     Raises:
         ConfigError: if there is no such aggregate; before the first message, if there is no noise to anchor.
     """
 
-    def __init__(self, aggregate: str = "mean", hostile: float = 0.2) -> None:
+    def __init__(self, aggregate: str = "mean", malicious_fraction: float = 0.2) -> None:
         super().__init__()
         self.anchored = require_choice("method.strategy.aggregate", aggregate, AGGREGATES) == "anchored"
-        if require_number("method.strategy.hostile", hostile, 0) >= 0.5:
-            raise ConfigError(f"method.strategy.hostile={hostile} leaves no honest majority; set it below 0.5.")
-        self._robust = ROBUST[aggregate](hostile) if aggregate in ROBUST else None
+        key = "method.strategy.malicious_fraction"
+        if require_number(key, malicious_fraction, 0) >= 0.5:
+            raise ConfigError(f"{key}={malicious_fraction} leaves no honest majority; set it below 0.5.")
+        self._robust = ROBUST[aggregate](malicious_fraction) if aggregate in ROBUST else None
         self._aggregate = aggregate
 
     @property
@@ -42,13 +43,13 @@ class Averaging(AbstractStrategy):
         return self._aggregate == "mean"
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
-        """The same for everybody."""
+        """Return the same for every client."""
         if self.anchored:
             noise_layers(self.shared)
         return self.shared
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """`phi <- sum_i (n_i / n) phi_i`, or what `aggregate` names."""
+        """Set `phi <- sum_i (n_i / n) phi_i`, or what `aggregate` names."""
         if self.anchored:
             updates = [replace(update, arrays=anchored(update.arrays, self.shared)) for update in updates]
         self.shared = weighted_mean(updates) if self._robust is None else combined(updates, self._robust)

@@ -8,7 +8,7 @@ clients counted alike: the number of its images would tell something of a client
 step; m stays, since whether a reply can be used may depend on the client's data. Replacing one client by another moves
 the sum by 2 C / m at most, so the noise is z / 2 times the sensitivity. The accountant composes rounds in which m of n
 clients are drawn without replacement, by Renyi differential privacy (dp_accounting, extra `[dp]`), for neighbouring
-federations that differ in one client's data. A round that is void releases nothing; that it was void is not covered.
+federations that differ in one client's data. A failed round releases nothing; that it failed is not covered.
 
 The noise is keyed by the clipped steps too: a round that is computed again after a break is released with the same
 noise if it is the same, and with noise of its own if it is not. Whoever knows the key and the steps knows the noise;

@@ -1,4 +1,4 @@
-r"""Aggregates that a share of hostile clients cannot move at will, each of flat vectors `(M, d)`.
+r"""Aggregates that a fraction of malicious clients cannot move at will, each of flat vectors `(M, d)`.
 
     median             of each entry (Yin et al., ICML 2018, arXiv 1803.01498)
     trimmed_mean       of each entry, without the ceil(f M) largest and smallest (same paper); Flower's `trim_mean`
@@ -7,9 +7,9 @@ r"""Aggregates that a share of hostile clients cannot move at will, each of flat
                        (both Blanchard et al., NeurIPS 2017, arXiv 1703.02757)
     geometric_median   argmin_z sum_i |z - w_i| by Weiszfeld's steps (Pillutla et al., IEEE TSP 2022, arXiv 1912.13445)
 
-None weighs clients by their images: a client says itself how many it has. f is the share of hostile clients reckoned
-with; Krum's proof needs M > 2 ceil(f M) + 2. Flower's own Krum expands squared distances in float32, which cancels
-where updates are close; here they are summed in float64.
+None weighs clients by their images: a client says itself how many it has. f is the fraction of malicious clients
+allowed for; Krum's proof needs M > 2 ceil(f M) + 2. Flower's own Krum expands squared distances in float32, which
+cancels where updates are close; here they are summed in float64.
 """
 
 import math
@@ -47,10 +47,10 @@ def combined(updates: Sequence[ClientUpdate], aggregate: Aggregate) -> Arrays:
     }
 
 
-def krum(vectors: np.ndarray, hostile: float, *, several: bool) -> np.ndarray:
+def krum(vectors: np.ndarray, fraction: float, *, several: bool) -> np.ndarray:
     """Krum, or the mean of the several best; of equal scores the earlier client's counts."""
     count = len(vectors)
-    trusted = max(1, count - reckoned(hostile, count) - 2)
+    trusted = max(1, count - allowed(fraction, count) - 2)
     distances = np.sort(squareform(pdist(vectors, "sqeuclidean")), axis=1)[:, 1:]  # without each one's own 0
     scores = distances[:, :trusted].sum(1)
     best = np.sort(np.argsort(scores, kind="stable")[: trusted if several else 1])
@@ -72,30 +72,30 @@ def geometric_median(vectors: np.ndarray) -> np.ndarray:
         weights = 1 / distances[away]
         after = weights @ vectors[away] / weights.sum()
         pull = np.linalg.norm(weights @ (vectors[away] - point))
-        held = min(1.0, (~away).sum() / pull) if pull > 0 else 1.0  # by the clients that it lies on
-        after = (1 - held) * after + held * point
+        pull_back = min(1.0, (~away).sum() / pull) if pull > 0 else 1.0  # by the clients that it lies on
+        after = (1 - pull_back) * after + pull_back * point
         moved, point = np.linalg.norm(after - point), after
         if moved <= NEAR * scale:
             break
     return point
 
 
-def reckoned(hostile: float, count: int) -> int:
-    """How many of the clients a share of hostile ones is, rounded up."""
-    return math.ceil(hostile * count - 1e-9)
+def allowed(fraction: float, count: int) -> int:
+    """Return how many clients a fraction of malicious ones is, rounded up."""
+    return math.ceil(fraction * count - 1e-9)
 
 
-def _trimmed_mean(vectors: np.ndarray, hostile: float) -> np.ndarray:
+def _trimmed_mean(vectors: np.ndarray, fraction: float) -> np.ndarray:
     count = len(vectors)
-    cut = min(reckoned(hostile, count), (count - 1) // 2)
+    cut = min(allowed(fraction, count), (count - 1) // 2)
     return np.asarray(trim_mean(vectors, (cut + 1e-6) / count))  # it takes the whole part of its product with count
 
 
 ROBUST: dict[str, Callable[[float], Aggregate]] = {
-    "median": lambda hostile: partial(np.median, axis=0),  # noqa: ARG005
-    "trimmed_mean": lambda hostile: partial(_trimmed_mean, hostile=hostile),
-    "krum": lambda hostile: partial(krum, hostile=hostile, several=False),
-    "multi_krum": lambda hostile: partial(krum, hostile=hostile, several=True),
-    "geometric_median": lambda hostile: geometric_median,  # noqa: ARG005
+    "median": lambda fraction: partial(np.median, axis=0),  # noqa: ARG005
+    "trimmed_mean": lambda fraction: partial(_trimmed_mean, fraction=fraction),
+    "krum": lambda fraction: partial(krum, fraction=fraction, several=False),
+    "multi_krum": lambda fraction: partial(krum, fraction=fraction, several=True),
+    "geometric_median": lambda fraction: geometric_median,  # noqa: ARG005
 }
 """The aggregate of each name above, for f below 1/2."""

@@ -224,7 +224,7 @@ def circumstances(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
     attack, privacy = summary.get("attack") or {}, summary.get("privacy") or {}
     head = ("item", "value")
     tables = []
-    if malicious := attack.get("malicious") or attack.get("hostile"):
+    if malicious := attack.get("malicious"):
         facts = [["attack", str(attack.get("name"))], ["malicious clients", ", ".join(map(str, malicious))]]
         success = (summary.get("final") or {}).get("backdoor_success")
         facts += [] if success is None else [["marked images classified as the attack wants", number(success)]]

@@ -1,8 +1,9 @@
-"""Which clients train in a round, which are evaluated, and which are new: drawn by partition, keyed by the seed.
+"""Which clients train in a round, which are evaluated, and which are new: sampled by partition, keyed by the seed.
 
-With privacy where clients know the seed, a secret is the key of who trains in a round (`fedbayes.server.privacy_key`).
+With privacy where clients know the seed, the privacy key decides who trains in a round (`fedbayes.server.privacy_key`).
 """
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -17,18 +18,19 @@ MOST_CLIENTS = 1_000_000
 
 @final
 class Sampling:
-    """Draws of clients, the same on every engine.
+    """Samples of clients, the same on every engine.
 
     Args:
         clients: partitions of the federation.
-        participation: share of the clients that train in a round; at least one does.
-        seed: of the draws.
-        evaluate_fraction: fraction of the clients that are evaluated, always the same ones; at least one is.
+        participation: fraction of the clients that train in a round, see `count_of`.
+        seed: of the samples.
+        evaluate_fraction: fraction of the clients that are evaluated, always the same ones.
         new_clients: clients that never train; they are evaluated at the end alone.
-        key: of the draws of who trains, in place of the seed; None for the seed.
+        single: whether a single client trains in a round, whatever `participation`: where each client has all images.
+        key: decides who trains, in place of the seed; None for the seed.
 
     Attributes:
-        key: of the draws of who trains, and of noise that hides who did.
+        key: decides who trains, and the noise that hides who did.
         known: partitions that may train.
         new_clients: partitions that never do.
         evaluated: partitions that are evaluated in any round, among `known`.
@@ -46,29 +48,34 @@ class Sampling:
         seed: int,
         evaluate_fraction: float = 1.0,
         new_clients: int = 0,
+        single: bool = False,
         key: str | None = None,
     ) -> None:
         self.clients = require_whole("clients", clients, 1, MOST_CLIENTS)
         require_whole("seed", seed, 0)
         self.key = seed if key is None else key
-        share = require_number("participation", participation, 0, 1, open_low=True)
-        evaluated = require_number("evaluate.participation", evaluate_fraction, 0, 1, open_low=True)
+        require_number("participation", participation, 0, 1, open_low=True)
+        require_number("evaluate.participation", evaluate_fraction, 0, 1, open_low=True)
         if require_whole("evaluate.new_clients", new_clients, 0) >= clients:
             raise ConfigError(
                 f"evaluate.new_clients={new_clients} leaves none of clients={clients} to train; lower it."
             )
-        self.new_clients = _some(numpy_generator(seed, "sample new clients"), range(clients), new_clients)
-        strangers = set(self.new_clients)
-        self.known = [one for one in range(clients) if one not in strangers]
-        self.per_round = max(1, round(share * len(self.known)))
+        self.new_clients = _sample(numpy_generator(seed, "sample new clients"), range(clients), new_clients)
+        self.known = sorted(set(range(clients)) - set(self.new_clients))
+        self.per_round = 1 if single else count_of(participation, len(self.known))
         rng = numpy_generator(seed, "sample evaluated clients")
-        self.evaluated = _some(rng, self.known, max(1, round(evaluated * len(self.known))))
+        self.evaluated = _sample(rng, self.known, count_of(evaluate_fraction, len(self.known)))
 
     def train(self, server_round: int) -> list[int]:
-        """The partitions that train in a round, ascending; depends on the key and the round alone."""
-        return _some(numpy_generator(self.key, server_round, "sample clients"), self.known, self.per_round)
+        """Return the clients that train in a round, ascending; depends on the key and the round alone."""
+        return _sample(numpy_generator(self.key, server_round, "sample clients"), self.known, self.per_round)
 
 
-def _some(rng: np.random.Generator, clients: Sequence[int], size: int) -> list[int]:
-    """Partitions drawn without replacement, ascending."""
+def count_of(fraction: float, clients: int) -> int:
+    """Return how many clients a fraction of them is: rounded, a half up, and at least 1."""
+    return max(1, math.floor(fraction * clients + 0.5))
+
+
+def _sample(rng: np.random.Generator, clients: Sequence[int], size: int) -> list[int]:
+    """Sample clients without replacement; return them ascending."""
     return sorted(clients[int(place)] for place in rng.choice(len(clients), size=size, replace=False))

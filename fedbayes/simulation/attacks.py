@@ -1,6 +1,6 @@
-r"""Hostile clients: a share of the clients that lie about their update, or train on poisoned images.
+r"""Malicious clients: a fraction of the clients that falsify their update, or train on poisoned images.
 
-With w what a client was sent and u what it learnt, the update that is told to the server:
+With w what a client was sent and u what it learnt, the update that it sends to the server:
 
     scaled update   w + scale (u - w),             negative scale: sign flip
     noise           w + scale |u - w| n / |n|,     n ~ N(0, I)
@@ -8,9 +8,10 @@ With w what a client was sent and u what it learnt, the update that is told to t
     backdoor        trains with a white square in a corner of some images, labelled `target`; update scaled as above
 
 Sign flip and label flip: Fang et al. (USENIX Security 2020, arXiv 1911.11815); scaling and the backdoor: Bagdasaryan et
-al. (AISTATS 2020, arXiv 1807.00459), whose success is the share of images of other classes that the square turns into
-`target`. What a client keeps to itself is what it learnt: it lies to others only. Counts of images (FedNCM, FedCOF,
-PEP-FedPT, SGPT) it lies about like the rest, and servers refuse counts that cannot be.
+al. (AISTATS 2020, arXiv 1807.00459), whose success is the fraction of images of other classes that the square turns
+into `target`. Personal parameters are what a client learnt. Counts of images (FedNCM, FedCOF, PEP-FedPT, SGPT) are
+falsified like the rest, and servers reject counts that cannot be true. Poison belongs to a client's image: where
+clients share an image, the others' stays as it is.
 """
 
 import math
@@ -23,6 +24,7 @@ import numpy as np
 
 from fedbayes.arrays import Arrays, base, length, moved
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
+from fedbayes.data.datasets import ImageSet
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.seeding import numpy_generator
@@ -30,92 +32,92 @@ from fedbayes.simulation.client import CohortClient
 
 
 class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
-    """What hostile clients do.
+    """What malicious clients do.
 
     Args:
-        fraction: of the clients that are hostile, rounded up to whole clients.
-        seed: draws who they are, and their noise.
+        fraction: of the clients that are malicious, rounded up to whole clients.
+        seed: samples who they are, and their noise.
 
     Raises:
         ConfigError: if a value is out of range.
     """
 
     measures_success = False
-    """Whether there are images whose predictions tell how well it worked; `marked` says which."""
+    """Whether predictions of some images tell how well the attack worked; `marked` says which."""
 
     def __init__(self, *, fraction: float, seed: int) -> None:
         self.fraction = require_number("attack.fraction", fraction, 0, 1)
         self.seed = require_whole("seed", seed, 0)
 
-    def hostile(self, clients: Sequence[int]) -> tuple[int, ...]:
-        """The partitions of hostile clients among those that train, ascending; depends on them and the seed alone."""
+    def malicious(self, clients: Sequence[int]) -> tuple[int, ...]:
+        """Return which clients of those that train are malicious, ascending; depends on them and the seed alone."""
         order = numpy_generator(self.seed, "hostile clients").permutation(np.asarray(clients, np.int64))
         return tuple(sorted(order[: math.ceil(self.fraction * len(clients) - 1e-9)].tolist()))
 
-    def poison(self, data: FederatedData, hostile: Sequence[int]) -> FederatedData:  # noqa: ARG002  (a hook)
-        """The data with what hostile clients train on, and the images that tell success."""
+    def poison(self, data: FederatedData, malicious: Sequence[int]) -> FederatedData:  # noqa: ARG002  (a hook)
+        """Return the data with what malicious clients train on, and the images that tell success."""
         return data
 
     def marked(self, data: FederatedData) -> list[np.ndarray]:
-        """The test images of each client, by id, whose copies tell success; none unless the attack has a mark."""
+        """Return the test images of each client, by id, whose marked copies tell success; none without a mark."""
         return [np.empty(0, np.int64) for _ in data.clients]
 
-    def lie(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002  (a hook)
-        """What a hostile client tells the server.
+    def falsify(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002  (a hook)
+        """Return what a malicious client sends to the server.
 
         Args:
-            sent: what it was sent; arrays of the answer that were not count from 0.
-            learnt: what it would say honestly.
-            rng: the round's draws of this client.
+            sent: what it was sent; other arrays of the reply count from 0.
+            learnt: what an honest client would send.
+            rng: random numbers of this client in this round.
         """
         return learnt
 
 
 @final
-class HostileClients:
-    """A client object some of whose clients are hostile.
+class MaliciousClients:
+    """A client object some of whose clients are malicious.
 
     Args:
         client: trains and evaluates all of them, on poisoned data.
-        attack: what they do.
-        hostile: their partitions.
+        attack: what malicious clients do.
+        malicious: their partitions.
     """
 
-    def __init__(self, client: CohortClient, attack: AbstractAttack, hostile: Sequence[int]) -> None:
-        self._client, self._attack, self._hostile = client, attack, frozenset(hostile)
+    def __init__(self, client: CohortClient, attack: AbstractAttack, malicious: Sequence[int]) -> None:
+        self._client, self._attack, self._malicious = client, attack, frozenset(malicious)
 
     @property
     def data(self) -> FederatedData:
-        """The images of all of them, poisoned ones among them."""
+        """The images of all clients, poisoned ones among them."""
         return self._client.data
 
     def prepare(self) -> None:
-        """Whatever the honest object needs."""
+        """Do whatever the honest object needs."""
         self._client.prepare()
 
     def initial(self) -> Arrays:
-        """Where the server starts."""
+        """Return the server's parameters before the first round."""
         return self._client.initial()
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Honest updates, and the lies of the hostile."""
+        """Return honest updates, and falsified ones of malicious clients."""
         updates = self._client.train(requests)
-        return [self._told(request, update) for request, update in zip(requests, updates, strict=True)]
+        return [self._sent(request, update) for request, update in zip(requests, updates, strict=True)]
 
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Predictions, which are the server's own measure: nobody lies about them."""
+        """Return predictions, which are the server's own measure: they are honest."""
         return self._client.evaluate(requests)
 
-    def _told(self, request: ClientRequest, update: ClientUpdate) -> ClientUpdate:
-        if request.partition not in self._hostile:
+    def _sent(self, request: ClientRequest, update: ClientUpdate) -> ClientUpdate:
+        if request.partition not in self._malicious:
             return update
         rng = numpy_generator(self._attack.seed, request.server_round, request.partition, "lie")
-        return replace(update, arrays=self._attack.lie(request.arrays, update.arrays, rng))
+        return replace(update, arrays=self._attack.falsify(request.arrays, update.arrays, rng))
 
 
 @final
 class ScaledUpdate(AbstractAttack):
-    """Walks its own way too far, or the other way.
+    """Scales its step, or turns it round.
 
     Args:
         fraction: see `AbstractAttack`.
@@ -127,14 +129,14 @@ class ScaledUpdate(AbstractAttack):
         super().__init__(fraction=fraction, seed=seed)
         self._scale = require_number("attack.scale", scale, -math.inf)
 
-    def lie(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
+    def falsify(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
         """`w + scale (u - w)`."""
         return moved(sent, learnt, self._scale)
 
 
 @final
 class GaussianNoise(AbstractAttack):
-    """Walks anywhere.
+    """Sends noise in the place of its step.
 
     Args:
         fraction: see `AbstractAttack`.
@@ -146,27 +148,27 @@ class GaussianNoise(AbstractAttack):
         super().__init__(fraction=fraction, seed=seed)
         self._scale = require_number("attack.scale", scale, 0)
 
-    def lie(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:
+    def falsify(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:
         """`w + scale |u - w| n / |n|`."""
         floats = {name: array for name, array in learnt.items() if array.dtype.kind == "f"}
         noise = {name: rng.standard_normal(array.shape) for name, array in floats.items()}
         far = self._scale * length(sent, learnt) / max(length({}, noise), 1e-300)
-        lies = {
+        false = {
             name: np.asarray(base(sent, name, array) + far * noise[name], dtype=array.dtype)
             for name, array in floats.items()
         }
-        return {**learnt, **lies}
+        return {**learnt, **false}
 
 
 @final
 class LabelFlip(AbstractAttack):
     """Trains on wrong labels."""
 
-    def poison(self, data: FederatedData, hostile: Sequence[int]) -> FederatedData:
-        """Label `C - 1 - y` for every training image of a hostile client."""
-        labels = data.images.labels.clone()
-        mine = _training(data, hostile)
-        labels[mine] = data.num_classes - 1 - labels[mine]
+    def poison(self, data: FederatedData, malicious: Sequence[int]) -> FederatedData:
+        """Give every training image of a malicious client the label `C - 1 - y`."""
+        data = _with_own_images(data, malicious)
+        labels, poisoned = data.images.labels.clone(), _training(data, malicious)
+        labels[poisoned] = data.num_classes - 1 - labels[poisoned]
         return data.with_clients(data.clients, replace(data.images, labels=labels))
 
 
@@ -178,8 +180,8 @@ class Backdoor(AbstractAttack):
         fraction: see `AbstractAttack`.
         seed: see `AbstractAttack`.
         target: class id.
-        size: side of the square, share of the image's.
-        images: share of a hostile client's training images that get it.
+        size: side of the square, as a fraction of the image's.
+        images: fraction of a malicious client's training images that get it.
         scale: of the update, in units of its own step.
     """
 
@@ -194,46 +196,64 @@ class Backdoor(AbstractAttack):
         self._images = require_number("attack.images", images, 0, 1)
         self._scale = require_number("attack.scale", scale, 0)
 
-    def poison(self, data: FederatedData, hostile: Sequence[int]) -> FederatedData:
-        """The square and the label on training images, and copies of all test images of other classes with both.
+    def poison(self, data: FederatedData, malicious: Sequence[int]) -> FederatedData:
+        """Put square and label on training images, and on copies of all test images of other classes.
 
         Raises:
             ConfigError: if there is no such class.
         """
         if self._target >= data.num_classes:
             raise ConfigError(f"attack.target={self._target} is none of the {data.num_classes} classes; lower it.")
-        images, mine = data.images, _training(data, hostile)
-        rng = numpy_generator(self.seed, "backdoor images")
-        mine = np.sort(rng.permutation(mine)[: round(self._images * len(mine))])
-        clients, every = [], np.arange(len(images))
-        for client, others in zip(data.clients, self.marked(data), strict=True):
-            clients.append(replace(client, triggered=np.arange(len(every), len(every) + len(others))))
-            every = np.concatenate([every, others])
-        pixels, labels = images.images[every].clone(), images.labels[every].clone()
-        marked = np.concatenate([mine, np.arange(len(images), len(every))])
-        side = max(1, round(self._size * pixels.shape[-1]))
-        pixels[marked, :, -side:, -side:] = 255
-        labels[marked] = self._target
-        more = replace(
-            images,
-            images=pixels,
-            labels=labels,
-            domains=images.domains[every],
-            given_split=images.given_split[every],
-            names=tuple(images.names[i] for i in every.tolist()),
-        )
-        return data.with_clients(clients, more)
+        data = _with_own_images(data, malicious)
+        train = _training(data, malicious)
+        poisoned = numpy_generator(self.seed, "backdoor images").permutation(train)[: round(self._images * len(train))]
+        source, clients = np.arange(len(data.images)), []
+        for client, test in zip(data.clients, self.marked(data), strict=True):
+            clients.append(replace(client, triggered=np.arange(len(source), len(source) + len(test))))
+            source = np.concatenate([source, test])
+        poisoned = np.concatenate([poisoned, *(client.triggered for client in clients)])
+        images = _select(data.images, source)
+        side = max(1, round(self._size * images.images.shape[-1]))
+        images.images[poisoned, :, -side:, -side:] = 255
+        images.labels[poisoned] = self._target
+        return data.with_clients(clients, images)
 
     def marked(self, data: FederatedData) -> list[np.ndarray]:
-        """Test images of other classes than the target."""
+        """Return test images of other classes than the target."""
         labels = data.images.labels.numpy()
         return [client.test[labels[client.test] != self._target] for client in data.clients]
 
-    def lie(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
+    def falsify(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
         """`w + scale (u - w)`."""
         return moved(sent, learnt, self._scale)
 
 
 def _training(data: FederatedData, partitions: Sequence[int]) -> np.ndarray:
-    """Ids of all training images of some clients."""
-    return np.concatenate([np.empty(0, np.int64), *(data.clients[one].train for one in partitions)])
+    """Return the ids of all training images of some clients."""
+    return np.concatenate([np.empty(0, np.int64), *(data.clients[partition].train for partition in partitions)])
+
+
+def _with_own_images(data: FederatedData, malicious: Sequence[int]) -> FederatedData:
+    """Give malicious clients copies of those training images that are in any other place of the partition, too."""
+    places = [ids for client in data.clients for ids in (*client.parts().values(), client.held_out)]
+    uses = np.bincount(np.concatenate(places), minlength=len(data.images))
+    source, clients = np.arange(len(data.images)), list(data.clients)
+    for partition in malicious:
+        train = clients[partition].train.copy()
+        shared = np.flatnonzero(uses[train] > 1)
+        source = np.concatenate([source, train[shared]])
+        train[shared] = np.arange(len(source) - len(shared), len(source))
+        clients[partition] = replace(clients[partition], train=train)
+    return data if len(source) == len(data.images) else data.with_clients(clients, _select(data.images, source))
+
+
+def _select(images: ImageSet, ids: np.ndarray) -> ImageSet:
+    """Return copies of some images, by id, in this order."""
+    return replace(
+        images,
+        images=images.images[ids],
+        labels=images.labels[ids],
+        domains=images.domains[ids],
+        given_split=images.given_split[ids],
+        names=tuple(images.names[i] for i in ids.tolist()),
+    )

@@ -37,7 +37,7 @@ def summarise(cfg: DictConfig, parts: Parts, progress: Progress, started: float)
     busy = progress.seconds["train"]
     return {
         **{name: cfg.names[name] for name in SUBJECT},
-        "attack": {"name": cfg.names.attack, "hostile": list(parts.malicious)},
+        "attack": {"name": cfg.names.attack, "malicious": list(parts.malicious)},
         "seed": cfg.seed,
         "rounds": progress.server_round,
         "clients": cfg.clients,

@@ -53,10 +53,10 @@ STRATEGIES = {
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_equal_runs_are_equal_to_the_last_bit_whatever_pythons_generator(name):
     arrays = []
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         random.seed(seed)
         strategy = FlowerStrategy(getattr(flower, name)(**STRATEGIES[name], **ALONE))
-        progress, journal, _ = play(Irrational(), strategy=strategy, clients=6, rounds=3)
+        progress, journal, _ = play(Irrational(), strategy=strategy, clients=5, rounds=2)
         assert journal.notes == []
         arrays.append(progress.arrays["w"].tobytes())
     assert len(set(arrays)) == 1

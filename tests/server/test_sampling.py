@@ -2,6 +2,8 @@
 
 import pytest
 
+from fedbayes import build
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
 from fedbayes.server.sampling import Sampling
 
@@ -36,3 +38,17 @@ def test_without_new_clients_the_draws_are_those_of_all_clients():
 def test_somebody_must_be_left_to_train(new_clients):
     with pytest.raises(ConfigError, match=f"evaluate.new_clients={new_clients} "):
         sampling(new_clients=new_clients)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "clients", "count"),
+    [(0.25, 10, 3), (0.5, 5, 3), (0.5, 7, 4), (0.05, 10, 1), (0.45, 10, 5), (0.3, 10, 3), (0.01, 10, 1), (1.0, 7, 7)],
+)
+def test_a_half_rounds_up_and_at_least_one_client_takes_part(fraction, clients, count):
+    drawn = sampling(clients=clients, participation=fraction, evaluate_fraction=fraction)
+    assert (drawn.per_round, len(drawn.evaluated)) == (count, count)
+
+
+def test_where_each_client_has_all_images_a_single_client_trains():
+    assert sampling(single=True).per_round == 1
+    assert build.sampling(compose(["method=centralised", "participation=0.5"])).per_round == 1

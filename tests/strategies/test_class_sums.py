@@ -97,16 +97,16 @@ def test_counts_and_lengths_that_no_images_can_have_are_impossible(make):
         (1e-300, "no numbers of images"),
         (1e6, "counts sum to 4e+06"),
     ):
-        hostile = sums_of(2)
-        hostile.arrays["counts"] = np.full(4, counts)
-        assert said in strategy.rejection_reason(hostile)
+        malicious = sums_of(2)
+        malicious.arrays["counts"] = np.full(4, counts)
+        assert said in strategy.rejection_reason(malicious)
     one = ClientUpdate(0, class_sums(torch.ones(1, 5).double() / 3, torch.tensor([1]), 4), 1, {})
     one.arrays["squares"] = np.array([5 / 9])
     assert strategy.rejection_reason(one) is None, "a single image has no spread"
 
 
 def test_squares_that_no_images_can_have_are_impossible():
-    hostile = sums_of(2)
-    hostile.arrays["squares"] *= 0.1
-    assert "by its sums at least" in FedNCM().rejection_reason(hostile)
-    assert FedCOF().rejection_reason(hostile) is None, "it does not use them"
+    malicious = sums_of(2)
+    malicious.arrays["squares"] *= 0.1
+    assert "by its sums at least" in FedNCM().rejection_reason(malicious)
+    assert FedCOF().rejection_reason(malicious) is None, "it does not use them"

@@ -56,8 +56,8 @@ def test_a_resumed_server_remembers_everybodys_sums():
 
 
 def test_counts_that_no_images_can_have_are_impossible():
-    hostile = reply(1)
-    assert PEPFedPT().rejection_reason(hostile) is None
+    malicious = reply(1)
+    assert PEPFedPT().rejection_reason(malicious) is None
     for counts in (-1e6, 1e-300, 1e6):
-        hostile.arrays["counts"] = np.full(6, counts)
-        assert "counts " in PEPFedPT().rejection_reason(hostile)
+        malicious.arrays["counts"] = np.full(6, counts)
+        assert "counts " in PEPFedPT().rejection_reason(malicious)

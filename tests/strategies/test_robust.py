@@ -1,4 +1,4 @@
-"""Robust aggregates against hand-computed values, Flower's own and an optimiser's; and what hostile clients can do."""
+"""Robust aggregates against hand-computed values, Flower's own and an optimiser's, and under attack."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_median_and_trimmed_mean_by_hand():
 
 def test_krum_by_hand():
     rows = np.array([[0.0], [1.0], [2.5], [10.0], [11.0]])
-    # One hostile of five: the two nearest. Sums of squares: 0: 1 + 6.25, 1: 1 + 2.25, 2.5: 2.25 + 6.25, 10: 1 + 56.25
+    # One malicious of five: the two nearest. Sums of squares: 0: 1 + 6.25, 1: 1 + 2.25, 2.5: 2.25 + 6.25, 10: 1 + 56.25
     assert krum(rows, 0.2, several=False) == pytest.approx([1.0])
     # The two best are 1 and 0.
     assert krum(rows, 0.2, several=True) == pytest.approx([0.5])
@@ -42,15 +42,15 @@ def test_krum_equals_flowers_where_that_is_exact(several):
         RecordDict({"a": ArrayRecord([row]), "m": MetricRecord({"num-examples": 1, "i": i})})
         for i, row in enumerate(rows)
     ]
-    hostile = 3  # ceil(.2 * 11)
-    picked = select_multikrum(contents, hostile, 11 - hostile - 2 if several else 1)
+    malicious = 3  # ceil(.2 * 11)
+    picked = select_multikrum(contents, malicious, 11 - malicious - 2 if several else 1)
     expected = rows[[content["m"]["i"] for content in picked]].mean(0)
     np.testing.assert_allclose(krum(rows, 0.2, several=several), expected, rtol=1e-12)
 
 
-def test_the_hostile_share_is_the_settings():
-    def mean(hostile):
-        strategy = Averaging("trimmed_mean", hostile=hostile)
+def test_the_malicious_share_is_the_settings():
+    def mean(malicious):
+        strategy = Averaging("trimmed_mean", malicious_fraction=malicious)
         strategy.aggregate([ClientUpdate(p, {"w": np.array([v])}, 1, {}) for p, v in enumerate([0.0, 1, 2, 10, 100])])
         return strategy.shared["w"].item()
 
@@ -88,7 +88,7 @@ def test_the_geometric_median_of_one_dimension_is_the_median_and_may_lie_on_a_cl
 
 @settings(deadline=None, max_examples=30)
 @given(st.sampled_from(sorted(ROBUST)), st.integers(0, 1000), st.floats(1e3, 1e9))
-def test_a_fifth_of_hostile_clients_moves_them_by_no_more_than_the_honest_lie_apart(name, seed, far):
+def test_a_fifth_of_malicious_clients_moves_them_by_no_more_than_the_honest_lie_apart(name, seed, far):
     honest = vectors(seed, 8, 4)
     lies = np.random.default_rng(seed + 1).normal(size=(2, 4)) * far
     found = ROBUST[name](0.2)(np.concatenate([honest, lies]))
@@ -129,5 +129,5 @@ def test_one_client_and_no_parameters():
 def test_what_is_no_aggregate_or_no_minority_is_refused():
     with pytest.raises(ConfigError, match=r"method\.strategy\.aggregate=mode"):
         Averaging("mode")
-    with pytest.raises(ConfigError, match=r"hostile=0\.5 leaves no honest majority"):
-        Averaging("krum", hostile=0.5)
+    with pytest.raises(ConfigError, match=r"malicious_fraction=0\.5 leaves no honest majority"):
+        Averaging("krum", malicious_fraction=0.5)

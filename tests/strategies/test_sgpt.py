@@ -77,8 +77,8 @@ def test_a_momentum_out_of_range_is_refused(momentum):
 
 
 def test_choices_that_no_images_can_have_made_are_impossible():
-    honest, hostile = replies()
+    honest, malicious = replies()
     assert SGPT(0.0).rejection_reason(honest) is None
     for choices in (-1e7, 0.5, 11.0):
-        hostile.arrays["generator.choices"] = np.full(3, choices, np.float32)
-        assert "generator.choices " in SGPT(0.0).rejection_reason(hostile)
+        malicious.arrays["generator.choices"] = np.full(3, choices, np.float32)
+        assert "generator.choices " in SGPT(0.0).rejection_reason(malicious)
