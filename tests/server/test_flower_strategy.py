@@ -102,7 +102,7 @@ def test_qfedavg_rejects_a_reply_without_its_loss_and_says_so():
 def test_strategies_for_trees_are_refused_in_one_line(name):
     cfg = compose([f"method.strategy._target_=flwr.serverapp.strategy.{name}"])
     with pytest.raises(ConfigError, match=f"{name} combines boosted trees"):
-        build.strategy(cfg, build.loop(cfg))
+        build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
 
 
 def test_a_strategy_that_relies_on_settings_of_clients_is_refused():

@@ -197,10 +197,10 @@ def test_a_client_cannot_claim_more_images_than_it_has():
 @pytest.mark.parametrize("method", ["fedvpt", "centralised", "fedncm"])
 def test_honest_clients_claim_what_the_server_expects(method):
     cfg = compose(["experiment=smoke", f"method={method}", "attack=backdoor", "attack.fraction=0.3"])
-    data = build.data(cfg)
-    client = build.client(cfg, data, build.model(cfg, data, "cpu"))
+    parts = build.assemble(cfg, build.NoEngine())
+    client = parts.client
     client.prepare()
-    sizes = build.partition_sizes(cfg, data)
+    sizes = build.partition_sizes(cfg, parts.data, parts.attack)
     for split, work in (("train", client.train), ("test", client.evaluate), ("triggered", client.evaluate)):
         requests = [ClientRequest(one, 1, "train", split, client.initial()) for one in range(cfg.clients)]
         claims = [update.num_examples for update in work(requests)]

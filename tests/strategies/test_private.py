@@ -181,7 +181,7 @@ def test_values_out_of_range_are_refused(settings, said):
 def test_what_is_no_plain_average_is_refused(overrides):
     cfg = compose([*overrides, "privacy.noise=1"])
     with pytest.raises(ConfigError, match=r"privacy\.noise=1"):
-        build.strategy(cfg, build.loop(cfg))
+        build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
 
 
 DEPLOYED = ["simulation=flower", "privacy.noise=1", "clients=30", "participation=0.2", "privacy.delta=0.01"]
@@ -190,7 +190,7 @@ DEPLOYED = ["simulation=flower", "privacy.noise=1", "clients=30", "participation
 def drawn(overrides):
     """Whom a server draws in the first rounds, and the noise that it adds."""
     cfg = compose(overrides)
-    loop = build.loop(cfg)
+    loop = build.loop(cfg, build.sampling(cfg))
     made = build.strategy(cfg, loop)
     return [loop.sampling.train(one) for one in range(1, 9)], after(made, 5)["a.w"].tolist(), OmegaConf.to_yaml(cfg)
 
@@ -239,12 +239,12 @@ def test_a_run_writes_down_what_it_spent_and_an_optimiser_may_follow(tmp_path):
 def test_a_method_that_pools_everybodys_images_hides_nobody():
     cfg = compose(["method=centralised", "privacy.noise=8", "clients=30"])
     with pytest.raises(ConfigError, match="hides nobody in method=centralised"):
-        build.strategy(cfg, build.loop(cfg))
+        build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
 
 
 def test_the_accountant_knows_who_may_be_drawn_and_strangers_get_no_heads_without_noise():
     cfg = compose(["method=fedper", "clients=30", "privacy.noise=2", "evaluate.new_clients=10", "participation=0.5"])
-    loop = build.loop(cfg)
+    loop = build.loop(cfg, build.sampling(cfg))
     made = build.strategy(cfg, loop)
     assert not loop.assessment.shares_personal
     assert build.loop(compose(["method=fedper"])).assessment.shares_personal
