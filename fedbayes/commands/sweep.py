@@ -30,9 +30,12 @@ from fedbayes.text import visible
 TABLE = "summary.csv"
 PAGE = "summary.md"
 RUNNING, FAILED = "running", "failed"
+CHOSEN = "finished, best on validation"
+"""The status that tables show of the winner of a search."""
 INSTALLED = ("fedbayes", "strategies", "clients", "flwr")
 """Packages of fedbayes's own configuration; whatever else a `_target_` names is a user's."""
-_NUMBERS = ("accuracy", "nll", "ece", "seconds")
+_TEST = ("accuracy", "nll", "ece")
+_NUMBERS = ("validation", *_TEST, "seconds")
 
 
 @final
@@ -85,6 +88,7 @@ def job(cfg: DictConfig, hydra: Any, run_dir: Path, work: Callable[[], Mapping[s
         "overrides": [one for one in hydra.overrides.task if not one.startswith("resume=")],
         "folder": str(_within(folder, run_dir)),
         "status": RUNNING,
+        "is_search": str(hydra.runtime.choices["hydra/sweeper"]) != "basic",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
     kept = folder / f"error-{hydra.job.num}.txt"
@@ -106,8 +110,10 @@ def job(cfg: DictConfig, hydra: Any, run_dir: Path, work: Callable[[], Mapping[s
         return None
     last = summary["final"]
     found = {"accuracy": last["accuracy"]["mean"], "nll": last["nll"], "ece": last["ece"]}
-    record(folder, {**row, "status": FINISHED, **found, "seconds": summary["seconds"]["total"]})
-    return score(run_dir, cfg.evaluate.best_by)
+    validation = score(run_dir, cfg.evaluate.best_by)
+    numbers = {"validation": validation, **found, "seconds": summary["seconds"]["total"]}
+    record(folder, {**row, "status": FINISHED, **numbers})
+    return validation
 
 
 def score(run_dir: Path, best_by: str) -> float | None:
@@ -171,6 +177,12 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]
     given = [dict(one.partition("=")[::2] for one in row["overrides"]) for row in rows]
     keys = list(dict.fromkeys(key for one in given for key in one))
     varied = [key for key in keys if key not in ("method", "seed") and len({one.get(key) for one in given}) > 1]
+    chosen = max((row["validation"] for row in rows if row.get("validation") is not None), default=None)
+    if any(row.get("is_search") for row in rows):  # test images are shown of the winner by validation alone
+        rows = [
+            {**row, "status": CHOSEN} if row.get("validation") == chosen else {**row, **dict.fromkeys(_TEST)}
+            for row in rows
+        ]
     head = ["job", "method", "seed", *varied, *_NUMBERS, "status", "error", "folder"]
     return head, [[{**one, **row}.get(name) for name in head] for one, row in zip(given, rows, strict=True)]
 
@@ -190,9 +202,11 @@ def as_page(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
 
     where = head.index("status")
     states = [row[where] for row in rows]
+    states = [FINISHED if state == CHOSEN else state for state in states]
     counts = ", ".join(f"{states.count(state)} {state}" for state in (FINISHED, FAILED, RUNNING) if state in states)
     marks = ["---:" if name in ("job", "seed", *_NUMBERS) else "---" for name in head]
     notes = (
+        "Validation: the best round's score by evaluate.best_by, where larger is better (accuracy, or minus the NLL). "
         "Test images after the last round: accuracy is the mean over clients, NLL in nats; seconds are those of the "
         "whole job, loading data and model included."
     )

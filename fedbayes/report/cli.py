@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         broken = []
         for run_dir in runs:
             try:
-                _show(run_dir, table_only=wanted.table_only)
+                _show(run_dir, None if wanted.table_only else len(runs) == 1)
             except FedbayesError as error:  # the others are shown all the same
                 broken.append(run_dir)
                 if len(broken) == len(runs):
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparison = compare(runs, state)
         page = wanted.out or (_place(wanted.folders) if len(runs) > 1 and not wanted.table_only else None)
         if page is not None:
-            _compare(runs, state, page)
+            _compare(runs, state, page, wanted.reference)
     except FedbayesError as error:
         print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return 2
@@ -75,23 +75,34 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--markdown", action="store_true", help="print the comparison as a Markdown table")
     parser.add_argument("--best", action="store_true", help="compare the rounds best by validation, not the last ones")
     parser.add_argument(
+        "--reference",
+        metavar="NUMBER",
+        type=int,
+        help="the row whose numbers are subtracted in paired differences; default: the best accuracy",
+    )
+    parser.add_argument(
         "--table-only", action="store_true", help="leave the runs' pictures and pages as they are; with --out, only it"
     )
     return parser
 
 
-def _show(run_dir: Path, *, table_only: bool) -> None:
-    """Draws a run again, or only looks whether it can stand in a table.
+def _show(run_dir: Path, everything: bool | None) -> None:
+    """Draw a run again, or only look whether it can stand in a table.
+
+    Args:
+        run_dir: of the run.
+        everything: whether to write all of its charts as files, or the main ones; None to write nothing.
 
     Raises:
         RunError: if its files are missing, damaged or do not fit together, or a page cannot be written.
     """
-    from fedbayes.report.comparison import MEASURES, compare
+    from fedbayes.report.comparison import compare
+    from fedbayes.report.measures import MEASURES
 
     try:
         compare([run_dir], "final", MEASURES)
-        if not table_only:
-            print(write_html(run_dir, draw=True), file=sys.stderr)
+        if everything is not None:
+            print(write_html(run_dir, draw=everything or None), file=sys.stderr)
     except MISFITS as error:
         what = f"{type(error).__name__}: {error}"
         raise RunError(f"files in {run_dir} are not what a run writes ({what}); remove it, or run it again.") from error
@@ -103,18 +114,19 @@ def _place(folders: Sequence[Path]) -> Path:
     return folders[0] / COMPARISON if alone else Path(COMPARISON)
 
 
-def _compare(runs: Sequence[Path], state: str, page: Path) -> None:
+def _compare(runs: Sequence[Path], state: str, page: Path, reference: int | None) -> None:
     """Writes the comparison's page and tables.
 
     Raises:
         RunError: if they cannot be written, or the page would have the name of one of its tables.
     """
-    from fedbayes.report.comparison import MEASURES, compare
+    from fedbayes.report.comparison import compare
     from fedbayes.report.comparison_page import write_comparison
+    from fedbayes.report.measures import MEASURES
 
     if page.suffix not in (".html", ".htm"):
         raise RunError(f"--out={page} is no name of a page; give one that ends in .html.")
-    comparison = compare(runs, state, MEASURES)
+    comparison = compare(runs, state, MEASURES, reference)
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         for path in (write_comparison(comparison, page), *comparison.write_tables(page)):

@@ -4,9 +4,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, final
+from typing import TYPE_CHECKING, final
 
-from fedbayes.report.groups import Group, find_runs, group, unfinished
+from fedbayes.errors import RunError
+from fedbayes.report.differences import best_row, differences
+from fedbayes.report.groups import Group, find_runs, group, trials, unfinished
+from fedbayes.report.measures import HEADLINE, ON_VALIDATION, VALIDATION, Measure, known
 from fedbayes.report.spread import Spread, shown
 from fedbayes.report.tables import Cell, Table, as_csv, markdown, write_files
 from fedbayes.storage.names import SUBJECT
@@ -16,58 +19,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["Comparison", "Measure", "compare", "find_runs"]
-
-
-class Measure(NamedTuple):
-    """A number of a summary.
-
-    Attributes:
-        label: the name of its column, with its unit.
-        key: the name of its columns in CSV files.
-        path: where it stands in the summary; a leading `state` is "final" or "best".
-        better: 1 where more is better, -1 where less is, 0 where neither.
-        scale: it is shown multiplied by this.
-        digits: decimals shown.
-    """
-
-    label: str
-    key: str
-    path: tuple[str, ...]
-    better: int = 0
-    scale: float = 1.0
-    digits: int = 3
-
-    def of(self, group: Group, state: str) -> Spread | None:
-        """Return its mean over the runs of a group, unscaled."""
-        return group.spread(*self.place(state))
-
-    def place(self, state: str) -> tuple[str, ...]:
-        """Return where it stands in the summary."""
-        return tuple(state if name == "state" else name for name in self.path)
-
-    def text(self, value: Spread | None) -> str:
-        """Return how it is shown; a dash where there is none."""
-        if value is None:
-            return "–"
-        error = None if value.error is None else value.error * self.scale
-        return Spread(value.mean * self.scale, error, value.count).text(self.digits)
-
-
-MEASURES = (
-    Measure("accuracy", "accuracy", ("state", "accuracy", "mean"), 1),
-    Measure("NLL (nats)", "nll", ("state", "nll"), -1),
-    Measure("ECE", "ece", ("state", "ece"), -1),
-    Measure("worst decile", "accuracy_worst_decile", ("state", "accuracy", "worst_decile"), 1),
-    Measure("Brier", "brier", ("state", "brier"), -1),
-    Measure("AURC", "aurc", ("state", "aurc"), -1),
-    Measure("prompt uncertainty (nats)", "prompt_uncertainty", ("state", "prompt_uncertainty")),
-    Measure("backdoor success", "backdoor_success", ("state", "backdoor_success"), -1),
-    Measure("up (MB)", "bytes_up", ("bytes", "up"), 0, 1e-6, 2),
-    Measure("down (MB)", "bytes_down", ("bytes", "down"), 0, 1e-6, 2),
-    Measure("time (s)", "seconds_total", ("seconds", "total"), 0, 1.0, 1),
-)
-HEADLINE = MEASURES[:3]
-"""What the terminal shows."""
 
 
 @final
@@ -83,6 +34,8 @@ class Comparison:
         groups: the runs behind each row.
         measures: of the last columns.
         spreads: each measure of each row.
+        losers: whether a row is a trial that a search has not chosen, whose test images are not looked at.
+        reference: number of the row that is subtracted in paired differences.
     """
 
     heading: str
@@ -92,11 +45,26 @@ class Comparison:
     groups: tuple[Group, ...]
     measures: tuple[Measure, ...]
     spreads: tuple[tuple[Spread | None, ...], ...]
+    losers: tuple[bool, ...]
+    reference: int | None = None
+
+    def of(self, *path: str) -> list[Spread | None]:
+        """Return a number of each group's test images; nothing of trials that a search has not chosen."""
+        pairs = zip(self.groups, self.losers, strict=True)
+        return [None if is_loser else group.spread(*path) for group, is_loser in pairs]
+
+    def differences(self) -> Table:
+        """Return the paired differences of all groups to the reference, by default the one with the best accuracy."""
+        means = [-1.0 if one is None else one.mean for one in self.of(self.state, "accuracy", "mean")]
+        row = means.index(max(means)) if self.reference is None else self.reference - 1
+        shown = [place for place, is_loser in enumerate(self.losers) if not is_loser or place == row]
+        return differences(self.groups, self.names(), row, shown)
 
     def domains(self) -> tuple[list[str], list[list[Spread | None]]]:
         """Return the names of domains, and of each group the test accuracy in each of them after the last round."""
         names = dict.fromkeys(d for one in self.groups for _, run in one.runs for d in run.get("per_domain") or {})
-        return list(names), [[one.spread("per_domain", name, "accuracy") for name in names] for one in self.groups]
+        columns = [self.of("per_domain", name, "accuracy") for name in names]
+        return list(names), [[column[row] for column in columns] for row in range(len(self.groups))]
 
     def names(self) -> list[str]:
         """Return each row's number and texts in a line, as in `2 pfedbayespt, num_extra=10`."""
@@ -157,45 +125,58 @@ class Comparison:
         return write_files(page, {".md": text, ".csv": self.as_csv(), ".tex": typeset})
 
 
-def compare(runs: Sequence[Path], state: str = "final", measures: Sequence[Measure] = HEADLINE) -> Comparison:
+def compare(
+    runs: Sequence[Path],
+    state: str = "final",
+    measures: Sequence[Measure] = HEADLINE,
+    reference: int | None = None,
+) -> Comparison:
     """Group runs that are equal up to seeds.
 
     Args:
         runs: directories of finished runs.
         state: "final" for the last round, "best" for the round best by validation.
+        reference: number of the row that is subtracted in paired differences; None for the best accuracy.
         measures: the columns; beyond those of the headline, only those that some run has are shown.
 
     Returns:
         Each measure per group: the mean over runs ± its standard error.
 
     Raises:
-        RunError: if a file of a run is broken.
+        RunError: if a file of a run is broken, or no row has the reference's number.
     """
     groups, repeated = group(runs)
     groups.sort(key=lambda one: _natural((*one.names, ", ".join(one.settings) or "–")))
-    columns = (*HEADLINE, *known([one for one in measures if one not in HEADLINE], groups, state))
-    spreads = tuple(tuple(measure.of(one, state) for measure in columns) for one in groups)
+    searched = trials(runs)
+    if reference is not None and not 1 <= reference <= len(groups):
+        raise RunError(f"--reference={reference} must be in 1..{len(groups)}, the numbers of the comparison's rows.")
+    losers = [all(searched.get(run) is False for run, _ in one.runs) for one in groups]
+    first = (VALIDATION,) if searched else ()
+    more = [one for one in measures if one not in (*HEADLINE, *first)]
+    columns = (*first, *HEADLINE, *known(more, groups, state))
+    spreads = tuple(
+        tuple(None if is_loser and measure not in ON_VALIDATION else measure.of(one, state) for measure in columns)
+        for one, is_loser in zip(groups, losers, strict=True)
+    )
     unlike = sorted({name for one in groups for name in one.unlike})
     is_alike = len({one.names[1:] for one in groups}) == 1 and not unlike
-    best = _best(spreads, columns) if is_alike else [None] * len(columns)
+    best = [
+        best_row(groups, spreads, place, measure, state) if is_alike else None for place, measure in enumerate(columns)
+    ]
     rows = []
-    for one, values in zip(groups, spreads, strict=True):
-        cells: list[str | Cell] = [*one.names, ", ".join(one.settings) or "–", str(len(one.runs))]
+    for row, (one, values) in enumerate(zip(groups, spreads, strict=True)):
+        settings = ", ".join(one.settings) or "–"
+        if any(searched.get(run) for run, _ in one.runs):
+            settings += " (best on validation)"
+        cells: list[str | Cell] = [*one.names, settings, str(len(one.runs))]
         for measure, value, top in zip(columns, values, best, strict=True):
-            mean = None if value is None else value.mean
-            cells.append(Cell(measure.text(value), mean, is_best=mean is not None and mean == top))
+            cells.append(Cell(measure.text(value), None if value is None else value.mean, is_best=row == top))
         rows.append(cells)
     head = (*SUBJECT, "settings", "runs", *(measure.label for measure in columns))
     # What is the same in every row is said once, above the table.
     common = [index for index in range(1, len(SUBJECT) + 1) if len({row[index] for row in rows}) == 1]
     heading = ", ".join(f"{head[index]} {rows[0][index]}" for index in common if rows[0][index] != "–")
     shown = [index for index in range(len(head)) if index not in common]
-    moment = "the last round" if state == "final" else "the round best by validation"
-    notes = [f"Test images, {moment}: mean over runs ± standard error; accuracy is the mean over clients."]
-    if repeated:
-        notes.append(f"{repeated} older runs with the same seeds and settings are left out.")
-    if unlike:
-        notes.append(f"Rows are not of one experiment, so no best is marked; they differ in {', '.join(unlike)}.")
     table = Table(
         "Results on the test images",
         [head[index] for index in shown],
@@ -204,22 +185,33 @@ def compare(runs: Sequence[Path], state: str = "final", measures: Sequence[Measu
         range(len(rows)),
         [0] * (len(shown) - len(columns)) + [measure.better for measure in columns],
     )
-    return Comparison(heading, table, (*notes, *unfinished(runs)), state, tuple(groups), columns, spreads)
+    moment = "the last round" if state == "final" else "the round best by validation"
+    notes = [f"Test images, {moment}: mean over runs ± standard error; accuracy is the mean over clients."]
+    notes += _varied(groups)
+    if searched:
+        notes.append("Trials of a search: test images are shown of the winner by validation alone.")
+    if repeated:
+        notes.append(f"{repeated} older runs with the same seeds and settings are left out.")
+    if unlike:
+        notes.append(f"Rows are not of one experiment, so no best is marked; they differ in {', '.join(unlike)}.")
+    return Comparison(
+        heading, table, (*notes, *unfinished(runs)), state, tuple(groups), columns, spreads, tuple(losers), reference
+    )
 
 
-def known(measures: Sequence[Measure], groups: Sequence[Group], state: str) -> tuple[Measure, ...]:
-    """Return the measures that at least one group has."""
-    return tuple(one for one in measures if any(group.values(*one.place(state)) for group in groups))
-
-
-def _best(spreads: Sequence[Sequence[Spread | None]], measures: Sequence[Measure]) -> list[float | None]:
-    """The best mean of each measure; None where neither more nor less is better, or there is one group."""
-    best: list[float | None] = []
-    for measure, column in zip(measures, zip(*spreads, strict=True), strict=True):
-        means = [value.mean for value in column if value is not None]
-        choose = max if measure.better > 0 else min
-        best.append(choose(means) if measure.better and len(means) > 1 else None)
-    return best
+def _varied(groups: Sequence[Group]) -> list[str]:
+    """What differs between the runs of a row, a line for each kind of row."""
+    kinds: dict[tuple[str, ...], list[int]] = {}
+    for row, one in enumerate(groups, start=1):
+        if len(one.runs) > 1:
+            kinds.setdefault(one.varied, []).append(row)
+    lines = []
+    for varied, rows in kinds.items():
+        where = "of a row" if len(kinds) == 1 else f"of row {', '.join(map(str, rows))}"
+        line = f"Runs {where} differ in {' and '.join(varied) or 'no seed'}"
+        has_partitions = any(name.startswith("partition") for name in varied)
+        lines.append(line + ("." if has_partitions else ", not in their partition: ± tells nothing of other images."))
+    return lines
 
 
 def _natural(row: Sequence[str]) -> list[tuple[float, str]]:

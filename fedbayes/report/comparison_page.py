@@ -7,10 +7,11 @@ from typing import Any
 
 from fedbayes.report import results
 from fedbayes.report.chart import Chart, Series
-from fedbayes.report.comparison import Comparison, Measure, known
+from fedbayes.report.comparison import Comparison
 from fedbayes.report.figures import clients, confidence, learning
 from fedbayes.report.figures.groups import scatter
 from fedbayes.report.groups import Group
+from fedbayes.report.measures import ON_VALIDATION, Measure, known
 from fedbayes.report.spread import Spread, look_up, shown, spread
 from fedbayes.report.tables import Cell, Table, heat_table, write_page
 from fedbayes.storage.predictions import Predictions, read_predictions
@@ -42,7 +43,10 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
     groups, names = comparison.groups, comparison.names()
     rows = [[read_rows(run / METRICS) for run, _ in group.runs] for group in groups]
     partitions = [[read_json(run / PARTITION) for run, _ in group.runs] for group in groups]
-    predictions = [[one for run, _ in group.runs if (one := read_predictions(run))] for group in groups]
+    predictions = [
+        [one for run, _ in group.runs if not is_loser and (one := read_predictions(run))]
+        for group, is_loser in zip(groups, comparison.losers, strict=True)
+    ]
     bars = results.timed(list(zip(names, map(_seconds, groups), strict=True)))
     return write_page(
         path,
@@ -53,6 +57,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         names=names,
         legend=[Series(index, name, index) for index, name in enumerate(names)],
         headline=_numbered(comparison.table),
+        differences=comparison.differences() if len(groups) > 1 else None,
         curves=learning.compared(rows, names),
         domains=_domains(comparison, names),
         maps=_maps(predictions, partitions, names),
@@ -75,8 +80,8 @@ def _numbered(table: Table) -> Table:
     """The headline with a number before each row, and texts whose first stands out."""
     rows = [[Cell(str(index + 1), index + 1), *row] for index, row in enumerate(table.cells())]
     caption = (
-        "Mean over runs ± standard error; the best mean of a column is bold. The buttons in the head sort. Time is "
-        "that of the whole run, its set-up included."
+        "Mean over runs ± standard error; the best mean of a column is bold where its difference to the second best is "
+        "clear. The buttons in the head sort. Time is that of the whole run, its set-up included."
     )
     return Table(caption, ("no.", *table.head), rows, table.texts + 1, table.groups, (0, *table.better))
 
@@ -115,10 +120,10 @@ def _maps(
 
 def _calibration(comparison: Comparison, names: Sequence[str]) -> list[Chart]:
     """Accuracy against ECE and NLL."""
-    accuracy = _of(comparison, "accuracy", "mean")
+    accuracy = comparison.of(comparison.state, "accuracy", "mean")
     charts = []
     for key, title, unit in (("ece", "Accuracy against ECE", "ECE"), ("nll", "Accuracy against NLL", "NLL (nats)")):
-        other = _of(comparison, key)
+        other = comparison.of(comparison.state, key)
         is_logarithmic = key == "nll" and all(value is None or value.mean > 0 for value in other)
         note = "Upper left is better. Bars: ± standard error over runs. Numbers are those of the table."
         note += " The scale of the NLL is logarithmic." * is_logarithmic
@@ -144,6 +149,8 @@ def _diagrams(comparison: Comparison, names: Sequence[str]) -> list[tuple[int, C
     """A reliability diagram of each group, with the group's number and its bins."""
     diagrams = []
     for index, group in enumerate(comparison.groups):
+        if comparison.losers[index]:
+            continue
         bins = confidence.pooled_bins(
             [(summary.get(comparison.state) or {}).get("reliability") or {} for _, summary in group.runs]
         )
@@ -205,7 +212,7 @@ def _sent(comparison: Comparison, names: Sequence[str]) -> Chart | None:
     note = "Both ways and all clients together, on a logarithmic scale. Upper left is better."
     if silent:
         note += f" At the left edge, sending nothing: {', '.join(names[index] for index in silent)}."
-    accuracy = _of(comparison, "accuracy", "mean")
+    accuracy = comparison.of(comparison.state, "accuracy", "mean")
     title = "Accuracy against bytes sent"
     return scatter("accuracy_bytes", title, "bytes", moved, accuracy, names, note, is_logarithmic=True)
 
@@ -221,10 +228,6 @@ def _seconds(group: Group) -> dict[str, float]:
     return {phase: value.mean for phase, value in values.items() if value is not None}
 
 
-def _of(comparison: Comparison, *path: str) -> list[Spread | None]:
-    return [group.spread(comparison.state, *path) for group in comparison.groups]
-
-
 def _runs(comparison: Comparison) -> Table:
     """Every run's own numbers, from which the others are made."""
     rows, groups = [], []
@@ -232,7 +235,8 @@ def _runs(comparison: Comparison) -> Table:
         for run, summary in group.runs:
             cells: list[str | Cell] = [run.name, str(index + 1), str(summary.get("seed", "–"))]
             for measure in comparison.measures:
-                value = look_up(summary, measure.place(comparison.state))
+                is_hidden = comparison.losers[index] and measure not in ON_VALIDATION
+                value = None if is_hidden else look_up(summary, measure.place(comparison.state))
                 cells.append(Cell(measure.text(None if value is None else Spread(value, None, 1)), value))
             rows.append(cells)
             groups.append(index)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedbayes.errors import require_choice
-from fedbayes.report.groups import find_runs
+from fedbayes.report.groups import find_runs, read_run, trials
 from fedbayes.report.spread import flatten
 from fedbayes.storage.names import SUBJECT
-from fedbayes.storage.run_dir import CLIENTS, METRICS, read_rows, read_summary
+from fedbayes.storage.run_dir import CLIENTS, METRICS, read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,9 @@ def frame(folders: str | Path | Sequence[str | Path], rows: str = "summary") -> 
     Args:
         folders: a run directory, a sweep directory or a folder that holds some at any depth, or a list of such.
         rows: `summary` for a row per run, whose columns are the numbers of `summary.json` by dotted names such as
-            `final.accuracy.mean`; `rounds` for the rows of `metrics.jsonl`; `clients` for those of `clients.jsonl`.
+            `final.accuracy.mean`, with `validation.accuracy` and `validation.nll` of the round that is best by
+            validation, and for trials of a search `is_chosen`; `rounds` for the rows of `metrics.jsonl`; `clients` for
+            those of `clients.jsonl`.
 
     Returns:
         Columns `run`, `method`, `data`, `partition`, `backbone` and `seed`, then those of the rows; what a row lacks is
@@ -39,8 +41,12 @@ def frame(folders: str | Path | Sequence[str | Path], rows: str = "summary") -> 
     require_choice("rows", rows, ROWS)
     several = [folders] if isinstance(folders, str | Path) else folders
     made = []
-    for run in find_runs([Path(folder) for folder in several]):
-        summary = read_summary(run)
+    runs = find_runs([Path(folder) for folder in several])
+    searched = trials(runs)
+    for run in runs:
+        summary = read_run(run)
+        if run in searched:
+            summary["is_chosen"] = searched[run]
         named = {"run": str(run), **{name: summary.get(name) for name in NAMES}}
         made += [{**named, **row} for row in _rows(run, rows, summary)]
     return pd.DataFrame(made)

@@ -1,4 +1,4 @@
-"""Finished runs, gathered: those that differ in nothing but their seeds are one group."""
+"""Finished runs, gathered: those that differ in nothing but their seeds, and have the same test images, are a group."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any, final
 from fedbayes.errors import RunError
 from fedbayes.report.spread import Spread, flatten, look_up, spread
 from fedbayes.storage.names import CONFIG, SUBJECT
-from fedbayes.storage.run_dir import FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_summary
+from fedbayes.storage.run_dir import FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_rows, read_summary
 
 # Where a run lies, how it is shown and saved, and on what it ran, do not make it another experiment.
 _ASIDE = ("run_dir", "resume", "dry_run", "tracking", "checkpoint", "hydra")
@@ -45,12 +45,20 @@ class Group:
             experiment differs from that of any other group, as in `rounds=5`.
         runs: directories and summaries of its runs.
         unlike: names of those settings that belong to the experiment.
+        seeds: of each run, by name, as in `{"seed": "0", "partition.seed": "0"}`.
     """
 
     names: tuple[str, ...]
     settings: tuple[str, ...]
     runs: tuple[tuple[Path, dict[str, Any]], ...]
     unlike: tuple[str, ...] = ()
+    seeds: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """Names of the seeds in which the runs differ: all that their spread tells of."""
+        names = dict.fromkeys(name for seeds in self.seeds for name in seeds)
+        return tuple(name for name in names if len({seeds.get(name) for seeds in self.seeds}) > 1)
 
     def values(self, *path: str) -> list[float]:
         """The number at a place of each summary, as in `values("final", "nll")`; runs without it are passed over."""
@@ -101,13 +109,15 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
     settings: _Settings = {}
     repeated = 0
     for run in sorted(runs, key=lambda run: (run / SUMMARY).stat().st_mtime):
-        summary = read_summary(run)
+        summary = read_run(run)
         flat = {name: str(value) for name, value in flatten(_config(run))}
         names = tuple(str(summary.get(name) or "–") for name in SUBJECT)
         fixed = {key: value for key, value in flat.items() if not _is_seed(key) and not key.startswith(_MACHINE)}
         if flat.get("rounds") == _own_rounds(names[0]):  # of a method without training
             fixed.pop("rounds", None)
-        seeds = (str(summary.get("seed")), *(f"{key}={value}" for key, value in sorted(flat.items()) if _is_seed(key)))
+        fixed["test clients and images"] = coverage(summary) or "all"
+        named = {"seed": str(summary.get("seed")), **{key: flat[key] for key in sorted(flat) if _is_seed(key)}}
+        seeds = tuple(named.items())
         key = (names, tuple(sorted(fixed.items())))
         settings[key] = fixed
         members = found.setdefault(key, {})
@@ -116,9 +126,52 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
     groups = []
     for key, members in found.items():
         unlike = _unlike(key, settings)
-        ordered = tuple(run for _, run in sorted(members.items()))
-        groups.append(Group(key[0], tuple(_differences(key, settings, unlike)), ordered, tuple(unlike)))
+        ordered = sorted(members.items())
+        runs_of_group, seeds_of_runs = tuple(run for _, run in ordered), tuple(dict(seeds) for seeds, _ in ordered)
+        shown = tuple(_differences(key, settings, unlike))
+        groups.append(Group(key[0], shown, runs_of_group, tuple(unlike), seeds_of_runs))
     return groups, repeated
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """Return a run's summary, with `validation`: accuracy and NLL in the round that is best by validation.
+
+    Raises:
+        RunError: if a file of the run is broken.
+    """
+    summary = read_summary(run)
+    rows = [row for row in read_rows(run / METRICS) if row.get("phase") == "validation"]
+    best = look_up(summary, ("best", "round"))
+    chosen = next((row for row in rows if row.get("round") == best), {})
+    return {**summary, "validation": {name: chosen.get(name) for name in ("accuracy", "nll")}}
+
+
+def coverage(summary: Mapping[str, Any]) -> str:
+    """Return of how many clients and images the final numbers are, as in `1 of 4 clients, 14 of 56 images`.
+
+    Returns:
+        Nothing where all clients that were asked have answered, or a run does not say.
+    """
+    final, parts = summary.get("final") or {}, []
+    for name in ("clients", "images"):
+        counted, expected = look_up(final, (name,)), look_up(final, (f"{name}_expected",))
+        if counted is not None and expected is not None:
+            parts.append((name, counted, expected))
+    if all(counted == expected for _, counted, expected in parts):
+        return ""
+    return ", ".join(f"{counted:,} of {expected:,} {name}" for name, counted, expected in parts)
+
+
+def trials(runs: Sequence[Path]) -> dict[Path, bool]:
+    """Return the runs that are trials of a search on validation, and whether each is its search's winner."""
+    winners: dict[Path, bool] = {}
+    for folder in sorted({run.parent for run in runs if (run.parent / SWEEP).is_file()}):
+        jobs = [row for row in read_jobs(folder) if row.get("is_search") and row.get("validation") is not None]
+        best = max(jobs, key=lambda row: float(row["validation"]), default=None)
+        for row in jobs:
+            path = folder / str(row.get("folder"))
+            winners |= {run: row is best for run in runs if run.resolve() == path.resolve()}
+    return winners
 
 
 def unfinished(runs: Sequence[Path]) -> list[str]:

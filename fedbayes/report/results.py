@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedbayes.report.figures.clients import PHASES, image_counts, with_other
+from fedbayes.report.groups import coverage
 from fedbayes.report.spread import number, size
 from fedbayes.report.tables import Table, heat_table
 from fedbayes.storage.names import SUBJECT
@@ -30,7 +31,8 @@ def results(summary: Mapping[str, Any]) -> Table:
     if summary.get("best") and _round(summary, "best") != _round(summary, "final"):
         states.append((f"best by validation: {_round(summary, 'best')}", summary["best"]))
     columns = [_result_cells(state) for _, state in states]
-    rows = []
+    counts = coverage(summary)
+    rows = [["evaluated", *[counts] * len(states)]] if counts else []
     for label in dict.fromkeys(label for column in columns for label in column):
         cells = [column.get(label, "–") for column in columns]
         if any(cell.strip("–± ") for cell in cells):
