@@ -47,7 +47,8 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         [one for run, _ in group.runs if not is_loser and (one := read_predictions(run))]
         for group, is_loser in zip(groups, comparison.losers, strict=True)
     ]
-    bars = results.timed(list(zip(names, map(_seconds, groups), strict=True)))
+    seconds = zip(names, map(_seconds, groups), strict=True)
+    bars = [(name, clients.with_other(phases)) for name, phases in seconds if phases]
     return write_page(
         path,
         "comparison.html.j2",
@@ -71,7 +72,8 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         partitions=_partitions(groups, partitions),
         sent=_sent(comparison, names),
         time=clients.seconds_by_phase(bars, "Seconds by phase, mean over runs") if bars else None,
-        seconds=results.seconds_by_phase(bars),
+        bars=bars,
+        phases=clients.phases_of(bars, "total"),
         runs=_runs(comparison),
     )
 
@@ -145,7 +147,7 @@ def _risk(comparison: Comparison, predictions: Sequence[Sequence[Predictions]], 
     )
 
 
-def _diagrams(comparison: Comparison, names: Sequence[str]) -> list[tuple[int, Chart, Table]]:
+def _diagrams(comparison: Comparison, names: Sequence[str]) -> list[tuple[int, Chart, list[confidence.Bin]]]:
     """A reliability diagram of each group, with the group's number and its bins."""
     diagrams = []
     for index, group in enumerate(comparison.groups):
@@ -158,7 +160,7 @@ def _diagrams(comparison: Comparison, names: Sequence[str]) -> list[tuple[int, C
         title = f"Reliability: {names[index]}"
         chart = confidence.reliability(f"reliability_{index + 1}", title, bins, ece, floor, index)
         if chart:
-            diagrams.append((index, chart, results.reliability_table(title, bins)))
+            diagrams.append((index, chart, bins))
     return diagrams
 
 
@@ -174,7 +176,7 @@ def _posterior_table(comparison: Comparison, names: Sequence[str]) -> Table:
 
 def _partitions(
     groups: Sequence[Group], partitions: Sequence[Sequence[Mapping[str, Any]]]
-) -> list[tuple[str, list[Table | str], Table]]:
+) -> list[tuple[str, list[Table | str], list[Mapping[str, Any]]]]:
     """Images of each client, once for each partition that the runs were on, with a line that says which runs."""
     shared: dict[str, tuple[Mapping[str, Any], list[tuple[str, str]]]] = {}
     for group, each in zip(groups, partitions, strict=True):
@@ -193,7 +195,7 @@ def _partitions(
             more = f" and {len(runs) - 4} more" if len(runs) > 4 else ""
             label = f"Partition of {', '.join(name for name, _ in runs[:4])}{more}"
         if tables := results.partition_tables(partition):
-            sections.append((label, tables, results.splits(partition)))
+            sections.append((label, tables, clients.image_counts(partition)[0]))
     return sections
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedbayes.report.figures.clients import PHASES, image_counts, with_other
+from fedbayes.report.figures.clients import PHASES, image_counts
 from fedbayes.report.groups import coverage
-from fedbayes.report.spread import number, size
+from fedbayes.report.spread import look_up, number, size
 from fedbayes.report.tables import Table, heat_table
 from fedbayes.storage.names import SUBJECT
 from fedbayes.storage.predictions import Predictions
@@ -45,30 +45,33 @@ def _round(summary: Mapping[str, Any], state: str) -> object:
     return "–" if at is None else at
 
 
+_ROWS = (
+    ("accuracy, worst decile of clients", ("accuracy", "worst_decile"), 3),
+    ("accuracy, weighted by images", ("accuracy", "weighted"), 3),
+    ("NLL, pooled (nats)", ("nll",), 3),
+    ("ECE, pooled", ("ece",), 3),
+    ("- ECE if perfectly calibrated", ("ece_floor",), 3),  # few images show an ECE even then
+    ("adaptive ECE, bins of equal size", ("adaptive_ece",), 3),
+    ("- adaptive ECE if perfectly calibrated", ("adaptive_ece_floor",), 3),
+    ("temperature, fitted on validation", ("temperature",), 2),
+    ("- NLL after temperature scaling (nats)", ("nll_temperature",), 3),
+    ("- ECE after temperature scaling", ("ece_temperature",), 3),
+    ("Brier score", ("brier",), 3),
+    ("AURC, area under the risk-coverage curve", ("aurc",), 3),
+    ("entropy (nats)", ("entropy",), 3),
+    ("- expected entropy of a sample", ("expected_entropy",), 3),
+    ("- prompt uncertainty", ("prompt_uncertainty",), 3),
+    ("effective components (training)", ("effective_components",), 2),
+    ("mixing ratio", ("mixing_ratio",), 3),
+)
+"""Label, place in a result, and decimals."""
+
+
 def _result_cells(state: Mapping[str, Any]) -> dict[str, str]:
-    accuracy = state.get("accuracy") or {}
-    return {
-        "accuracy, mean over clients ± sd": f"{number(accuracy.get('mean'))} ± {number(accuracy.get('std'))}",
-        "accuracy, worst decile of clients": number(accuracy.get("worst_decile")),
-        "accuracy, weighted by images": number(accuracy.get("weighted")),
-        "NLL, pooled (nats)": number(state.get("nll")),
-        "ECE, pooled": number(state.get("ece")),
-        # So few images show an ECE even where confidence is perfectly calibrated.
-        "- ECE if perfectly calibrated": number(state.get("ece_floor")),
-        "adaptive ECE, bins of equal size": number(state.get("adaptive_ece")),
-        "- adaptive ECE if perfectly calibrated": number(state.get("adaptive_ece_floor")),
-        "temperature, fitted on validation": number(state.get("temperature"), 2),
-        "- NLL after temperature scaling (nats)": number(state.get("nll_temperature")),
-        "- ECE after temperature scaling": number(state.get("ece_temperature")),
-        "Brier score": number(state.get("brier")),
-        "AURC, area under the risk-coverage curve": number(state.get("aurc")),
-        "entropy (nats)": number(state.get("entropy")),
-        "- expected entropy of a sample": number(state.get("expected_entropy")),
-        "- prompt uncertainty": number(state.get("prompt_uncertainty")),
-        "effective components (training)": number(state.get("effective_components"), 2),
-        "mixing ratio": number(state.get("mixing_ratio")),
-        **_held_out_cells(state.get("ood") or {}),
-    }
+    mean, deviation = (number(look_up(state, ("accuracy", name))) for name in ("mean", "std"))
+    cells = {"accuracy, mean over clients ± sd": f"{mean} ± {deviation}"}
+    cells |= {label: number(look_up(state, path), digits) for label, path, digits in _ROWS}
+    return cells | _held_out_cells(state.get("ood") or {})
 
 
 def _held_out_cells(ood: Mapping[str, Any]) -> dict[str, str]:
@@ -124,35 +127,6 @@ def costs(summary: Mapping[str, Any]) -> Table:
     if summary.get("peak_memory_mb") is not None:
         rows.append(["peak memory", f"{number(summary['peak_memory_mb'], 0)} MB"])
     return Table("Costs", ("cost", "amount"), rows, texts=2)
-
-
-def bytes_by_way(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return bytes up and down, in total and in a round."""
-    ways = {way: [row[f"bytes_{way}"] for row in rows if row.get(f"bytes_{way}") is not None] for way in ("up", "down")}
-    cells = [[way, size(sum(values)), size(sum(values) / len(values))] for way, values in ways.items() if values]
-    return Table("Bytes of all clients together", ("way", "all rounds", "a round, on average"), cells)
-
-
-def seconds_by_phase(bars: Sequence[tuple[str, Mapping[str, float]]]) -> Table:
-    """Return the seconds of each phase of runs, or of groups of runs."""
-    phases = [phase for phase in (*PHASES, "other", "total") if any(phase in seconds for _, seconds in bars)]
-    rows = [[name, *(f"{s[phase]:,.1f}" if phase in s else "–" for phase in phases)] for name, s in bars]
-    return Table("Seconds by phase", ["run" if len(bars) == 1 else "group", *phases], rows)
-
-
-def timed(bars: Sequence[tuple[str, Mapping[str, float]]]) -> list[tuple[str, dict[str, float]]]:
-    """Return the seconds of what was timed, with what no phase accounts for as `other`."""
-    return [(name, with_other(seconds)) for name, seconds in bars if seconds]
-
-
-def reliability_table(title: str, bins: Sequence[Any]) -> Table:
-    """Return the means in bins of confidence, of `pooled_bins`, as a table."""
-    rows = [
-        [f"{one.low:.2f}–{one.high:.2f}", f"{one.images:,}", number(one.confidence), number(one.accuracy)]
-        for one in bins
-        if one.images
-    ]
-    return Table(f"{title}: means in bins of confidence", ("bin", "images", "confidence", "accuracy"), rows)
 
 
 def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name: str = "") -> Table | str | None:
@@ -211,66 +185,6 @@ def partition_tables(partition: Mapping[str, Any]) -> list[Table | str]:
         caption = f"Images of each client by {kind}, all splits together; stronger colour is more"
         parts.append(heat_table(caption, ["client", *names], rows, (0.0, max(map(max, counts)))))
     return parts
-
-
-def splits(partition: Mapping[str, Any]) -> Table:
-    """Return the images of each client by split."""
-    names = ("train", "validation", "test")
-    clients, _ = image_counts(partition)
-    rows = [[f"client {row.get('partition', '–')}", *(number(row.get(name), 0) for name in names)] for row in clients]
-    return Table("Images of each client by split", ("client", *names), rows)
-
-
-def circumstances(summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """Return tables of attack, privacy, rejected replies and new clients, as far as there were any."""
-    attack, privacy = summary.get("attack") or {}, summary.get("privacy") or {}
-    head = ("item", "value")
-    tables = []
-    if malicious := attack.get("malicious"):
-        facts = [["attack", str(attack.get("name"))], ["malicious clients", ", ".join(map(str, malicious))]]
-        success = (summary.get("final") or {}).get("backdoor_success")
-        facts += [] if success is None else [["marked images classified as the attack wants", number(success)]]
-        tables.append(Table("Malicious clients", head, facts, texts=2))
-    if privacy:
-        spent = privacy.get("epsilon")
-        last = spent[-1] if isinstance(spent, Sequence) and spent else spent
-        facts = [[f"epsilon after the last round, delta {privacy.get('delta')}", number(last)]]
-        facts += [[name, number(privacy.get(name))] for name in ("noise", "clip", "max_norm") if name in privacy]
-        tables.append(Table("Client-level differential privacy", head, facts, texts=2))
-    return [table for table in (*tables, _unused_replies(rows)) if table.rows]
-
-
-def _unused_replies(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Clients whose replies were not used; no rows where all were."""
-    train = [row for row in rows if row.get("phase") == "train"]
-    kinds = {"dropped_late": "too late", "dropped_failed": "failed or unreachable", "dropped_invalid": "rejected"}
-    totals = {label: sum(row.get(name) or 0 for row in train) for name, label in kinds.items()}
-    used, asked = (sum(row.get(name) or 0 for row in train) for name in ("replies", "clients"))
-    facts = [["clients asked, all rounds", number(asked, 0)], ["replies used", number(used, 0)]]
-    facts += [[f"replies {label}", number(total, 0)] for label, total in totals.items() if total]
-    return Table("Replies that were not used", ("item", "value"), facts if any(totals.values()) else [], texts=2)
-
-
-def new_clients(summary: Mapping[str, Any]) -> Table:
-    """Return how clients that never trained do, by steps of adaptation."""
-    rows = [
-        [
-            f"{steps} steps",
-            number(row.get("images"), 0),
-            number((row.get("accuracy") or {}).get("mean")),
-            *(number(row.get(name)) for name in ("nll", "ece", "brier")),
-        ]
-        for steps, row in (summary.get("new_clients") or {}).items()
-    ]
-    head = ("adapted by", "test images", "accuracy", "NLL (nats)", "ECE", "Brier")
-    return Table("New clients, which never trained", head, rows)
-
-
-def versions(summary: Mapping[str, Any]) -> Table:
-    """Return versions and machine."""
-    values = {**(summary.get("versions") or {}), **{name: summary.get(name) for name in ("git", "threads", "device")}}
-    rows = [[str(name), str(value)] for name, value in values.items() if value is not None]
-    return Table("Versions and machine", ("item", "value"), rows, texts=2)
 
 
 def final_table(summary: Mapping[str, Any]) -> "RenderableType":

@@ -54,7 +54,8 @@ def write_html(run_dir: Path, *, draw: bool | None = False) -> Path:
     rows = read_rows(run_dir / METRICS)
     per_client = read_rows(run_dir / CLIENTS, ("round", "phase", "partition"))
     predictions = read_predictions(run_dir)
-    bars = results.timed([(run_dir.name, summary.get("seconds") or {})])
+    train = [row for row in rows if row.get("phase") == "train"]
+    bars = [(run_dir.name, clients.with_other(summary["seconds"]))] if summary.get("seconds") else []
     bins = confidence.pooled_bins([(summary.get("final") or {}).get("reliability") or {}])
     charts: dict[str, list[Chart | None]] = {
         "learning": [*learning.learning(rows, per_client, look_up(summary, ("best", "round")))],
@@ -76,18 +77,23 @@ def write_html(run_dir: Path, *, draw: bool | None = False) -> Path:
         map=results.accuracy_map([predictions] if predictions else [], partition),
         by_domain=results.by_domain(summary),
         by_client=results.by_client(summary),
-        bins=results.reliability_table("Reliability diagram", bins),
+        summary=summary,
+        bins=bins,
+        malicious=(summary.get("attack") or {}).get("malicious"),
+        success=look_up(summary, ("final", "backdoor_success")),
+        unused={name: sum(row.get(f"dropped_{name}") or 0 for row in train) for name in ("late", "failed", "invalid")}
+        | {name: sum(row.get(name) or 0 for row in train) for name in ("clients", "replies")},
+        partition_clients=clients.image_counts(partition)[0],
+        sent={
+            way: [row[f"bytes_{way}"] for row in train if row.get(f"bytes_{way}") is not None] for way in ("up", "down")
+        },
+        bars=bars,
+        phases=clients.phases_of(bars, "total"),
+        versions={**(summary.get("versions") or {}), **{key: summary.get(key) for key in ("git", "threads", "device")}},
         gallery=gallery or {"missing": NO_GALLERY},
-        circumstances=results.circumstances(summary, rows),
-        new_clients=results.new_clients(summary),
         partition=results.partition_tables(partition),
-        splits=results.splits(partition),
         costs=results.costs(summary),
-        sent=results.bytes_by_way(rows),
-        seconds=results.seconds_by_phase(bars),
-        versions=results.versions(summary),
         config=read_text(run_dir / CONFIG) if (run_dir / CONFIG).exists() else "",
-        number=number,
     )
     write_tables(run_dir, summary)
     if draw is not False:

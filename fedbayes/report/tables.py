@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
+from fedbayes.report.spread import number, size
 from fedbayes.storage import files
 from fedbayes.text import visible
 
@@ -125,6 +126,7 @@ def environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.globals |= {"number": number, "size": size}
     made.globals["file"] = lambda name: (TEMPLATES / name).read_text(encoding="utf-8")
     return made
 

@@ -10,10 +10,11 @@ from html_reader import Page
 from run_files import HOSTILE, write_run
 
 from fedbayes.report.cli import main
-from fedbayes.report.comparison import MEASURES, compare
+from fedbayes.report.comparison import compare
 from fedbayes.report.comparison_page import write_comparison
 from fedbayes.report.figures.confidence import averaged_risk, pooled_bins
 from fedbayes.report.figures.learning import averaged
+from fedbayes.report.measures import MEASURES
 from fedbayes.report.spread import spread
 from fedbayes.report.tables import latex
 from fedbayes.storage.predictions import Predictions, read_predictions

@@ -6,8 +6,9 @@ import pytest
 from browser import browser
 from run_files import HOSTILE, write_run
 
-from fedbayes.report.comparison import MEASURES, compare
+from fedbayes.report.comparison import compare
 from fedbayes.report.comparison_page import write_comparison
+from fedbayes.report.measures import MEASURES
 from fedbayes.report.run_page import write_html
 from fedbayes.storage.run_dir import write_json
 

@@ -151,7 +151,7 @@ def seconds_by_phase(bars: Sequence[tuple[str, Mapping[str, float]]], title: str
         bars: a name and the seconds of each phase, of `with_other`.
         title: of the chart.
     """
-    phases = [phase for phase in (*PHASES, "other") if any(phase in seconds for _, seconds in bars)]
+    phases = phases_of(bars)
     several = len(bars) > 1
     chart = Chart("seconds_by_phase", title, "number of the group" if several else "", "seconds")
     longest = max(sum(seconds.get(phase, 0.0) for phase in phases) for _, seconds in bars)
@@ -166,6 +166,11 @@ def seconds_by_phase(bars: Sequence[tuple[str, Mapping[str, float]]], title: str
     chart.names([name.split(" ")[0] if several else "" for name, _ in bars])
     chart.description = "Stacked bars of seconds; the table beside it has the same numbers."
     return chart
+
+
+def phases_of(bars: Sequence[tuple[str, Mapping[str, float]]], *more: str) -> list[str]:
+    """Return the phases that any of some runs was timed in, `other` included, and more if they were."""
+    return [phase for phase in (*PHASES, "other", *more) if any(phase in seconds for _, seconds in bars)]
 
 
 def with_other(seconds: Mapping[str, float]) -> dict[str, float]:
