@@ -60,6 +60,8 @@ def test_the_wheel_has_configurations_weights_and_types(installed):
     names = set(zipfile.ZipFile(installed[1]).namelist())
     assert {f"{name}/py.typed" for name in ("fedbayes", "strategies", "clients")} <= names
     assert "fedbayes/assets/vit_letters32.safetensors" in names
+    templates = (ROOT / "fedbayes" / "report" / "templates").iterdir()
+    assert {f"fedbayes/report/templates/{path.name}" for path in templates} <= names
     assert {str(path.relative_to(ROOT)) for path in CONF.rglob("*.yaml")} <= names
     assert not [name for name in names if name.startswith(("tests/", "experiments/", "runs/"))]
 

@@ -29,9 +29,19 @@ MOST_NAMES = 16  # below an axis
 _LETTERS = 8.3  # points
 _DPI, _COLUMNS = 130, 3  # of a PNG, and of a legend in a file
 _STYLE: Any = {
-    **dict.fromkeys(("text.color", "axes.edgecolor"), INK),
+    "text.color": INK,
     **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), SOFT),
     **dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), _LETTERS),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
+    "axes.edgecolor": SOFT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
     "svg.fonttype": "none",  # letters stay letters, for screen readers and for style sheets
     "svg.hashsalt": "fedbayes",  # equal charts have equal bytes
     "text.parse_math": False,  # a name with a dollar sign is no formula
@@ -66,6 +76,10 @@ def short(value: float) -> str:
         return f"{value:.0e}".replace("e-0", "e-")
     power = min(int(math.log10(abs(value)) // 3), 4) if abs(value) >= 1e4 else 0
     return f"{value / 1000**power:g}{('', 'k', 'M', 'G', 'T')[power]}"
+
+
+def _short(value: float, _: Any = None) -> str:
+    return short(value)
 
 
 def padded(values: Sequence[float]) -> tuple[float, float]:
@@ -106,56 +120,42 @@ class Chart:
             box = (_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width, 1 - (_TOP + _BOTTOM) / height)
             self.axes = self.add_axes(box, x, y)
 
-    def dress(self, axes: Any, x: str, y: str) -> None:
-        """Give axes their labels and grid, and leave out what carries no data."""
-        from matplotlib.ticker import FuncFormatter, MaxNLocator
+    def add_axes(self, box: tuple[float, float, float, float], x: str, y: str) -> Any:
+        """Add axes at left, bottom, width and height as fractions of the figure, and return them."""
+        from matplotlib.ticker import MaxNLocator
 
-        axes.set_xlabel(x)
-        axes.set_ylabel(y)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(SOFT)
-        axes.tick_params(length=0)
-        axes.grid(axis="y", color=LINE, linewidth=0.7)
-        axes.set_axisbelow(True)
+        (width, height), (left, bottom, across, up) = self.size, box
+        with _style():
+            axes = self.figure.add_axes(box, facecolor="none", xlabel=x, ylabel=y)
+        # Labels stand at the edges of the figure, where larger letters of ticks do not reach them.
+        axes.yaxis.set_label_coords((14 / width - left) / across, 0.5)
+        axes.xaxis.set_label_coords(0.5, (22 / height - bottom) / up)
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-            axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-
-    def add_axes(self, box: tuple[float, float, float, float], x: str, y: str) -> Any:
-        """Add a second pair of axes, at left, bottom, width and height as fractions of the figure, and return it."""
-        with _style():
-            axes = self.figure.add_axes(box, facecolor="none")
-            self.dress(axes, x, y)
-            # Labels stand at the edges of the figure, where larger letters of ticks do not reach them.
-            width, height = self.size
-            axes.yaxis.set_label_coords((14 / width - box[0]) / box[2], 0.5)
-            axes.xaxis.set_label_coords(0.5, (22 / height - box[1]) / box[3])
+            axis.set_major_formatter(_short)
         return axes
 
     def whole_numbers(self) -> None:
         """Show only whole numbers on the horizontal axis."""
-        from matplotlib.ticker import MaxNLocator
-
-        self.axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        self.axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
     def logarithmic(self, low: float, high: float) -> None:
         """Let the horizontal axis be logarithmic, from low to high."""
-        from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-        axis = self.axes.xaxis
+        axis, is_narrow = self.axes.xaxis, high < 5 * low
         self.axes.set_xscale("log")
         self.axes.set_xlim(low, high)
-        few = high < 5 * low
-        axis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-
-    def names(self, names: Sequence[str], *, across: bool = True) -> None:
-        """Write names below the places 0, 1, 2 of the horizontal axis, or beside those of the vertical one."""
-        step = -(-len(names) // MOST_NAMES) or 1
-        (self.axes.set_xticks if across else self.axes.set_yticks)(
-            range(0, len(names), step), [visible(name) for name in names[::step]], parse_math=False
+        axis.set_major_locator(
+            MaxNLocator(6) if is_narrow else LogLocator(subs=(1,) if high > 100 * low else (1, 2, 5))
         )
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(_short)
+
+    def names(self, names: Sequence[str]) -> None:
+        """Write names below the places 0, 1, 2 of the horizontal axis, as many as fit."""
+        step = -(-len(names) // MOST_NAMES) or 1
+        self.axes.set_xticks(range(0, len(names), step), [*map(visible, names[::step])], parse_math=False)
 
     def line(self, x: Sequence[float], y: Sequence[float], series: Series, tip: str) -> None:
         """Draw a line; a single point becomes a dot."""

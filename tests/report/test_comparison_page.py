@@ -191,23 +191,23 @@ def test_runs_that_kept_no_more_than_a_summary_make_a_page_without_what_is_missi
 
 
 @pytest.mark.usefixtures("no_pictures")
-def test_the_best_of_a_column_is_marked_and_only_where_groups_can_be_compared(tmp_path):
-    summaries, table = made(tmp_path / "runs")
-    nll = {method: statistics.fmean(s["final"]["nll"] for s in found) for method, found in summaries.items()}
-    head, *rows = Page(write_comparison(table, tmp_path / "page.html").read_text()).tables["headline-table"]
-    column = [text for text, _ in head].index("NLL (nats)")
-    marked = [row[1][0] for row in rows if row[column][1].get("class") == "best"]
-    assert marked == [min(nll, key=nll.get)]
+def test_the_best_of_a_column_is_marked_where_it_is_clear_and_groups_can_be_compared(tmp_path):
+    _, comparison = made(tmp_path / "runs", seeds=1)
+
+    def marked(comparison):
+        page = Page(write_comparison(comparison, tmp_path / "page.html").read_text())
+        head, *rows = page.tables["headline-table"]
+        cells = [(head[place][0], row[1][0]) for row in rows for place, cell in enumerate(row) if is_best(cell)]
+        return dict(cells)
+
+    briers = {group.names[0]: group.values("final", "brier") for group in comparison.groups}
+    assert marked(comparison)["Brier"] == min(briers, key=briers.get)
     write_run(tmp_path / "runs" / "other", data="three_digits")
-    assert "best" not in [
-        attributes.get("class")
-        for row in Page(
-            write_comparison(
-                compare(sorted((tmp_path / "runs").iterdir()), "final", MEASURES), tmp_path / "page.html"
-            ).read_text()
-        ).tables["headline-table"]
-        for _, attributes in row
-    ]
+    assert marked(compare(sorted((tmp_path / "runs").iterdir()), "final", MEASURES)) == {}
+
+
+def is_best(cell):
+    return cell[1].get("class") == "best"
 
 
 def test_hostile_names_are_text_and_nothing_is_fetched(tmp_path):
@@ -264,7 +264,7 @@ def test_csv_makes_no_formula_of_a_name(tmp_path):
 
 
 def test_latex_is_booktabs_with_signs_written_out_and_the_best_in_bold(tmp_path):
-    summaries, table = made(tmp_path / "runs", methods=("a_b", "50%"))
+    _, table = made(tmp_path / "runs", methods=("a_b", "50%"), seeds=1)
     text = table.as_latex()
     for line in (
         r"\begin{tabular}{lr",
@@ -276,8 +276,8 @@ def test_latex_is_booktabs_with_signs_written_out_and_the_best_in_bold(tmp_path)
         r"50\% &",
     ):
         assert line in text
-    best = min(statistics.fmean(s["final"]["nll"] for s in found) for found in summaries.values())
-    assert rf"\textbf{{{best:.3f} $\pm$" in text
+    bold = {cell.text for row in table.table.cells() for cell in row if cell.is_best}
+    assert set(re.findall(r"\\textbf\{(.+?)\}", text)) == {latex(cell) for cell in bold}
     rows = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.count(" & ") for line in rows} == {len(table.table.head) - 1}
     assert latex("\\a{b}^~#$&–±") == r"\textbackslash{}a\{b\}\textasciicircum{}\textasciitilde{}\#\$\&--$\pm$"

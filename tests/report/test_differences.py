@@ -1,4 +1,4 @@
-"""What a comparison may claim: what varied, which differences are clear, how many images; and a search hides test images."""
+"""What a comparison may claim: which seeds varied, which differences are clear, how many images; and of a search."""
 
 import json
 import statistics

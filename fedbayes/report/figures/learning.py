@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedbayes.inference.thresholds import SATURATED
-from fedbayes.report.chart import SQUARE, Chart, Series, padded
+from fedbayes.report.chart import SOFT, SQUARE, Chart, Series, padded
 from fedbayes.report.spread import Spread, look_up, number, spread
 
 Rows = Sequence[Mapping[str, Any]]
@@ -43,32 +43,22 @@ class Panel(NamedTuple):
 
 
 _KL = Panel(
-    "kl",
-    "KL to the prior, in training",
-    "nats per image",
-    (("train", "kl", "KL", 6),),
+    "kl", "KL to the prior, in training", "nats per image", (("train", "kl", "KL", 6),),
     "How far the codes of images are from the prior.",
-)
+)  # fmt: skip
 _POSTERIOR = (
     Panel(
-        "components",
-        "Effective components, in training",
-        "components",
+        "components", "Effective components, in training", "components",
         (("train", "effective_components", "effective components", 5),),
         "How many of the K + 1 components of the bound matter; 1: semi-implicit in name only.",
     ),
     Panel(
-        "saturation",
-        "Bound saturation, in training",
-        "fraction of log(K + 1)",
+        "saturation", "Bound saturation, in training", "fraction of log(K + 1)",
         (("train", "bound_saturation", "saturation", 9),),
-        f"Above {SATURATED} (dashed) the bound is limited by K.",
-        SATURATED,
+        f"Above {SATURATED} (dashed) the bound is limited by K.", SATURATED,
     ),
     Panel(
-        "mixing",
-        "Mixing ratio",
-        "fraction of the code's variance",
+        "mixing", "Mixing ratio", "fraction of the code's variance",
         (
             ("train", "mixing_ratio_received", "as received by clients", 1),
             ("train", "mixing_ratio_sent", "as sent by clients", 4),
@@ -76,7 +66,7 @@ _POSTERIOR = (
         ),
         "Fraction of the code's variance that comes from the mixing distribution; near 0: collapsed.",
     ),
-)
+)  # fmt: skip
 
 
 def series(rows: Rows, phase: str, name: str) -> dict[int, float]:
@@ -99,13 +89,7 @@ def averaged(runs: Sequence[Rows], phase: str, name: str) -> dict[int, Spread]:
 
 
 def middle(clients: Rows, phase: str, name: str) -> list[tuple[int, float, float]]:
-    """Return rounds, and the ends of the middle 80 % of the clients in each.
-
-    Args:
-        clients: rows of `clients.jsonl`.
-        phase: of the rows.
-        name: of the number.
-    """
+    """Return rounds of `clients.jsonl`, and the ends of the middle 80 % of the clients in each."""
     import numpy as np
 
     values: dict[int, list[float]] = {}
@@ -115,19 +99,8 @@ def middle(clients: Rows, phase: str, name: str) -> list[tuple[int, float, float
     return [(at, *np.quantile(each, (0.1, 0.9)).tolist()) for at, each in sorted(values.items())]
 
 
-def curves(
-    name: str, title: str, unit: str, lines: Lines, *, guide: float | None = None, note: str = ""
-) -> Chart | None:
-    """Draw lines over rounds, each with a band of ± its standard error; nothing where no line has a value.
-
-    Args:
-        name: of the chart.
-        title: of the chart.
-        unit: label of the vertical axis.
-        lines: series and values of each line.
-        guide: a level to mark.
-        note: what a reader should know.
-    """
+def curves(name: str, title: str, unit: str, lines: Lines, guide: float | None = None, note: str = "") -> Chart | None:
+    """Draw lines over rounds, each with a band of ± its standard error; nothing where no line has a value."""
     lines = [line for line in lines if line[1]]
     if not lines:
         return None
@@ -137,11 +110,7 @@ def curves(
     if guide is not None:
         chart.guide([min(rounds), max(rounds)], [guide, guide])
     for one, values in lines:
-        ends = [
-            (at, value.mean - value.error, value.mean + value.error)
-            for at, value in values.items()
-            if value.error is not None
-        ]
+        ends = [(at, v.mean - v.error, v.mean + v.error) for at, v in values.items() if v.error is not None]
         chart.band(ends, one)
     for one, values in lines:
         chart.line(list(values), [value.mean for value in values.values()], one, one.name)
@@ -154,33 +123,21 @@ def curves(
 
 
 def learning(rows: Rows, clients: Rows, best: float | None) -> list[Chart]:
-    """Draw train loss, validation accuracy and NLL of a run over rounds, with the middle 80 % of the clients.
-
-    Args:
-        rows: of `metrics.jsonl`.
-        clients: of `clients.jsonl`.
-        best: the round that is best by validation.
-    """
+    """Draw loss, accuracy and NLL of a run over rounds, with the middle 80 % of the clients and the best round."""
     charts = []
     for curve in LEARNING:
-        line = series(rows, curve.phase, curve.name)
-        if not line:
+        values = {at: Spread(value, None, 1) for at, value in series(rows, curve.phase, curve.name).items()}
+        one = Series(_PHASES[curve.phase], curve.title)
+        chart = curves(f"{curve.phase}_{curve.name}", curve.title, curve.unit, [(one, values)])
+        if chart is None:
             continue
-        one = Series(_PHASES[curve.phase])
-        chart = Chart(f"{curve.phase}_{curve.name}", curve.title, "round", curve.unit)
-        chart.whole_numbers()
-        ends = [row for row in middle(clients, curve.phase, curve.name) if row[0] in line]
-        notes = []
+        ends = [row for row in middle(clients, curve.phase, curve.name) if row[0] in values]
         if len(ends) > 1:
             chart.band(ends, one)
-            notes.append("Band: the middle 80 % of the clients.")
+            chart.note = "Band: the middle 80 % of the clients."
         if best is not None and curve.phase == "validation":
-            chart.axes.axvline(best, color="#5b6068", linestyle=(0, (5, 4)), linewidth=0.8)
-            notes.append(f"Dashed: best by validation, round {best:.0f}.")
-        (first, start), (last, end) = min(line.items()), max(line.items())
-        chart.line(list(line), list(line.values()), one, f"{curve.title}: {number(end)} at the end")
-        chart.description = f"A line from {number(start)} in round {first} to {number(end)} in round {last}."
-        chart.note = " ".join(notes)
+            chart.axes.axvline(best, color=SOFT, linestyle=(0, (5, 4)), linewidth=0.8)
+            chart.note = f"{chart.note} Dashed: best by validation, round {best:.0f}.".strip()
         charts.append(chart)
     return charts
 
@@ -197,13 +154,15 @@ def compared(groups: Sequence[Sequence[Rows]], names: Sequence[str]) -> list[Cha
 
 def posterior(rows: Rows) -> list[Chart]:
     """Draw what the posterior of a run did over rounds; nothing for a method without one."""
-    if not series(rows, "train", "kl"):
-        return []
-    charts = []
-    for panel in _panels([rows]):
-        lines = [(Series(colour, label), averaged([rows], phase, name)) for phase, name, label, colour in panel.lines]
-        charts.append(curves(panel.name, panel.title, panel.unit, lines, guide=panel.guide, note=panel.note))
-    return [chart for chart in charts if chart]
+    charts = [
+        curves(
+            panel.name, panel.title, panel.unit,
+            [(Series(place, label), averaged([rows], phase, name)) for phase, name, label, place in panel.lines],
+            panel.guide, panel.note,
+        )
+        for panel in _panels([rows])
+    ]  # fmt: skip
+    return [chart for chart in charts if chart] if series(rows, "train", "kl") else []
 
 
 def posteriors(groups: Sequence[Sequence[Rows]], names: Sequence[str]) -> list[Chart]:
@@ -214,7 +173,7 @@ def posteriors(groups: Sequence[Sequence[Rows]], names: Sequence[str]) -> list[C
         for phase, name, label, _ in panel.lines:
             title = panel.title if len(panel.lines) == 1 else f"{panel.title}, {label}"
             lines = [(Series(i, names[i], i), averaged(groups[i], phase, name)) for i in having]
-            charts.append(curves(f"{phase}_{name}", title, panel.unit, lines, guide=panel.guide, note=panel.note))
+            charts.append(curves(f"{phase}_{name}", title, panel.unit, lines, panel.guide, panel.note))
     return [chart for chart in charts if chart]
 
 
