@@ -165,9 +165,9 @@ def test_test_images_alone_are_corrupted():
     dirty = build.data(compose([*SMOKE, "evaluate.held_out=[ink]", "evaluate.corruption=contrast"]))
     changed = (clean.images.images != dirty.images.images).flatten(1).any(1)
     tested = torch.zeros(len(changed), dtype=torch.bool)
-    for one in clean.clients:
-        tested[torch.from_numpy(one.test)] = True
-        assert not changed[torch.from_numpy(np.concatenate([one.train, one.validation, one.held_out]))].any()
+    for client in clean.clients:
+        tested[torch.from_numpy(client.test)] = True
+        assert not changed[torch.from_numpy(np.concatenate([client.train, client.validation, client.held_out]))].any()
     assert torch.equal(changed, tested)
     assert tested.any()
 
@@ -175,23 +175,23 @@ def test_test_images_alone_are_corrupted():
 def test_an_image_is_corrupted_in_the_same_way_whoever_holds_it():
     def corrupted(*overrides):
         data = build.data(compose([*SMOKE, "evaluate.corruption=gaussian_noise", *overrides]))
-        tested = sorted({int(i) for one in data.clients for i in one.test})
+        tested = sorted({int(i) for client in data.clients for i in client.test})
         return {data.images.names[i]: data.images.images[i] for i in tested}
 
-    one = corrupted()
+    first = corrupted()
     for other in (
         corrupted("seed=1"),
         corrupted("partition.seed=1", "clients=5"),
         corrupted("evaluate.held_out=[ink]"),
     ):
-        common = one.keys() & other.keys()
+        common = first.keys() & other.keys()
         assert len(common) > 20
-        assert all(torch.equal(one[name], other[name]) for name in common)
-    assert len({image.numpy().tobytes() for image in one.values()}) == len(one)
+        assert all(torch.equal(first[name], other[name]) for name in common)
+    assert len({image.numpy().tobytes() for image in first.values()}) == len(first)
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("evaluate.corruption=snow", r"evaluate\.corruption=snow is unknown; choose one of gaussian_noise, shot_noise"),
         ("evaluate.severity=0", r"evaluate\.severity=0 is not a whole number from 1 to 5"),
@@ -199,8 +199,8 @@ def test_an_image_is_corrupted_in_the_same_way_whoever_holds_it():
         ("evaluate.severity=2.5", r"evaluate\.severity=2\.5 is not a whole number"),
     ],
 )
-def test_what_is_no_corruption_is_refused(override, said):
-    with pytest.raises(ConfigError, match=said):
+def test_what_is_no_corruption_is_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
         build.data(compose([*SMOKE, override]))
 
 

@@ -16,7 +16,7 @@ from fedbayes.seeding import Streams
 def data():
     bounds = [0, 5, 6, 17]
     parts = [np.arange(low, high) for low, high in pairwise(bounds)]
-    return FederatedData(grid(2, 2, 5), [ClientSplit(train=one, validation=one[:1], test=one[:2]) for one in parts])
+    return FederatedData(grid(2, 2, 5), [ClientSplit(train=ids, validation=ids[:1], test=ids[:2]) for ids in parts])
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (2, 4), (3, 1), (2, 100)])
@@ -32,15 +32,15 @@ def test_steps_are_the_batches_in_which_a_client_has_images(data, count, batch_s
 def test_a_stand_in_has_as_many_images_as_the_client_all_the_same(data):
     for partition in range(3):
         for split in ("train", "validation", "test", "held_out"):
-            mine, its = data.indices(partition, split), data.indices(~partition, split)
-            assert mine.shape == its.shape
-            assert mine.dtype == its.dtype
-            assert torch.equal(its, torch.zeros_like(mine))
+            real, stand_in = data.indices(partition, split), data.indices(~partition, split)
+            assert real.shape == stand_in.shape
+            assert real.dtype == stand_in.dtype
+            assert torch.equal(stand_in, torch.zeros_like(real))
 
 
 def test_pooled_images_are_those_of_who_trains():
-    parts = [np.array(one) for one in ([0, 1], [2, 3, 4], [5])]
-    splits = [ClientSplit(train=one, validation=one[:1], test=one[:1]) for one in parts]
+    parts = [np.array(ids) for ids in ([0, 1], [2, 3, 4], [5])]
+    splits = [ClientSplit(train=ids, validation=ids[:1], test=ids[:1]) for ids in parts]
     data = FederatedData(grid(2, 2, 5), splits, new_clients=[1])
     assert [client.train.tolist() for client in data.pooled().clients] == [[0, 1, 5]] * 3
     assert data.pooled().new_clients == data.with_clients(splits).new_clients == (1,)

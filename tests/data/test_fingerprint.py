@@ -158,7 +158,7 @@ def test_it_is_cheap():
     data = FederatedData(images, scheme("iid")(images, 20))
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         fingerprint(data)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.25, "about .02 on an idle core"
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.1, "about .02 on an idle core"

@@ -68,8 +68,8 @@ def test_pixels_equal_resizing_the_short_side_and_then_cutting(tmp_path: Path, s
     left, top = (width - 16) // 2, (height - 16) // 2
     resized = source.resize((width, height), Image.Resampling.BICUBIC)
     expected = torch.tensor(np.asarray(resized.crop((left, top, left + 16, top + 16)))).permute(2, 0, 1)
-    found = pixels_of(image_folder(str(tmp_path), 16), "cat/waves.png")
-    assert (found.int() - expected.int()).abs().max() <= 1
+    pixels = pixels_of(image_folder(str(tmp_path), 16), "cat/waves.png")
+    assert (pixels.int() - expected.int()).abs().max() <= 1
 
 
 def test_long_thin_images_need_no_memory_for_what_is_cut_off(tmp_path: Path) -> None:

@@ -34,12 +34,12 @@ def images_of(name):
     return image_set(cells, splits)
 
 
-def dealt(experiment, *overrides):
+def partition_of(experiment, *overrides):
     """A protocol's images and its clients as `partition.json` describes them."""
     cfg = compose([f"experiment={experiment}", *overrides])
     images = images_of(cfg.names.data)
     known = cfg.data.get("domains") or [f"domain{i}" for i in range(len(SETS[cfg.names.data][0]))]
-    inside, _ = hold_out(images, [f"domain{known.index(one)}" for one in cfg.evaluate.held_out])
+    inside, _ = hold_out(images, [f"domain{known.index(name)}" for name in cfg.evaluate.held_out])
     splits = instantiate(cfg.partition)(inside, cfg.clients)
     assert len(splits) == cfg.clients
     return inside, describe(splits, inside, "")["clients"]
@@ -70,8 +70,8 @@ def test_protocols_take_any_method_and_leave_its_parts_alone(name):
 
 
 @pytest.mark.parametrize("name", sorted(set(EXPERIMENTS) - GENERIC))
-def test_every_protocol_deals_out_a_set_of_the_published_size(name):
-    images, rows = dealt(name)
+def test_every_protocol_divides_a_set_of_the_published_size(name):
+    images, rows = partition_of(name)
     used = [i for row in rows for part in row["indices"].values() for i in part]
     assert len(used) == len(set(used))
     for row in rows:
@@ -82,7 +82,7 @@ def test_every_protocol_deals_out_a_set_of_the_published_size(name):
 
 @pytest.mark.parametrize(("name", "each"), [("office_fedbn_truncated", 62), ("domainnet10_fedbn_truncated", 105)])
 def test_fedbns_clients_have_a_domain_each_and_equally_many_training_images(name, each):
-    images, rows = dealt(name)
+    images, rows = partition_of(name)
     assert [row["train"] for row in rows] == [each] * len(images.domain_names)
     assert sorted(np.flatnonzero(row["domains"]).tolist() for row in rows) == [[d] for d in range(len(rows))]
     assert sum(row["test"] for row in rows) == pytest.approx(0.2 * len(images), abs=len(rows))
@@ -93,7 +93,7 @@ def test_fedbns_clients_have_a_domain_each_and_equally_many_training_images(name
     [("office_fedbn_untruncated", "office_caltech10"), ("domainnet10_fedbn_untruncated", "domainnet10")],
 )
 def test_without_the_cut_they_have_seven_tenths_of_their_domain(name, data):
-    images, rows = dealt(name)
+    images, rows = partition_of(name)
     assert len(images) == sum(SETS[data][0])
     sizes = {int(np.flatnonzero(row["domains"])[0]): row for row in rows}
     for domain, size in enumerate(SETS[data][0]):
@@ -108,14 +108,14 @@ def test_who_is_left_out_is_one_domain_and_every_client_has_another(name):
     cfg = compose([f"experiment={name}"])
     (left,) = cfg.evaluate.held_out
     assert left in cfg.data.domains
-    images, rows = dealt(name)
+    images, rows = partition_of(name)
     assert f"domain{list(cfg.data.domains).index(left)}" not in images.domain_names
     assert sorted(np.flatnonzero(row["domains"]).tolist() for row in rows) == [[0], [1], [2]]
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10_disjoint", 2), ("cifar100_disjoint", 10)])
 def test_disjoint_clients_share_no_class(name, classes):
-    images, rows = dealt(name)
+    images, rows = partition_of(name)
     held = np.array([counts(row, "train", images.labels) > 0 for row in rows])
     assert (held.sum(1) == classes).all()
     assert (held.sum(0) == 1).all()
@@ -125,7 +125,7 @@ def test_disjoint_clients_share_no_class(name, classes):
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name.endswith("_mixture")])
 def test_mixtures_of_domains_cross_with_label_skew_as_their_files_say(name):
     def classes_to_a_client(*overrides):
-        _, rows = dealt(name, *overrides)
+        _, rows = partition_of(name, *overrides)
         labels = np.array([row["labels"] for row in rows], float)
         shares = labels / labels.sum(1, keepdims=True)
         assert np.median([np.count_nonzero(row["domains"]) for row in rows]) > 1, "still several domains inside each"
@@ -138,7 +138,7 @@ def test_mixtures_of_domains_cross_with_label_skew_as_their_files_say(name):
 
 @pytest.mark.parametrize("classes", [10, 50])
 def test_clients_hold_their_number_of_a_hundred_classes(classes):
-    images, rows = dealt(f"cifar100_{classes}_classes")
+    images, rows = partition_of(f"cifar100_{classes}_classes")
     for part, each in (("train", 450), ("validation", 50), ("test", 100)):
         table = np.array([counts(row, part, images.labels) for row in rows])
         assert abs(table.sum(1) - each).max() <= 2 * classes
@@ -150,7 +150,7 @@ def test_clients_hold_their_number_of_a_hundred_classes(classes):
 
 def test_a_smaller_alpha_leaves_fewer_classes_to_a_client():
     def effective(alpha):
-        _, rows = dealt("cifar10_dirichlet", f"partition.alpha={alpha}")
+        _, rows = partition_of("cifar10_dirichlet", f"partition.alpha={alpha}")
         shares = np.array([row["labels"] for row in rows]) / [[sum(row["labels"])] for row in rows]
         return np.exp(-(shares * np.log(shares + 1e-12)).sum(1)).mean()
 

@@ -48,11 +48,11 @@ def test_held_out_images_come_last_and_every_image_keeps_what_belongs_to_it(imag
     assert inside.images.data_ptr() == whole.images.data_ptr(), "pixels are kept once"
     place = [int(name) for name in whole.names]
     assert sorted(place) == list(range(400))
-    for one in (inside, whole):
-        rows = [int(name) for name in one.names]
-        assert torch.equal(one.images, image_set.images[rows])
-        assert torch.equal(one.labels, image_set.labels[rows])
-        assert [one.domain_names[d] for d in one.domains] == [DOMAINS[d] for d in image_set.domains[rows]]
+    for images in (inside, whole):
+        rows = [int(name) for name in images.names]
+        assert torch.equal(images.images, image_set.images[rows])
+        assert torch.equal(images.labels, image_set.labels[rows])
+        assert [images.domain_names[d] for d in images.domains] == [DOMAINS[d] for d in image_set.domains[rows]]
     assert place[: len(inside)] == sorted(place[: len(inside)]), "in their old order"
 
 
@@ -66,7 +66,7 @@ def test_no_client_has_a_held_out_image_in_its_own_splits(image_set, name):
         for split in ("train", "validation", "test"):
             assert not (whole.domains[data.indices(client, split)] == noise).any()
         assert (whole.domains[data.indices(client, "held_out")] == noise).all()
-    shares = [one.held_out for one in splits]
+    shares = [client.held_out for client in splits]
     assert sorted(np.concatenate(shares).tolist()) == list(range(len(inside), len(whole)))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert all(np.array_equal(share, np.sort(share)) for share in shares)
@@ -74,31 +74,31 @@ def test_no_client_has_a_held_out_image_in_its_own_splits(image_set, name):
 
 def test_shares_are_drawn_from_the_partitions_seed_alone(image_set):
     splits = scheme("iid")(image_set, 3)
-    one, same, other = (share_held_out(splits, 300, 400, seed) for seed in (0, 0, 1))
-    assert all(np.array_equal(a.held_out, b.held_out) for a, b in zip(one, same, strict=True))
-    assert not all(np.array_equal(a.held_out, b.held_out) for a, b in zip(one, other, strict=True))
+    first, same, other = (share_held_out(splits, 300, 400, seed) for seed in (0, 0, 1))
+    assert all(np.array_equal(a.held_out, b.held_out) for a, b in zip(first, same, strict=True))
+    assert not all(np.array_equal(a.held_out, b.held_out) for a, b in zip(first, other, strict=True))
 
 
 def test_fewer_held_out_images_than_clients(image_set):
     splits = scheme("iid")(image_set, 5)
     with pytest.raises(PartitionError, match=r"clients=5 cannot share the 4 images .* lower clients to 4 or hold out"):
         share_held_out(splits, 400, 404, seed=0)
-    assert [len(one.held_out) for one in share_held_out(splits, 400, 405, seed=0)] == [1] * 5
+    assert [len(client.held_out) for client in share_held_out(splits, 400, 405, seed=0)] == [1] * 5
 
 
 def test_the_partition_is_written_down_with_the_shares(image_set):
     inside, whole = hold_out(image_set, ["noise"])
     splits = share_held_out(scheme("iid")(inside, 4), len(inside), len(whole), seed=0)
-    said = describe(splits, whole, "iid")
-    assert said["domains"] == list(whole.domain_names)
-    for client, one in zip(said["clients"], splits, strict=True):
-        assert client["held_out"] == len(client["indices"]["held_out"]) == len(one.held_out)
-        assert client["domains"][-1] == 0
-        assert sum(client["domains"]) == client["train"] + client["validation"] + client["test"]
+    text = describe(splits, whole, "iid")
+    assert text["domains"] == list(whole.domain_names)
+    for row, client in zip(text["clients"], splits, strict=True):
+        assert row["held_out"] == len(row["indices"]["held_out"]) == len(client.held_out)
+        assert row["domains"][-1] == 0
+        assert sum(row["domains"]) == row["train"] + row["validation"] + row["test"]
 
 
 @pytest.mark.parametrize(
-    ("domains", "said"),
+    ("domains", "message"),
     [
         ("noise", r"evaluate.held_out=noise is not a list; write \[noise\]"),
         (None, r"evaluate.held_out=None is not a list; write \[\]"),
@@ -110,8 +110,8 @@ def test_the_partition_is_written_down_with_the_shares(image_set):
         (["ink", "noise", "chalk", "paint"], "leaves no domain to train on; take at least one off"),
     ],
 )
-def test_what_cannot_be_held_out_is_refused(image_set, domains, said):
-    with pytest.raises(ConfigError, match=said):
+def test_impossible_domains_is_refused(image_set, domains, message):
+    with pytest.raises(ConfigError, match=message):
         hold_out(image_set, domains)
 
 

@@ -14,12 +14,14 @@ SETTINGS = {"seed": 0, "alpha": 0.3, "images": 20, "validation": 0.15, "test": 0
 def test_more_clients_than_images_have_all_three_splits():
     images = grid(2, 3, 10)
     splits = Resampled(**SETTINGS)(images, 500)
-    assert {(len(one.train), len(one.validation), len(one.test)) for one in splits} == {(10, 3, 7)}
+    assert {(len(client.train), len(client.validation), len(client.test)) for client in splits} == {(10, 3, 7)}
 
 
 def test_no_image_is_in_two_splits_of_anybody():
     splits = Resampled(**SETTINGS)(grid(2, 3, 10), 300)
-    pools = [set(np.concatenate([getattr(one, name) for one in splits])) for name in ("train", "validation", "test")]
+    pools = [
+        set(np.concatenate([getattr(client, name) for client in splits])) for name in ("train", "validation", "test")
+    ]
     assert sum(map(len, pools)) == len(set.union(*pools)) == 60
 
 
@@ -30,15 +32,15 @@ def test_clients_draw_by_their_mixtures():
     assert abs(rows.mean(0) / 400 - 0.25).max() < 0.01
     assert rows.std(0).max() / 400 < 0.05
     alone = Resampled(**SETTINGS | {"alpha": 0.001})(images, 200)
-    one_domain = [np.unique(images.domains.numpy()[one.train]).size for one in alone]
+    one_domain = [np.unique(images.domains.numpy()[client.train]).size for client in alone]
     assert np.mean(one_domain) < 1.1
 
 
 def test_the_partition_depends_on_its_seed_alone():
     images = grid(2, 3, 10)
-    one, same, other = (Resampled(**SETTINGS | {"seed": seed})(images, 9) for seed in (1, 1, 2))
-    assert all(np.array_equal(a.train, b.train) for a, b in zip(one, same, strict=True))
-    assert not all(np.array_equal(a.train, b.train) for a, b in zip(one, other, strict=True))
+    first, same, other = (Resampled(**SETTINGS | {"seed": seed})(images, 9) for seed in (1, 1, 2))
+    assert all(np.array_equal(a.train, b.train) for a, b in zip(first, same, strict=True))
+    assert not all(np.array_equal(a.train, b.train) for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize(

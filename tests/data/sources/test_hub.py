@@ -92,7 +92,7 @@ def test_a_column_of_words_gives_sorted_domains_over_all_splits(asked):
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"domain": "weather"}, "data.domain=weather is no column of org/animals; choose among id, img, style, fine"),
         ({"label": "weather"}, "data.label=weather is no column"),
@@ -101,8 +101,8 @@ def test_a_column_of_words_gives_sorted_domains_over_all_splits(asked):
         ({"image": "picture"}, "data.image=picture is no column of org/animals; choose among id, img, style, fine"),
     ],
 )
-def test_what_is_not_there_is_named(asked, settings, said):
-    with pytest.raises((ConfigError, DataError), match=said) as caught:
+def test_what_is_not_there_is_named(asked, settings, message):
+    with pytest.raises((ConfigError, DataError), match=message) as caught:
         hub("org/animals", 8, **settings)
     assert "\n" not in str(caught.value)
 

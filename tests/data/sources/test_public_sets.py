@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
 from PIL import Image
 
 from fedbayes import build
@@ -44,7 +45,7 @@ def fill(root, data, extra_classes=(), extra_domains=()):
 def test_a_named_set_has_its_domains_and_classes_in_a_plain_order(name):
     data = node(name)
     assert (len(data.domains), len(data.classes)) == SETS[name]
-    assert all(isinstance(one, str) for one in (*data.domains, *data.classes)), "YAML reads some words as numbers"
+    assert all(isinstance(name, str) for name in (*data.domains, *data.classes)), "YAML reads some words as numbers"
     assert list(data.classes) == sorted(data.classes)
     assert list(data.domains) == sorted(data.domains)
 
@@ -53,7 +54,7 @@ def test_the_ten_classes_of_domainnet10_are_domainnets():
     assert set(node("domainnet10").classes) < set(node("domainnet").classes)
 
 
-@pytest.mark.parametrize("name", ["office_caltech10", "pacs", "domainnet10", "three_digits"])
+@pytest.mark.parametrize("name", ["pacs", "three_digits"])
 def test_ids_do_not_depend_on_the_order_of_folders(name, tmp_path, monkeypatch):
     for seed in range(2):
         root = tmp_path / str(seed)
@@ -66,15 +67,15 @@ def test_ids_do_not_depend_on_the_order_of_folders(name, tmp_path, monkeypatch):
         listdir = os.listdir
         shuffled = random.Random(seed)
         monkeypatch.setattr(os, "listdir", lambda path, s=shuffled, ls=listdir: s.sample(ls(path), len(ls(path))))
-        found = build.data(compose([f"data={name}", f"data.root={root}", "partition.min_images=3", "clients=2"])).images
+        images = instantiate(node(name, f"data.root={root}"), _convert_="all")
         monkeypatch.undo()
         expected = [str(d) for d in node(name).get("domains", ["mnist", "usps", "digits"])]
-        assert list(found.domain_names) == expected
-        assert list(found.classes) == list(node(name).get("classes", "0123456789"))
-        for i, path in enumerate(found.names):
+        assert list(images.domain_names) == expected
+        assert list(images.classes) == list(node(name).get("classes", "0123456789"))
+        for i, path in enumerate(images.names):
             domain, label = path.split("/")[:2]
             if domain != "digits":
-                assert (found.domain_names[found.domains[i]], found.classes[found.labels[i]]) == (domain, label)
+                assert (images.domain_names[images.domains[i]], images.classes[images.labels[i]]) == (domain, label)
 
 
 def test_ten_classes_are_picked_from_a_full_folder(tmp_path):
@@ -82,11 +83,11 @@ def test_ten_classes_are_picked_from_a_full_folder(tmp_path):
     fill(tmp_path, data, extra_classes=["aircraft_carrier", "zigzag"], extra_domains=["photo"])
     (tmp_path / "clipart_train.txt").write_text("clipart/zebra/0.png 344")
     settings = {key: value for key, value in data.items() if key != "_target_"}
-    found = image_folder(**settings)
-    assert len(found) == 60
-    assert found.classes == tuple(data.classes)
-    assert sorted(set(found.labels.tolist())) == list(range(10))
-    assert not [path for path in found.names if "zigzag" in path or "photo" in path]
+    images = image_folder(**settings)
+    assert len(images) == 60
+    assert images.classes == tuple(data.classes)
+    assert sorted(set(images.labels.tolist())) == list(range(10))
+    assert not [path for path in images.names if "zigzag" in path or "photo" in path]
 
 
 def test_with_others_ignored_every_given_name_must_be_there(tmp_path):
@@ -101,12 +102,12 @@ def test_with_others_ignored_every_given_name_must_be_there(tmp_path):
 def test_a_folder_of_another_name_is_refused_unless_others_are_ignored(tmp_path):
     for label in ("bike", "car", "mug"):
         paint(tmp_path / "web" / label / "0.png")
-    given = {"classes": ["bike", "mug"], "domains": ["web"]}
+    names = {"classes": ["bike", "mug"], "domains": ["web"]}
     with pytest.raises(DataError, match=r"has car, not among data\.classes"):
-        image_folder(str(tmp_path), 8, **given)
-    assert image_folder(str(tmp_path), 8, **given, others="ignore").names == ("web/bike/0.png", "web/mug/0.png")
+        image_folder(str(tmp_path), 8, **names)
+    assert image_folder(str(tmp_path), 8, **names, others="ignore").names == ("web/bike/0.png", "web/mug/0.png")
     with pytest.raises(ConfigError, match=r"data\.others=drop is unknown; choose one of raise, ignore"):
-        image_folder(str(tmp_path), 8, **given, others="drop")
+        image_folder(str(tmp_path), 8, **names, others="drop")
 
 
 @pytest.mark.parametrize("name", [*SETS, "three_digits"])

@@ -45,10 +45,10 @@ def test_it_is_the_same_every_time_and_leaves_global_generators_alone(digits: Im
 
 @pytest.mark.parametrize("size", [8, 65])
 def test_who_writes_into_pictures_changes_nobody_elses(size):
-    one = styled_digits(size)
-    before = one.images.clone()
-    one.images.zero_()
-    one.labels.zero_()
+    first = styled_digits(size)
+    before = first.images.clone()
+    first.images.zero_()
+    first.labels.zero_()
     another = styled_digits(size)
     assert torch.equal(another.images, before)
     assert another.labels.max() == 9

@@ -38,18 +38,18 @@ def test_domains_follow_each_other_and_labels_are_the_folders(root):
 def test_bundled_digits_keep_their_pixels_at_their_own_size(root):
     images = three_digits(str(root), 8)
     source = load_digits()
-    own = images.images[40:]
+    bundled = images.images[40:]
     assert images.labels[40:].tolist() == source.target.tolist()
     for channel in range(3):
-        assert abs(own[:, channel].numpy() - source.images * 255 / 16).max() <= 0.5
-    assert own.max() == 255, "ink of 16 is white"
+        assert abs(bundled[:, channel].numpy() - source.images * 255 / 16).max() <= 0.5
+    assert bundled.max() == 255, "ink of 16 is white"
 
 
 def test_a_lacking_digit_is_named(root):
-    for one in (root / "usps" / "7").iterdir():
-        one.rename(root / "mnist" / "7" / f"u{one.name}")
+    for path in (root / "usps" / "7").iterdir():
+        path.rename(root / "mnist" / "7" / f"u{path.name}")
     assert len(three_digits(str(root), 8)) == 1837, "the other source has it"
-    for one in (root / "mnist" / "7").iterdir():
-        one.unlink()
+    for path in (root / "mnist" / "7").iterdir():
+        path.unlink()
     with pytest.raises(DataError, match=r"has no images of 7, among data.classes"):
         three_digits(str(root), 8)

@@ -24,10 +24,10 @@ def cifar10(tmp_path, monkeypatch):
     place = tmp_path / datasets.CIFAR10.base_folder
     place.mkdir()
     numbers = {"data_batch_1": range(8), "test_batch": range(8, 12)}
-    for name, some in numbers.items():
-        pixels = np.stack([np.full(3072, 10 * i, np.uint8) for i in some])
+    for name, ids in numbers.items():
+        pixels = np.stack([np.full(3072, 10 * i, np.uint8) for i in ids])
         pixels[:, :1024] += 1  # the first plane is red
-        (place / name).write_bytes(pickle.dumps({"data": pixels, "labels": [9 - i % 10 for i in some]}))
+        (place / name).write_bytes(pickle.dumps({"data": pixels, "labels": [9 - i % 10 for i in ids]}))
     (place / "batches.meta").write_bytes(pickle.dumps({"label_names": [f"class {i}" for i in range(10)]}))
     lists = {name: [[name, checksum(place / name)]] for name in numbers}
     monkeypatch.setattr(datasets.CIFAR10, "train_list", lists["data_batch_1"])
@@ -52,8 +52,8 @@ def test_cifar_keeps_its_order_its_split_and_its_class_names(cifar10, size):
 def test_test_images_of_clients_are_the_given_ones(cifar10):
     chosen = [f"data.root={cifar10}", "partition=iid", "clients=2", "partition.min_images=3"]
     federated = build.data(compose(["data=cifar10", *chosen]))
-    assert sorted(np.concatenate([one.test for one in federated.clients])) == [8, 9, 10, 11]
-    assert all(len(one.train) and len(one.validation) for one in federated.clients)
+    assert sorted(np.concatenate([client.test for client in federated.clients])) == [8, 9, 10, 11]
+    assert all(len(client.train) and len(client.validation) for client in federated.clients)
 
 
 class Evil:
@@ -116,10 +116,10 @@ def test_mnist_and_usps_are_grey_and_their_classes_are_digits(tmp_path):
 def test_a_missing_set_is_not_downloaded_but_explained(name, tmp_path):
     with pytest.raises(DataError) as caught:
         build.data(compose([f"data={name}", f"data.root={tmp_path}"]))
-    said = str(caught.value)
-    assert said.startswith(f"data.root={tmp_path} has no {name} that can be read (")
-    assert said.endswith(f"; put {SETS[name].files} there, or set data.download=true.")
-    assert "\n" not in said
+    message = str(caught.value)
+    assert message.startswith(f"data.root={tmp_path} has no {name} that can be read (")
+    assert message.endswith(f"; put {SETS[name].files} there, or set data.download=true.")
+    assert "\n" not in message
     assert list(tmp_path.iterdir()) == []
 
 
