@@ -6,6 +6,7 @@ A method is reached only through the `_target_` in its YAML; nothing here knows 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from logging import LogRecord
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -36,6 +37,7 @@ from fedbayes.simulation.attacks import AbstractAttack, MaliciousClients
 from fedbayes.simulation.client import ClientSetup, CohortClient
 from fedbayes.simulation.hardware import choose_device
 from fedbayes.storage.checkpoint import Checkpoint
+from fedbayes.storage.early_log import collected
 
 
 @final
@@ -52,6 +54,7 @@ class Parts:
         data: images, and which client has which.
         model: the frozen ViT with its prompt generator and head.
         client: trains and evaluates every client, malicious ones among them.
+        records: what was logged while the parts were made, for `run.log`.
     """
 
     sampling: Sampling
@@ -62,6 +65,7 @@ class Parts:
     data: FederatedData
     model: PromptedViT
     client: CohortClient
+    records: Sequence[LogRecord] = ()
 
     @property
     def malicious(self) -> tuple[int, ...]:
@@ -84,10 +88,11 @@ def assemble(cfg: DictConfig, running: Any = None) -> Parts:
     server = strategy(cfg, rounds)
     runner = engine(cfg) if running is None else running
     runner.prepare()
-    federated = data(cfg, sampled.new_clients)
-    prompted = model(cfg, federated, runner.device)
-    clients = client(cfg, federated, prompted, attacker, malicious(sampled, attacker))
-    return Parts(sampled, attacker, rounds, server, runner, federated, prompted, clients)
+    with collected() as records:
+        federated = data(cfg, sampled.new_clients)
+        prompted = model(cfg, federated, runner.device)
+        clients = client(cfg, federated, prompted, attacker, malicious(sampled, attacker))
+    return Parts(sampled, attacker, rounds, server, runner, federated, prompted, clients, records)
 
 
 def engine(cfg: DictConfig) -> Any:

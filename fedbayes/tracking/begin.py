@@ -38,6 +38,7 @@ def begin(run_dir: Path, cfg: DictConfig, parts: build.Parts, restart: Restart, 
         resumed_after=restart.after if resumed else None,
     )
     with tracker:
+        tracker.replay(parts.records)
         notes = [*restart.damage]
         if restart.checkpoint is not None:
             notes += differences(restart.checkpoint.history.get("made_by"))

@@ -182,6 +182,11 @@ class Tracker:
             except Exception as error:
                 self._leave_out(destination, error)
 
+    def replay(self, records: Sequence[logging.LogRecord]) -> None:
+        """Write to `run.log` what was logged before there was one."""
+        for record in records:
+            self._handler.handle(record)
+
     def note(self, text: str) -> None:
         """Writes a line to `run.log` and shows it."""
         self._record(logging.INFO, text)
