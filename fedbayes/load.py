@@ -17,6 +17,7 @@ from fedbayes.server.trained import TrainedClients
 from fedbayes.storage import checkpoint
 from fedbayes.storage.run_dir import SUMMARY, read_summary
 from fedbayes.text import fraction
+from fedbayes.tracking.inputs import require_same_inputs
 
 
 @final
@@ -102,7 +103,9 @@ class Run:
     def clients(self) -> TrainedClients:
         """The run's clients with the parameters after its last round; data and backbone are read at the first use."""
         stored = checkpoint.latest(self.directory)
-        return build.trained(self.config, build.assemble(self.config, build.NoEngine()), stored)
+        parts = build.assemble(self.config, build.NoEngine())
+        require_same_inputs(self.directory, parts)
+        return build.trained(self.config, parts, stored)
 
 
 def load(run_dir: str | Path) -> Run:
@@ -112,7 +115,7 @@ def load(run_dir: str | Path) -> Run:
         RunError: if the directory does not hold one, or its configuration is of another version or names what may not
             be called; see `fedbayes.config.stored`.
     """
-    directory = Path(run_dir)
+    directory = Path(run_dir).expanduser()
     if not (directory / SUMMARY).is_file():
         raise RunError(f"{directory} holds no finished run (no {SUMMARY}); give a run directory, or resume it first.")
     return Run(directory, stored_configuration.read(directory), read_summary(directory))

@@ -8,7 +8,6 @@ Everything is built before the run directory is touched.
 
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,18 @@ from fedbayes.config.stored import read as stored_configuration
 from fedbayes.errors import RunError
 
 
-def run(cfg: DictConfig, run_dir: Path, engine: Any = None, *, resumed: bool = False) -> dict[str, Any]:
+def run(cfg: DictConfig, run_dir: Path | None = None, engine: Any = None, *, resumed: bool = False) -> dict[str, Any]:
     """Run one experiment, from images to report.
 
     Args:
         cfg: the composed configuration, with the names of its groups under `names`.
-        run_dir: where everything goes; it is touched only once all parts have been built.
+        run_dir: where everything goes; it is touched only once all parts have been built. None for a new folder
+            `runs/<date>/<time>-<method>-<data>-s<seed>`.
         engine: runs the clients; None for the one that the configuration names.
         resumed: whether the directory holds this very run, to go on from its newest checkpoint.
 
     Returns:
-        The object of `summary.json`.
+        The object of `summary.json`, with the run directory under `run_dir`.
 
     Raises:
         FedbayesError: for what a user can mend.
@@ -47,8 +47,8 @@ def run(cfg: DictConfig, run_dir: Path, engine: Any = None, *, resumed: bool = F
     resolved(cfg)  # says what is missing before anything is built
     parts = build.assemble(cfg, engine)
     with (
-        run_directory(run_dir, OmegaConf.to_yaml(cfg, resolve=True), resumed=resumed) as restart,
-        begin(run_dir, cfg, parts, restart, resumed=resumed) as tracker,
+        run_directory(run_dir, cfg, resumed=resumed) as restart,
+        begin(cfg, parts, restart) as tracker,
     ):
         progress = parts.engine.run(
             client_factory=build.ClientFactory(cfg, parts.client),
@@ -63,11 +63,11 @@ def run(cfg: DictConfig, run_dir: Path, engine: Any = None, *, resumed: bool = F
                 stored=restart.checkpoint,
             ),
         )
-        write_predictions(run_dir, progress.final)
+        write_predictions(restart.run_dir, progress.final)
         summary = summarise(cfg, parts, progress, started)
-        write_gallery(run_dir, cfg, parts)
+        write_gallery(restart.run_dir, cfg, parts)
         tracker.report(summary, publish)
-    return summary
+    return {**summary, "run_dir": str(restart.run_dir)}
 
 
 def resume(run_dir: Path) -> dict[str, Any]:
@@ -114,8 +114,7 @@ def simulate(overrides: Sequence[str] = ()) -> dict[str, Any]:
         return {**resume(Path(cfg.resume)), "run_dir": str(cfg.resume)}
     if cfg.dry_run:
         return dry_run(cfg)
-    run_dir = run_dir_of(cfg)
-    return {**run(cfg, run_dir), "run_dir": str(run_dir)}
+    return run(cfg, None if cfg.run_dir is None else Path(cfg.run_dir))
 
 
 def dry_run(cfg: DictConfig) -> dict[str, Any]:
@@ -132,20 +131,9 @@ def dry_run(cfg: DictConfig) -> dict[str, Any]:
     return costs.values()
 
 
-def run_dir_of(cfg: DictConfig) -> Path:
-    """Return `run_dir` if the user chose one, else a new folder under `runs/`."""
-    if cfg.run_dir is not None:
-        return Path(cfg.run_dir)
-    now = datetime.now()
-    name = f"{now:%H-%M-%S}-{cfg.names.method}-{cfg.names.data}-s{cfg.seed}"
-    first = Path("runs") / f"{now:%Y-%m-%d}" / name
-    taken = (first.with_name(f"{name}-{number}") for number in range(2, 1000))
-    return first if not first.exists() else next(path for path in taken if not path.exists())
-
-
 def main() -> None:
     """Entry point of the command; see `fedbayes.commands.command_line`."""
-    command_line(Actions(run, resume, dry_run, run_dir_of))
+    command_line(Actions(run, resume, dry_run))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def test_names_of_choices_are_written_down():
         (["+partition.foo=1"], "partition: .*unexpected keyword argument 'foo'"),
         (["~optim.clip"], "optim: .*missing .*required .*argument: 'clip'"),
         (["method.strategy._target_=nowhere.Foo"], "nowhere.Foo is not installed"),
-        (["method.strategy._target_=strategies.averaging.Foo"], "strategies.averaging.Foo is not installed"),
+        (["method.strategy._target_=strategies.averaging.Foo"], "strategies.averaging has no Foo"),
     ],
 )
 def test_keys_that_nothing_takes_are_named_with_their_place(overrides, said):

@@ -9,7 +9,9 @@ import signal
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,15 +25,21 @@ from fedbayes.config import stored
 from fedbayes.config.compose import (
     CONF,
     CONFIGURATION_ERRORS,
+    at_home,
     explained,
     named,
+    quoted,
     require_alone,
     require_overrides,
     resolved,
     suggestion,
 )
 from fedbayes.errors import ConfigError, FedbayesError, RunError
+from fedbayes.storage.claim import new_folder
 from fedbayes.storage.names import CONFIG
+
+MULTIRUN = {"-m", "--multirun", "hydra.mode=MULTIRUN"}
+"""Words that ask for a sweep."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C or SIGTERM, as shells have it."""
@@ -43,16 +51,14 @@ class Actions:
     """What the command can do; `fedbayes.run` has each.
 
     Attributes:
-        run: a new run in a directory.
+        run: a new run in a directory; None for a new one under `runs/`.
         resume: the run of a directory that broke off.
         dry_run: says what a run would cost.
-        run_dir_of: the directory of a new run.
     """
 
-    run: Callable[[DictConfig, Path], dict[str, Any]]
+    run: Callable[[DictConfig, Path | None], dict[str, Any]]
     resume: Callable[[Path], dict[str, Any]]
     dry_run: Callable[[DictConfig], dict[str, Any]]
-    run_dir_of: Callable[[DictConfig], Path]
 
 
 def command_line(actions: Actions) -> None:
@@ -91,11 +97,16 @@ def command_line(actions: Actions) -> None:
         run_dir = Path(hydra_cfg.runtime.output_dir if cfg.run_dir is None else cfg.run_dir)
         return sweep.job(cfg, hydra_cfg, run_dir, partial(_job, actions, cfg, run_dir))
 
-    words: list[str] = sys.argv[1:]
+    words = at_home(sys.argv[1:])
+    folder = None
     try:
         if require_options(words):
             return
-        words = sys.argv[1:] = sweep_again(words)
+        words = sweep_again(words)
+        if MULTIRUN & set(words) and not any(word.startswith("hydra.sweep.dir=") for word in words):
+            folder = new_folder(datetime.now().strftime("runs/%Y-%m-%d/%H-%M-%S-sweep"))
+            words.append(f"hydra.sweep.dir={quoted(folder)}")  # no other sweep of this second has it
+        sys.argv[1:] = words
         start()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -110,6 +121,9 @@ def command_line(actions: Actions) -> None:
         fail(explained(error, words))
     finally:
         os.environ["HYDRA_FULL_ERROR"] = full_error
+        if folder is not None:
+            with suppress(OSError):  # something lies in it, but for a sweep that could not begin
+                folder.rmdir()
     if lines := sweep.failures():
         print(f"{len(lines)} failed{_how_again()}:", *lines, sep="\n  ", file=sys.stderr, flush=True)
     if failed or lines:
@@ -156,7 +170,7 @@ def _single(actions: Actions, cfg: DictConfig, words: Sequence[str]) -> None:
     elif cfg.dry_run:
         actions.dry_run(cfg)
     else:
-        actions.run(cfg, actions.run_dir_of(cfg))
+        actions.run(cfg, None if cfg.run_dir is None else Path(cfg.run_dir))
 
 
 def _job(actions: Actions, cfg: DictConfig, run_dir: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def sweep_again(words: Sequence[str]) -> list[str]:
     Raises:
         RunError: if the sweep's file cannot be read, or asks for more than values and choices.
     """
-    found = [Path(word.partition("=")[2].strip("'\"")) for word in words if word.startswith("resume=")]
+    found = [Path(word.partition("=")[2].strip("'\"")).expanduser() for word in words if word.startswith("resume=")]
     if found and (found[0] / SEARCH).is_file():
         raise RunError(
             f"resume={found[0]} names a search, whose next values depend on all results before; start it again."

@@ -1,7 +1,9 @@
 """Where the configuration files lie, composing them, and what is wrong with a configuration in one line."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,9 @@ SECTIONS = (
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 """What Hydra and OmegaConf raise about what the user asked for, or about a file of the user's."""
 
+PATHS = ("data.root", "backbone.checkpoint", "run_dir", "resume")
+"""Values that name a file or a folder, where a configuration has them."""
+
 _ABSENT = object()
 
 
@@ -55,6 +60,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides={overrides!r} is one text; give a list of such, as in {overrides.split()!r}.")
+    overrides = at_home(overrides)
     require_overrides(overrides)
     try:
         cfg = _compose(overrides)
@@ -67,7 +73,7 @@ def compose(overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def named(cfg: DictConfig, runtime: Any) -> DictConfig:
-    """Write the names of the chosen groups under `names`.
+    """Write the names of the chosen groups under `names`, and make paths absolute.
 
     Args:
         cfg: the composed configuration.
@@ -85,7 +91,22 @@ def named(cfg: DictConfig, runtime: Any) -> DictConfig:
                 _require_no_mark(Path(source.path) / group / f"{name}.yaml")
     with open_dict(cfg):
         cfg.names = {group: runtime.choices[group] for group in NAMED}
+    for key in PATHS:
+        with suppress(OmegaConfBaseException):  # what points to nothing, or has no parent, is said later
+            if isinstance(path := OmegaConf.select(cfg, key), str) and path:
+                OmegaConf.update(cfg, key, os.path.abspath(Path(path).expanduser()))
     return cfg
+
+
+def at_home(words: Sequence[str]) -> list[str]:
+    """Return the words of the command with the home directory in the place of `~`, which Hydra cannot read."""
+    result = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key in (*PATHS, "hydra.sweep.dir") and value.startswith("~"):
+            word = f"{key}={quoted(Path(value).expanduser())}"
+        result.append(word.replace("://~/", f"://{Path.home()}/") if key == "hydra.searchpath" else word)
+    return result
 
 
 def require_alone(overrides: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.errors import ConfigError, FedbayesError
+from fedbayes.text import closest
 
 ROOT = Path(__file__).resolve().parents[2]
 METHOD_PACKAGES = ("strategies", "clients")
@@ -105,6 +107,17 @@ def _target(node: object) -> object:
     return node.get("_target_") if isinstance(node, DictConfig) else None
 
 
+def _not_there(place: str, target: str) -> str:
+    """What is wrong with a target that cannot be imported: its module, or the name in it."""
+    module, _, name = target.rpartition(".")
+    with suppress(ImportError, ValueError):
+        if module and find_spec(module) is not None:
+            close = closest(name, vars(import_module(module)), 1)
+            remedy = f"did you mean {close[0]}" if close else "correct it"
+            return f"{place}._target_={target}: {module} has no {name}; {remedy}."
+    return f"{place}._target_={target} is not installed; install or correct it."
+
+
 def _instantiated(place: str, node: object, *, later: bool, **extra: Any) -> Any:
     require_own()
     target = _target(node)
@@ -126,7 +139,5 @@ def _instantiated(place: str, node: object, *, later: bool, **extra: Any) -> Any
             raise ConfigError(f"{inner}: {str(error).splitlines()[0]}.") from error
         if isinstance(cause, ImportError) and any(words in str(cause) for words in NOWHERE):
             named = re.search(r"locating target '([^']*)'", str(error))
-            raise ConfigError(
-                f"{inner}._target_={named[1] if named else target} is not installed; install or correct it."
-            ) from error
+            raise ConfigError(_not_there(inner, named[1] if named else target)) from error
         raise

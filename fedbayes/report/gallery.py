@@ -29,6 +29,7 @@ from fedbayes.server.trained import TrainedClients
 from fedbayes.storage import checkpoint
 from fedbayes.storage.predictions import Predictions, read_predictions
 from fedbayes.storage.run_dir import GALLERY, write_json
+from fedbayes.tracking.inputs import require_same_inputs
 
 log = logging.getLogger("fedbayes")
 
@@ -202,7 +203,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for folder in map(Path, sys.argv[1:] if argv is None else argv):
         try:
             cfg = stored_configuration.read(folder)
-            write_gallery(folder, cfg, build.assemble(cfg, build.NoEngine()))
+            parts = build.assemble(cfg, build.NoEngine())
+            require_same_inputs(folder, parts)
+            write_gallery(folder, cfg, parts)
             print(write_html(folder))
         except FedbayesError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)

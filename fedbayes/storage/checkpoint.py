@@ -118,16 +118,22 @@ class Restart:
     """Where a run goes on.
 
     Attributes:
+        run_dir: the run's directory.
+        resumed: whether it was begun before.
         checkpoint: the newest that can be used; None for the start.
         damage: why each newer checkpoint cannot be used.
     """
 
+    run_dir: Path
+    resumed: bool = False
     checkpoint: Checkpoint | None = None
     damage: Sequence[str] = ()
 
     @property
-    def after(self) -> int:
-        """The last round that is done."""
+    def after(self) -> int | None:
+        """The last round that a resumed run has done; None for a new run."""
+        if not self.resumed:
+            return None
         return 0 if self.checkpoint is None else self.checkpoint.server_round
 
 
@@ -155,13 +161,13 @@ def newest(run_dir: Path, written: float = math.inf) -> Restart:
             incomplete = True
             damage.append(f"{folder} lacks personal parameters of clients")
         else:
-            return Restart(stored, damage)
+            return Restart(run_dir, True, stored, damage)
     if incomplete:
         raise RunError(
             f"{run_dir} cannot go on: its clients do not share their personal parameters, so no checkpoint has them; "
             "run it again, with share-personal=true on every SuperNode if they may hand them out."
         )
-    return Restart(None, damage)
+    return Restart(run_dir, True, None, damage)
 
 
 def latest(run_dir: Path) -> Checkpoint:

@@ -5,7 +5,11 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
+from itertools import count
 from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.errors import FedbayesError, RunError, StoppedError
 from fedbayes.storage import checkpoint, checkpoint_folders, files
@@ -18,26 +22,50 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # file syst
 
 
 @contextmanager
-def run_directory(run_dir: Path, config: str, *, resumed: bool) -> Iterator[checkpoint.Restart]:
+def run_directory(run_dir: Path | None, cfg: DictConfig, *, resumed: bool) -> Iterator[checkpoint.Restart]:
     """Keep a directory to this run for the block.
 
     Args:
-        run_dir: the directory.
-        config: the text of `config.yaml`.
+        run_dir: the directory; None for a new one under `runs/`.
+        cfg: the configuration.
         resumed: whether the directory holds this very run, to go on from its newest checkpoint.
 
     Yields:
-        Where a resumed run goes on; for a new one, from the start.
+        The directory, and where a resumed run goes on.
 
     Raises:
         RunError: see `claimed`, `reopened` and `checkpoint.newest`.
     """
+    if run_dir is None:
+        name = f"{cfg.names.method}-{cfg.names.data}-s{cfg.seed}"
+        run_dir = new_folder(datetime.now().strftime("runs/%Y-%m-%d/%H-%M-%S-") + name)
     if not resumed:
-        with claimed(run_dir, config):
-            yield checkpoint.Restart()
+        with claimed(run_dir, OmegaConf.to_yaml(cfg, resolve=True)):
+            yield checkpoint.Restart(run_dir)
         return
     with reopened(run_dir):
         yield checkpoint.newest(run_dir, rounds_written(run_dir))
+
+
+def new_folder(path: str) -> Path:
+    """Make a folder that was not there; a number follows its name where another process has just made that one.
+
+    Raises:
+        RunError: if it cannot be made.
+    """
+    for number in count(1):
+        folder = Path(path if number == 1 else f"{path}-{number}")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+        except FileExistsError as error:
+            if not folder.exists():
+                raise RunError(f"{folder.parent} cannot be a directory: a file is in the way; remove it.") from error
+        except OSError as error:
+            raise RunError(f"{folder} cannot be made ({error.strerror}); choose run_dir=DIR.") from error
+        else:
+            return folder
+    raise AssertionError("numbers do not end")
 
 
 def claim(run_dir: Path, config: str) -> Path:

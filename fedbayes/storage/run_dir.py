@@ -15,6 +15,7 @@ METRICS = "metrics.jsonl"
 CLIENTS = "clients.jsonl"
 SUMMARY = "summary.json"
 PARTITION = "partition.json"
+INPUTS = "inputs.json"
 LOG = "run.log"
 REPORT = "report.html"
 PLOTS = "plots"
@@ -27,10 +28,10 @@ WANDB = "wandb"
 _TABLES = tuple(f"{Path(REPORT).stem}.{end}" for end in ("md", "csv", "tex"))
 REPORTS = (REPORT, *_TABLES)
 """A run's page and its tables beside it."""
-FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, PARTITION, LOG, PREDICTIONS, GALLERY, *REPORTS)
+FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, PARTITION, INPUTS, LOG, PREDICTIONS, GALLERY, *REPORTS)
 FOLDERS = (PLOTS, checkpoint_folders.FOLDER, WANDB)
 """Everything that a run leaves in its directory."""
-WRITTEN_EARLY = (METRICS, CLIENTS, CONFIG, PARTITION, LOG)
+WRITTEN_EARLY = (METRICS, CLIENTS, CONFIG, PARTITION, INPUTS, LOG)
 """What is there before the first round ends."""
 _OBJECTS = ("attack", "final", "best", "new_clients", "train", "privacy", "per_domain", "bytes", "seconds", "versions")
 

@@ -2,40 +2,41 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from fedbayes import build
-from fedbayes.config.compose import resolved
 from fedbayes.data.partitions.splits import describe
 from fedbayes.simulation.hardware import slow_numbers
 from fedbayes.storage.checkpoint import Restart
 from fedbayes.storage.run_dir import PARTITION, write_json
+from fedbayes.tracking.inputs import record_inputs
 from fedbayes.tracking.provenance import differences
 from fedbayes.tracking.tracker import Tracker
 
 
 @contextmanager
-def begin(run_dir: Path, cfg: DictConfig, parts: build.Parts, restart: Restart, *, resumed: bool) -> Iterator[Tracker]:
-    """Write down who has which images, and open the tracker for the block.
+def begin(cfg: DictConfig, parts: build.Parts, restart: Restart) -> Iterator[Tracker]:
+    """Write down what a run is made of, and open the tracker for the block.
 
     Args:
-        run_dir: the run's directory, claimed by this process.
         cfg: the composed configuration.
         parts: of the run.
-        restart: where it goes on.
-        resumed: whether it was begun before.
+        restart: the run's directory, claimed by this process, and where the run goes on.
+
+    Raises:
+        DataError: if the run began with other images or another backbone.
     """
+    record_inputs(restart.run_dir, parts)
     if len(parts.data.images):  # deployed clients alone know theirs
-        write_json(run_dir / PARTITION, describe(parts.data.clients, parts.data.images, cfg.names.partition))
+        partition = describe(parts.data.clients, parts.data.images, cfg.names.partition)
+        write_json(restart.run_dir / PARTITION, partition)
     tracker = Tracker(
-        run_dir,
+        restart.run_dir,
         cfg.rounds,
         f"{cfg.names.method} on {cfg.names.data}, seed {cfg.seed}",
-        resolved(cfg),
-        build.destinations(cfg, run_dir),
-        resumed_after=restart.after if resumed else None,
+        build.destinations(cfg, restart.run_dir),
+        resumed_after=restart.after,
     )
     with tracker:
         tracker.replay(parts.records)

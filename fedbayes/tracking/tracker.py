@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO, final
 
 from fedbayes.storage import checkpoint
+from fedbayes.storage.names import CONFIG
 from fedbayes.storage.run_dir import CLIENTS, LOG, METRICS, REPORT, SUMMARY, keep_rounds, plain, write_json
 from fedbayes.text import visible
 from fedbayes.tracking.console import RoundProgress
@@ -73,7 +74,6 @@ class Tracker:
         run_dir: the run's directory, as `claim` returned it.
         rounds: the last round of the run.
         title: what runs, in a few words.
-        config: the resolved configuration; its text goes to `run.log`.
         destinations: who else wants the rows. One that fails is noted and left out; the run goes on.
         console: where to show progress and results; standard output by default.
         resumed_after: the round a resumed run goes on from; later rows of its files are dropped.
@@ -84,7 +84,6 @@ class Tracker:
         run_dir: Path,
         rounds: int,
         title: str,
-        config: Mapping[str, Any],
         destinations: Sequence[Destination] = (),
         console: "Console | None" = None,
         resumed_after: int | None = None,
@@ -93,7 +92,6 @@ class Tracker:
 
         self._run_dir = run_dir
         self._title = title
-        self._config = config
         self._destinations = list(destinations)
         self._console = Console(file=sys.stdout) if console is None else console
         self._progress = RoundProgress(self._console, rounds, title)
@@ -123,7 +121,7 @@ class Tracker:
         if ours.getEffectiveLevel() > logging.INFO:
             ours.setLevel(logging.INFO)
         go_on = "" if self._resumed_after is None else f", resumed after round {self._resumed_after}"
-        self._record(logging.INFO, f"{self._title}{go_on}: {json.dumps(plain(self._config), ensure_ascii=False)}")
+        self._record(logging.INFO, f"{self._title}{go_on}; its configuration is in {CONFIG}")
         self._progress.start()
         return self
 

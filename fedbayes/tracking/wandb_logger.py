@@ -1,8 +1,7 @@
 """Weights & Biases as a second home of a run's numbers; the files in the run directory remain the first."""
 
-import configparser
 import logging
-import netrc
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from urllib.parse import urlparse
 from fedbayes.errors import ConfigError, RunError, require_choice
 from fedbayes.storage import checkpoint_folders, files
 from fedbayes.storage.names import CONFIG
-from fedbayes.storage.run_dir import PLOTS, REPORT, REPORTS, SWEEP, plain, require_own
+from fedbayes.storage.run_dir import CLIENTS, METRICS, PLOTS, REPORT, REPORTS, SWEEP, plain, read_rows, require_own
 
 if TYPE_CHECKING:
     import wandb
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 _MODES = ("auto", "online", "offline", "disabled")
 _HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the default server has moved once already
 _SECONDS_TO_CONNECT = 30.0
+_KEY = ("round", "phase", "partition")  # tells rows apart
 
 
 def has_key(environment: Mapping[str, str], home: Path) -> bool:
@@ -31,22 +31,21 @@ def has_key(environment: Mapping[str, str], home: Path) -> bool:
     """
     if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    servers = [environment.get("WANDB_BASE_URL", "")]
-    settings = configparser.ConfigParser(interpolation=None)
-    try:
-        settings.read(home / ".config" / "wandb" / "settings")
-        servers.append(settings.get("default", "base_url", fallback=""))
-    except (configparser.Error, UnicodeDecodeError):
-        pass  # a broken settings file names no server
-    hosts = {*_HOSTS, *(urlparse(server).netloc for server in servers)}
+    lines = [line.partition("=") for line in _words(home / ".config" / "wandb" / "settings", by_line=True)]
+    servers = [value.strip() for key, _, value in lines if key.strip() == "base_url"]
+    hosts = {*_HOSTS, *(urlparse(server).netloc for server in (environment.get("WANDB_BASE_URL", ""), *servers))}
     named = environment.get("NETRC")
-    for file in [Path(named).expanduser()] if named else [home / ".netrc", home / "_netrc"]:
-        try:
-            if hosts & set(netrc.netrc(str(file)).hosts):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
+    files = [Path(named).expanduser()] if named else [home / ".netrc", home / "_netrc"]
+    return any(hosts & set(_words(path)) for path in files)
+
+
+def _words(path: Path, *, by_line: bool = False) -> list[str]:
+    """The words of a file, or its lines; none of a file that cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.splitlines() if by_line else text.split()
 
 
 def choose_mode(requested: str, environment: Mapping[str, str], home: Path) -> str:
@@ -101,6 +100,8 @@ class WeightsAndBiases:
         import wandb
         from wandb.errors import CommError, UsageError
 
+        if os.environ.get("WANDB_MODE") == "":  # W&B takes it for a mode
+            del os.environ["WANDB_MODE"]
         chosen = choose_mode(mode, os.environ, Path.home())
         if group is None and (run_dir.parent / SWEEP).exists():
             group = run_dir.parent.name
@@ -130,11 +131,13 @@ class WeightsAndBiases:
                 ) from error
             logging.getLogger("fedbayes").warning("W&B cannot be reached (%s); its run is kept offline.", reason)
             self._run = begin("offline")
+        self._run_dir, self._behind = run_dir, before is not None
         self._step = 0
         self._clients: dict[str, list[dict[str, Any]]] = {}
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Logs a row's numbers as `phase/name` at the step of its round."""
+        self._catch_up(row.get("round"))
         phase, at = row.get("phase", "run"), row.get("round")
         values: dict[str, Any] = {
             f"{phase}/{name}": value
@@ -149,6 +152,7 @@ class WeightsAndBiases:
         """Logs how accuracy and NLL spread over the clients; the last rows of a phase become its table at the end."""
         import wandb
 
+        self._catch_up(rows[0].get("round") if rows else None)
         by_phase: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             by_phase.setdefault(str(row.get("phase", "run")), []).append(dict(row))
@@ -170,6 +174,7 @@ class WeightsAndBiases:
         """
         import wandb
 
+        self._catch_up(math.inf)
         folder = Path(self._run.dir).parent
         where = f"W&B: offline; `wandb sync {folder}` sends it" if self._run.offline else f"W&B: {self._run.url}"
         if summary is None:
@@ -208,6 +213,23 @@ class WeightsAndBiases:
             self._run.log_artifact(model)
         self._run.finish()
         return where
+
+    def _catch_up(self, before: object) -> None:
+        """Log the rounds of earlier processes once: what W&B had not written when they ended is lost to it.
+
+        Offline each process has a folder of its own, so the newest then holds every round.
+        """
+        if not self._behind:
+            return
+        self._behind = False
+        rows = {name: read_rows(self._run_dir / name, _KEY) for name in (METRICS, CLIENTS)}
+        last = before if isinstance(before, int | float) else 0
+        for done in sorted({row["round"] for row in rows[METRICS] if row.get("round", last) < last}):
+            for row in rows[METRICS]:
+                if row.get("round") == done:
+                    self.log(row)
+            if of_clients := [row for row in rows[CLIENTS] if row.get("round") == done]:
+                self.log_clients(of_clients)
 
     def _log(self, values: Mapping[str, Any], step: object) -> None:
         """Logs at a round's step; W&B drops what goes back to an earlier one, so the step never decreases."""

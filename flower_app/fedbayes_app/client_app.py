@@ -25,18 +25,19 @@ from fedbayes_app.settings import configuration, go_to
 def client_of(context: Context) -> CohortClient:
     """The client of this process, for a node's images."""
     overrides, directory = (str(context.run_config[name]) for name in ("overrides", "directory"))
+    if "data-root" not in context.node_config:  # a node of its own has folders of its own
+        go_to(directory)
     cfg = configuration(overrides)
     root = root_of(context.node_config, cfg.clients, needed=cfg.names.partition == "local_folder")
     if root is None:
-        return _built(overrides, directory)
-    return _built(overrides, "", root, partition_of(context.node_config))
+        return _built(overrides)
+    return _built(overrides, root, partition_of(context.node_config))
 
 
 @lru_cache(maxsize=1)
-def _built(overrides: str, directory: str, root: str | None = None, holder: int | None = None) -> CohortClient:
+def _built(overrides: str, root: str | None = None, holder: int | None = None) -> CohortClient:
     """The client, ready to train."""
     cfg = configuration(overrides)
-    go_to(directory)
     if root is not None:
         if "root" not in cfg.data:
             raise ConfigError(f"data={cfg.names.data} reads no folder; set data=imagefolder data.root=null.")

@@ -57,7 +57,7 @@ PICKLE = {"_target_": "torch.load", "f": "evil.pt", "weights_only": False}
         # Ours, and yet they do what their arguments say.
         ("optim._target_", "fedbayes.build.client_of"),
         ("optim._target_", "fedbayes.run.simulate"),
-        ("optim._target_", "fedbayes.run.run_dir_of"),
+        ("optim._target_", "fedbayes.run.dry_run"),
         ("optim._target_", "fedbayes.storage.run_dir.replace_text"),
         ("method.strategy._target_", "flwr.serverapp.strategy.fedavg.log"),
         ("method.strategy._target_", "flwr.serverapp.strategy.Result"),

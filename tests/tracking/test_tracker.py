@@ -1,9 +1,7 @@
-import contextlib
 import io
 import json
 import logging
 import math
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from rich.console import Console
 
 from fedbayes.errors import RunError
 from fedbayes.report.run_page import publish
-from fedbayes.storage.claim import claim
 from fedbayes.storage.run_dir import plain, read_json, read_rows, write_json
 from fedbayes.tracking.console import RoundProgress, duration, fraction
 from fedbayes.tracking.tracker import Tracker
@@ -31,49 +28,7 @@ def console_to(file, **options):
 
 def make_tracker(run_dir, **options):
     options.setdefault("console", console_to(io.StringIO()))
-    return Tracker(run_dir, 3, "pfedbayespt on digits", {"seed": 0}, **options)
-
-
-def test_claim_makes_a_directory_with_its_parents(tmp_path):
-    run_dir = claim(tmp_path / "runs" / "today" / "one", "seed: 0\n")
-    assert run_dir.is_dir()
-    assert read_rows(run_dir / "metrics.jsonl") == []
-
-
-def test_claim_takes_a_directory_that_holds_something_else(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    assert claim(tmp_path, "seed: 0\n") == tmp_path
-
-
-@pytest.mark.parametrize("mark", ["config.yaml", "metrics.jsonl", "summary.json"])
-def test_claim_refuses_a_used_directory_and_says_what_to_do(tmp_path, mark):
-    (tmp_path / mark).write_text("")
-    with pytest.raises(RunError, match=rf"{mark}.*choose another run_dir or remove"):
-        claim(tmp_path, "seed: 0\n")
-    assert [path.name for path in tmp_path.iterdir()] == [mark]
-
-
-def test_claim_refuses_a_place_that_cannot_be_a_directory(tmp_path):
-    (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(RunError, match="choose another"):
-            claim(place, "seed: 0\n")
-
-
-def test_of_many_that_claim_at_once_one_wins(tmp_path):
-    won, barrier = [], threading.Barrier(8)
-
-    def ask():
-        barrier.wait()
-        with contextlib.suppress(RunError):
-            won.append(claim(tmp_path / "run", "seed: 0\n"))
-
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(won) == 1
+    return Tracker(run_dir, 3, "pfedbayespt on digits", **options)
 
 
 def test_json_has_no_nan_keeps_the_order_and_leaves_no_temporary(tmp_path):
@@ -145,7 +100,7 @@ def test_the_log_takes_both_loggers_and_lets_go_of_them(tmp_path):
         tracker.note("client 3 left out")
     flower.warning("not ours any more")
     text = (tmp_path / "run.log").read_text()
-    for part in ("round 1 begins", "WARNING a reply is late", "client 3 left out", '{"seed": 0}'):
+    for part in ("round 1 begins", "WARNING a reply is late", "client 3 left out", "configuration is in config.yaml"):
         assert part in text
     assert "not ours" not in text
     assert (ours.level, list(ours.handlers), list(flower.handlers)) == before
@@ -299,7 +254,7 @@ def test_a_name_forges_no_line_of_the_log_and_acts_on_no_terminal(tmp_path):
     console = Console(file=io.StringIO(), width=80)
 
     def run():
-        with Tracker(tmp_path, 1, forged, {}, console=console) as tracker:
+        with Tracker(tmp_path, 1, forged, console=console) as tracker:
             tracker.note(forged)
             logging.getLogger("flwr").warning("\tindented")
             raise ValueError(forged)

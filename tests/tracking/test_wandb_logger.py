@@ -73,7 +73,7 @@ def test_a_run_without_a_key_is_a_file_with_the_history(no_key, tmp_path):
     console = Console(file=shown, width=200)
     for done in (1, 2):
         checkpoint.save(run_dir, Checkpoint(done, {"w": np.full(3, done, np.float32)}, {}))
-    with Tracker(run_dir, 2, "a run", config, destinations=[destination], console=console) as tracker:
+    with Tracker(run_dir, 2, "a run", destinations=[destination], console=console) as tracker:
         for r in (1, 2):
             tracker.log({"round": r, "phase": "train", "loss": 2.0 / r, "kl": float("nan")})
             tracker.log({"round": r, "phase": "validation", "accuracy": 0.4 * r})
@@ -145,11 +145,39 @@ def test_a_resumed_run_goes_on_as_the_same_run(no_key, tmp_path):
     assert steps == [1, 2, 3, 4]
 
 
+def test_after_a_kill_the_newest_folder_has_every_round(no_key, tmp_path):
+    """The first process is killed before W&B has written round 2, which only the run's own file has."""
+    (tmp_path / "wandb" / "offline-run-20260101_000000-abc123").mkdir(parents=True)
+    for r in (1, 2):
+        append(tmp_path / "metrics.jsonl", {"round": r, "phase": "train", "loss": 1.0 / r})
+        append(tmp_path / "clients.jsonl", {"round": r, "phase": "validation", "partition": 0, "accuracy": 0.5})
+    destination = WeightsAndBiases(tmp_path, {}, mode="offline")
+    append(tmp_path / "metrics.jsonl", {"round": 3, "phase": "train", "loss": 0.25})  # as the tracker does it
+    destination.log({"round": 3, "phase": "train", "loss": 0.25})
+    where = destination.finish(tmp_path, None)
+    (file,) = tmp_path.glob("wandb/offline-run-*-abc123/run-*.wandb")
+    assert str(file.parent) in where
+    rows = [items(record.history.item) for record in records(file) if record.HasField("history")]
+    assert [(row["_step"], row["train/loss"]) for row in rows] == [(1, 1.0), (2, 0.5), (3, 0.25)]
+    assert "validation/clients/accuracy/_type" in rows[1]
+
+
+def append(path, row):
+    with path.open("a") as file:
+        file.write(f"{json.dumps(row)}\n")
+
+
+def test_an_empty_mode_is_none(no_key, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "")
+    WeightsAndBiases(tmp_path, {}).finish(tmp_path, None)
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
 def test_a_run_that_breaks_off_is_marked_as_failed(no_key, tmp_path):
     destination = WeightsAndBiases(tmp_path, {}, mode="offline")
     with (
         pytest.raises(KeyboardInterrupt),
-        Tracker(tmp_path, 1, "a run", {}, [destination], Console(file=io.StringIO())),
+        Tracker(tmp_path, 1, "a run", [destination], Console(file=io.StringIO())),
     ):
         raise KeyboardInterrupt
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")

@@ -1,0 +1,52 @@
+"""What a run was made of, its images client by client and its backbone; whoever goes on with it needs the same."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from fedbayes.build import Parts
+from fedbayes.data.fingerprint import fingerprint, first_difference
+from fedbayes.errors import DataError
+from fedbayes.storage.run_dir import INPUTS, read_json, write_json
+
+
+def record_inputs(run_dir: Path, parts: Parts) -> None:
+    """Write down what a run is made of, or compare it with what was written when the run began.
+
+    Raises:
+        DataError: see `require_same_inputs`.
+    """
+    if (run_dir / INPUTS).exists():
+        require_same_inputs(run_dir, parts)
+    else:
+        write_json(run_dir / INPUTS, _inputs(parts))
+
+
+def require_same_inputs(run_dir: Path, parts: Parts) -> None:
+    """Refuse other images or another backbone than a run began with.
+
+    Raises:
+        DataError: naming the first difference.
+    """
+    stored, current = read_json(run_dir / INPUTS), _inputs(parts)
+    if not stored:  # it was ended before it wrote them
+        return
+    if stored.get("backbone") != current["backbone"]:
+        difference: str | None = "the backbone has other weights"
+    elif current["images"] is None:
+        return
+    else:
+        difference = first_difference(stored.get("images") or {}, current["images"])
+    if difference is not None:
+        raise DataError(
+            f"{run_dir} was made of other inputs: {difference}; give back what it was made of, or run it again."
+        )
+
+
+def _inputs(parts: Parts) -> dict[str, Any]:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(parts.model.backbone.vit.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(array.detach().float().cpu().contiguous().numpy().tobytes())
+    # Deployed clients alone know their images.
+    return {"images": fingerprint(parts.data) if len(parts.data.images) else None, "backbone": digest.hexdigest()}
