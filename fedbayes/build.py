@@ -39,6 +39,9 @@ from fedbayes.simulation.hardware import choose_device
 from fedbayes.storage.checkpoint import Checkpoint
 from fedbayes.storage.early_log import collected
 
+DEBUG_IMAGES = 8
+"""Images of a client's split with `debug=true`."""
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,8 @@ def assemble(cfg: DictConfig, running: Any = None) -> Parts:
 
 def engine(cfg: DictConfig) -> Any:
     """What runs the clients: this process, Ray, or a SuperLink."""
+    if cfg.get("debug") and cfg.names.simulation != "in_process":
+        raise ConfigError(f"debug=true runs clients in this process; leave out simulation={cfg.names.simulation}.")
     return made_of("simulation.engine", cfg.simulation.engine, having=("prepare", "run", "device"))
 
 
@@ -118,6 +123,8 @@ def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
     inside, images = hold_out(images, settings["held_out"])
     partition = made_of("partition", cfg.partition, having=("__call__",))
     splits = require_partition(partition(inside, clients), len(inside), clients, may_be_empty=_elsewhere(cfg))
+    if cfg.get("debug"):
+        splits = tuple(split.first(DEBUG_IMAGES) for split in splits)
     splits = share_held_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
     images = corrupt_test(images, splits, settings["corruption"], settings["severity"])
     return FederatedData(images, splits, new_clients)
@@ -286,7 +293,7 @@ def loop(cfg: DictConfig, sampled: Sampling, attacker: AbstractAttack | None = N
     training = Training(
         sampling=sampled,
         min_replies=cfg.simulation.min_replies,
-        retries=cfg.simulation.retries,
+        retries=0 if cfg.get("debug") else cfg.simulation.retries,
         faults=call("faults", later("faults", cfg.faults), seed=cfg.seed),
         timeout=cfg.simulation.timeout,
         passes=made_of("optim", cfg.optim, having=("passes",)).passes,

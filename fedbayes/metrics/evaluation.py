@@ -22,7 +22,10 @@ from fedbayes.metrics.predictive import Predictive, brier, negative_log_likeliho
 RESOLUTION = 1e-5
 """Scores that differ by less are equal: nats, where clients compute entropies in float32."""
 
-_FACTS = ("server_round", "split", "metrics", "temperature", "detection", "backdoor_success")
+_FACTS = (
+    *("server_round", "split", "metrics", "temperature", "detection", "backdoor_success"),
+    *("clients_expected", "images_expected"),
+)
 """Attributes of an evaluation that are not arrays."""
 
 
@@ -41,6 +44,8 @@ class Evaluation:
         metrics: means over images of what clients reported beside their predictions, and the mixing ratio of those.
         temperature: fitted on other images; None if none was.
         detection: how well scores tell these images from those of the test; see `detection`. None on other splits.
+        clients_expected: clients that were asked; fewer may have replied. None where nobody counted.
+        images_expected: images of those clients, None where they alone know.
         backdoor_success: share of marked images of other classes that are seen as the attack wants; None without one.
         outside: beside an evaluation on test, that on images of held-out domains; None if there are none.
     """
@@ -55,6 +60,8 @@ class Evaluation:
     temperature: float | None = None
     detection: dict[str, dict[str, float | None]] | None = None
     backdoor_success: float | None = None
+    clients_expected: int | None = None
+    images_expected: int | None = None
     outside: "Evaluation | None" = None
 
     @classmethod
@@ -76,6 +83,15 @@ class Evaluation:
             torch.from_numpy(np.concatenate([np.full(u.num_examples, u.partition) for u in updates])),
             metrics,
         )
+
+    @property
+    def shortfall(self) -> str | None:
+        """What the evaluation rests on where replies are missing, such as "1 of 4 clients, 14 of 56 images"."""
+        clients, images = len(self.partitions.unique()), len(self.labels)
+        if self.clients_expected in (None, clients):
+            return None
+        of_images = "" if self.images_expected is None else f" of {self.images_expected}"
+        return f"{clients} of {self.clients_expected} clients, {images}{of_images} images"
 
     @property
     def hits(self) -> torch.Tensor:
@@ -149,13 +165,14 @@ class Evaluation:
         """What `stored` gave."""
         said = {name: torch.from_numpy(array) for name, array in arrays.items()}
         outside = facts.get("outside")
+        values: dict[str, Any] = {name: facts.get(name) for name in _FACTS}
         return cls(
             pooled=Predictive(said["probabilities"], said["expected_entropy"]),
             labels=said["labels"],
             domains=said["domains"],
             partitions=said["partitions"],
             outside=None if outside is None else cls.restored(under("outside/", arrays), outside),
-            **{name: facts[name] for name in _FACTS},
+            **values,
         )
 
     def group_rows(self, groups: torch.Tensor, name: str) -> list[dict[str, Any]]:
@@ -181,7 +198,10 @@ class Evaluation:
             "mixing_ratio": None,
             **self.metrics,
             "round": self.server_round,
+            "clients": len(self.partitions.unique()),
+            "clients_expected": self.clients_expected,
             "images": len(self.labels),
+            "images_expected": self.images_expected,
             "accuracy": self.accuracy,
             **self._pooled_numbers(),
             **self._scaled_numbers(),

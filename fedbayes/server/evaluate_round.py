@@ -136,7 +136,14 @@ class Assessment:
             log.note(f"round {server_round}: {note}")
         if not replies.updates:
             raise StoppedError(f"no client could be evaluated on {phase} in round {server_round}; see run.log.")
-        evaluation = replace(Evaluation.of(server_round, phase, replies.updates), temperature=temperature)
+        evaluation = replace(
+            Evaluation.of(server_round, phase, replies.updates),
+            temperature=temperature,
+            clients_expected=len(contents),
+            images_expected=_total([federation.sizes.of(split, one) for one in contents]),
+        )
+        if shortfall := evaluation.shortfall:
+            log.note(f"round {server_round}: {phase} rests on {shortfall}")
         before, after = progress.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
         if before and after is not None and adapt is None:
             evaluation.metrics["mixing_kept"] = after / before  # by averaging, as far as the images are alike
@@ -147,6 +154,12 @@ class Assessment:
         log.log({**evaluation.row(), "seconds": seconds})
         log.log_clients(evaluation.client_rows())
         return evaluation
+
+
+def _total(images: Sequence[int | None]) -> int | None:
+    """Return the sum; None if a number is not known."""
+    known = [count for count in images if count is not None]
+    return sum(known) if len(known) == len(images) else None
 
 
 def _with_mean_personal(requests: dict[int, Arrays], progress: Progress) -> dict[int, Arrays]:

@@ -17,6 +17,8 @@ from fedbayes.simulation.client import QUERY_PERSONAL, QUERY_RESTORE
 
 log = logging.getLogger("fedbayes")
 
+MOST_LINES = 200
+"""Lines of a traceback that are logged."""
 MESSAGE_TYPES: dict[Kind, str] = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 
 
@@ -119,6 +121,11 @@ class Federation:
                 rejected[partition] = reply
             else:
                 updates.append(reply)
+        for reason, details in dict.fromkeys((one.reason, one.details) for one in rejected.values()):
+            if details:
+                log.info("a client raised %s", reason)
+            for line in details[:MOST_LINES]:  # as lines of their own, since run.log escapes line breaks
+                log.info("    %s", line)
         return Replies(updates, rejected)
 
     def personal(self, accepted: Mapping[int, int]) -> tuple[dict[int, Arrays], dict[int, Rejection]]:

@@ -4,7 +4,6 @@ The expected form of a reply is the strategy's and the server's own, never what 
 decides whether another's reply counts.
 """
 
-import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,6 @@ from flwr.app import Message
 from fedbayes.arrays import Arrays, non_finite, norm
 from fedbayes.comm.messages import ClientUpdate, read_personal, read_update
 from fedbayes.errors import require_number
-
-log = logging.getLogger("fedbayes")
 
 LATE, FAILED, INVALID = "late", "failed", "invalid"
 
@@ -42,10 +39,12 @@ class Rejection:
     Attributes:
         kind: `late` without a reply, `failed` for one that says so, `invalid` for one that breaks a rule.
         reason: a short sentence.
+        details: further lines, such as the traceback of a client's exception.
     """
 
     kind: str
     reason: str
+    details: tuple[str, ...] = ()
 
 
 @final
@@ -94,8 +93,7 @@ class ReplyValidator:
         if reply is None:
             return Rejection(LATE, "no reply in time")
         if reply.has_error():
-            log.info("client %d: %s", partition, reply.error.reason)
-            return Rejection(FAILED, first_line(reply))
+            return Rejection(FAILED, first_line(reply), tuple((reply.error.reason or "").splitlines()[1:]))
         try:
             update = read_update(partition, reply.content)
         except ValueError as error:

@@ -5,9 +5,11 @@ bit, what they would have got beside a healthy client: their bits depend on the 
 """
 
 import logging
+import sysconfig
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, final
 
 import numpy as np
@@ -27,6 +29,7 @@ from fedbayes.comm.messages import (
 )
 from fedbayes.data.augment import Augment
 from fedbayes.data.federated import FederatedData
+from fedbayes.errors import FedbayesError
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.simulation.flower_private import client_error
 
@@ -34,10 +37,10 @@ log = logging.getLogger("fedbayes")
 
 PERSONAL = "personal"
 QUERY_PERSONAL = f"{MessageType.QUERY}.{PERSONAL}"
-"""Message type that asks a client for what it keeps to itself; only simulations answer it."""
+"""Message type that asks a client for its personal parameters; only simulations answer it."""
 RESTORE = "restore"
 QUERY_RESTORE = f"{MessageType.QUERY}.{RESTORE}"
-"""Message type that gives a client back what it kept before the run broke off."""
+"""Message type that gives a client back its personal parameters of before the run broke off."""
 
 
 @final
@@ -65,28 +68,32 @@ class CohortClient(Protocol):
 
     @property
     def data(self) -> FederatedData:
-        """All images, and who holds which."""
+        """All images, and which client has which."""
         ...
 
     def prepare(self) -> None:
-        """Whatever is needed once, before the first round."""
+        """Do whatever is needed once, before the first round."""
         ...
 
     def initial(self) -> Arrays:
-        """The server's parameters before the first round."""
+        """Return the server's parameters before the first round."""
         ...
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """One answer for each request, in order; a negative partition is a stand-in, see `FederatedData.indices`."""
+        """Return one update a request, in order; a negative partition is a stand-in, see `FederatedData.indices`."""
         ...
 
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """One answer for each request, in order; a negative partition is a stand-in."""
+        """Return one update for each request, in order; a negative partition is a stand-in."""
         ...
 
 
 ClientFactory = Callable[[], CohortClient]
 """Gives the process's one client object; light to send to another process, where it builds another."""
+
+LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+OURS = tuple(str(Path(__file__).resolve().parents[2] / name) for name in ("fedbayes", "strategies", "clients"))
+"""Folders of code that is not a user's."""
 
 Work = Callable[[Sequence[ClientRequest]], list[ClientUpdate]]
 
@@ -97,15 +104,18 @@ def answer(
     partitions: Sequence[int],
     contents: Sequence[RecordDict],
     states: Sequence[RecordDict],
+    *,
+    debug: bool = False,
 ) -> list[RecordDict | Error]:
-    """What a cohort of clients answers to messages of one kind.
+    """Answer messages of one kind for a cohort of clients.
 
     Args:
         client: does the work.
         kind: Flower's message type.
-        partitions: whom each message is for.
+        partitions: the client of each message.
         contents: of the messages.
-        states: what each client keeps; changed in place where a client has trained and its answer is no error.
+        states: personal parameters of each client; changed in place where a client has trained without an error.
+        debug: whether the first exception is raised here instead of becoming a client's answer.
 
     Returns:
         The content of each reply, or why there is none.
@@ -119,44 +129,47 @@ def answer(
     if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
         return [client_error(f"cannot answer messages of type {kind}")] * len(contents)
     requests: list[ClientRequest | Exception] = []
-    known: dict[int, Arrays] = {}
-    what: Kind = "train" if kind == MessageType.TRAIN else "evaluate"
+    decoded: dict[int, Arrays] = {}
+    task: Kind = "train" if kind == MessageType.TRAIN else "evaluate"
     for content, partition, state in zip(contents, partitions, states, strict=True):
         try:
-            asked = read_request(content, partition, what, state, known)
-            requests.append(RuntimeError("simulated fault") if asked.fault == "error" else asked)
+            request = read_request(content, partition, task, state, decoded)
+            requests.append(RuntimeError("simulated fault") if request.fault == "error" else request)
         except Exception as error:
             requests.append(error)
-    answers: list[RecordDict | Error] = []
-    work = client.train if kind == MessageType.TRAIN else client.evaluate
-    updates = _isolated(work, partitions, requests)
-    for update, request, content, state in zip(updates, requests, contents, states, strict=True):
-        # The server never sees personal parameters, so whether they are finite is checked here.
-        bad = None if isinstance(update, Exception) else non_finite(update.personal)
-        if isinstance(update, Exception):
-            answers.append(client_error(_reason(update)))
-        elif bad is not None:
-            answers.append(client_error(f"{bad} is not finite"))
-        else:
-            if kind == MessageType.TRAIN:
-                keep_personal(state, update, content)
-            spoilt = isinstance(request, ClientRequest) and request.fault == "nan"
-            answers.append(write_reply(_spoilt(update) if spoilt else update))
-    return answers
+    work = client.train if task == "train" else client.evaluate
+    if debug and not any(isinstance(request, Exception) for request in requests):
+        updates: Sequence[ClientUpdate | Exception] = work([r for r in requests if not isinstance(r, Exception)])
+    else:
+        updates = _isolated(work, partitions, requests)
+    return [
+        _reply(update, request, content, state)
+        for update, request, content, state in zip(updates, requests, contents, states, strict=True)
+    ]
 
 
-def _spoilt(update: ClientUpdate) -> ClientUpdate:
-    """The same answer with NaN in the place of every floating-point number: a simulated fault."""
-    arrays = {
-        n: np.full_like(value, np.nan) if value.dtype.kind == "f" else value for n, value in update.arrays.items()
-    }
-    return replace(update, arrays=arrays)
+def _reply(
+    update: ClientUpdate | Exception, request: ClientRequest | Exception, content: RecordDict, state: RecordDict
+) -> RecordDict | Error:
+    """Return a client's reply, and store its personal parameters if it has trained."""
+    if isinstance(update, Exception):
+        return client_error(_reason(update))
+    # The server never sees personal parameters, so whether they are finite is checked here.
+    if (name := non_finite(update.personal)) is not None:
+        return client_error(f"{name} is not finite")
+    assert not isinstance(request, Exception), "only what was asked is answered"
+    if request.kind == "train":
+        keep_personal(state, update, content)
+    if request.fault == "nan":  # simulated
+        nan = {n: np.full_like(array, np.nan) for n, array in update.arrays.items() if array.dtype.kind == "f"}
+        update = replace(update, arrays={**update.arrays, **nan})
+    return write_reply(update)
 
 
 def _isolated(
     work: Work, partitions: Sequence[int], requests: Sequence[ClientRequest | Exception]
 ) -> list[ClientUpdate | Exception]:
-    """The cohort's updates, with an exception in the place of each client that fails by itself."""
+    """Return the cohort's updates, with an exception in the place of each client that fails by itself."""
     failed = {i: request for i, request in enumerate(requests) if isinstance(request, Exception)}
     healthy = {i: request for i, request in enumerate(requests) if not isinstance(request, Exception)}
     while healthy:
@@ -167,25 +180,27 @@ def _isolated(
         ]
         try:
             together = work(cohort)
+        except Exception as raised:
+            error = raised
+        else:
             return [failed[i] if i in failed else together[i] for i in range(len(cohort))]
-        except Exception as error:
-            if len(cohort) == 1:
-                return [error]
-            alone = {i: _alone(work, request) for i, request in healthy.items()}
-            guilty = {i: one for i, one in alone.items() if isinstance(one, Exception)}
-            if not guilty:
-                log.warning(
-                    "a cohort of %d clients failed (%s: %s) although each of them succeeds alone; lower "
-                    "simulation.cohort",
-                    *(len(cohort), type(error).__name__, str(error).partition("\n")[0]),
-                )
-                return [failed[i] if i in failed else alone[i] for i in range(len(cohort))]
-            failed |= guilty
-            healthy = {i: request for i, request in healthy.items() if i not in guilty}
+        if len(cohort) == 1:
+            return [error]
+        alone = {i: _alone(work, request) for i, request in healthy.items()}
+        failed_alone = {i: update for i, update in alone.items() if isinstance(update, Exception)}
+        if not failed_alone:
+            log.warning(
+                "a cohort of %d clients failed (%s: %s) although each of them succeeds alone; lower simulation.cohort",
+                *(len(cohort), type(error).__name__, str(error).partition("\n")[0]),
+            )
+            return [failed[i] if i in failed else alone[i] for i in range(len(cohort))]
+        failed |= failed_alone
+        healthy = {i: request for i, request in healthy.items() if i not in failed_alone}
     return [failed[i] for i in range(len(partitions))]
 
 
 def _alone(work: Work, request: ClientRequest) -> ClientUpdate | Exception:
+    """Return the update of a single client, or the exception that it raised."""
     try:
         return work([request])[0]
     except Exception as error:
@@ -193,5 +208,17 @@ def _alone(work: Work, request: ClientRequest) -> ClientUpdate | Exception:
 
 
 def _reason(error: Exception) -> str:
-    """One line of what it was, then where."""
-    return f"{type(error).__name__}: {error}\n{''.join(traceback.format_exception(error))}"
+    """Return what an exception was and where it was raised, in one line, and then its traceback."""
+    place = None if isinstance(error, FedbayesError) else _place(error)
+    line = f"{type(error).__name__}: {error}".partition("\n")[0] + (f" ({place})" if place else "")
+    return f"{line}\n{''.join(traceback.format_exception(error))}"
+
+
+def _place(error: Exception) -> str | None:
+    """Return file and line of the innermost frame in a user's code, or else in ours; None if it was never raised."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    for libraries in (LIBRARIES + OURS, LIBRARIES, ()):
+        own = [f"{file}, line {line}" for file, line in frames if not file.startswith(libraries)]
+        if own:
+            return own[-1]
+    return None

@@ -11,7 +11,7 @@ from typing import TypeVar, final
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedbayes.errors import require_whole
+from fedbayes.errors import require_bool, require_whole
 from fedbayes.simulation.client import ClientFactory, CohortClient, answer
 from fedbayes.simulation.flower_private import FIRST_NODE, Run, claim_identity, client_error, empty_run, stamp
 from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads, settle
@@ -27,15 +27,17 @@ class InProcess:
         cohort: clients trained side by side; null for all of a round.
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
         threads: of torch on the CPU; null for as many as this process may use.
+        debug: whether the first exception of a client ends the run with its traceback, on one thread.
 
     Raises:
         ConfigError: if a value is out of range.
     """
 
-    def __init__(self, *, cohort: int | None, device: str, threads: int | None) -> None:
+    def __init__(self, *, cohort: int | None, device: str, threads: int | None, debug: bool = False) -> None:
         self.cohort = None if cohort is None else require_whole("simulation.cohort", cohort, 1)
         self.device = choose_device(device)
-        self.threads = choose_threads(threads, available_cores())
+        self.debug = require_bool("debug", debug)
+        self.threads = 1 if debug else choose_threads(threads, available_cores())
 
     def prepare(self) -> None:
         """Settle this process; results depend on the number of threads in the last bit."""
@@ -51,7 +53,7 @@ class InProcess:
         """
         client = client_factory()
         client.prepare()
-        return serve(InProcessGrid(client, clients, self.cohort))
+        return serve(InProcessGrid(client, clients, self.cohort, debug=self.debug))
 
 
 @final
@@ -62,15 +64,16 @@ class InProcessGrid(Grid):
         client: answers them.
         clients: partitions of the federation; partition p is node `FIRST_NODE + p`.
         cohort: messages answered together; None for all that are sent together.
+        debug: whether exceptions of clients are raised here.
     """
 
-    def __init__(self, client: CohortClient, clients: int, cohort: int | None = None) -> None:
-        self._client, self._clients, self._cohort = client, clients, cohort
+    def __init__(self, client: CohortClient, clients: int, cohort: int | None = None, *, debug: bool = False) -> None:
+        self._client, self._clients, self._cohort, self._debug = client, clients, cohort, debug
         self._run = empty_run(1)
         self._sent = 0
         self._replies: dict[str, Message] = {}
         self.states: dict[int, RecordDict] = {}
-        """What clients keep, by partition; only of those that keep something."""
+        """Personal parameters of clients, by partition; only of those that have some."""
         claim_identity(1)
 
     def set_run(self, run: Run) -> None:
@@ -123,15 +126,16 @@ class InProcessGrid(Grid):
         return answers
 
     def _answer_cohort(self, kind: str, cohort: list[Message]) -> list[RecordDict | Error]:
-        """The content of each answer; messages to nobody are errors and keep nobody from answering."""
+        """Return the content of each answer; a message to an unknown node is answered with an error."""
         for message in cohort:
             self._sent += 1
             stamp(message, f"message-{self._sent}")
         places = {i: message.metadata.dst_node_id - FIRST_NODE for i, message in enumerate(cohort)}
         known = {i: partition for i, partition in places.items() if 0 <= partition < self._clients}
-        states = [self.states.get(partition, RecordDict()) for partition in known.values()]
-        given = answer(self._client, kind, list(known.values()), [cohort[i].content for i in known], states)
-        self.states |= {partition: state for partition, state in zip(known.values(), states, strict=True) if state}
-        answers = dict(zip(known, given, strict=True))
-        stranger = "no such node: partition {} of " + str(self._clients)
-        return [answers[i] if i in known else client_error(stranger.format(place)) for i, place in places.items()]
+        partitions, contents = list(known.values()), [cohort[i].content for i in known]
+        states = [self.states.get(partition, RecordDict()) for partition in partitions]
+        replies = answer(self._client, kind, partitions, contents, states, debug=self._debug)
+        self.states |= {partition: state for partition, state in zip(partitions, states, strict=True) if state}
+        answers = dict(zip(known, replies, strict=True))
+        unknown = "no such node: partition {} of " + str(self._clients)
+        return [answers[i] if i in known else client_error(unknown.format(place)) for i, place in places.items()]

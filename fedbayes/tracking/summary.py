@@ -16,7 +16,17 @@ from fedbayes.tracking.provenance import provenance
 
 DIAGNOSTICS = ("effective_components", "bound_saturation")
 """Training metrics that belong to a result, taken from its round."""
-NEWCOMERS = ("images", "accuracy", "nll", "ece", "ece_floor", "brier")
+NEW_CLIENTS = (
+    "clients",
+    "clients_expected",
+    "images",
+    "images_expected",
+    "accuracy",
+    "nll",
+    "ece",
+    "ece_floor",
+    "brier",
+)
 """What is said of clients that never trained."""
 
 
@@ -45,7 +55,7 @@ def summarise(cfg: DictConfig, parts: Parts, progress: Progress, started: float)
         "device": torch.cuda.get_device_name() if parts.engine.device == "cuda" else parts.engine.device,
         "final": final,
         "best": best,
-        "new_clients": _newcomers(progress),
+        "new_clients": _new_clients(progress),
         "train": progress.train,
         "privacy": parts.strategy.privacy_spent(cfg.rounds),
         "per_client": progress.final.group_rows(progress.final.partitions, "partition"),
@@ -77,10 +87,10 @@ def _result(evaluation: Evaluation, domain_names: tuple[str, ...]) -> dict[str, 
     return found
 
 
-def _newcomers(progress: Progress) -> dict[str, Any] | None:
+def _new_clients(progress: Progress) -> dict[str, Any] | None:
     """How clients that never trained do, by steps of adaptation; None without such clients."""
     rows = {
-        str(steps): {name: value for name, value in found.summary().items() if name in NEWCOMERS}
+        str(steps): {name: value for name, value in found.summary().items() if name in NEW_CLIENTS}
         for steps, found in progress.new_clients.items()
     }
     return rows or None

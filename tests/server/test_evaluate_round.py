@@ -5,6 +5,7 @@ import pytest
 from scripted import Scripted, play, round_loop
 
 from fedbayes.errors import RunError
+from fedbayes.server.validation import PartitionSizes
 
 
 @pytest.mark.parametrize("best_by", ["accuracy", "nll"])
@@ -67,8 +68,13 @@ def test_evaluation_happens_every_so_many_rounds_and_at_the_end():
 
 
 def test_clients_whose_predictions_are_not_finite_are_named_and_left_out():
-    progress, journal, _ = play(Scripted(silent={1}), clients=3, rounds=1)
+    images = {"validation": [4] * 3, "test": [4] * 3}
+    progress, journal, _ = play(Scripted(silent={1}), clients=3, rounds=1, sizes=PartitionSizes(2, 1, images))
     assert set(progress.final.partitions.tolist()) == {0, 2}
+    summary = progress.final.summary()
+    assert (summary["clients"], summary["clients_expected"]) == (2, 3)
+    assert (summary["images"], summary["images_expected"]) == (8, 12)
+    assert "round 1: test rests on 2 of 3 clients, 8 of 12 images" in journal.notes
     assert "round 1: test reply of client 1 rejected: probabilities is not finite" in journal.notes
 
 

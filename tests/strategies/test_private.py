@@ -209,10 +209,10 @@ def test_clients_of_a_flower_app_cannot_repeat_the_noise_or_who_was_drawn(monkey
     here = drawn(DEPLOYED[1:])
     monkeypatch.delenv(VARIABLE)
     assert here == drawn(DEPLOYED[1:]), "a simulation goes by its seed"
-    assert build.loop(compose(["simulation=flower"])).sampling.key == 0, "and so does a run without privacy"
+    assert build.sampling(compose(["simulation=flower"])).key == 0, "and so does a run without privacy"
     monkeypatch.setenv(VARIABLE, "short")
     with pytest.raises(ConfigError, match="FEDBAYES_PRIVACY_SECRET has 5 characters") as refused:
-        build.loop(compose(DEPLOYED))
+        build.sampling(compose(DEPLOYED))
     assert "short" not in str(refused.value)
 
 
@@ -247,5 +247,7 @@ def test_the_accountant_knows_who_may_be_drawn_and_strangers_get_no_heads_withou
     loop = build.loop(cfg, build.sampling(cfg))
     made = build.strategy(cfg, loop)
     assert not loop.assessment.shares_personal
-    assert build.loop(compose(["method=fedper"])).assessment.shares_personal
+    cfg = compose(["method=fedper"])
+    open_loop = build.loop(cfg, build.sampling(cfg))
+    assert open_loop.assessment.shares_personal
     assert made.privacy_spent(3)["epsilon"] == list(spent(2.0, 20, 10, 3, made.delta))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
@@ -32,6 +32,10 @@ class ClientSplit:
     test: Ints
     held_out: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     triggered: Ints = field(default_factory=lambda: np.empty(0, np.int64))
+
+    def first(self, count: int) -> "ClientSplit":
+        """Return the first images of each split that a partition makes."""
+        return replace(self, **{name: ids[:count] for name, ids in self.parts().items()})
 
     def parts(self) -> dict[str, Ints]:
         """Return the three splits that a partition makes, by name."""
