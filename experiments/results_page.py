@@ -44,7 +44,7 @@ SECTIONS = {
     ],
     "Posteriors": [
         *("posteriors_digits", "posteriors_office", "posteriors_samples", "posteriors_cost", "posterior_logistic"),
-        *("posterior_counts", "toy_densities", "toy_collapse"),
+        *("posterior_counts", "posterior_gaussian", "toy_densities", "toy_collapse"),
     ],
     "Faults, attacks, privacy": ["soak", "attacks", "privacy"],
     "Speed": ["engines", "engines_flower", "engines_scale", "step_profile"],

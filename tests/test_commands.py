@@ -10,7 +10,7 @@ from pages import PAGES, ROOT, SMALL, Shell, commands, words
 
 from fedbayes.config.compose import CONF, compose
 
-PAGE_TESTS = {"docs/extend/", "docs/tutorial.md"}
+PAGE_TESTS = {"docs/client.md", "docs/extend/", "docs/pyro.md", "docs/tutorial.md"}
 """Pages whose commands belong together; tests/docs/test_docs.py runs them in their order."""
 
 ELSEWHERE = {

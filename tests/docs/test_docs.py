@@ -16,7 +16,7 @@ import yaml
 from pages import PAGES, ROOT, SMALL, Shell, blocks, commands, files, words
 from processes import COMPILED, QUIET
 
-from fedbayes import load
+from fedbayes import load, simulate
 from fedbayes.errors import RunError
 
 EXTEND = ROOT / "docs" / "extend"
@@ -62,6 +62,17 @@ def test_a_method_outside_of_the_repository(shell, capsys, monkeypatch):
     monkeypatch.delenv("FEDBAYES_TRUST")
     with pytest.raises(RunError, match=r"gated\.GatedPrompts"):
         load(folder / "runs/gated")
+
+
+def test_a_client_keeps_its_personal_parameters_when_it_is_resumed(shell, tmp_path):
+    folder = shell("../client.md")
+    whole = summary(folder / "runs/bias")
+    (folder / "runs/bias/summary.json").unlink()
+    (folder / "runs/bias/checkpoint/round-00002").rename(tmp_path / "gone")
+    simulate(["resume=runs/bias"])
+    assert summary(folder / "runs/bias")["final"] == whole["final"]
+    jobs = [path.name for path in (folder / "runs/compared").iterdir() if (path / "summary.json").exists()]
+    assert len(jobs) == 6
 
 
 def test_the_tutorial_ends_with_a_figure(monkeypatch, tmp_path, capsys):
