@@ -72,7 +72,7 @@ def test_a_client_keeps_its_personal_parameters_when_it_is_resumed(shell, tmp_pa
     simulate(["resume=runs/bias"])
     assert summary(folder / "runs/bias")["final"] == whole["final"]
     jobs = [path.name for path in (folder / "runs/compared").iterdir() if (path / "summary.json").exists()]
-    assert len(jobs) == 6
+    assert len(jobs) == 4
 
 
 def test_the_tutorial_ends_with_a_figure(monkeypatch, tmp_path, capsys):
