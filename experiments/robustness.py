@@ -30,7 +30,7 @@ DEFENCES = {
         for name in ("median", "trimmed_mean", "krum", "multi_krum", "geometric_median")
     },
 }
-SHARES = (0.0, 0.2, 0.1, 0.3)  # in the order in which they are run
+FRACTIONS = (0.0, 0.2, 0.1, 0.3)  # in the order in which they are run
 NOISES = (None, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 FEDERATION = (
     *("partition=resampled", "partition.images=20", "clients=500"),
@@ -43,17 +43,17 @@ Runs = dict[tuple[str, ...], Job]
 
 
 def attacks(root: Path) -> Runs:
-    """The runs of the table, by attack, share and defence."""
-    found: Runs = {}
-    for share in SHARES:
-        for defence, how in DEFENCES.items():
-            reckoned = "krum" in defence or defence == "trimmed_mean"
-            more = (*how, f"+method.strategy.malicious_fraction={share}") if reckoned else how
-            for attack, what in ATTACKS.items() if share else (("none", ()),):
-                key = (attack, f"{share:g}", defence)
-                attack = (*what, f"attack.fraction={share}") if share else ()
-                found[key] = (folder_of(root, key), ("seed=0", "evaluate.every=15", *more, *attack))
-    return found
+    """The runs of the table, by attack, fraction and defence."""
+    runs: Runs = {}
+    for fraction in FRACTIONS:
+        for defence, settings in DEFENCES.items():
+            needs_fraction = "krum" in defence or defence == "trimmed_mean"
+            more = (*settings, f"+method.strategy.malicious_fraction={fraction}") if needs_fraction else settings
+            for name, overrides in ATTACKS.items() if fraction else (("none", ()),):
+                key = (name, f"{fraction:g}", defence)
+                attack = (*overrides, f"attack.fraction={fraction}") if fraction else ()
+                runs[key] = (folder_of(root, key), ("seed=0", "evaluate.every=15", *more, *attack))
+    return runs
 
 
 def show_attacks(runs: Runs) -> None:
@@ -61,28 +61,28 @@ def show_attacks(runs: Runs) -> None:
     print("| attack | malicious | " + " | ".join(DEFENCES) + " |")
     print("|---|---|" + "---|" * len(DEFENCES))
     order = ["none", *ATTACKS]
-    for attack, share in sorted({key[:2] for key in runs}, key=lambda one: (order.index(one[0]), one[1])):
+    for attack, fraction in sorted({key[:2] for key in runs}, key=lambda key: (order.index(key[0]), key[1])):
         cells = []
         for defence in DEFENCES:
-            summary = read_json(runs[attack, share, defence][0] / SUMMARY)
+            summary = read_json(runs[attack, fraction, defence][0] / SUMMARY)
             if not summary:
                 cells.append("–")
                 continue
             success = summary["final"]["backdoor_success"]
             text = f"{100 * summary['final']['accuracy']['mean']:.1f}"
             cells.append(text if success is None else f"{text} ({100 * success:.0f})")
-        print(f"| {attack} | {100 * float(share):.0f} % | " + " | ".join(cells) + " |")
+        print(f"| {attack} | {100 * float(fraction):.0f} % | " + " | ".join(cells) + " |")
 
 
 def privacy(root: Path) -> Runs:
     """The runs of the curve, by method and noise."""
-    found: Runs = {}
+    runs: Runs = {}
     for method in PRIVATE:
         for noise in NOISES:
             key = (f"method={method}", f"noise={noise}")
             more = () if noise is None else (f"privacy.noise={noise}", "privacy.clip=2", "privacy.delta=0.001")
-            found[key] = (folder_of(root, key), (key[0], "seed=0", *FEDERATION, *more))
-    return found
+            runs[key] = (folder_of(root, key), (key[0], "seed=0", *FEDERATION, *more))
+    return runs
 
 
 def show_privacy(runs: Runs) -> None:
@@ -90,11 +90,11 @@ def show_privacy(runs: Runs) -> None:
     print("| noise z | epsilon | " + " | ".join(PRIVATE) + " |")
     print("|---|---|" + "---|" * len(PRIVATE))
     for noise in NOISES:
-        found = [read_json(runs[f"method={method}", f"noise={noise}"][0] / SUMMARY) for method in PRIVATE]
-        spent = next((one["privacy"]["epsilon"][-1] for one in found if one and one["privacy"]), None)
-        cells = [f"{one['final']['accuracy']['mean']:.3f} / {one['final']['nll']:.3f}" if one else "–" for one in found]
-        what = "no clipping, no noise" if noise is None else f"{noise:g}"
-        print(f"| {what} | {'–' if spent is None else f'{spent:.1f}'} | " + " | ".join(cells) + " |")
+        summaries = [read_json(runs[f"method={method}", f"noise={noise}"][0] / SUMMARY) for method in PRIVATE]
+        spent = next((s["privacy"]["epsilon"][-1] for s in summaries if s and s["privacy"]), None)
+        cells = [f"{s['final']['accuracy']['mean']:.3f} / {s['final']['nll']:.3f}" if s else "–" for s in summaries]
+        label = "no clipping, no noise" if noise is None else f"{noise:g}"
+        print(f"| {label} | {'–' if spent is None else f'{spent:.1f}'} | " + " | ".join(cells) + " |")
     draw_privacy(runs)
 
 
@@ -104,15 +104,15 @@ def draw_privacy(runs: Runs) -> None:
 
     figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
     for color, marker, method in zip(("C0", "C1", "C2"), "osD", PRIVATE, strict=True):
-        found = {noise: read_json(runs[f"method={method}", f"noise={noise}"][0] / SUMMARY) for noise in NOISES}
+        summaries = {noise: read_json(runs[f"method={method}", f"noise={noise}"][0] / SUMMARY) for noise in NOISES}
         points = [
-            (one["privacy"]["epsilon"][-1], one["final"]["accuracy"]["mean"])
-            for one in found.values()
-            if one and one["privacy"]
+            (summary["privacy"]["epsilon"][-1], summary["final"]["accuracy"]["mean"])
+            for summary in summaries.values()
+            if summary and summary["privacy"]
         ]
         axes.plot(*zip(*points, strict=True), marker=marker, color=color, label=method)
-        if found[None]:
-            axes.axhline(found[None]["final"]["accuracy"]["mean"], color=color, linestyle=":", linewidth=1)
+        if summaries[None]:
+            axes.axhline(summaries[None]["final"]["accuracy"]["mean"], color=color, linestyle=":", linewidth=1)
     axes.set(xscale="log", xlabel="epsilon at delta = 0.001, 15 rounds", ylabel="test accuracy, mean over clients")
     axes.legend(title="dotted: neither clipped nor noisy", loc="lower right")
     FIGURE.parent.mkdir(exist_ok=True)
@@ -123,12 +123,12 @@ def draw_privacy(runs: Runs) -> None:
 def main() -> None:
     """Run what is missing, then show."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("attacks", "privacy"))
+    parser.add_argument("table", choices=("attacks", "privacy"))
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     parser.add_argument("--root", type=Path, default=Path("runs/robustness"))
     args = parser.parse_args()
-    make, show = {"attacks": (attacks, show_attacks), "privacy": (privacy, show_privacy)}[args.what]
-    runs = make(args.root / args.what)
+    make, show = {"attacks": (attacks, show_attacks), "privacy": (privacy, show_privacy)}[args.table]
+    runs = make(args.root / args.table)
     run_all(list(runs.values()), args.jobs)
     show(runs)
 

@@ -13,15 +13,17 @@ protocol's and the method's choice of today is refused. Partition and run share 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import yaml
 from jobs import Job, folder_of, require_same, run_all
 from protocols import EVERY, TABLES, WAVES
+from results_page import joined, markdown
 
-from fedbayes.metrics.paired import Difference, paired_difference
+from fedbayes.metrics.paired import paired_difference
 from fedbayes.report.spread import Spread, spread
 from fedbayes.storage.run_dir import SUMMARY, read_json
 
@@ -31,6 +33,8 @@ SEEDS = (0, 1, 2)
 PRECISION = "bf16"
 """Of the frozen backbone for photographs: 2.5 times as fast as float32 on a processor that multiplies it, and many
 times as slow on one that does not."""
+DIGITS = {"kb_per_round_and_client": 1, "seconds": 0}
+"""Decimals of a score, 3 for all others; these have no standard error."""
 DEFAULTS = "mixture"
 """The section whose choices are the methods' own defaults."""
 
@@ -44,7 +48,7 @@ def selected(settings: str, method: str) -> tuple[str, ...]:
 def unchosen(name: str, methods: Sequence[str]) -> list[str]:
     """Methods that a table would run with settings chosen for other images: photographs change rates of their own."""
     settings = TABLES[name].settings
-    return [] if settings == DEFAULTS else [one for one in methods if not selected(settings, one)]
+    return [] if settings == DEFAULTS else [method for method in methods if not selected(settings, method)]
 
 
 def folder_of_table(root: Path, name: str, precision: str) -> Path:
@@ -68,119 +72,94 @@ def jobs(
     Where a table needs weights, `precision` is that of the backbone.
     """
     table, place = TABLES[name], folder_of_table(root, name, precision)
-    where: list[str] = [] if table.data is None else [f"data.root='{(data or Path()) / table.data}'"]
-    where += [f"backbone.checkpoint='{weights}'", f"simulation.precision={precision}"] if table.backbone else []
-    found = {}
+    paths: list[str] = [] if table.data is None else [f"data.root='{(data or Path()) / table.data}'"]
+    paths += [f"backbone.checkpoint='{weights}'", f"simulation.precision={precision}"] if table.backbone else []
+    table_jobs = {}
     for method in methods:
         for seed in seeds:
             short = (f"method={method}", f"seed={seed}")
             chosen = selected(table.settings, method) if tuned else ()
-            own = ("evaluate.every=5", *table.overrides, f"partition.seed={seed}", *chosen)
-            found[method, seed] = (folder_of(place, short), (*short, *own, *where))
-    return found
-
-
-@dataclass(frozen=True)
-class Row:
-    """A method's line: means over seeds, with the standard error over seeds."""
-
-    method: str
-    seeds: int
-    values: dict[str, Spread]
-    difference: dict[str, Difference]
+            protocol = ("evaluate.every=5", *table.overrides, f"partition.seed={seed}", *chosen)
+            table_jobs[method, seed] = (folder_of(place, short), (*short, *protocol, *paths))
+    return table_jobs
 
 
 def measure(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one run that a table shows; NLL in nats, bytes of both directions in a round and client."""
+    """Return the scores of one run by the names of `DIGITS`; bytes are of both directions in a round and client."""
     final, best = summary["final"], summary["best"]
     rounds = summary["rounds"] * summary["clients"]
-    found = {
+    scores = {
         "accuracy": final["accuracy"]["mean"],
-        "best": best["accuracy"]["mean"],
-        "worst": final["accuracy"]["worst_decile"],
+        "best_by_validation": best["accuracy"]["mean"],
+        "worst_decile": final["accuracy"]["worst_decile"],
         "nll": final["nll"],
         "ece": final["ece"],
-        "kilobytes": (summary["bytes"]["up"] + summary["bytes"]["down"]) / rounds / 1000,
+        "kb_per_round_and_client": (summary["bytes"]["up"] + summary["bytes"]["down"]) / rounds / 1000,
         "seconds": summary["seconds"]["total"],
     }
-    for steps, row in (summary.get("new_clients") or {}).items():
-        found[f"new_{steps}"], found[f"new_nll_{steps}"] = row["accuracy"]["mean"], row["nll"]
-    return found
+    if not (new := summary.get("new_clients")):
+        return scores
+    after = {"1_step" if steps == "1" else f"{steps}_steps": row for steps, row in new.items()}
+    accuracies = {f"accuracy_{steps}": row["accuracy"]["mean"] for steps, row in after.items()}
+    return accuracies | {f"nll_{steps}": row["nll"] for steps, row in after.items()}
 
 
-def rows(methods: Sequence[str], place: Path, against: str = OURS) -> list[Row]:
-    """A table's lines from the run directories that are in `place`, with differences to the method `against`."""
+def rows(methods: Sequence[str], place: Path, against: str = OURS) -> pd.DataFrame:
+    """Return the table of the runs in `place`, in the form of `experiments/results`: all cells are text.
+
+    Args:
+        methods: a row for each that has a run.
+        place: folder of the runs.
+        against: the method that the differences are to.
+    """
     folders = {
-        method: [folder_of(place, (f"method={method}", f"seed={s}")) for s in SEEDS] for method in (against, *methods)
+        method: [folder_of(place, (f"method={method}", f"seed={seed}")) for seed in SEEDS]
+        for method in (against, *methods)
     }
-    made = []
+    table = []
     for method in methods:
-        found = [one for one in folders[method] if (one / SUMMARY).exists()]
-        if not found:
+        done = [folder for folder in folders[method] if (folder / SUMMARY).exists()]
+        if not done:
             continue
-        runs = [measure(read_json(folder / SUMMARY)) for folder in found]
-        values = {key: cast(Spread, spread([run[key] for run in runs])) for key in runs[0]}
-        pairs = [
-            (folder, folders[against][SEEDS.index(int(folder.name.rpartition("seed=")[2]))])
-            for folder in found
-            if method != against
-        ]
-        pairs = [(mine, other) for mine, other in pairs if (other / SUMMARY).exists()]
-        difference = {key: paired_difference(pairs, key) for key in ("accuracy", "nll")} if pairs else {}
-        made.append(Row(method, len(found), values, difference))
-    return made
+        row = {"method": method, "seeds": str(len(done))}
+        runs = [measure(read_json(folder / SUMMARY)) for folder in done]
+        for score in runs[0]:
+            mean = cast(Spread, spread([run[score] for run in runs]))
+            digits = DIGITS.get(score, 3)
+            row[score] = f"{mean.mean:.{digits}f}"
+            if digits == 3:
+                row[f"{score}_se"] = "" if mean.error is None else f"{mean.error:.3f}"
+        others = [folders[against][folders[method].index(folder)] for folder in done] if method != against else []
+        pairs = [(run, other) for run, other in zip(done, others, strict=False) if (other / SUMMARY).exists()]
+        for score, scale, digits in (("accuracy", 100, 1), ("nll", 1, 3)) if pairs else ():
+            difference = paired_difference(pairs, score)
+            for part, value in (("", difference.mean), ("_low", difference.low), ("_high", difference.high)):
+                row[f"delta_{score}{part}"] = f"{scale * value:+.{digits}f}"
+        table.append(row)
+    return pd.DataFrame(table).fillna("")
 
 
-def shown(name: str, lines: Sequence[Row]) -> str:
-    """The table in Markdown; differences are the method's minus those of the method that has none."""
-
-    def cell(row: Row, key: str, digits: int) -> str:
-        return row.values[key].text(digits)
-
-    def gap(row: Row, key: str, scale: float, digits: int) -> str:
-        if key not in row.difference:
-            return "–"
-        one = row.difference[key]
-        return f"{scale * one.mean:+.{digits}f} [{scale * one.low:+.{digits}f}, {scale * one.high:+.{digits}f}]"
-
-    if TABLES[name].new_clients:
-        steps = sorted(
-            {int(key.rpartition("_")[2]) for row in lines for key in row.values if key.startswith("new_nll")}
-        )
-        heads = ["method", *(f"accuracy, {one} steps" for one in steps), *(f"NLL, {one} steps" for one in steps)]
-        body = [
-            [
-                f"`{row.method}`",
-                *(cell(row, f"new_{s}", 3) for s in steps),
-                *(cell(row, f"new_nll_{s}", 3) for s in steps),
-            ]
-            for row in lines
-        ]
-    else:
-        heads = ["method", "accuracy", "best by validation", "worst tenth of clients", "NLL (nats)", "ECE"]
-        heads += ["kB per round and client", "seconds", "Δ accuracy (points)", "Δ NLL"]
-        body = [
-            [
-                f"`{row.method}`",
-                *(cell(row, key, 3) for key in ("accuracy", "best", "worst", "nll", "ece")),
-                f"{row.values['kilobytes'].mean:.1f}",
-                f"{row.values['seconds'].mean:.0f}",
-                gap(row, "accuracy", 100, 1),
-                gap(row, "nll", 1, 3),
-            ]
-            for row in lines
-        ]
-    title = f"{TABLES[name].title}; {min((row.seeds for row in lines), default=0)} seeds"
-    table = [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *body)]
-    return "\n".join([f"**{title}**", "", *table])
+def with_header(name: str, table: pd.DataFrame, precision: str) -> str:
+    """Return the table as a file of `experiments/results`; machine and minutes are to be filled in."""
+    command = " ".join(["python experiments/tables.py", *sys.argv[1:]])
+    versions = provenance()
+    run = {"what": precision, "command": command, "machine": "?", "minutes": "?", "date": f"{date.today()}"}
+    header = {
+        "title": TABLES[name].title,
+        "about": "?",
+        "findings": [],
+        "runs": {"a": {**run, "commit": versions["git"]}},
+    }
+    lines = yaml.safe_dump(header, sort_keys=False, allow_unicode=True, width=1000).splitlines()
+    return "".join(f"# {line}\n" for line in lines) + table.to_csv(index=False)
 
 
 def ask_for_photographs(parser: argparse.ArgumentParser) -> None:
     """Add the words that say where images and weights lie, and how the backbone multiplies."""
     parser.add_argument("--data", type=Path, help="folder that holds digits, office_caltech10 and cifar10")
     parser.add_argument("--weights", type=Path, help="timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k")
-    says = "of the backbone for photographs, the same for a table's runs and when it is shown"
-    parser.add_argument("--precision", choices=("bf16", "float32"), default=PRECISION, help=says)
+    text = "of the backbone for photographs, the same for a table's runs and when it is shown"
+    parser.add_argument("--precision", choices=("bf16", "float32"), default=PRECISION, help=text)
 
 
 def main() -> None:
@@ -192,29 +171,32 @@ def main() -> None:
     parser.add_argument("--wave", choices=WAVES, default="both")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     parser.add_argument("--root", type=Path, default=Path("runs/tables"))
-    says = "of the differences; it gets the first row"
-    parser.add_argument("--against", default=OURS, choices=EVERY, metavar="METHOD", help=says)
+    text = "of the differences; it gets the first row"
+    parser.add_argument("--against", default=OURS, choices=EVERY, metavar="METHOD", help=text)
+    parser.add_argument("--csv", type=Path, help="folder that gets the table as a file, e.g. experiments/results")
     ask_for_photographs(parser)
     args = parser.parse_args()
-    asked, where = args.methods or WAVES[args.wave], (args.root, args.data, args.weights)
-    methods = (args.against, *(one for one in asked if one != args.against))
+    places = (args.root, args.data, args.weights)
+    methods = tuple(dict.fromkeys((args.against, *(args.methods or WAVES[args.wave]))))
     if args.action == "list":
         print("\n".join(f"{name:28} {table.title}" for name, table in TABLES.items()))
         return
     failed = False
     for name in args.tables:
         missing = unchosen(name, methods)
-        if args.action == "show":  # run_all looks at what it finds
-            require_same(list(jobs(name, [m for m in methods if m not in missing], *where, args.precision).values()))
+        if args.action == "show":  # run_all does it otherwise
+            require_same(list(jobs(name, [m for m in methods if m not in missing], *places, args.precision).values()))
         else:
             if missing:
                 parser.error(
                     f"{', '.join(missing)}: nothing chosen for {name}; run tune.py {TABLES[name].settings} first"
                 )
-            todo = list(jobs(name, methods, *where, args.precision).values())
-            failed |= any(not (folder / SUMMARY).exists() for folder in run_all(todo, args.jobs))
-        found = rows(methods, folder_of_table(args.root, name, args.precision), args.against)
-        print(f"\n{shown(name, found)}\n", flush=True)
+            wanted = list(jobs(name, methods, *places, args.precision).values())
+            failed |= any(not (folder / SUMMARY).exists() for folder in run_all(wanted, args.jobs))
+        table = rows(methods, folder_of_table(args.root, name, args.precision), args.against)
+        print(f"\n**{TABLES[name].title}**\n\n{markdown(joined(table))}\n", flush=True)
+        if args.csv:
+            (args.csv / f"{name}.csv").write_text(with_header(name, table, args.precision), encoding="utf-8")
     sys.exit(failed)
 
 
