@@ -31,13 +31,10 @@ class ClientRequest:
     """What the server asks of one client.
 
     Attributes:
-        partition: whose images to use.
-        server_round: the round it is for; keys the client's random draws.
-        kind: `train` or `evaluate`.
+        server_round: keys the client's random numbers.
         split: the images to evaluate on; unused in training.
-        arrays: the server's parameters.
-        personal: what the client kept to itself in the last round that the server accepted; empty if never trained.
-        adapt: steps of training on its own images before an evaluation; None for the method's own number.
+        personal: the personal parameters of the last round that the server accepted; empty if never trained.
+        adapt: steps of training before an evaluation; None for the method's number.
         fault: a simulated fault that the client shall have, see `fedbayes.simulation.faults`; empty for none.
     """
 
@@ -57,10 +54,9 @@ class ClientUpdate:
     """What one client answers, on both sides of the wire.
 
     Attributes:
-        partition: the client that answers.
         arrays: parameters for the server, or predictions.
         num_examples: images that the answer rests on; its weight in averages.
-        metrics: numbers for the log, means over images where that makes sense.
+        metrics: means over images where that makes sense.
         personal: the client's personal parameters; they stay with it and are never in the reply.
         has_personal: on the server, whether the client has stored personal parameters with this answer.
         payload: on the server, bytes of the arrays as they came over the wire.
@@ -76,21 +72,18 @@ class ClientUpdate:
 
 
 def to_record(arrays: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """Arrays as Flower carries them."""
+    """Encode arrays as Flower carries them."""
     return ArrayRecord({name: encoded(np.asarray(value, order="C")) for name, value in arrays.items()})
 
 
 def from_record(record: ArrayRecord) -> Arrays:
-    """The arrays in a record of our own, in its order."""
+    """Decode a record of our own, in its order."""
     return {name: decoded(array) for name, array in record.items()}
 
 
 def encode_once(requests: Mapping[int, Arrays]) -> dict[int, ArrayRecord]:
     """Encode the arrays for each partition; clients that are sent the same object share one record."""
-    records: dict[int, ArrayRecord] = {}
-    for arrays in requests.values():
-        if id(arrays) not in records:
-            records[id(arrays)] = to_record(arrays)
+    records = {key: to_record(arrays) for key, arrays in {id(a): a for a in requests.values()}.items()}
     return {partition: records[id(arrays)] for partition, arrays in requests.items()}
 
 
@@ -104,43 +97,29 @@ def write_request(
     fault: str = "",
     seconds: float | None = None,
 ) -> RecordDict:
-    """Return the content of a request.
+    """Return the content of a `ClientRequest`.
 
-    Args:
-        record: the arrays that the client is sent.
-        server_round: see `ClientRequest`.
-        split: see `ClientRequest`.
-        accepted: the last round in which the server accepted this client's reply; 0 for never.
-        adapt: see `ClientRequest`.
-        fault: see `ClientRequest`.
-        seconds: after which a client's process may be ended, see `fedbayes.simulation.app`; None for never.
+    `accepted` is the last round in which the server accepted this client's reply, 0 for never; after `seconds` the
+    client's process may be ended, see `fedbayes.simulation.app`.
     """
-    config = ConfigRecord({ROUND: server_round, ACCEPTED: accepted, SPLIT: split})
-    if adapt is not None:
-        config[ADAPT] = adapt
-    if fault:
-        config[FAULT] = fault
-    if seconds is not None:
-        config[SECONDS] = seconds
-    return RecordDict({ARRAYS: record, CONFIG: config})
+    options = {ADAPT: adapt, FAULT: fault or None, SECONDS: seconds}
+    config = {name: value for name, value in options.items() if value is not None}
+    return RecordDict(
+        {ARRAYS: record, CONFIG: ConfigRecord({ROUND: server_round, ACCEPTED: accepted, SPLIT: split, **config})}
+    )
 
 
 def read_request(
     content: RecordDict, partition: int, kind: Kind, state: RecordDict, known: dict[int, Arrays]
 ) -> ClientRequest:
-    """A request as the client understands it, with what it kept for itself.
+    """Decode a request, with the personal parameters in the client's state.
 
-    Args:
-        content: of the message.
-        partition: whom it is for.
-        kind: what it asks.
-        state: what the client keeps.
-        known: arrays already read, by the identity of their record; strategies send one record to many clients.
+    `known` has the arrays already read, by the identity of their record: strategies send one record to many clients.
     """
     config, record = content[CONFIG], content[ARRAYS]
     if not isinstance(config, ConfigRecord) or not isinstance(record, ArrayRecord):
         raise ValueError(f"request holds {sorted(content)}, expected {ARRAYS} and {CONFIG}")
-    kept = state.array_records.get(_version(config.get(ACCEPTED, 0))) if state else None
+    personal = state.array_records.get(_version(config.get(ACCEPTED, 0))) if state else None
     if id(record) not in known:
         known[id(record)] = from_record(record)
     return ClientRequest(
@@ -149,17 +128,17 @@ def read_request(
         kind=kind,
         split=str(config.get(SPLIT, "")),
         arrays=known[id(record)],
-        personal={} if kept is None else from_record(kept),
+        personal={} if personal is None else from_record(personal),
         adapt=None if ADAPT not in config else int(config[ADAPT]),  # type: ignore[arg-type]
         fault=str(config.get(FAULT, "")),
     )
 
 
 def seconds_for(content: RecordDict) -> float | None:
-    """How long a client may be at work on a request; None for as long as it takes."""
+    """Return how long a client may be at work on a request; None for as long as it takes."""
     config = content.get(CONFIG)
-    given = config.get(SECONDS) if isinstance(config, ConfigRecord) else None
-    return None if given is None else float(given)  # type: ignore[arg-type]
+    seconds = config.get(SECONDS) if isinstance(config, ConfigRecord) else None
+    return None if seconds is None else float(seconds)  # type: ignore[arg-type]
 
 
 def write_reply(update: ClientUpdate) -> RecordDict:
@@ -171,7 +150,7 @@ def write_reply(update: ClientUpdate) -> RecordDict:
 
 
 def keep_personal(state: RecordDict, update: ClientUpdate, request: RecordDict) -> None:
-    """Commit what a client keeps: this round's version beside the accepted one; older ones go."""
+    """Store a client's personal parameters: this round's version beside the accepted one; older ones go."""
     if not update.personal:
         return
     config = request.config_records[CONFIG]
@@ -182,50 +161,42 @@ def keep_personal(state: RecordDict, update: ClientUpdate, request: RecordDict) 
 
 
 def _version(server_round: object) -> str:
-    """Where a client keeps what it kept in a round."""
+    """Name the personal parameters of a round."""
     return f"{PERSONAL}{server_round}"
 
 
 def ask_partition() -> RecordDict:
-    """The question whose data a node holds."""
+    """Ask a node for its partition."""
     return RecordDict({CONFIG: ConfigRecord()})
 
 
 def write_partition(partition: int) -> RecordDict:
-    """A node's answer to `ask_partition`."""
+    """Answer `ask_partition`."""
     return RecordDict({METRICS: MetricRecord({PARTITION: partition})})
 
 
 def read_partition(content: RecordDict) -> int:
-    """The partition in such an answer.
-
-    Raises:
-        ValueError: if it says none.
-    """
-    said = content.get(METRICS)
-    partition = said.get(PARTITION) if isinstance(said, MetricRecord) else None
+    """Read the answer to `ask_partition`, or raise a ValueError."""
+    metrics = content.get(METRICS)
+    partition = metrics.get(PARTITION) if isinstance(metrics, MetricRecord) else None
     if not isinstance(partition, int) or partition < 0:
         raise ValueError(f"{PARTITION} is {partition}, expected a whole number from 0")
     return partition
 
 
 def ask_personal(accepted: int) -> RecordDict:
-    """The question what a client kept in the round that the server accepted last."""
+    """Ask a client for its personal parameters of the round that the server accepted last."""
     return RecordDict({CONFIG: ConfigRecord({ACCEPTED: accepted})})
 
 
 def write_personal(state: RecordDict, question: RecordDict) -> RecordDict:
-    """A client's answer to `ask_personal`; empty if it kept nothing then."""
-    kept = state.array_records.get(_version(question.config_records[CONFIG][ACCEPTED]))
-    return RecordDict({ARRAYS: ArrayRecord() if kept is None else kept})
+    """Answer `ask_personal`; empty if the client stored nothing then."""
+    version = _version(question.config_records[CONFIG][ACCEPTED])
+    return RecordDict({ARRAYS: state.array_records.get(version, ArrayRecord())})
 
 
 def read_personal(content: RecordDict) -> Arrays:
-    """The arrays in such an answer.
-
-    Raises:
-        ValueError: if it holds something else.
-    """
+    """Read the answer to `ask_personal`, or raise a ValueError."""
     record = content.get(ARRAYS)
     if not isinstance(record, ArrayRecord):
         raise ValueError(f"answer holds {sorted(content)}, expected {ARRAYS}")
@@ -233,18 +204,18 @@ def read_personal(content: RecordDict) -> Arrays:
 
 
 def give_personal(arrays: Mapping[str, np.ndarray], accepted: int) -> RecordDict:
-    """What a client had kept in the round that was accepted last, given back to it in a resumed run."""
+    """Give a client its personal parameters of the last accepted round back, in a resumed run."""
     return RecordDict({ARRAYS: to_record(arrays), CONFIG: ConfigRecord({ACCEPTED: accepted})})
 
 
 def take_personal(state: RecordDict, content: RecordDict) -> RecordDict:
-    """The client's side of `give_personal`, and its answer."""
+    """Store what `give_personal` sent, and answer it."""
     state[_version(content.config_records[CONFIG][ACCEPTED])] = content.array_records[ARRAYS]
     return RecordDict({METRICS: MetricRecord()})
 
 
 def read_update(partition: int, content: RecordDict) -> ClientUpdate:
-    """Decode a reply as the server understands it.
+    """Decode a reply.
 
     Raises:
         ValueError: if a record or the weight is missing, or an array has no numbers; the caller names the client.
@@ -267,6 +238,6 @@ def read_update(partition: int, content: RecordDict) -> ClientUpdate:
 
 
 def payload_bytes(contents: Iterable[RecordDict]) -> int:
-    """Return the bytes of all arrays as Flower serialises them."""
+    """Count the bytes of all arrays as Flower serialises them."""
     records = [record for content in contents for record in content.values() if isinstance(record, ArrayRecord)]
     return sum(len(array.data) for record in records for array in record.values())

@@ -1,4 +1,4 @@
-r"""Whether confidence is what it says: calibration errors, what chance alone makes of them, and temperature scaling.
+r"""Calibration errors, what chance alone makes of them, and temperature scaling.
 
 An expected calibration error [1] is a mean of absolute deviations, so it is not zero for a model that is perfectly
 calibrated: on N images a ten-class one shows 0.16, 0.11, 0.08, 0.05, 0.04 at N = 50, 100, 200, 500, 1000. Every error
@@ -15,6 +15,8 @@ from typing import final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from fedbayes.metrics.predictive import floored
 
 BINS = 15
 """Confidence bins of both calibration errors."""
@@ -37,12 +39,12 @@ class Reliability:
     @property
     def ece(self) -> float:
         """Expected calibration error `sum_b n_b/N |acc_b - conf_b|` [1]; biased up where images are few."""
-        share = self.count / self.count.sum()
-        return float((share * (self.accuracy - self.confidence).abs())[self.count > 0].sum())
+        weights = self.count / self.count.sum()
+        return float((weights * (self.accuracy - self.confidence).abs())[self.count > 0].sum())
 
     @property
     def ece_floor(self) -> float:
-        """The ECE to expect of a perfectly calibrated model with these confidences; NaN where there is no image.
+        """Return the ECE to expect of a perfectly calibrated model with these confidences; NaN without images.
 
         `sum_b n_b/N E|X_b / n_b - p_b|` with `X_b ~ Binomial(n_b, p_b)` and p_b the bin's mean confidence, whose mean
         deviation has de Moivre's closed form `2 k C(n, k) p^k (1 - p)^(n - k + 1)`, `k = floor(n p) + 1`. It takes the
@@ -70,12 +72,9 @@ def reliability(probabilities: Float[Tensor, "images classes"], labels: Int[Tens
 def by_confidence(
     confidence: Float[Tensor, " images"], correct: Bool[Tensor, " images"]
 ) -> tuple[Float[Tensor, " images"], Float[Tensor, " images"]]:
-    """Images from the least to the most confident; each of several with equal confidence counts as their mean.
+    """Return confidences, ascending, and for each the accuracy of all images of that confidence; float64.
 
-    That is what every one of them is expected to be in a random order, so results do not depend on the order given.
-
-    Returns:
-        Ascending confidence, and the share that was right among images of that confidence; float64.
+    That is what is expected of an image in a random order, so results do not depend on the order of ties.
     """
     levels, place, count = confidence.double().unique(return_inverse=True, return_counts=True)
     right = torch.bincount(place, weights=correct.double(), minlength=len(levels)) / count
@@ -85,8 +84,7 @@ def by_confidence(
 def adaptive_reliability(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Reliability:
     """Cut the images, in ascending confidence, into 15 bins of equally many [2], give or take one.
 
-    Fewer than 15 images make a bin each. Images of equal confidence that a cut separates are each taken for as right as
-    all of them were.
+    Fewer than 15 images make a bin each. Images of equal confidence that a cut separates each count as their mean.
 
     Raises:
         ValueError: if there is no image.
@@ -98,41 +96,27 @@ def adaptive_reliability(probabilities: Float[Tensor, "images classes"], labels:
     return Reliability(confidence, accuracy, torch.tensor([part.shape[1] for part in parts]))
 
 
-def adaptive_ece(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
-    """`sum_b n_b/N |acc_b - conf_b|` over bins of equally many images; biased up even more than the ECE.
-
-    Raises:
-        ValueError: if there is no image.
-    """
-    return adaptive_reliability(probabilities, labels).ece
-
-
 def fit_temperature(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> float:
-    """The temperature T that minimises the mean of `-log softmax(log p / T)_label` [1]; to be fitted on validation.
+    """Fit the temperature T that minimises the mean of `-log softmax(log p / T)_label` [1] on validation images.
 
     The objective is convex in 1/T, so its derivative `mean(E_softmax[log p] - log p_label)` changes sign once, and the
     interval in log T is halved until nothing is left.
 
-    Args:
-        probabilities: predictions; zeros count as in `negative_log_likelihood`, so they stay finite.
-        labels: true classes.
-
     Returns:
-        Between the two `TEMPERATURES`; above 1 for predictions that are too confident. 1 where all are uniform, which
-        no temperature changes.
+        Between the two `TEMPERATURES`; above 1 for predictions that are too confident, 1 where all are uniform.
 
     Raises:
         ValueError: if there is no image.
     """
     _require_images(len(labels))
-    logs = _logarithms(probabilities.double())
-    own = logs.gather(1, labels[:, None])[:, 0]
+    logs = floored(probabilities.double()).log()
+    log_likelihood = logs.gather(1, labels[:, None])[:, 0]
     if torch.equal(logs.amax(1), logs.amin(1)):
         return 1.0
     low, high = TEMPERATURES
     for _ in range(_STEPS):
         middle = math.sqrt(low * high)
-        slope = ((logs / middle).softmax(1) * logs).sum(1) - own
+        slope = ((logs / middle).softmax(1) * logs).sum(1) - log_likelihood
         if slope.mean() > 0:  # less is better than 1/T
             low = middle
         else:
@@ -149,12 +133,7 @@ def scale(probabilities: Float[Tensor, "images classes"], temperature: float) ->
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}: log p / T would turn predictions around.")
-    return (_logarithms(probabilities) / temperature).softmax(1)
-
-
-def _logarithms(probabilities: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
-    """Finite: what is below float32's smallest normal number counts as that."""
-    return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
+    return (floored(probabilities).log() / temperature).softmax(1)
 
 
 def _require_images(count: int) -> None:

@@ -1,4 +1,7 @@
-"""How well a score tells images that the model should not trust itself on: foreign ones, and its own mistakes.
+"""How well a score tells images that the model should not be trusted on: those of other domains, and mistakes.
+
+Scores are of *inside* images, like those trained on, and of *outside* images, where they should be higher. Functions
+raise a ValueError where there is no image.
 
 [1] Hendrycks et al., Deep Anomaly Detection with Outlier Exposure, ICLR 2019 (arXiv 1812.04606).
 [2] Geifman et al., Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers, ICLR 2019 (arXiv 1805.08206).
@@ -10,47 +13,23 @@ from torch import Tensor
 
 from fedbayes.metrics.calibration import by_confidence
 
-DETECTED = 0.95
-"""Share of the outside images that `fpr95` asks a threshold to detect."""
-
 
 def auroc(inside: Float[Tensor, " n"], outside: Float[Tensor, " m"]) -> float:
-    """Area under the ROC curve: `P(outside score > inside score) + P(equal) / 2` over pairs of images.
-
-    Args:
-        inside: scores of images like those trained on.
-        outside: scores of other images; higher means more outside.
-
-    Returns:
-        0 to 1; 1/2 for a score that tells nothing.
-
-    Raises:
-        ValueError: if either has no image.
-    """
+    """Area under the ROC curve: `P(outside score > inside score) + P(equal) / 2`; 1/2 if the score tells nothing."""
     from torchmetrics.functional.classification import binary_auroc  # takes seconds to import
 
     return float(binary_auroc(*_ranked(inside, outside)))
 
 
 def fpr95(inside: Float[Tensor, " n"], outside: Float[Tensor, " m"]) -> float:
-    """False positive rate at 95 % true positive rate; the positive class is *outside*, as in [1].
+    """False positive rate at 95 % true positive rate, 0 to 1; the positive class is *outside*, as in [1].
 
-    The share of inside images that are taken for outside by the strictest threshold `score >= t` that still detects at
-    least 95 % of the outside images. (ODIN and others call inside positive, which gives another number.)
-
-    Args:
-        inside: scores of images like those trained on.
-        outside: scores of other images; higher means more outside.
-
-    Returns:
-        0 to 1, smaller is better.
-
-    Raises:
-        ValueError: if either has no image.
+    The fraction of inside images that are taken for outside by the strictest threshold `score >= t` that still detects
+    at least 95 % of the outside images. (ODIN and others call inside positive, which gives another number.)
     """
     from torchmetrics.functional.classification import binary_specificity_at_sensitivity
 
-    specificity, _ = binary_specificity_at_sensitivity(*_ranked(inside, outside), min_sensitivity=DETECTED)
+    specificity, _ = binary_specificity_at_sensitivity(*_ranked(inside, outside), min_sensitivity=0.95)
     return 1 - float(specificity)
 
 
@@ -59,22 +38,14 @@ def aurc(confidence: Float[Tensor, " images"], correct: Bool[Tensor, " images"])
 
     Among images of equal confidence the errors count as spread evenly: the mean over all orders they could be in.
 
-    Args:
-        confidence: of each image's prediction; any increasing function of it gives the same area.
-        correct: whether that was right.
-
-    Returns:
-        0 to 1, smaller is better; the error rate for a constant confidence. Even the best order of a model with error
-        rate e has about `e + (1 - e) log(1 - e)`.
-
-    Raises:
-        ValueError: if there is no image.
+    Any increasing function of the confidence gives the same area, a constant one the error rate e; the best order has
+    about `e + (1 - e) log(1 - e)`.
     """
     if len(confidence) == 0:
         raise ValueError("there are 0 images; a risk needs at least one.")
-    _, right = by_confidence(confidence, correct)
-    covered = torch.arange(1, len(right) + 1, dtype=torch.float64)
-    risks = (1 - right).flip(0).cumsum(0) / covered  # (images,), from the most confident on
+    _, accuracy = by_confidence(confidence, correct)
+    covered = torch.arange(1, len(accuracy) + 1, dtype=torch.float64)
+    risks = (1 - accuracy).flip(0).cumsum(0) / covered  # (images,), from the most confident on
     return float(risks.mean())
 
 

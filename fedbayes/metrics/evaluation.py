@@ -17,11 +17,12 @@ from fedbayes.comm.messages import ClientUpdate
 from fedbayes.inference.diagnostics import mixing_ratio
 from fedbayes.metrics.calibration import adaptive_reliability, reliability, scale
 from fedbayes.metrics.detection import aurc, auroc, fpr95
-from fedbayes.metrics.predictive import Predictive, brier, negative_log_likelihood, pool
+from fedbayes.metrics.predictive import Predictive, brier, negative_log_likelihood
 
 RESOLUTION = 1e-5
 """Scores that differ by less are equal: nats, where clients compute entropies in float32."""
 
+_PER_IMAGE = ("labels", "domains", "partitions")
 _FACTS = (
     *("server_round", "split", "metrics", "temperature", "detection", "backdoor_success"),
     *("clients_expected", "images_expected"),
@@ -35,18 +36,13 @@ class Evaluation:
     """One evaluation of the federation.
 
     Attributes:
-        server_round: the round whose parameters were evaluated.
-        split: the images it was on.
         pooled: predictions of all clients' images, clients in the order of their partitions.
-        labels: of those images.
-        domains: of those images.
-        partitions: of those images.
         metrics: means over images of what clients reported beside their predictions, and the mixing ratio of those.
         temperature: fitted on other images; None if none was.
         detection: how well scores tell these images from those of the test; see `detection`. None on other splits.
         clients_expected: clients that were asked; fewer may have replied. None where nobody counted.
         images_expected: images of those clients, None where they alone know.
-        backdoor_success: share of marked images of other classes that are seen as the attack wants; None without one.
+        backdoor_success: fraction of marked images of other classes that are seen as the attack wants, if there is one.
         outside: beside an evaluation on test, that on images of held-out domains; None if there are none.
     """
 
@@ -66,21 +62,21 @@ class Evaluation:
 
     @classmethod
     def of(cls, server_round: int, split: str, updates: Sequence[ClientUpdate]) -> "Evaluation":
-        """Pool the answers of clients, given in the order of their partitions."""
-        said = [
-            Predictive(torch.from_numpy(u.arrays["probabilities"]), torch.from_numpy(u.arrays["expected_entropy"]))
-            for u in updates
-        ]
+        """Pool the answers of clients, which are in the order of their partitions."""
+
+        def pooled(name: str) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate([update.arrays[name] for update in updates]))
+
         metrics = {name: value for name, value in over_images(updates).items() if name not in ("accuracy", "nll")}
         if {"mixing_variance", "conditional_variance"} <= metrics.keys():
             metrics["mixing_ratio"] = mixing_ratio(metrics["mixing_variance"], metrics["conditional_variance"])
         return cls(
             server_round,
             split,
-            pool(said),
-            torch.from_numpy(np.concatenate([u.arrays["labels"] for u in updates])),
-            torch.from_numpy(np.concatenate([u.arrays["domains"] for u in updates])),
-            torch.from_numpy(np.concatenate([np.full(u.num_examples, u.partition) for u in updates])),
+            Predictive(pooled("probabilities"), pooled("expected_entropy")),
+            pooled("labels"),
+            pooled("domains"),
+            torch.from_numpy(np.repeat([u.partition for u in updates], [u.num_examples for u in updates])),
             metrics,
         )
 
@@ -95,7 +91,7 @@ class Evaluation:
 
     @property
     def hits(self) -> torch.Tensor:
-        """Whether each image was classified right, float64."""
+        """1 for each image that was classified right, else 0; float64."""
         return (self.pooled.predicted == self.labels).double()
 
     @property
@@ -110,7 +106,7 @@ class Evaluation:
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """Over clients: mean, mean weighted by images, standard deviation, mean of the worst tenth (at least one)."""
+        """Over clients: mean, mean weighted by images, standard deviation, worst decile (at least one client)."""
         each = self.per_group(self.partitions)[1]
         worst = each.sort().values[: max(1, len(each) // 10)]
         return {
@@ -122,10 +118,10 @@ class Evaluation:
 
     def per_group(self, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Groups that occur, and for each the accuracy, the NLL (nats) and the number of images."""
-        found, place, count = groups.unique(return_inverse=True, return_counts=True)
-        hits = torch.zeros(len(found), dtype=torch.float64).index_add_(0, place, self.hits)
-        nll = torch.zeros(len(found), dtype=torch.float64).index_add_(0, place, self.nll_per_image)
-        return found, hits / count, nll / count, count
+        values, place, count = groups.unique(return_inverse=True, return_counts=True)
+        hits = torch.zeros(len(values), dtype=torch.float64).index_add_(0, place, self.hits)
+        nll = torch.zeros(len(values), dtype=torch.float64).index_add_(0, place, self.nll_per_image)
+        return values, hits / count, nll / count, count
 
     def row(self) -> dict[str, Any]:
         """The row of `metrics.jsonl`."""
@@ -147,12 +143,11 @@ class Evaluation:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Predictions image by image, clients in order: what paired comparisons of runs are made from."""
-        named = {"labels": self.labels, "domains": self.domains, "partitions": self.partitions}
-        said = {"probabilities": self.pooled.probabilities, "expected_entropy": self.pooled.expected_entropy}
-        return {name: one.numpy() for name, one in {**said, **named}.items()}
+        tensors = {**vars(self.pooled), **{name: getattr(self, name) for name in _PER_IMAGE}}
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """All of it, as arrays and as facts in JSON's types; `restored` takes it back."""
+        """Return all of it, as arrays and as facts in JSON's types; `restored` takes it back."""
         facts: dict[str, Any] = {name: getattr(self, name) for name in _FACTS}
         arrays = self.arrays()
         if self.outside is not None:
@@ -162,15 +157,13 @@ class Evaluation:
 
     @classmethod
     def restored(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> "Evaluation":
-        """What `stored` gave."""
-        said = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        """Make an evaluation of what `stored` returned."""
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         outside = facts.get("outside")
         values: dict[str, Any] = {name: facts.get(name) for name in _FACTS}
         return cls(
-            pooled=Predictive(said["probabilities"], said["expected_entropy"]),
-            labels=said["labels"],
-            domains=said["domains"],
-            partitions=said["partitions"],
+            pooled=Predictive(tensors["probabilities"], tensors["expected_entropy"]),
+            **{name: tensors[name] for name in _PER_IMAGE},
             outside=None if outside is None else cls.restored(under("outside/", arrays), outside),
             **values,
         )
@@ -178,9 +171,8 @@ class Evaluation:
     def group_rows(self, groups: torch.Tensor, name: str) -> list[dict[str, Any]]:
         """One row per group that occurs: the group under `name`, images, accuracy, NLL (nats), ECE and its floor."""
         rows = []
-        for group, accuracy, nll, images in zip(*(one.tolist() for one in self.per_group(groups)), strict=True):
-            mine = groups == group
-            bins = reliability(self.pooled.probabilities[mine], self.labels[mine])
+        for group, accuracy, nll, images in zip(*(column.tolist() for column in self.per_group(groups)), strict=True):
+            bins = reliability(self.pooled.probabilities[groups == group], self.labels[groups == group])
             row = {"images": images, "accuracy": accuracy, "nll": nll, "ece": bins.ece, "ece_floor": bins.ece_floor}
             rows.append({name: group, **row})
         return rows
@@ -191,7 +183,7 @@ class Evaluation:
         return [{**where, **row} for row in self.group_rows(self.partitions, "partition")]
 
     def summary(self) -> dict[str, Any]:
-        """What `summary.json` says of it."""
+        """The entry of `summary.json`."""
         bins = reliability(self.pooled.probabilities, self.labels)
         return {
             "effective_components": None,
@@ -211,7 +203,7 @@ class Evaluation:
         }
 
     def as_outside(self) -> dict[str, Any]:
-        """What `summary.json` says of held-out images; accuracy and NLL (nats) are means over images."""
+        """The entry of `summary.json` for held-out domains; accuracy and NLL (nats) are means over images."""
         return {
             "domains": self.domains.unique().tolist(),
             "images": len(self.labels),
@@ -259,10 +251,10 @@ def detection(inside: Predictive, outside: Predictive) -> dict[str, dict[str, fl
         "entropy": (inside.entropy, outside.entropy),
         "confidence": (1 - inside.confidence, 1 - outside.confidence),
     }
-    tells = {name: float(torch.cat(pair).max() - torch.cat(pair).min()) > RESOLUTION for name, pair in pairs.items()}
+    differs = {name: float(torch.cat(pair).max() - torch.cat(pair).min()) > RESOLUTION for name, pair in pairs.items()}
     return {
-        "auroc": {name: auroc(*pair) if tells[name] else None for name, pair in pairs.items()},
-        "fpr95": {name: fpr95(*pair) if tells[name] else None for name, pair in pairs.items()},
+        "auroc": {name: auroc(*pair) if differs[name] else None for name, pair in pairs.items()},
+        "fpr95": {name: fpr95(*pair) if differs[name] else None for name, pair in pairs.items()},
     }
 
 

@@ -5,7 +5,6 @@ their mutual information with the label, called *prompt uncertainty*: prompts ar
 with data and is no uncertainty about weights.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -17,12 +16,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, eq=False)
 class Predictive:
-    """What the model says of N images.
-
-    Attributes:
-        probabilities: mean over draws.
-        expected_entropy: mean entropy of a draw's prediction, nats.
-    """
+    """Predictions for N images: mean probabilities over samples, and their mean entropy in nats."""
 
     probabilities: Float[Tensor, "images classes"]
     expected_entropy: Float[Tensor, " images"]
@@ -55,20 +49,17 @@ def predictive(logits: Float[Tensor, "draws *batch classes"]) -> tuple[Tensor, T
     return draws.mean(0), torch.special.entr(draws).sum(-1).mean(0)
 
 
-def pool(parts: Sequence[Predictive]) -> Predictive:
-    """The predictions of several clients as one."""
-    return Predictive(
-        torch.cat([part.probabilities for part in parts]), torch.cat([part.expected_entropy for part in parts])
-    )
+def floored(probabilities: Float[Tensor, "images classes"]) -> Float[Tensor, "images classes"]:
+    """Raise what is below float32's smallest normal number to it, so that logarithms are finite."""
+    # One floor for every dtype: clients predict in float32, and pooling in float64 must not make an image cost more.
+    return probabilities.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def negative_log_likelihood(
     probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]
 ) -> Float[Tensor, " images"]:
-    """`-log p(label)`, nats; a probability below float32's smallest normal number counts as that: 87.3 at most."""
-    # One floor for every dtype: clients predict in float32, and pooling in float64 must not make an image cost more.
-    floor = torch.finfo(torch.float32).tiny
-    return -probabilities.gather(1, labels[:, None])[:, 0].clamp(min=floor).log()
+    """`-log p(label)`, nats, at most 87.3."""
+    return -floored(probabilities).gather(1, labels[:, None])[:, 0].log()
 
 
 def brier(probabilities: Float[Tensor, "images classes"], labels: Int[Tensor, " images"]) -> Float[Tensor, " images"]:

@@ -24,7 +24,6 @@ class CohortOptimiser:
 
     Args:
         parameters: by name, each `(C, ...)`; updated in place.
-        name: `sgd`, `adam` or `adamw`.
         learning_rates: by parameter name, per step.
         momentum: of `sgd`.
         weight_decay: decoupled for `adamw`, added to the gradient otherwise.
@@ -61,13 +60,7 @@ class CohortOptimiser:
         active: Bool[Tensor, " clients"],
         factor: Float[Tensor, " clients"] | None = None,
     ) -> None:
-        """Move the active clients one step.
-
-        Args:
-            gradients: by parameter name, each `(C, ...)`.
-            active: clients that have images in this batch.
-            factor: of each client's learning rates; None for 1.
-        """
+        """Move the active clients one step, with their learning rates times `factor` (None for 1)."""
         self.steps = self.steps + active.to(self.steps.dtype)
         clipping = None if self.clip is None else _clip_factor(gradients, self.clip)
         for key, parameter in self.parameters.items():
@@ -76,21 +69,21 @@ class CohortOptimiser:
                 gradient = gradient * _rows(clipping, gradient)
             if self.weight_decay and self.name != "adamw":
                 gradient = gradient + self.weight_decay * parameter
-            chosen = _rows(active, parameter)
+            is_active = _rows(active, parameter)
             rate = self.learning_rates[key] if factor is None else self.learning_rates[key] * _rows(factor, parameter)
-            moved = self._moved(key, parameter, gradient, chosen, rate)
-            parameter.copy_(torch.where(chosen, moved, parameter))
+            moved = self._moved(key, parameter, gradient, is_active, rate)
+            parameter.copy_(torch.where(is_active, moved, parameter))
 
-    def _moved(self, key: str, parameter: Tensor, gradient: Tensor, chosen: Tensor, rate: float | Tensor) -> Tensor:
-        """Where the update rule takes the parameter; moments of inactive clients are kept."""
+    def _moved(self, key: str, parameter: Tensor, gradient: Tensor, is_active: Tensor, rate: float | Tensor) -> Tensor:
+        """Return where the update rule takes the parameter; moments of inactive clients stay."""
         if self.name == "sgd":
             momentum = self.momentum * self.first[key] + gradient
-            self.first[key] = torch.where(chosen, momentum, self.first[key])
+            self.first[key] = torch.where(is_active, momentum, self.first[key])
             return parameter - rate * self.first[key]
         beta1, beta2, epsilon = 0.9, 0.999, 1e-8
-        self.first[key] = torch.where(chosen, self.first[key].lerp(gradient, 1 - beta1), self.first[key])
+        self.first[key] = torch.where(is_active, self.first[key].lerp(gradient, 1 - beta1), self.first[key])
         square = beta2 * self.second[key] + (1 - beta2) * gradient.square()
-        self.second[key] = torch.where(chosen, square, self.second[key])
+        self.second[key] = torch.where(is_active, square, self.second[key])
         steps = _rows(self.steps.clamp(min=1), parameter)
         # 1 - beta**steps; the plain formula loses four digits in float32 at the first steps.
         bias1, bias2 = (-torch.expm1(steps * math.log(beta)) for beta in (beta1, beta2))
@@ -101,12 +94,12 @@ class CohortOptimiser:
 
 
 def _rows(per_client: Tensor, like: Tensor) -> Tensor:
-    """`(C,)` with as many axes as `like`."""
+    """Give `(C,)` as many axes as `like`."""
     return per_client.view(-1, *[1] * (like.dim() - 1))
 
 
 def _clip_factor(gradients: Mapping[str, Tensor], limit: float) -> Tensor:
-    """What to multiply each client's gradient with so that its norm over all parameters is at most `limit`."""
+    """Return the factor of each client's gradient that makes its norm over all parameters at most `limit`."""
     squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()])
     norm = squares.sum(0).sqrt()  # (C,)
     return (limit / (norm + 1e-6)).clamp(max=1.0)

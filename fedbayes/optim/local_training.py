@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeGuard, TypeVar, final, runtime_checkable
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,12 +17,11 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @runtime_checkable  # the tests check every argument's type
 class ClientBatch(Protocol):
-    """What the loop needs to know of a batch: which of its `(C, B)` places hold an image."""
+    """A batch, of whose `(C, B)` places `mask` tells which hold an image."""
 
     @property
     def mask(self) -> Bool[Tensor, "clients images"]:
         """True where there is an image."""
-        ...
 
 
 BatchT = TypeVar("BatchT", bound=ClientBatch)
@@ -33,14 +32,10 @@ class LocalTraining:
     """How a client trains between two messages: epochs, batches, optimiser, learning rates.
 
     Args:
-        name: `sgd`, `adam` or `adamw`.
-        lr: learning rate of the prompt generator.
-        head_lr: learning rate of the head.
+        name: `sgd`, `adam` or `adamw`, see `CohortOptimiser`.
+        lr: learning rate of everything that is not the head.
         local_epochs: passes over the client's training images per round.
         batch_size: images per step; an epoch is cut into equal batches of at most this many.
-        momentum: of `sgd`.
-        weight_decay: see `CohortOptimiser`.
-        clip: largest norm of a client's gradient; null leaves it.
         schedule: of the learning rates over a client's own T steps of a round, t = 0..T-1: `constant`; `linear`,
             `1 - t / T`; or `cosine`, `(1 + cos(pi t / T)) / 2` (Loshchilov & Hutter 2017, arXiv 1608.03983).
             Parts that are trained one after another have T steps of their own each.
@@ -68,7 +63,7 @@ class LocalTraining:
         clip: float | None,
         schedule: str = "constant",
         proximal: float = 0.0,
-        blocks: object = None,
+        blocks: Any = None,
         finetune_steps: int = 0,
     ) -> None:
         self.name = require_choice("optim.name", name, NAMES)
@@ -88,7 +83,7 @@ class LocalTraining:
 
     @property
     def passes(self) -> int:
-        """Times that a client looks at each of its images in a round."""
+        """Passes over a client's images in a round."""
         return self.local_epochs * len(self.blocks)
 
     def fit(
@@ -102,7 +97,7 @@ class LocalTraining:
 
         Args:
             parameters: by name, each `(C, ...)`; names that begin with `head.` learn at `head_lr`.
-            batches: in order; a client without images in one sits it out.
+            batches: a client without images in one sits it out.
             objective: losses of a batch, one per client.
             steps: T of each client, over which a schedule falls.
 
@@ -130,9 +125,8 @@ class LocalTraining:
         images = torch.zeros(())
         for batch in batches:
             terms = objective(batch)
-            gradients = dict(
-                zip(parameters, torch.autograd.grad(terms.loss.sum(), [*parameters.values()]), strict=True)
-            )
+            slopes = torch.autograd.grad(terms.loss.sum(), [*parameters.values()])
+            gradients = dict(zip(parameters, slopes, strict=True))
             for key, start in received.items():
                 gradients[key] = gradients[key] + self.proximal * (parameters[key].detach() - start)
             optimiser.step(gradients, batch.mask.any(1), self.factor(optimiser.steps, steps))
@@ -144,53 +138,38 @@ class LocalTraining:
         return {key: total / images for key, total in totals.items()}
 
     def block(self, parameters: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
-        """The parameters that belong to some parts.
-
-        Args:
-            parameters: by name.
-            parts: leading parts of names, as `head` or `generator.base`; none for all.
+        """Return the parameters of some parts, which are leading parts of names, as `head`; none for all.
 
         Raises:
             ConfigError: if there is no such part.
         """
         if not parts:
             return dict(parameters)
-        for part in parts:
-            if not any(_within(name, part) for name in parameters):
+        within = {part: [name for name in parameters if f"{name}.".startswith(f"{part}.")] for part in parts}
+        for part, names in within.items():
+            if not names:
                 known = sorted({name.rpartition(".")[0] or name for name in parameters})
                 raise ConfigError(
                     f"optim.blocks names {part}, but what is trained is {', '.join(known)}; choose of these."
                 )
-        return {name: p for name, p in parameters.items() if any(_within(name, part) for part in parts)}
+        return {name: p for name, p in parameters.items() if any(name in names for names in within.values())}
 
     def factor(self, done: Float[Tensor, " clients"], steps: Sequence[int]) -> Float[Tensor, " clients"] | None:
-        """What the schedule multiplies each client's learning rates with, after so many of its steps; None for 1."""
+        """Return the schedule's factor of each client's learning rates after `done` of its steps; None for 1."""
         if self.schedule == "constant":
             return None
         share = (done / torch.tensor(steps, dtype=done.dtype, device=done.device).clamp(min=1)).clamp(max=1)
         return 1 - share if self.schedule == "linear" else (1 + torch.cos(math.pi * share)) / 2
 
 
-def _within(name: str, part: str) -> bool:
-    """Whether a parameter belongs to a part."""
-    return name == part or name.startswith(f"{part}.")
-
-
-def _blocks(blocks: object) -> tuple[tuple[str, ...], ...]:
-    """`optim.blocks` as it was meant; one block of everything for null."""
+def _blocks(blocks: Any) -> tuple[tuple[str, ...], ...]:
+    """Check `optim.blocks`; null is one block of everything."""
     if blocks is None:
         return ((),)
-    found = [_names(block) for block in blocks] if _is_list(blocks) else []
-    if not found or not all(found):
-        raise ConfigError(f"optim.blocks={blocks} is no list of lists of names; write e.g. [[head],[generator]].")
-    return tuple(found)
+    if _is_list(blocks) and all(_is_list(block) and all(isinstance(name, str) for name in block) for block in blocks):
+        return tuple(tuple(block) for block in blocks)
+    raise ConfigError(f"optim.blocks={blocks} is no list of lists of names; write e.g. [[head],[generator]].")
 
 
-def _is_list(value: object) -> TypeGuard[Sequence[object]]:
-    return isinstance(value, Sequence) and not isinstance(value, str)
-
-
-def _names(block: object) -> tuple[str, ...]:
-    """The names in a block; none if it is no list of names."""
-    names = tuple(block) if _is_list(block) else ()
-    return tuple(map(str, names)) if all(isinstance(one, str) for one in names) else ()
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0

@@ -29,7 +29,6 @@ def test_two_normals_one_standard_deviation_apart():
     inside, outside = torch.randn(100_000), torch.randn(100_000) + 1
     unit = Normal(0.0, 1.0)
     assert auroc(inside, outside) == pytest.approx(unit.cdf(torch.tensor(1 / math.sqrt(2))).item(), abs=4e-3)
-    assert auroc(inside, outside) == pytest.approx(0.7602, abs=4e-3)
     # 95 % of N(1, 1) lie above 1 - 1.645, and so do 74 % of N(0, 1).
     assert fpr95(inside, outside) == pytest.approx(unit.cdf(torch.tensor(0.6449)).item(), abs=8e-3)
 
@@ -65,14 +64,6 @@ def test_both_are_what_counting_gives_in_any_order_and_on_any_scale(inside, outs
     assert (auroc(inside[order].exp(), outside.exp()), fpr95(inside[order].exp(), outside.exp())) == found
 
 
-def test_auroc_is_torchmetrics():
-    from torchmetrics.classification import BinaryAUROC
-
-    inside, outside = torch.rand(200), torch.rand(300).sqrt()
-    target = torch.tensor([0] * 200 + [1] * 300)
-    assert auroc(inside, outside) == pytest.approx(BinaryAUROC()(torch.cat([inside, outside]), target).item(), abs=1e-6)
-
-
 def test_the_area_under_risk_and_coverage_by_hand():
     confidence = torch.tensor([0.9, 0.6, 0.8, 0.7])
     right = torch.tensor([True, False, False, True])
@@ -84,8 +75,7 @@ def test_the_area_under_risk_and_coverage_by_hand():
 def test_ties_count_as_the_mean_over_their_orders():
     right = torch.tensor([True, False, False])
     tied = aurc(torch.tensor([0.5, 0.5, 0.5]), right)
-    # Error rate 2/3 at every coverage.
-    assert tied == pytest.approx(2 / 3)
+    assert tied == pytest.approx(2 / 3), "the error rate at every coverage"
     orders = [torch.tensor(order) for order in ([0, 1, 2], [1, 0, 2], [1, 2, 0])]
     each = [aurc(torch.tensor([0.3, 0.2, 0.1]), right[order]) for order in orders]
     assert tied == pytest.approx(sum(each) / 3)

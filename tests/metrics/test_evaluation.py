@@ -66,45 +66,35 @@ def test_calibration_is_that_of_the_pooled_predictions():
     assert Evaluation.of(1, "test", [answer(0, half, [0] * 4)]).row()["ece"] == pytest.approx(0.5)
 
 
-def test_prompt_uncertainty_is_entropy_less_expected_entropy():
-    said = Evaluation.of(1, "test", [answer(0, [[0.5, 0.5], [1.0, 0.0]], [0, 0], expected=[0.2, 0.0])])
-    assert said.row()["prompt_uncertainty"] == pytest.approx((math.log(2) - 0.2) / 2, rel=1e-6)
-
-
 def test_what_clients_report_is_averaged_over_images_and_never_replaces_what_is_computed(evaluation):
     assert evaluation.row()["mixing_variance"] == pytest.approx((2 * 2.0 + 4 * 0.5) / 6)
     assert evaluation.row()["accuracy"] == 0.75
-
-
-def test_the_mixing_ratio_is_one_of_means_over_all_images(evaluation):
     assert evaluation.row()["mixing_ratio"] == pytest.approx(1.0 / (1.0 + 0.5))
     assert evaluation.summary()["mixing_ratio"] == evaluation.row()["mixing_ratio"]
 
 
-def test_groups_that_occur(evaluation):
+def test_groups_that_occur_and_a_row_for_each_client(evaluation):
     domains, accuracy, nll, count = evaluation.per_group(evaluation.domains)
     assert (domains.tolist(), count.tolist()) == ([0, 1, 3], [1, 4, 1])
     assert accuracy.tolist() == [1.0, 0.5, 1.0]
     assert nll[2].item() == pytest.approx(math.log(2))
-
-
-def test_a_row_for_each_client(evaluation):
     rows = evaluation.client_rows()
     assert [(row["partition"], row["images"], row["accuracy"]) for row in rows] == [(2, 2, 1.0), (5, 4, 0.5)]
     assert all((row["round"], row["phase"]) == (7, "test") for row in rows)
 
 
 def test_what_does_not_exist_is_none():
-    said = Evaluation.of(1, "test", [answer(0, [[0.5, 0.5]], [0])]).summary()
-    assert (said["mixing_ratio"], said["effective_components"]) == (None, None)
-    assert "mixing_ratio" not in Evaluation.of(1, "test", [answer(0, [[0.5, 0.5]], [0])]).row()
+    evaluation = Evaluation.of(1, "test", [answer(0, [[0.5, 0.5]], [0])])
+    assert (evaluation.summary()["mixing_ratio"], evaluation.summary()["effective_components"]) == (None, None)
+    assert "mixing_ratio" not in evaluation.row()
 
 
 def test_entropy_is_expected_entropy_and_prompt_uncertainty(evaluation):
-    for said in (evaluation.row(), evaluation.summary()):
-        assert said["entropy"] == pytest.approx(said["expected_entropy"] + said["prompt_uncertainty"], rel=1e-6)
+    for row in (evaluation.row(), evaluation.summary()):
+        assert row["entropy"] == pytest.approx(row["expected_entropy"] + row["prompt_uncertainty"], rel=1e-6)
     half = Evaluation.of(1, "test", [answer(0, [[0.5, 0.5], [1.0, 0.0]], [0, 0], expected=[0.2, 0.0])]).row()
     assert (half["entropy"], half["expected_entropy"]) == pytest.approx((math.log(2) / 2, 0.1))
+    assert half["prompt_uncertainty"] == pytest.approx((math.log(2) - 0.2) / 2, rel=1e-6)
 
 
 def test_each_client_has_its_calibration_error_and_what_chance_makes_of_one(evaluation):
@@ -128,15 +118,15 @@ def test_selective_risk_and_equal_bins_are_in_the_row(evaluation):
 def test_scores_that_tell_held_out_images():
     inside = Evaluation.of(1, "test", [answer(0, [[0.9, 0.1], [0.8, 0.2]], [0, 0], expected=[0.3, 0.5])]).pooled
     outside = Evaluation.of(1, "held_out", [answer(0, [[0.6, 0.4], [0.85, 0.15]], [0, 1], expected=[0.1, 0.4])]).pooled
-    found = detection(inside, outside)
+    measures = detection(inside, outside)
     # Confidence: 0.6 is below both, 0.85 below one of two.
-    assert found["auroc"]["confidence"] == found["auroc"]["entropy"] == 0.75
-    assert found["fpr95"] == {"prompt_uncertainty": 0.5, "entropy": 0.5, "confidence": 0.5}
+    assert measures["auroc"]["confidence"] == measures["auroc"]["entropy"] == 0.75
+    assert measures["fpr95"] == {"prompt_uncertainty": 0.5, "entropy": 0.5, "confidence": 0.5}
     certain = [answer(0, [[0.9, 0.1], [0.8, 0.2]], [0, 0], expected=[0.325083, 0.500402])]
     without = Evaluation.of(1, "test", certain).pooled  # a single draw: the entropies agree up to rounding
-    found = detection(without, without)
-    assert (found["auroc"]["prompt_uncertainty"], found["fpr95"]["prompt_uncertainty"]) == (None, None)
-    assert found["auroc"]["entropy"] == 0.5
+    measures = detection(without, without)
+    assert (measures["auroc"]["prompt_uncertainty"], measures["fpr95"]["prompt_uncertainty"]) == (None, None)
+    assert measures["auroc"]["entropy"] == 0.5
 
 
 def test_a_probability_of_zero_for_the_truth_costs_much_but_not_for_ever():

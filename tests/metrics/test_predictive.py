@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Beta, Categorical, Dirichlet
 
-from fedbayes.metrics.predictive import Predictive, brier, negative_log_likelihood, pool, predictive
+from fedbayes.metrics.predictive import Predictive, brier, negative_log_likelihood, predictive
 
 LOG_ZERO = -1e4
 
@@ -50,13 +50,9 @@ def test_the_predictive_is_the_mean_of_probabilities_and_not_of_logits():
     torch.testing.assert_close(mean, torch.tensor([[0.7, 0.3]]))
 
 
-def test_confidence_class_and_pooling():
-    parts = [of(torch.randn(2, n, 3)) for n in (2, 5)]
-    both = pool(parts)
-    assert both.probabilities.shape == (7, 3)
-    assert torch.equal(both.expected_entropy[2:], parts[1].expected_entropy)
-    rows = torch.arange(7)
-    assert torch.equal(both.probabilities[rows, both.predicted], both.confidence)
+def test_confidence_is_that_of_the_predicted_class():
+    predictions = of(torch.randn(2, 7, 3))
+    assert torch.equal(predictions.probabilities[torch.arange(7), predictions.predicted], predictions.confidence)
 
 
 def test_a_calibrated_sampler_scores_its_own_uncertainty():

@@ -56,8 +56,8 @@ def test_each_client_steps_as_torch_would_alone(name, decay, clip, dtype, tolera
     for gradient, present in zip(gradients, active, strict=True):
         optimiser.step(gradient, present)
     for c in range(CLIENTS):
-        mine = ({key: value[c] for key, value in one.items()} for one in gradients)
-        alone = torch_alone(name, decay, clip, {k: v[c] for k, v in initial.items()}, mine, active[:, c])
+        of_client = ({key: value[c] for key, value in step.items()} for step in gradients)
+        alone = torch_alone(name, decay, clip, {k: v[c] for k, v in initial.items()}, of_client, active[:, c])
         for key, value in alone.items():
             torch.testing.assert_close(parameters[key][c], value, rtol=0, atol=tolerance)
 
@@ -73,9 +73,8 @@ def test_the_first_adam_step_is_exact_in_float32():
 
 @pytest.mark.parametrize("name", TORCH)
 def test_a_neighbours_nan_stays_its_own(name):
-    clean, spoilt = start(), {}
-    for key, value in clean.items():
-        spoilt[key] = value.clone()
+    clean = start()
+    spoilt = {key: value.clone() for key, value in clean.items()}
     optimisers = [make(parameters, name, 0.1, 1.0) for parameters in (clean, spoilt)]
     for _ in range(3):
         gradient = start()
@@ -113,10 +112,10 @@ def test_clipping_is_over_a_clients_whole_gradient_by_hand():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "rmsprop"}, r"optim\.name=rmsprop is unknown; choose one of sgd, adam, adamw"),
+        ({"name": "rmsprop"}, r"optim\.name=rmsprop"),
         ({"momentum": 1.1}, r"optim\.momentum=1\.1"),
         ({"weight_decay": -1}, r"optim\.weight_decay=-1"),
-        ({"clip": 0}, r"optim\.clip=0 is out of range; it must be a finite number above 0"),
+        ({"clip": 0}, r"optim\.clip=0"),
         ({"clip": math.nan}, r"optim\.clip=nan"),
     ],
 )

@@ -33,11 +33,8 @@ class Batch:
 
 def batches_of(counts: list[list[int]]) -> list[Batch]:
     """For each step, images of each client; padded."""
-    made = []
-    for step in counts:
-        mask = torch.arange(max(step))[None] < torch.tensor(step)[:, None]
-        made.append(Batch(torch.randn(len(step), max(step)), mask))
-    return made
+    masks = [torch.arange(max(step))[None] < torch.tensor(step)[:, None] for step in counts]
+    return [Batch(torch.randn(mask.shape), mask) for mask in masks]
 
 
 def problem(clients: int) -> dict[str, Tensor]:
@@ -120,13 +117,6 @@ def test_a_part_of_no_size_is_passed_over():
     assert parameters["generator.empty"].shape == (2, 0)
 
 
-def test_training_goes_downhill():
-    parameters = problem(1)
-    batches = [Batch(torch.full((1, 4), 3.0), torch.ones(1, 4, dtype=torch.bool))] * 60
-    LocalTraining(**{**DEFAULTS, "name": "adam"}).fit(parameters, batches, quadratic(parameters), [60])
-    assert (parameters["generator.base"].sum() + parameters["head.bias"]).item() == pytest.approx(3.0, abs=0.1)
-
-
 SHAPES = {
     "constant": lambda _: 1.0,
     "linear": lambda share: 1 - share,
@@ -184,11 +174,6 @@ def test_values_out_of_range_are_refused_by_name(key, value):
         LocalTraining(**{**DEFAULTS, key: value})
 
 
-def test_two_learning_rates_of_zero_are_refused():
-    with pytest.raises(ConfigError, match=r"optim\.lr=0 and optim\.head_lr=0 would train nothing"):
-        LocalTraining(**{**DEFAULTS, "lr": 0, "head_lr": 0})
-
-
 def test_blocks_are_trained_one_after_another_and_the_rest_stays():
     training = LocalTraining(**{**DEFAULTS, "blocks": [["head"], ["generator.base"]]})
     parameters = problem(2)
@@ -201,10 +186,12 @@ def test_blocks_are_trained_one_after_another_and_the_rest_stays():
     assert all(not torch.equal(p, start[name]) for name, p in parameters.items())
 
 
-def test_rates_that_leave_nothing_to_train_are_said():
+def test_rates_that_leave_nothing_to_train_are_rejected():
+    with pytest.raises(ConfigError, match=r"optim\.lr=0 and optim\.head_lr=0"):
+        LocalTraining(**{**DEFAULTS, "lr": 0, "head_lr": 0})
     training = LocalTraining(**{**DEFAULTS, "head_lr": 0.0})
     head = {name: p for name, p in problem(2).items() if name.startswith("head.")}
-    with pytest.raises(ConfigError, match=r"optim\.head_lr=0\.0 leave nothing to train of head; raise one"):
+    with pytest.raises(ConfigError, match=r"optim\.head_lr=0\.0 leave nothing to train of head"):
         training.fit(head, batches_of(COUNTS), quadratic(head), STEPS)
 
 
@@ -215,11 +202,11 @@ def test_a_part_is_a_whole_name_and_not_its_beginning():
     assert list(training.block(parameters, ["generator.keys"])) == ["generator.keys.weight"]
     assert list(training.block(parameters, ["generator"])) == list(parameters)
     assert list(training.block(parameters, ())) == list(parameters)
-    with pytest.raises(ConfigError, match=r"optim\.blocks names tail, but what is trained is generator"):
+    with pytest.raises(ConfigError, match=r"optim\.blocks names tail"):
         training.block(parameters, ["tail"])
 
 
 @pytest.mark.parametrize("blocks", ["head", ["head"], [], [[]], [[1, "head"]], 3])
 def test_blocks_that_are_no_lists_of_names_are_refused(blocks):
-    with pytest.raises(ConfigError, match=r"optim\.blocks=.*is no list of lists of names"):
+    with pytest.raises(ConfigError, match=r"optim\.blocks="):
         LocalTraining(**{**DEFAULTS, "blocks": blocks})
