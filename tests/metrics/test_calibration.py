@@ -74,8 +74,6 @@ def test_fewer_images_than_bins_are_a_bin_each():
     probabilities = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.9, 0.1]])
     three = adaptive_reliability(probabilities, torch.tensor([0, 1, 1]))
     assert three.ece == pytest.approx((0.3 + 0.2 + 0.9) / 3, abs=1e-6)
-        (0.3 + 0.2 + 0.9) / 3, abs=1e-6
-    )
     assert adaptive_reliability(probabilities[:1], torch.tensor([0])).ece == pytest.approx(0.3, abs=1e-6)
 
 
