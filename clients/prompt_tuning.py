@@ -34,9 +34,7 @@ from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.models.prompts.coded import AbstractPosteriorPrompts
-from fedbayes.models.prompts.gaussian import AbstractGaussianPrompts
-from fedbayes.models.prompts.semi_implicit import SemiImplicitPrompts
+from fedbayes.models.prompts.coded import AbstractGaussianPrompts, AbstractPosteriorPrompts, SemiImplicitPrompts
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup

@@ -26,15 +26,14 @@ Program = Callable[..., Any]
 @final
 @dataclass(frozen=True)
 class Objective:
-    """What one pass through model and guide gave, per client; `None` is what the programs do not have.
+    """Terms of the objective of each client, nats per image; `None` is what the programs do not have.
 
     Attributes:
-        loss: negative ELBO with the KL weighed by beta, nats per image, differentiable.
-        log_likelihood: nats per image.
-        kl: one-sample estimate of KL(guide, prior), nats per image, without beta.
+        loss: negative ELBO with the KL weighed by beta, and the penalty; differentiable.
+        kl: one-sample estimate of KL(guide, prior), without beta.
         effective_components: of a semi-implicit mixture, 1 to K + 1.
         bound_saturation: see `fedbayes.inference.diagnostics`; of a plain mixture with K of at least 1.
-        penalty: what the prompts add to the loss, nats per image; it is in `loss`.
+        penalty: what the prompts add to the loss.
     """
 
     loss: Float[Tensor, " clients"]
@@ -45,7 +44,7 @@ class Objective:
     penalty: Float[Tensor, " clients"] | None = None
 
     def metrics(self) -> dict[str, Tensor]:
-        """Every term that exists, detached, by name."""
+        """Return every term that exists, detached, by name."""
         return {name: value.detach() for name, value in vars(self).items() if value is not None}
 
 
@@ -61,9 +60,6 @@ def elbo(
         samples: J.
         weights: of the images, 0 for padding, 1 / (client's images) for the mean.
         beta: weight of the KL; 0 leaves it out.
-
-    Returns:
-        Losses and diagnostics of each client.
     """
     particles = pyro.plate("samples", samples, dim=-3)
     guide_trace = poutine.trace(particles(guide)).get_trace(*args)
@@ -86,17 +82,12 @@ def elbo(
     mixture = posterior.mixture(site["value"])
     # A reverse model's weights are no densities: what the bound credits them with has no ceiling of log(K + 1).
     saturation = mixture.bound_saturation if posterior.reverse is None else None
-    return Objective(
-        loss,
-        log_likelihood,
-        kl,
-        per_client(mixture.effective_components),
-        None if saturation is None else per_client(saturation),
-    )
+    effective = per_client(mixture.effective_components)
+    return Objective(loss, log_likelihood, kl, effective, None if saturation is None else per_client(saturation))
 
 
 def _log_prob(trace: Trace, site: str) -> Tensor:
-    """A site's log density with the batch shape kept, in nats, before masks and scales."""
+    """Return a site's log density, in nats, of the batch's shape, before masks and scales."""
     node: Any = trace.nodes[site]
     density: Tensor = node["fn"].log_prob(node["value"])
     return density

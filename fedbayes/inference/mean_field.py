@@ -9,6 +9,7 @@ precision Lambda and the shift eta = Lambda mu, products are sums and quotients 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import final
 
 import torch
@@ -48,11 +49,9 @@ def divergence(
 @final
 @dataclass(frozen=True, eq=False)
 class Natural:
-    """A Gaussian by its natural parameters, or a factor of one, whose precision need not be positive.
+    """A Gaussian by Lambda (one number per weight, or a matrix) and Lambda mu, or a factor of one.
 
-    Attributes:
-        precision: Lambda, one number per weight or a matrix over them.
-        shift: Lambda mu, one number per weight.
+    The precision of a factor need not be positive.
     """
 
     precision: Tensor
@@ -69,10 +68,7 @@ class Natural:
 
 def product(factors: Sequence[Natural]) -> Natural:
     """The product of densities, summed in the order given."""
-    precision, shift = factors[0].precision, factors[0].shift
-    for one in factors[1:]:
-        precision, shift = precision + one.precision, shift + one.shift
-    return Natural(precision, shift)
+    return reduce(lambda a, b: Natural(a.precision + b.precision, a.shift + b.shift), factors)
 
 
 def diagonal(mean: Float[Tensor, "*shape"], std: Float[Tensor, "*shape"]) -> Natural:
@@ -82,17 +78,12 @@ def diagonal(mean: Float[Tensor, "*shape"], std: Float[Tensor, "*shape"]) -> Nat
 
 
 def at_least(
-    found: Natural, floor: Float[Tensor, "*shape"], around: Float[Tensor, "*shape"]
+    factor: Natural, floor: Float[Tensor, "*shape"], around: Float[Tensor, "*shape"]
 ) -> tuple[Float[Tensor, "*shape"], Float[Tensor, "*shape"]]:
-    """Mean and standard deviation of a diagonal product whose precision is raised to a floor where it falls below.
+    """Return mean and standard deviation of a diagonal Gaussian whose precision is raised to a positive floor.
 
-    `Lambda (mu - around) = eta - Lambda around` is kept with the raised precision, so a product that says nothing of a
-    weight leaves it where it was. Where nothing is raised the mean is `eta / Lambda`.
-
-    Args:
-        found: the product.
-        floor: smallest precision, positive.
-        around: the mean that the factors were found from.
+    `Lambda (mu - around) = eta - Lambda around` holds with the raised precision too, so a product that says nothing of
+    a weight leaves it at `around`. Where nothing is raised the mean is `eta / Lambda`.
 
     Raises:
         ValueError: if the floor is not positive.
@@ -100,6 +91,6 @@ def at_least(
     lowest = floor.min().item() if floor.numel() else math.inf
     if lowest <= 0:
         raise ValueError(f"floor must be positive, got {lowest:g}: a density needs a positive precision.")
-    precision = found.precision.maximum(floor)
-    mean = around + (found.shift - found.precision * around) / precision
+    precision = factor.precision.maximum(floor)
+    mean = around + (factor.shift - factor.precision * around) / precision
     return mean, precision.rsqrt()

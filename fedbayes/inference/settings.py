@@ -25,14 +25,7 @@ class InferenceSettings:
     """
 
     def __init__(
-        self,
-        *,
-        train_samples: int,
-        num_extra: int,
-        predict_samples: int,
-        beta: float,
-        beta_warmup: int,
-        reverse: str,
+        self, *, train_samples: int, num_extra: int, predict_samples: int, beta: float, beta_warmup: int, reverse: str
     ) -> None:
         self.train_samples = require_whole("inference.train_samples", train_samples, 1)
         self.num_extra = require_whole("inference.num_extra", num_extra, 0)
@@ -47,7 +40,5 @@ class InferenceSettings:
             )
 
     def beta_at(self, server_round: int) -> float:
-        """The KL weight in a round, counted from 1."""
-        if self.beta_warmup == 0:
-            return self.beta
-        return self.beta * min(1.0, server_round / self.beta_warmup)
+        """Return the KL weight in a round, counted from 1."""
+        return self.beta if self.beta_warmup == 0 else self.beta * min(1.0, server_round / self.beta_warmup)

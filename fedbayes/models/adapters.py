@@ -27,7 +27,7 @@ from torch.func import functional_call
 
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.models.blocks import class_row, is_plain
+from fedbayes.models.blocks import class_feature
 
 
 class AbstractWeights(nn.Module, ABC):
@@ -43,30 +43,25 @@ class AbstractWeights(nn.Module, ABC):
 
     @abstractmethod
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:
-        """The weights that take the place of frozen ones, by timm's names, each `(C, ...)`."""
+        """Return the weights that take the place of frozen ones, by timm's names, each `(C, ...)`."""
 
     def features(
         self, backbone: FrozenViT, entering: Num[Tensor, "clients images *entering"]
     ) -> Float[Tensor, "clients images dim"]:
         """Class features of each client's images by its own weights.
 
-        Clients go one after another: on a CPU `torch.func.vmap` took a seventh more time for low-rank changes and a
-        quarter more for all weights, since it has no batched attention there and one client fits the cache better.
-
-        Args:
-            backbone: gives the weights that no client changes.
-            entering: tokens below `start_layer`, `(C, B, t, d)`, or pixels in 0..255, `(C, B, 3, h, w)`.
+        `entering` are tokens below `start_layer`, `(C, B, t, d)`, or pixels in 0..255, `(C, B, 3, h, w)`. Clients go
+        one after another: on a CPU `torch.func.vmap` took a seventh more time for low-rank changes and a quarter more
+        for all weights, since it has no batched attention there and one client fits the cache better.
         """
         if self.from_pixels:
-            entering = (entering.to(backbone.dtype) / 255 - backbone.mean) / backbone.std
-        weights = self.changed(backbone)
-        each = {f"vit.{name}": weight.unbind() for name, weight in weights.items()}
+            entering = backbone.normalised(entering)
+        weights = {f"vit.{name}": weight.unbind() for name, weight in self.changed(backbone).items()}
         passes = _Pass(backbone.vit, self.start_layer, self.from_pixels)
-        device, bf16 = entering.device.type, backbone.tokens_dtype == torch.bfloat16
-        attention = _without_fused_attention(backbone.vit) if bf16 and device == "cpu" else nullcontext()
-        with torch.autocast(device, torch.bfloat16, enabled=bf16), attention:
+        is_slow = backbone.tokens_dtype == torch.bfloat16 and entering.device.type == "cpu"
+        with backbone.autocast(), _without_fused_attention(backbone.vit) if is_slow else nullcontext():
             features = [
-                functional_call(passes, {name: rows[c] for name, rows in each.items()}, (images,))
+                functional_call(passes, {name: rows[c] for name, rows in weights.items()}, (images,))
                 for c, images in enumerate(entering)
             ]
         return torch.stack(features).to(backbone.dtype)
@@ -82,7 +77,7 @@ class LowRankWeights(AbstractWeights):
 
     Args:
         backbone: whose matrices are changed.
-        rng: draws A.
+        rng: samples A.
         rank: r.
         alpha: the change is scaled by `alpha / r`.
         start_layer: the first block that is changed.
@@ -109,11 +104,11 @@ class LowRankWeights(AbstractWeights):
         require_whole("method.weights.start_layer", start_layer, 0, backbone.depth - 1)
         if isinstance(targets, str) or not targets:
             raise ConfigError(f"method.weights.targets={targets} is no list of names; write e.g. [attn.qkv].")
-        linear = [name for name, module in backbone.vit.blocks[0].named_modules() if isinstance(module, nn.Linear)]
+        layers = [name for name, module in backbone.vit.blocks[0].named_modules() if isinstance(module, nn.Linear)]
         self.start_layer, self.from_pixels = start_layer, False
         self.scale = require_number("method.weights.alpha", alpha, 0, open_low=True) / rank
         self._names = [
-            f"blocks.{i}.{require_choice('method.weights.targets', target, linear)}"
+            f"blocks.{i}.{require_choice('method.weights.targets', target, layers)}"
             for i in range(start_layer, backbone.depth)
             for target in targets
         ]
@@ -128,7 +123,7 @@ class LowRankWeights(AbstractWeights):
             place.register_parameter("b", nn.Parameter(torch.zeros(1, outputs, rank)))
 
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:
-        """The merged matrices."""
+        """Return the merged matrices."""
         merged = {}
         for name in self._names:
             pair: Any = self.get_submodule(name)
@@ -138,12 +133,7 @@ class LowRankWeights(AbstractWeights):
 
 @final
 class AllWeights(AbstractWeights):
-    """All weights of the ViT, from the patch embedding to the last norm: full fine-tuning.
-
-    Args:
-        backbone: whose weights they start from.
-        rng: unused.
-    """
+    """All weights of the ViT, from the patch embedding to the last norm: full fine-tuning."""
 
     def __init__(self, *, backbone: FrozenViT, rng: torch.Generator) -> None:  # noqa: ARG002
         super().__init__()
@@ -155,40 +145,30 @@ class AllWeights(AbstractWeights):
             _nested(self, owner).register_parameter(leaf, nn.Parameter(start.unsqueeze(0)))
 
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:  # noqa: ARG002
-        """Every weight."""
+        """Return every weight."""
         return {name: self.get_parameter(name) for name in self._names}
 
 
 @final
 class _Pass(nn.Module):
-    """The ViT from its first changed place to the class feature, for `functional_call`.
-
-    Args:
-        vit: timm's.
-        start: the block that is entered.
-        from_pixels: enter before the patch embedding, with normalised pixels.
-    """
+    """The ViT from block `start`, or from normalised pixels, to the class feature, for `functional_call`."""
 
     def __init__(self, vit: Any, start: int, from_pixels: bool) -> None:
         super().__init__()
         self.vit, self.start, self.from_pixels = vit, start, from_pixels
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens `(n, t, d)` or pixels `(n, 3, h, w)` to features `(n, d)`."""
-        vit = self.vit
+        """Turn tokens `(n, t, d)` or pixels `(n, 3, h, w)` into features `(n, d)`."""
         if self.from_pixels:
-            x = vit.norm_pre(vit._pos_embed(vit.patch_embed(x)))
-        for block in vit.blocks[self.start : -1]:
+            x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
+        for block in self.vit.blocks[self.start : -1]:
             x = block(x)
-        last = vit.blocks[-1]
-        x = class_row(last, x) if is_plain(last) else last(x)
-        feature: Tensor = vit.fc_norm(vit.norm(x[:, :1])[:, 0])
-        return feature
+        return class_feature(self.vit, x)
 
 
 @contextmanager
 def _without_fused_attention(vit: nn.Module) -> Iterator[None]:
-    """Attention as two products and a softmax: on a CPU, torch's fused one takes most of a bfloat16 step going back."""
+    """Use plain products: on a CPU, the fused attention takes most of a bfloat16 step's backward pass."""
     fused: list[Any] = [module for module in vit.modules() if getattr(module, "fused_attn", False)]
     for attention in fused:
         attention.fused_attn = False
@@ -200,7 +180,7 @@ def _without_fused_attention(vit: nn.Module) -> Iterator[None]:
 
 
 def _nested(root: nn.Module, name: str) -> nn.Module:
-    """The submodule of a dotted name, made of empty modules where there is none yet."""
+    """Return the submodule of a dotted name, made of empty modules where there is none yet."""
     for part in name.split(".") if name else ():
         if part not in root._modules:
             root.add_module(part, nn.Module())

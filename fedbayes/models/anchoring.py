@@ -42,10 +42,10 @@ def noise_bank(noise_dim: int, seed: int) -> Float[Tensor, "bank m"]:
 
 
 def noise_layers(arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "m n"]:
-    """Theta: every parameter that noise meets first, a row for each of its directions.
+    """Return Theta: every parameter that noise meets first, a row for each of its directions.
 
     Raises:
-        ConfigError: if the shared parameters have no such layer, or lack one that belongs to it.
+        ConfigError: if the shared parameters lack one of them.
     """
     rows = [arrays[name] for name in NOISE_ROWS if name in arrays]
     m = len(rows[0]) if rows else 0
@@ -63,8 +63,7 @@ def rotation(trained: Float[np.ndarray, "m n"], handed_out: Float[np.ndarray, "m
     """The orthogonal R that turns a trained generator's Theta onto the one that was handed out."""
     product = handed_out @ trained.T
     left, _, right = np.linalg.svd(product + STAY * np.linalg.norm(product) * np.eye(len(product)))
-    closest: np.ndarray = left @ right
-    return closest
+    return np.asarray(left @ right)
 
 
 def anchored(arrays: Mapping[str, np.ndarray], handed_out: Mapping[str, np.ndarray]) -> Arrays:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from fedbayes.errors import BackboneError, require_choice
-from fedbayes.models.blocks import FoldedBlock, class_row, fold, is_plain, run_folded, with_prompts
+from fedbayes.models.blocks import FoldedBlock, class_feature, fold, is_plain, run_folded, with_prompts
 
 PRECISIONS = ("float32", "bf16")
 PIECE = 720_000
@@ -27,13 +27,12 @@ class FrozenViT(nn.Module):
 
     Args:
         vit: the transformer; it must have a class token, no registers and read its features off the class token.
-        name: what to call it in messages and summaries.
+        name: for messages and summaries.
         mean: per channel, of the pixels in [0, 1].
-        std: per channel, of the pixels in [0, 1].
+        std: likewise.
 
     Raises:
-        BackboneError: if the architecture is one whose prompts or features would be something else than VPT's, or its
-            patches do not cover its images.
+        BackboneError: if prompts or features would not be VPT's, or the patches do not cover the images.
     """
 
     vit: Any  # timm's, whose attributes carry no types
@@ -57,17 +56,10 @@ class FrozenViT(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def cast(self, precision: str) -> "FrozenViT":
-        """Choose the numbers of the backbone's own passes; its weights are converted once, in place.
+        """Convert the backbone in place, and return it.
 
-        Args:
-            precision: `float32` leaves it as it is. `bf16` keeps linear and convolution weights and tokens in bfloat16
-                and computes under autocast; features and the prompts' gradients stay float32.
-
-        Returns:
-            This backbone.
-
-        Raises:
-            ConfigError: if there is no such precision.
+        `float32` leaves it as it is. `bf16` keeps linear and convolution weights and tokens in bfloat16 and computes
+        under autocast; features and the prompts' gradients stay float32. Another precision raises a ConfigError.
         """
         if require_choice("simulation.precision", precision, PRECISIONS) == "bf16":
             self._bf16 = True
@@ -82,81 +74,71 @@ class FrozenViT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of pixels and features; tokens are of `tokens_dtype`."""
+        """Type of pixels and features."""
         return self.mean.dtype
 
     @property
     def tokens_dtype(self) -> torch.dtype:
-        """Of what `embed` gives and a cache keeps."""
+        """Type of what `embed` returns."""
         return torch.bfloat16 if self._bf16 else self.dtype
 
-    def _passes(self) -> torch.autocast:
-        """What the blocks are computed under; nothing in float32."""
+    def autocast(self) -> torch.autocast:
+        """Return the context that blocks are computed in."""
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self._bf16)
 
-    @torch.no_grad()
-    def embed(self, images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"], start: int) -> Float[Tensor, "n t d"]:
-        """Tokens of `images` after the blocks below `start`, class token first, no prompts.
+    def normalised(self, images: Num[Tensor, "*n 3 h w"]) -> Float[Tensor, "*n 3 h w"]:
+        """Standardise pixels, uint8 or floating, in 0..255."""
+        return (images.to(self.dtype) / 255 - self.mean) / self.std
 
-        Args:
-            images: pixels, uint8 in 0..255 or floating in 0..255 (an augmented image).
-            start: number of blocks to go through, 0..depth.
-        """
-        pixels = (images.to(self.dtype) / 255 - self.mean) / self.std
-        with self._passes():
-            tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(pixels)))
+    @torch.no_grad()
+    def embed(self, images: Num[Tensor, "n 3 h w"], start: int) -> Float[Tensor, "n t d"]:
+        """Tokens of pixels in 0..255 after the blocks below `start`, 0..depth; class token first, no prompts."""
+        with self.autocast():
+            tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(self.normalised(images))))
             for block in self.vit.blocks[:start]:
                 tokens = block(tokens)
         return tokens.to(self.tokens_dtype)
 
     @torch.no_grad()
-    def features(self, images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
+    def features(self, images: Num[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """The prompt-free class feature, equal to timm's `forward_head(forward_features(x), pre_logits=True)`."""
         return self.forward(self.embed(images, 0), None, 0)
 
     def forward(
         self, tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n blocks l d"] | None, start: int
     ) -> Float[Tensor, "n d"]:
-        """Class feature of tokens that enter block `start` together with their prompts.
+        """Class feature, before any head, of tokens that enter block `start` together with their prompts.
 
         Args:
             tokens: output of `embed(images, start)`.
             prompts: one set for block `start` (shallow) or one for each block from there on (deep); None for none.
             start: the block that sees prompts first.
-
-        Returns:
-            The class token after the last block and the final norm, before any head.
         """
         prompts = None if prompts is None else prompts.to(tokens.dtype)
-        with self._passes():
-            feature = self._feature(tokens, prompts, start)
+        with self.autocast():
+            folded = self._folded(tokens)
+            pieces = zip(*self._pieces(tokens, prompts), strict=True)
+            x = torch.cat([self._upto_last(*piece, start, folded) for piece in pieces])
+            if start < self.depth:
+                return class_feature(self.vit, x).to(self.dtype)
+            feature: Tensor = self.vit.fc_norm(self.vit.norm(x[:, :1])[:, 0])
         return feature.to(self.dtype)
 
-    def _feature(self, tokens: Tensor, prompts: Tensor | None, start: int) -> Tensor:
-        folded = self._folded(tokens)
-        pieces = zip(*self._pieces(tokens, prompts), strict=True)
-        x = torch.cat([self._upto_last(some, theirs, start, folded) for some, theirs in pieces])
-        if start < self.depth:
-            last = self.vit.blocks[-1]
-            x = class_row(last, x) if is_plain(last) else last(x)
-        feature: Tensor = self.vit.fc_norm(self.vit.norm(x[:, :1])[:, 0])
-        return feature
-
     def _upto_last(self, x: Tensor, prompts: Tensor | None, start: int, folded: Sequence[FoldedBlock | None]) -> Tensor:
-        """What the last block is given."""
+        """Return what the last block is given."""
         length = 0 if prompts is None else prompts.shape[2]
         for i, (block, fast) in enumerate(zip(self.vit.blocks[start:], folded[start:], strict=True)):
-            own = prompts[:, i] if prompts is not None and i < prompts.shape[1] else None
+            rows = prompts[:, i] if prompts is not None and i < prompts.shape[1] else None
             replaced = 0 if i == 0 else length
             if fast is not None:
-                x = run_folded(x, own, replaced, fast)
+                x = run_folded(x, rows, replaced, fast)
                 continue
-            x = x if own is None else with_prompts(x, own, replaced)
+            x = x if rows is None else with_prompts(x, rows, replaced)
             x = x if i == self.depth - start - 1 else block(x)
         return x
 
     def _pieces(self, tokens: Tensor, prompts: Tensor | None) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
-        """On a CPU, as few images at a time as fit its cache; how many depends on shapes alone."""
+        """Split images, on a CPU, so that they fit its cache; how many depends on shapes alone."""
         length = 0 if prompts is None else prompts.shape[2]
         size = len(tokens)
         if tokens.device.type == "cpu":
@@ -165,7 +147,7 @@ class FrozenViT(nn.Module):
         return parts, [None] * len(parts) if prompts is None else prompts.split(size)
 
     def _folded(self, tokens: Tensor) -> Sequence[FoldedBlock | None]:
-        """The weights of each block whose passes are written out for this device and type; None for timm's own."""
+        """Return the weights of each block whose passes are written out for this device and type; None for timm's."""
         if tokens.device.type != "cpu" or (torch.is_autocast_enabled("cpu") and not self._bf16):
             return [None] * self.depth
         state = [(p.data_ptr(), p._version, p.dtype) for p in self._block_parameters]
@@ -179,8 +161,8 @@ def load_weights(vit: nn.Module, state: dict[str, Any], source: str) -> None:
     """Fill `vit` from a checkpoint's tensors; position embeddings of another image size are resampled by timm.
 
     Args:
-        vit: the transformer to fill, already at the wanted image size.
-        state: the checkpoint as read, whatever is in it; its classification head is ignored.
+        vit: the transformer, at the wanted image size.
+        state: the checkpoint; its classification head is ignored.
         source: the checkpoint's name, for errors.
 
     Raises:

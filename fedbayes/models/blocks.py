@@ -22,35 +22,23 @@ from torch.nn import functional as F
 @final
 @dataclass(frozen=True, eq=False)
 class FoldedBlock:
-    """A plain block's weights, `x @ weight` with constants folded in.
-
-    Attributes:
-        heads: of the attention.
-        eps: of the two norms.
-        qkv: `(d, 3 w)`, w the heads' widths together.
-        query_bias: `(w,)`.
-        proj: `(w, d)`.
-        proj_bias: `(d,)`.
-        fc1: `(d, hidden)`.
-        fc1_bias: `(hidden,)`.
-        fc2: `(hidden, d)`.
-        fc2_bias: `(d,)`.
-    """
+    """A plain block's weights, `x @ weight` with constants folded in; w are the heads' widths together."""
 
     heads: int
     eps: tuple[float, float]
-    qkv: Tensor
-    query_bias: Tensor
-    proj: Tensor
-    proj_bias: Tensor
-    fc1: Tensor
-    fc1_bias: Tensor
-    fc2: Tensor
-    fc2_bias: Tensor
+    qkv: Float[Tensor, "d w3"]
+    query_bias: Float[Tensor, " w"]
+    proj: Float[Tensor, "w d"]
+    proj_bias: Float[Tensor, " d"]
+    fc1: Float[Tensor, "d hidden"]
+    fc1_bias: Float[Tensor, " hidden"]
+    fc2: Float[Tensor, "hidden d"]
+    fc2_bias: Float[Tensor, " d"]
 
 
 def is_plain(block: Any) -> bool:
     """Whether a block is one that `fold` understands: no norm, gate or activation but the original's."""
+    from timm.layers.activations import GELU
     from timm.layers.attention import Attention
     from timm.layers.mlp import Mlp
     from timm.models.vision_transformer import Block, LayerScale
@@ -65,20 +53,14 @@ def is_plain(block: Any) -> bool:
         and all(isinstance(norm, nn.LayerNorm) for norm in (block.norm1, block.norm2))
         and all(isinstance(scale, nn.Identity | LayerScale) for scale in (block.ls1, block.ls2))
         and all(type(linear) is nn.Linear for linear in (attention.qkv, attention.proj, mlp.fc1, mlp.fc2))
-        and type(mlp.act) in (nn.GELU, _timms_gelu())
+        and type(mlp.act) in (nn.GELU, GELU)
         and getattr(mlp.act, "approximate", "none") == "none"
     )
 
 
-def _timms_gelu() -> type:
-    from timm.layers.activations import GELU
-
-    return GELU
-
-
 @torch.no_grad()
 def fold(block: Any, dtype: torch.dtype) -> FoldedBlock:
-    """A plain block's weights with its constants folded in, then rounded to `dtype`; see the module docstring."""
+    """Fold a plain block's constants into its weights, then round them to `dtype`; see the module docstring."""
     attention, mlp = block.attn, block.mlp
     qkv, qkv_bias = _after_norm(attention.qkv, block.norm1)
     width = attention.num_heads * attention.head_dim
@@ -86,25 +68,15 @@ def fold(block: Any, dtype: torch.dtype) -> FoldedBlock:
     proj, proj_bias = _before_scale(attention.proj, block.ls1, qkv_bias[2 * width :])
     fc1, fc1_bias = _after_norm(mlp.fc1, block.norm2)
     fc2, fc2_bias = _before_scale(mlp.fc2, block.ls2, None)
-    folded = {
-        "qkv": qkv.mT,
-        "query_bias": qkv_bias[:width] * attention.scale,
-        "proj": proj.mT,
-        "proj_bias": proj_bias,
-        "fc1": fc1.mT,
-        "fc1_bias": fc1_bias,
-        "fc2": fc2.mT,
-        "fc2_bias": fc2_bias,
-    }
-    rounded = {name: weight.to(dtype) for name, weight in folded.items()}
-    return FoldedBlock(heads=attention.num_heads, eps=(block.norm1.eps, block.norm2.eps), **rounded)
+    query_bias = qkv_bias[:width] * attention.scale
+    weights = qkv.mT, query_bias, proj.mT, proj_bias, fc1.mT, fc1_bias, fc2.mT, fc2_bias
+    eps = block.norm1.eps, block.norm2.eps
+    return FoldedBlock(attention.num_heads, eps, *(weight.to(dtype) for weight in weights))
 
 
 def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     """Weight `(out, in)` and bias of `linear(norm(x))` in terms of the norm without its affine map."""
-    weight, bias = _to_fold(linear)
-    if linear.bias is not None:
-        bias += linear.bias
+    weight, bias = _copy(linear)
     if norm.bias is not None:
         bias += weight @ norm.bias
     if norm.weight is not None:
@@ -112,17 +84,18 @@ def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _to_fold(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """A copy of the weight, in float32 if it is coarser, and a bias of zeros."""
+def _copy(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Copy weight and bias, in float32 if they are coarser; no bias is a bias of zeros."""
     weight = linear.weight.to(torch.promote_types(linear.weight.dtype, torch.float32), copy=True)
-    return weight, weight.new_zeros(linear.out_features)
+    bias = weight.new_zeros(linear.out_features)
+    if linear.bias is not None:
+        bias += linear.bias
+    return weight, bias
 
 
 def _before_scale(linear: nn.Linear, scale: Any, shift: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weight `(out, in)` and bias of `scale(linear(x + shift))`."""
-    weight, bias = _to_fold(linear)
-    if linear.bias is not None:
-        bias += linear.bias
+    weight, bias = _copy(linear)
     if shift is not None:
         bias += weight @ shift
     if not isinstance(scale, nn.Identity):
@@ -134,14 +107,7 @@ def _before_scale(linear: nn.Linear, scale: Any, shift: Tensor | None) -> tuple[
 def run_folded(
     tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n l d"] | None, replaced: int, block: FoldedBlock
 ) -> Float[Tensor, "n t2 d"]:
-    """A plain block of tokens with `prompts` put after the class token.
-
-    Args:
-        tokens: with the class token first.
-        prompts: None for none.
-        replaced: tokens after the class token that the prompts replace.
-        block: see `fold`.
-    """
+    """Run a plain block on tokens with `prompts` in place of the `replaced` tokens after the class token."""
     out: Tensor = _Folded.apply(tokens, prompts, replaced, block)
     return out
 
@@ -190,7 +156,7 @@ class _Folded(torch.autograd.Function):
             [torch.bmm(dp[:, rows], k), torch.bmm(dp[:, :, rows].mT, q), torch.bmm(p[:, :, rows].mT, dmixed)]
         )
         dnormed = torch.mm(_by_token(dqkv, n), block.qkv.mT)
-        x, mean1, rstd1, dy = (_rows(one, n, rows) for one in (x, mean1, rstd1, dy))
+        x, mean1, rstd1, dy = (values.unflatten(0, (n, -1))[:, rows].flatten(0, 1) for values in (x, mean1, rstd1, dy))
         dx = _norm_backward(dnormed, x, mean1, rstd1).add_(dy).view(n, -1, d)
         if not ctx.needs_input_grad[0]:
             return None, dx, None, None
@@ -202,37 +168,29 @@ class _Folded(torch.autograd.Function):
 
 
 def _norm_backward(dnormed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-    """Gradient with respect to what a norm without affine map was given."""
-    shape = [x.shape[-1]]
-    dx: Tensor = torch.ops.aten.native_layer_norm_backward(
-        dnormed, x, shape, mean, rstd, None, None, [True, False, False]
-    )[0]
+    """Return the gradient of the input of a norm without affine map."""
+    backward = torch.ops.aten.native_layer_norm_backward
+    dx: Tensor = backward(dnormed, x, [x.shape[-1]], mean, rstd, None, None, [True, False, False])[0]
     return dx
 
 
 def _by_head(x: Float[Tensor, "nt parts_h_w"], images: int, parts: int, heads: int) -> Float[Tensor, "parts nh t w"]:
-    """Columns cut into parts and heads, a matrix for each image and head, as batched products want it."""
+    """Cut columns into parts and heads, a matrix for each image and head, as batched products want it."""
     cut = x.view(images, -1, parts, heads, x.shape[1] // (parts * heads))
     parted: Tensor = cut.permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
     return parted
 
 
 def _by_token(x: Float[Tensor, "parts nh t w"], images: int) -> Float[Tensor, "nt parts_h_w"]:
-    """The reverse of `_by_head`."""
+    """Undo `_by_head`."""
     joined: Tensor = x.unflatten(1, (images, -1)).permute(1, 3, 0, 2, 4).flatten(2).flatten(0, 1)
     return joined
-
-
-def _rows(x: Float[Tensor, "nt last"], images: int, rows: slice) -> Float[Tensor, "nr last"]:
-    """Some tokens of every image."""
-    some: Tensor = x.unflatten(0, (images, -1))[:, rows].flatten(0, 1)
-    return some
 
 
 def with_prompts(
     tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n l d"], replaced: int
 ) -> Float[Tensor, "n t2 d"]:
-    """Class token, prompts, and the tokens after those that the prompts replace."""
+    """Join the class token, the prompts, and the tokens after those that the prompts replace."""
     return torch.cat([tokens[:, :1], prompts, tokens[:, 1 + replaced :]], dim=1)
 
 
@@ -248,9 +206,17 @@ def class_row(block: Any, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n 1 d"]:
     bias = None if attention.qkv.bias is None else attention.qkv.bias.unflatten(0, (3, heads * width))
     query = F.linear(normed[:, 0], to_query.flatten(0, 1), None if bias is None else bias[0]) * attention.scale
     query = torch.einsum("nhw,hwd->nhd", query.unflatten(1, (heads, width)), to_key)
-    shares = (query @ normed.mT).softmax(-1)  # (n, heads, t); the keys' bias would move all scores alike
-    value = torch.einsum("nhd,hwd->nhw", shares @ normed, to_value).flatten(1)
+    attended = (query @ normed.mT).softmax(-1)  # (n, heads, t); the keys' bias would move all scores alike
+    value = torch.einsum("nhd,hwd->nhw", attended @ normed, to_value).flatten(1)
     value = value if bias is None else value + bias[2]
     row = x[:, :1] + block.ls1(attention.proj(value.unsqueeze(1)))
     out: Tensor = row + block.ls2(block.mlp(block.norm2(row)))
     return out
+
+
+def class_feature(vit: Any, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n d"]:
+    """Class token after the last block of `vit`, which is given `x`, and the final norm."""
+    last = vit.blocks[-1]
+    x = class_row(last, x) if is_plain(last) else last(x)
+    feature: Tensor = vit.fc_norm(vit.norm(x[:, :1])[:, 0])
+    return feature

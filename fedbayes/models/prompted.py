@@ -5,7 +5,7 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,7 +27,7 @@ class PromptedViT(nn.Module):
     The parameters of `generator`, `head` and `weights` belong to the clients; each has a leading client axis.
 
     Args:
-        backbone: the frozen ViT, shared by all clients.
+        backbone: shared by all clients.
         classes: number of classes.
         length: prompts per set.
         depth: `shallow` for one set, `deep` for one set for each block from `start_layer` on.
@@ -79,11 +79,11 @@ class PromptedViT(nn.Module):
         self.initial: Arrays = self.unstack()[0]
 
     def owned(self) -> dict[str, nn.Parameter]:
-        """The clients' parameters by name, each of shape `(C, ...)`, those that stay as they are among them."""
+        """Return the clients' parameters by name, each of shape `(C, ...)`, also those that do not learn."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("backbone.")}
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that learn, by name; each of shape `(C, ...)`."""
+        """Return the parameters that learn, likewise."""
         return {name: p for name, p in self.owned().items() if p.requires_grad}
 
     def stack(self, states: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -96,24 +96,21 @@ class PromptedViT(nn.Module):
             setattr(self.get_submodule(owner), leaf, nn.Parameter(moved, parameter.requires_grad))
 
     def unstack(self) -> list[Arrays]:
-        """The parameters of each client of the cohort, as arrays of their own."""
+        """Return a copy of the parameters of each client of the cohort."""
         stacked = {name: parameter.detach().cpu().numpy() for name, parameter in self.owned().items()}
         clients = len(next(iter(stacked.values())))
         return [{name: rows[c].copy() for name, rows in stacked.items()} for c in range(clients)]
 
     @torch.no_grad()
-    def precompute(self, images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
-        """What does not depend on anything learnt.
+    def precompute(self, images: Num[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
+        """Return what does not depend on anything learnt: what `entering` returns, and z, `(n, d)`.
 
-        Returns:
-            What `entering` gives, and z, `(n, d)`: the prompt-free class feature through a LayerNorm without
-            parameters, so that it carries no statistics of anybody's data.
+        z is the prompt-free class feature after a LayerNorm without parameters, so that it carries no statistics of
+        anybody's data.
         """
         tokens = self.entering(images)
-        if self.from_pixels:
-            feature = self.backbone.features(images)
-        else:
-            feature = self.backbone(tokens, None, self.start_layer)
+        frozen = self.backbone
+        feature = frozen.features(images) if self.from_pixels else frozen(tokens, None, self.start_layer)
         return tokens, F.layer_norm(feature, feature.shape[-1:])
 
     @property
@@ -123,14 +120,14 @@ class PromptedViT(nn.Module):
 
     @property
     def entering_bytes(self) -> int:
-        """Size of what `entering` gives for an image of bytes."""
+        """Bytes of what `entering` returns for an image of bytes."""
         if self.from_pixels:
             return 3 * self.backbone.image_size**2
         tokens = 1 if self.start_layer == self.backbone.depth else self.backbone.num_tokens
         return tokens * self.backbone.dim * self.backbone.tokens_dtype.itemsize
 
-    def entering(self, images: UInt8[Tensor, "n 3 h w"] | Float[Tensor, "n 3 h w"]) -> Num[Tensor, "n *entering"]:
-        """What enters the first place that learns: tokens below `start_layer`, `(n, t, d)`, or the pixels."""
+    def entering(self, images: Num[Tensor, "n 3 h w"]) -> Num[Tensor, "n *entering"]:
+        """Return what enters the first place that learns: tokens below `start_layer`, `(n, t, d)`, or the pixels."""
         if self.from_pixels:
             return images
         tokens = self.backbone.embed(images, self.start_layer)
@@ -142,11 +139,9 @@ class PromptedViT(nn.Module):
         tokens: Num[Tensor, "clients images *entering"],
         prompts: Float[Tensor, "*samples clients images_or_1 blocks length d"],
     ) -> Float[Tensor, "*samples clients images classes"]:
-        """Class scores for every sample of prompts; cohort and samples go through the backbone in one batch."""
-        clients, images = tokens.shape[:2]
-        samples = prompts.shape[:-5]
+        """Return class scores for every sample of prompts; all go through the backbone in one batch."""
         blocks, length, dim = prompts.shape[-3:]
-        lead = (*samples, clients, images)
+        lead = (*prompts.shape[:-5], *tokens.shape[:2])
         if self.weights is not None:
             return self.head(self.weights.features(self.backbone, tokens).expand(*lead, dim))  # type: ignore[no-any-return]
         flat = tokens.expand(*lead, *tokens.shape[2:]).reshape(-1, *tokens.shape[2:])  # (S*C*B, t, d)

@@ -226,11 +226,11 @@ LEAF = {"low_rank": "b", "all": "weight"}
     [
         ({"rank": 0}, r"method\.weights\.rank=0"),
         ({"alpha": 0}, r"method\.weights\.alpha=0"),
-        ({"start_layer": 3}, r"method\.weights\.start_layer=3 is not a whole number from 0 to 2"),
+        ({"start_layer": 3}, r"method\.weights\.start_layer=3"),
         ({"start_layer": -1}, r"method\.weights\.start_layer=-1"),
-        ({"targets": ["attn.q"]}, r"method\.weights\.targets=attn\.q is unknown; choose one of attn\.qkv, attn\.proj"),
+        ({"targets": ["attn.q"]}, r"method\.weights\.targets=attn\.q is unknown"),
         ({"targets": "attn.qkv"}, r"method\.weights\.targets=attn\.qkv is no list"),
-        ({"targets": []}, r"method\.weights\.targets=\[\] is no list of names"),
+        ({"targets": []}, r"method\.weights\.targets=\[\]"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(backbone, changes, said):

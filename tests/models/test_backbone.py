@@ -56,15 +56,11 @@ def test_without_prompts_it_gives_timms_features(random_vit, images, options):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_the_shipped_backbone_gives_timms_features(images, dtype, tolerance):
+def test_the_shipped_backbone_and_a_vit_of_timms_give_timms_features(images, dtype, tolerance):
     frozen = shipped(32).to(dtype)
     pixels = (images(4, 32).to(dtype) / 255 - frozen.mean) / frozen.std
     torch.testing.assert_close(frozen.features(images(4, 32)), pre_head(frozen.vit, pixels), rtol=0, atol=tolerance)
     assert frozen.dtype == dtype
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
-def test_a_vit_of_timms_gives_timms_features(images, dtype, tolerance):
     vit = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=64, num_classes=7)
     frozen = FrozenViT(vit, "tiny", MEAN, STD).to(dtype)
     expected = pre_head(vit, normalised(images(2, 64), dtype))
@@ -116,15 +112,11 @@ def test_prompts_enter_as_through_whole_blocks(random_vit, images, start, depth,
     assert gradients[0].flatten(2).norm(dim=2).min() > 0
 
 
-def test_cached_tokens_without_prompts_change_nothing(random_vit, images):
+def test_neither_cached_tokens_nor_floating_pixels_change_a_feature(random_vit, images):
     frozen = FrozenViT(random_vit(), "small", MEAN, STD).double()
     for start in range(4):
         feature = frozen(frozen.embed(images(4, 16), start), None, start)
         torch.testing.assert_close(feature, frozen.features(images(4, 16)), rtol=0, atol=1e-10)
-
-
-def test_whole_number_and_floating_pixels_are_the_same_image(random_vit, images):
-    frozen = FrozenViT(random_vit(), "small", MEAN, STD).double()
     torch.testing.assert_close(frozen.features(images(2, 16).double()), frozen.features(images(2, 16)))
 
 

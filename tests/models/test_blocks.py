@@ -30,8 +30,7 @@ def leaf(*shape):
 @pytest.fixture
 def block(random_vit):
     def make(**options) -> Block:
-        made = random_vit(**options).eval().requires_grad_(False)
-        return made.blocks[1]
+        return random_vit(**options).eval().requires_grad_(False).blocks[1]
 
     return make
 
@@ -45,21 +44,12 @@ def test_values_and_gradients_are_those_of_timms_block(block, options, replaced,
     tokens, prompts = leaf(2, 9, 24), leaf(2, 3, 24)
     tokens.requires_grad_(learns != "prompts")
     prompts.requires_grad_(learns != "tokens")
-    wanted = [one for one in (tokens, prompts) if one.requires_grad]
+    inputs = [tensor for tensor in (tokens, prompts) if tensor.requires_grad]
     got, expected = run_folded(tokens, prompts, replaced, folded), whole(with_prompts(tokens, prompts, replaced))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     probe = torch.randn_like(got)
-    gradients = [torch.autograd.grad((out * probe).sum(), wanted) for out in (got, expected)]
+    gradients = [torch.autograd.grad((out * probe).sum(), inputs) for out in (got, expected)]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
-def test_without_prompts_too(block, options):
-    whole, tokens = block(**options), leaf(2, 9, 24)
-    outputs = run_folded(tokens, None, 0, fold(whole, torch.float64)), whole(tokens)
-    torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
-    gradients = [torch.autograd.grad(out.square().sum(), tokens)[0] for out in outputs]
-    torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
 
 
 def test_gradients_are_those_of_finite_differences(block):
@@ -67,10 +57,14 @@ def test_gradients_are_those_of_finite_differences(block):
     assert torch.autograd.gradcheck(lambda x, p: run_folded(x, p, 1, folded), (leaf(1, 4, 24), leaf(1, 2, 24)))
 
 
+@pytest.mark.parametrize("function", ["without prompts", "class row"])
 @pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
-def test_the_class_row_is_row_zero_of_the_block(block, options):
+def test_without_prompts_and_the_class_row_alone(block, options, function):
     whole, tokens = block(**options), leaf(2, 9, 24)
-    outputs = class_row(whole, tokens), whole(tokens)[:, :1]
+    if function == "class row":
+        outputs = class_row(whole, tokens), whole(tokens)[:, :1]
+    else:
+        outputs = run_folded(tokens, None, 0, fold(whole, torch.float64)), whole(tokens)
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(out.square().sum(), tokens)[0] for out in outputs]
     torch.testing.assert_close(*gradients, rtol=0, atol=1e-10)
@@ -78,37 +72,25 @@ def test_the_class_row_is_row_zero_of_the_block(block, options):
 
 @pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
 def test_only_plain_blocks_are_taken_for_plain(block, options):
-    assert is_plain(block())
-    assert not is_plain(block(**options))
-
-
-def test_a_gate_is_no_part_of_a_plain_block(block):
     gated = block()
+    assert is_plain(gated)
+    assert not is_plain(block(**options))
     gated.attn.gate = nn.Linear(24, 24)
     assert not is_plain(gated)
 
 
-def test_folding_leaves_the_block_as_it_was(block):
+def test_block_inputs_output_and_the_gradient_it_receives_stay_as_they_were(block):
     whole = block(init_values=0.5)
     before = {name: value.clone() for name, value in whole.state_dict().items()}
-    fold(whole, torch.float64)
+    folded = fold(whole, torch.float64)
     assert all(torch.equal(value, before[name]) for name, value in whole.state_dict().items())
-
-
-def test_the_gradient_it_is_given_and_its_inputs_stay_as_they_were(block):
-    folded = fold(block(), torch.float64)
-    tokens, prompts = leaf(2, 9, 24), leaf(2, 3, 24)
-    kept = tokens.detach().clone(), prompts.detach().clone()
+    tokens, prompts, probe = leaf(2, 9, 24), leaf(2, 3, 24), torch.randn(2, 12, 24, dtype=torch.float64)
     out = run_folded(tokens, prompts, 0, folded)
-    value, probe = out.detach().clone(), torch.randn(2, 12, 24, dtype=torch.float64)
-    given = probe.clone()
-    torch.autograd.grad(out, (tokens, prompts), given, retain_graph=True)
-    first = torch.autograd.grad(out, tokens, given, retain_graph=True)[0]
-    assert torch.equal(first, torch.autograd.grad(out, tokens, given)[0])
-    assert torch.equal(given, probe)
-    assert torch.equal(out, value)
-    assert torch.equal(tokens, kept[0])
-    assert torch.equal(prompts, kept[1])
+    copies = [tensor.detach().clone() for tensor in (tokens, prompts, out, probe)]
+    torch.autograd.grad(out, (tokens, prompts), probe, retain_graph=True)
+    first = torch.autograd.grad(out, tokens, probe, retain_graph=True)[0]
+    assert torch.equal(first, torch.autograd.grad(out, tokens, probe)[0])
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip((tokens, prompts, out, probe), copies, strict=True))
 
 
 @pytest.mark.parametrize("learns", [False, True])

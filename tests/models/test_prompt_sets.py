@@ -10,9 +10,7 @@ def test_cosine_by_hand():
     z = torch.tensor([[[3.0, 4.0], [0.0, 2.0]]])
     keys = torch.tensor([[[1.0, 0.0], [-6.0, -8.0], [0.0, 0.0]]])
     torch.testing.assert_close(cosine(z, keys), torch.tensor([[[0.6, -1.0, 0.0], [0.0, -0.8, 0.0]]]))
-
-
-def test_each_client_has_keys_of_its_own():
+    # Each client has its keys.
     z, keys = torch.randn(2, 4, 5), torch.randn(2, 3, 5)
     for c in range(2):
         torch.testing.assert_close(cosine(z, keys)[c], cosine(z[c : c + 1], keys[c : c + 1])[0])

@@ -19,9 +19,13 @@ That prompts are instance-wise and their posterior semi-implicit is the paper's;
 import torch
 
 from fedbayes.models.prompts.base import AbstractPrompts, FixedPrompts, Sizes
-from fedbayes.models.prompts.coded import DeterministicPrompts, GeneratorSettings
-from fedbayes.models.prompts.gaussian import GaussianPrompts, LowRankPrompts
-from fedbayes.models.prompts.semi_implicit import SemiImplicitPrompts
+from fedbayes.models.prompts.coded import (
+    DeterministicPrompts,
+    GaussianPrompts,
+    GeneratorSettings,
+    LowRankPrompts,
+    SemiImplicitPrompts,
+)
 
 
 def make_prompts(

@@ -22,8 +22,6 @@ class Sizes:
         blocks: prompt sets of an image: one for VPT-shallow, one for each prompted block for VPT-deep.
         length: prompts in a set; 0 leaves the backbone as it is.
         dim: width of a token.
-        classes: number of classes.
-        clients: number of clients in the federation.
     """
 
     blocks: int
@@ -34,7 +32,7 @@ class Sizes:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of all prompts of an image."""
+        """Shape of all prompts of an image."""
         return self.blocks, self.length, self.dim
 
 
@@ -76,11 +74,9 @@ class AbstractPrompts(nn.Module, ABC):
         z: Float[Tensor, "clients images dim"],  # noqa: ARG002  (a hook: methods may use both)
         weights: Float[Tensor, "clients images"],  # noqa: ARG002
     ) -> Float[Tensor, " clients"] | None:
-        """What a method adds to each client's training loss, nats per image; None for nothing.
+        """Return what a method adds to each client's training loss, nats per image; None for nothing.
 
-        Args:
-            z: class features of the images.
-            weights: of the images, 0 for padding; each client's sum to 1, or to 0 if it has no image in the batch.
+        `weights` of images are 0 for padding and sum to 1 for each client, or to 0 if it has no image in the batch.
         """
         return None
 

@@ -1,4 +1,7 @@
-"""Prompts of an image by a code: `P = P_base + reshape(U c)`, with `c = f_phi(z)` or a posterior over `c`."""
+"""Prompts of an image by a code: `P = P_base + reshape(U c)`, with `c = f_phi(z)` or a posterior over `c`.
+
+The formulas of each kind are in the docstring of `fedbayes.models.prompts`.
+"""
 
 import math
 from abc import abstractmethod
@@ -12,6 +15,11 @@ from torch.nn import functional as F
 
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.models.prompts.base import AbstractPrompts, ClientLinear, Sizes, xavier
+
+Features = Float[Tensor, "clients images dim"]
+Noise = Float[Tensor, "*samples clients images m"]
+Code = Float[Tensor, "*samples clients images code"]
+Prompts = Float[Tensor, "*samples clients images blocks length dim"]
 
 KINDS = ("fixed", "deterministic", "gaussian", "low_rank", "semi_implicit")
 
@@ -77,18 +85,16 @@ class AbstractCodedPrompts(AbstractPrompts):
             std = settings.decoder_scale * self.code_dim**-0.5
             self.decoder = ClientLinear(self.code_dim, size, bias=False, std=std, rng=rng)
 
-    def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images blocks length dim"]:
+    def plain(self, z: Features) -> Float[Tensor, "clients images blocks length dim"]:
         """`P_base + U f_phi(z)`."""
         return self.decode(self.mean(z))
 
-    def mean(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images code"]:
+    def mean(self, z: Features) -> Float[Tensor, "clients images code"]:
         """`f_phi(z)`."""
         mean: Tensor = self.location(F.gelu(self.hidden(z)))
         return mean
 
-    def decode(
-        self, code: Float[Tensor, "*samples clients images code"]
-    ) -> Float[Tensor, "*samples clients images blocks length dim"]:
+    def decode(self, code: Code) -> Prompts:
         """`P_base + reshape(U c)`."""
         offset: Tensor = code if self.decoder is None else self.decoder(code)
         prompts: Tensor = self.base.unsqueeze(1) + offset.unflatten(-1, self.shape)
@@ -112,16 +118,100 @@ class AbstractPosteriorPrompts(AbstractCodedPrompts):
         self.log_scale = nn.Parameter(torch.full((1, 1, 1), math.log(settings.init_scale)))
 
     def mixing_layer(self, rng: torch.Generator, settings: GeneratorSettings) -> ClientLinear:
-        """A, which takes noise to the code."""
+        """Make A, which takes noise to the code."""
         std = settings.init_mixing * settings.init_scale * self.code_dim**-0.5
         return ClientLinear(settings.noise_dim, self.code_dim, bias=False, std=std, rng=rng)
 
     @abstractmethod
-    def mixing(
-        self, z: Float[Tensor, "clients images dim"], eps: Float[Tensor, "*samples clients images m"] | None
-    ) -> Float[Tensor, "*samples clients images code"]:
-        """`psi` for given noise; None where `psi` has none."""
+    def mixing(self, z: Features, eps: Noise | None) -> Code:
+        """`psi` of the noise, which is None where `psi` has none."""
 
     @abstractmethod
-    def scale(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images_or_1 code_or_1"]:
+    def scale(self, z: Features) -> Float[Tensor, "clients_or_1 images_or_1 code_or_1"]:
         """Standard deviation of `c` given `psi`, in units of the prior's: one number, or one per image and entry."""
+
+
+class AbstractGaussianPrompts(AbstractPosteriorPrompts):
+    """`c ~ N(f_phi(z), diag sigma_phi(z)^2 + F F^T)`: an explicit, amortised posterior."""
+
+    def __init__(self, sizes: Sizes, rng: torch.Generator, settings: GeneratorSettings) -> None:
+        super().__init__(sizes, rng, settings)
+        self.spread = ClientLinear(settings.hidden, self.code_dim, std=0.0, rng=rng)
+
+    def scale(self, z: Features) -> Float[Tensor, "clients images code"]:
+        """`sigma_phi(z)`."""
+        log_scale: Tensor = self.log_scale + self.spread(F.gelu(self.hidden(z)))
+        return log_scale.exp()
+
+    def mixing(self, z: Features, eps: Noise | None) -> Code:
+        """`f_phi(z) + F eps`."""
+        factor = self.factor(z)
+        return self.mean(z) if factor is None or eps is None else self.mean(z) + (factor @ eps[..., None]).squeeze(-1)
+
+    @abstractmethod
+    def factor(self, z: Features) -> Float[Tensor, "clients images code m"] | None:
+        """F; None where the covariance is diagonal."""
+
+
+@final
+class GaussianPrompts(AbstractGaussianPrompts):
+    """The diagonal kind."""
+
+    kind = "gaussian"
+
+    def factor(self, z: Features) -> None:
+        """None."""
+
+
+@final
+class LowRankPrompts(AbstractGaussianPrompts):
+    """The kind with `F = A + F_phi(z)`, r x m."""
+
+    kind = "low_rank"
+
+    def __init__(self, sizes: Sizes, rng: torch.Generator, settings: GeneratorSettings) -> None:
+        super().__init__(sizes, rng, settings)
+        self.noise_dim = settings.noise_dim
+        self.skip = self.mixing_layer(rng, settings)
+        self.directions = ClientLinear(settings.hidden, self.code_dim * self.noise_dim, std=0.0, rng=rng)
+
+    def factor(self, z: Features) -> Float[Tensor, "clients images code m"]:
+        """`A + F_phi(z)`."""
+        change: Tensor = self.directions(F.gelu(self.hidden(z))).unflatten(-1, (self.code_dim, self.noise_dim))
+        return change + self.skip.weight.mT.unsqueeze(1)
+
+
+@final
+class SemiImplicitPrompts(AbstractPosteriorPrompts):
+    """`psi = A eps + f_phi(z, eps)`, `c ~ N(psi, sigma^2 I_r)`, and a reverse model `tau(eps | c, z)` if asked for."""
+
+    kind = "semi_implicit"
+
+    def __init__(
+        self, sizes: Sizes, rng: torch.Generator, settings: GeneratorSettings, reverse_outputs: int = 0
+    ) -> None:
+        super().__init__(sizes, rng, settings)
+        self.noise_dim, hidden = settings.noise_dim, settings.hidden
+        self.noise = ClientLinear(self.noise_dim, hidden, bias=False, std=self.noise_dim**-0.5, rng=rng)
+        self.skip = self.mixing_layer(rng, settings)
+        self.has_reverse = reverse_outputs > 0
+        if self.has_reverse:
+            self.reverse_code = ClientLinear(self.code_dim, hidden, std=self.code_dim**-0.5, rng=rng)
+            self.reverse_image = ClientLinear(sizes.dim, hidden, std=sizes.dim**-0.5, rng=rng)
+            # Zero outputs are tau = N(0, I): training starts from plain semi-implicit inference.
+            self.reverse_out = ClientLinear(hidden, reverse_outputs, std=0.0, rng=rng)
+
+    def mixing(self, z: Features, eps: Noise | None) -> Code:
+        """`A eps + f_phi(z, eps)`."""
+        assert eps is not None, "psi has noise"
+        psi: Tensor = self.location(F.gelu(self.hidden(z) + self.noise(eps))) + self.skip(eps)
+        return psi
+
+    def scale(self, z: Features) -> Float[Tensor, "clients_or_1 1 1"]:  # noqa: ARG002
+        """Sigma, one number for each client."""
+        return self.log_scale.exp()
+
+    def reverse(self, code: Code, z: Features) -> Float[Tensor, "*samples clients images outputs"]:
+        """Outputs for `tau(eps | c, z)`; see `fedbayes.inference.reverse.GaussianReverse`."""
+        outputs: Tensor = self.reverse_out(F.gelu(self.reverse_code(code) + self.reverse_image(z)))
+        return outputs
