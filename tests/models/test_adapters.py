@@ -48,7 +48,7 @@ def entering(model, images, clients=3):
 
 
 def scores(model, tokens):
-    return model.logits(tokens, model.generator.plain(None).unsqueeze(0))[0]
+    return model.logits(tokens, model.generator.base[:, None].unsqueeze(0))[0]
 
 
 def losses(model, tokens):

@@ -165,7 +165,7 @@ def test_without_prompts_it_is_a_linear_head_on_the_features(make, images):
     model = make("fixed", length=0)
     model.stack(states(model, 1))
     tokens, _ = model.precompute(images(3, 16))
-    logits = model.logits(tokens.unsqueeze(0), model.generator.plain(None))
+    logits = model.logits(tokens.unsqueeze(0), model.generator.base[:, None])
     expected = model.backbone.features(images(3, 16)) @ model.head.weight[0] + model.head.bias[0]
     torch.testing.assert_close(logits[0], expected, rtol=0, atol=1e-10)
 
