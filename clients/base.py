@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from clients.inputs import Inputs, InputSource
-from clients.personal import without_personal
-from fedbayes.arrays import Arrays
+from fedbayes.arrays import Arrays, under
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.data.federated import Split
 from fedbayes.errors import ConfigError
@@ -19,22 +18,17 @@ from fedbayes.metrics.predictive import Predictive, negative_log_likelihood, pre
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
 
-LARGEST_PASS = 2048
-"""Images times samples that go through the backbone at once in a prediction."""
+LARGEST_PASS = 2048  # images times samples that go through the backbone at once in a prediction
+PERSONAL = "personal."  # leads the names of personal parameters that stand beside shared ones
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Class scores of a cohort's images.
+    """Class scores of a cohort's images, and diagnostics of the samples."""
 
-    Attributes:
-        logits: for each sample of what is random in a prediction, `(S, C, B, classes)`.
-        metrics: diagnostics of the samples, each `(C, B)`.
-    """
-
-    logits: Tensor
-    metrics: dict[str, Tensor]
+    logits: Tensor  # (S, C, B, classes)
+    metrics: dict[str, Tensor]  # each (C, B)
 
 
 class AbstractClient(ABC):
@@ -69,14 +63,14 @@ class AbstractClient(ABC):
 
     @abstractmethod
     def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
-        """Class scores with a cohort's parameters; `streams` are used for this split only, by image order."""
+        """Return class scores with a cohort's parameters; `streams` serve this split alone, in image order."""
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:  # noqa: ARG002
-        """Parameters that each client is evaluated with; a method that trains may adapt them to the client first."""
+        """Return the parameters that each client is evaluated with, adapted to the client if the method does so."""
         return parameters
 
     def for_new_clients(self, parameters: Arrays) -> Arrays:
-        """Parameters of a client without images to adapt to and without personal parameters: the shared ones."""
+        """Return the parameters of a client that has neither images nor personal parameters: the shared ones."""
         return without_personal(parameters)
 
     def prepare(self) -> None:
@@ -84,7 +78,7 @@ class AbstractClient(ABC):
         self.inputs.prepare()
 
     def initial(self) -> Arrays:
-        """What the server starts from: the shared part of the initial parameters."""
+        """Return the shared part of the initial parameters."""
         return self.split(self.model.initial)[0]
 
     def split(self, state: Arrays) -> tuple[Arrays, Arrays]:
@@ -99,7 +93,7 @@ class AbstractClient(ABC):
     def predict(
         self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams
     ) -> tuple[list[Predictive], dict[str, Tensor]]:
-        """Each client's predictions for its images, on the CPU, and the diagnostics of `score`, `(C, B)`."""
+        """Return each client's predictions for its images, on the CPU, and the diagnostics of `score`, `(C, B)`."""
         with torch.no_grad():
             scores = self.score(inputs, parameters, streams)
             probabilities, expected_entropy = predictive(scores.logits)
@@ -122,7 +116,7 @@ class AbstractClient(ABC):
         streams = Streams(self.seed, requests[0].server_round, partitions, f"evaluate {split}")
         parameters = self.adapt([parameters_of(request) for request in requests], requests)
         predictions, diagnostics = self.predict(self.inputs.plain(batch), parameters, streams)
-        replies = []
+        updates = []
         for c, (partition, prediction) in enumerate(zip(partitions, predictions, strict=True)):
             count = len(prediction.probabilities)
             labels = batch.labels[c, :count]
@@ -137,22 +131,43 @@ class AbstractClient(ABC):
                 "labels": labels.numpy().astype(np.int64),
                 "domains": self.data.images.domains[self.data.indices(partition, split)].numpy().astype(np.int64),
             }
-            replies.append(ClientUpdate(partition, arrays, count, metrics))
-        return replies
+            updates.append(ClientUpdate(partition, arrays, count, metrics))
+        return updates
 
 
 def parameters_of(request: ClientRequest) -> Arrays:
-    """The server's parameters, and the client's personal ones."""
+    """Return the server's parameters together with the personal ones."""
     return {**request.arrays, **request.personal}
 
 
+def with_prefix(state: Arrays) -> Arrays:
+    """Return parameters under their names as personal ones."""
+    return {PERSONAL + name: value for name, value in state.items()}
+
+
+def personalised(state: Arrays) -> Arrays:
+    """Return what a client uses: personal parameters where it has them, shared ones elsewhere."""
+    return {**without_personal(state), **under(PERSONAL, state)}
+
+
+def without_personal(state: Arrays) -> Arrays:
+    """Return the shared parameters of a client."""
+    return {name: value for name, value in state.items() if not name.startswith(PERSONAL)}
+
+
+def personal_model(state: Arrays, request: ClientRequest) -> Arrays:
+    """Return a client's personal parameters over the shared ones, or the latter alone if it never trained."""
+    is_trained = any(name.startswith(PERSONAL) for name in request.personal)
+    return personalised(state) if is_trained else without_personal(state)
+
+
 def of_client(metrics: Mapping[str, Tensor], c: int) -> dict[str, float]:
-    """The metrics of a cohort's c-th client."""
+    """Return the metrics of a cohort's c-th client."""
     return {name: float(values[c]) for name, values in metrics.items()}
 
 
 def passes(mask: Tensor, samples: int) -> list[slice]:
-    """Slices of the images of a batch `(C, B)` that go through the backbone together in a prediction."""
+    """Return slices of the images of a batch `(C, B)` that go through the backbone together in a prediction."""
     clients, images = mask.shape
     width = max(1, LARGEST_PASS // (samples * clients))
     return [slice(first, first + width) for first in range(0, images, width)]

@@ -26,9 +26,9 @@ class ClassSumsClient(AbstractClient):
     """Sums its images' features per class; predicts by the server's linear classifier.
 
     Args:
-        setup: images, model and seed; sums are of the images as they are, without augmentation.
+        setup: images, model and seed; sums are of the images without augmentation.
         personal: must be empty: these clients have no parameters.
-        squares: also send the sum of the features' squared lengths, one number, which a variance needs.
+        squares: also send the sum of the features' squared lengths, which a variance needs.
 
     Raises:
         ConfigError: if a part is to be personal.
@@ -43,12 +43,12 @@ class ClassSumsClient(AbstractClient):
         self.squares = squares
 
     def initial(self) -> Arrays:
-        """A classifier that has seen no class."""
+        """Return a classifier that has seen no class."""
         classes, width = self.model.classes, self.model.backbone.dim
         return {"weights": np.zeros((classes, width)), "bias": np.zeros(classes), "counts": np.zeros(classes)}
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Per class, the sum of features and their number, in float64."""
+        """Return, per class, the sum of features and their number, in float64."""
         updates = []
         for request in requests:
             batch = self.data.batch([request.partition], "train")
@@ -60,7 +60,7 @@ class ClassSumsClient(AbstractClient):
         return updates
 
     def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:  # noqa: ARG002
-        """Scores without randomness; a class that no client has is never predicted."""
+        """Return scores without randomness; a class that no client has is never predicted."""
         z = inputs.z.double()
         weights, bias, counts = (
             torch.from_numpy(np.stack([state[name] for state in parameters])).to(z)
@@ -69,17 +69,10 @@ class ClassSumsClient(AbstractClient):
         logits = z @ weights.mT + bias[:, None]  # (C, B, classes)
         is_seen = counts > 0
         none_seen = ~is_seen.any(1, keepdim=True)  # before the first round every class is equally likely
-        logits = torch.where((is_seen | none_seen)[:, None], logits, torch.full_like(logits, -torch.inf))
-        return Scores(logits.unsqueeze(0), {})
+        return Scores(logits.masked_fill(~(is_seen | none_seen)[:, None], -torch.inf).unsqueeze(0), {})
 
 
 def class_sums(z: Tensor, labels: Tensor, classes: int) -> Arrays:
-    """Per class, the sum of features and their number, as float64.
-
-    Args:
-        z: features of a client's images, `(n, d)`, float64.
-        labels: of those, `(n,)`.
-        classes: number of classes.
-    """
-    hits = torch.nn.functional.one_hot(labels.to(z.device), classes).double()
+    """Return, per class, the sum of features z `(n, d)` and their number, in the precision of z."""
+    hits = torch.nn.functional.one_hot(labels.to(z.device), classes).to(z)
     return {"sums": (hits.T @ z).cpu().numpy(), "counts": hits.sum(0).cpu().numpy()}

@@ -16,10 +16,17 @@ from typing import final
 
 from torch import Tensor
 
-from clients.base import Scores, of_client, parameters_of
+from clients.base import (
+    Scores,
+    of_client,
+    parameters_of,
+    personal_model,
+    personalised,
+    with_prefix,
+    without_personal,
+)
 from clients.inputs import Inputs
 from clients.local import fit_cohort
-from clients.personal import PERSONAL, personalised, with_prefix, without_personal
 from clients.wrapping import AbstractWrappingClient
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
@@ -40,7 +47,7 @@ class DittoClient(AbstractWrappingClient):
         personal: parts of the global model that never leave the client.
         inference: of the prompts' posterior, if they have one.
         optim: of both models; each trains for half of its epochs.
-        strength: lambda; 0 trains the personal model alone, without learning from other clients.
+        strength: lambda; at 0 the personal model learns nothing from other clients.
 
     Raises:
         ConfigError: if the epochs cannot be halved or the strength is out of range.
@@ -59,15 +66,13 @@ class DittoClient(AbstractWrappingClient):
         self.strength = require_number("method.client.strength", strength, 0)
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """The global model's local epochs, then the personal model's; replies carry the shared part of the former."""
+        """Train the global model, then the personal one; replies carry the shared part of the former."""
         plain = [replace(request, personal=without_personal(request.personal)) for request in requests]
         updates = self.inner.train(plain)
         received = [parameters_of(request) for request in plain]
-        starts = [
-            personalised(request.personal) if has_personal_model(request) else state
-            for request, state in zip(requests, received, strict=True)
-        ]
-        metrics = {f"personal_{name}": values for name, values in self._fit(requests, starts, received).items()}
+        starts = [personal_model(parameters_of(request), request) for request in requests]
+        terms = self._fit(requests, starts, received)
+        metrics = {f"personal_{name}": values for name, values in terms.items()}
         return [
             replace(
                 update,
@@ -78,30 +83,18 @@ class DittoClient(AbstractWrappingClient):
         ]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """The personal models, or the global one of a client that never trained, after the steps that are asked for."""
-        chosen = [
-            personalised(state) if has_personal_model(request) else without_personal(state)
-            for state, request in zip(parameters, requests, strict=True)
-        ]
+        """Return the personal models, or the global one of a client without, after the steps that are asked for."""
+        chosen = [personal_model(state, request) for state, request in zip(parameters, requests, strict=True)]
         return self.inner.adapt(chosen, requests)
 
     def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
-        """As prompt tuning does, with the personal models where there are any."""
+        """Score as prompt tuning does, with the personal models where there are any."""
         return self.inner.score(inputs, [personalised(state) for state in parameters], streams)
 
     def _fit(
         self, requests: Sequence[ClientRequest], starts: Sequence[Arrays], received: Sequence[Arrays]
     ) -> dict[str, Tensor]:
-        """Train every client's personal model, which the prompted ViT holds afterwards.
-
-        Args:
-            requests: of the cohort.
-            starts: v_k as it was.
-            received: w.
-
-        Returns:
-            Each term of the objective, `(C,)`, its mean over `optim.blocks`.
-        """
+        """Train the personal models from `starts`, near w; the model holds them afterwards."""
         beta = self.inner.inference.beta_at(requests[0].server_round)
         self.model.stack(received)
         anchor = {name: parameter.detach() for name, parameter in self.model.trainable().items()}
@@ -116,17 +109,8 @@ class DittoClient(AbstractWrappingClient):
         return fit_cohort(self, self.inner.optim, requests, personal, objective, purpose="own ")
 
 
-def has_personal_model(request: ClientRequest) -> bool:
-    """Whether the client has trained a personal model."""
-    return any(name.startswith(PERSONAL) for name in request.personal)
-
-
 def halved(optim: LocalTraining) -> LocalTraining:
-    """The same training for half as many epochs.
-
-    Raises:
-        ConfigError: if their number is odd.
-    """
+    """Return the same training for half as many epochs; raise ConfigError if their number is odd."""
     if optim.local_epochs % 2:
         raise ConfigError(
             f"optim.local_epochs={optim.local_epochs} cannot be halved between the global and the personal model; "

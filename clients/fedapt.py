@@ -30,8 +30,7 @@ from fedbayes.errors import require_number, require_whole
 from fedbayes.models.prompt_sets import mixture
 from fedbayes.models.prompts.base import AbstractPrompts, ClientLinear, Sizes, xavier
 
-CLIENT_KEY = "generator.client_key"
-"""The client's key, one-hot; zeros where the keys are to be inferred from the image."""
+CLIENT_KEY = "generator.client_key"  # one-hot; zeros where the keys are to be inferred from the image
 
 
 @final
@@ -40,7 +39,7 @@ class KeyedPrompts(AbstractPrompts):
 
     Args:
         sizes: of the prompts, and the number of clients.
-        rng: draws keys and initial values.
+        rng: samples keys and initial values.
         keys: number of keys, of which client i has key `i mod keys`; None for one each.
         temperature: of the softmax over standardised scores; near 0 takes the highest alone.
 
@@ -63,7 +62,7 @@ class KeyedPrompts(AbstractPrompts):
         self.register_buffer("keys", torch.rand(1, count, *sizes.shape, generator=rng), persistent=False)
 
     def weights(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images keys"]:
-        """`softmax((s - mean s) / (sd s) / temperature)` over the keys, sd with one degree of freedom less."""
+        """Return `softmax((s - mean s) / (sd s) / temperature)` over the keys, sd with one degree of freedom less."""
         scores = self.query(z)
         centred = scores - scores.mean(-1, keepdim=True)
         variance = centred.square().sum(-1, keepdim=True) / max(1, scores.shape[-1] - 1)
@@ -71,7 +70,7 @@ class KeyedPrompts(AbstractPrompts):
         return weights
 
     def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images blocks length dim"]:
-        """`P + P * sum_j w_j K_j` with weight 1 for the client's key in training, else with the image's weights."""
+        """Return `P + P * sum_j w_j K_j`, with weight 1 for the client's key in training, else the image's weights."""
         is_known = self.client_key.any(-1)[:, None, None]
         # Detached: the network learns from the penalty alone.
         weights = torch.where(is_known, self.client_key.unsqueeze(1), self.weights(z).detach())
@@ -81,7 +80,7 @@ class KeyedPrompts(AbstractPrompts):
     def penalty(
         self, z: Float[Tensor, "clients images dim"], weights: Float[Tensor, "clients images"]
     ) -> Float[Tensor, " clients"]:
-        """Cross-entropy of the scores with the client's key."""
+        """Return the cross-entropy of the scores with the client's key."""
         hit = (torch.log_softmax(self.query(z), dim=-1) * self.client_key.unsqueeze(1)).sum(-1)
         return -(hit * weights).sum(-1)
 
@@ -91,33 +90,26 @@ class FedAPTClient(AbstractWrappingClient):
     """Trains with the client's key, predicts without it."""
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Prompt tuning with each client's key, which is not in the reply."""
-        keyed = [
-            replace(request, arrays={**request.arrays, CLIENT_KEY: self._key(request.partition)})
-            for request in requests
-        ]
-        updates = self.inner.train(keyed)
+        """Tune prompts with each client's key, which is not in the reply."""
+        updates = self.inner.train([replace(r, arrays=self._with_key(r.arrays, r)) for r in requests])
         if not self.is_shared(CLIENT_KEY):
             return updates
         return [replace(update, arrays=self._without_key(update.arrays)) for update in updates]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """Steps are taken with the client's key, as in training; the prediction infers keys from the image."""
-        keyed = [
-            {**state, CLIENT_KEY: self._key(request.partition)}
-            for state, request in zip(parameters, requests, strict=True)
-        ]
+        """Take steps with the client's key, as in training; the prediction infers keys from the image."""
+        keyed = [self._with_key(state, request) for state, request in zip(parameters, requests, strict=True)]
         return [self._without_key(state) for state in self.inner.adapt(keyed, requests)]
 
     def for_new_clients(self, parameters: Arrays) -> Arrays:
-        """The shared parameters without a key, which the noise of privacy may have moved."""
+        """Return the shared parameters without a key, which the noise of privacy may have moved."""
         return self._without_key(super().for_new_clients(parameters))
 
     def _without_key(self, state: Arrays) -> Arrays:
         return {**state, CLIENT_KEY: self.model.initial[CLIENT_KEY]}
 
-    def _key(self, partition: int) -> np.ndarray:
-        """A client's key, one-hot; a stand-in `~p` has that of client p."""
+    def _with_key(self, state: Arrays, request: ClientRequest) -> Arrays:
+        """Add the client's key, one-hot; a stand-in `~p` has that of client p."""
         key = np.zeros_like(self.model.initial[CLIENT_KEY])
-        key[max(partition, ~partition) % len(key)] = 1
-        return key
+        key[max(request.partition, ~request.partition) % len(key)] = 1
+        return {**state, CLIENT_KEY: key}

@@ -14,55 +14,41 @@ from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
 
 log = logging.getLogger("fedbayes")
-CHUNK = 256
-"""Images per pass when many are computed at once."""
+CHUNK = 256  # images per pass when many are computed at once
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """One padded batch of C clients, on the model's device.
+    """One padded batch of C clients, on the model's device."""
 
-    Attributes:
-        tokens: below the first prompted block, `(C, B, t, d)`; or what else `PromptedViT.entering` gives.
-        z: normalised class features, `(C, B, d)`.
-        labels: `(C, B)`.
-        mask: True where there is an image, `(C, B)`.
-    """
-
-    tokens: Tensor
-    z: Tensor
-    labels: Tensor
-    mask: Tensor
+    tokens: Tensor  # as `PromptedViT.entering` gives them, (C, B, t, d)
+    z: Tensor  # normalised class features, (C, B, d)
+    labels: Tensor  # (C, B)
+    mask: Tensor  # True where there is an image, (C, B)
 
     @property
     def counts(self) -> list[int]:
-        """Images of each client."""
+        """Number of images of each client."""
         return self.mask.sum(1).tolist()
 
     @property
     def weights(self) -> Tensor:
-        """`(C, B)`: 1 / (the client's images), 0 in the padding; sums over B to 1, or to 0 for a client without any."""
+        """Weights of the images, see `image_weights`."""
         return image_weights(self.mask)
 
 
 def image_weights(mask: Tensor) -> Tensor:
-    """`(C, B)`: 1 / (the client's images), 0 in the padding."""
+    """Return 1 / (the client's images), `(C, B)`, 0 in the padding; sums over B to 1, or to 0 without images."""
     return mask / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 @final
 class InputSource:
-    """Gives a batch its inputs; everything that does not depend on anything learnt is computed once.
+    """Gives a batch its inputs; what depends on nothing learnt is computed once.
 
-    Features, and tokens if they fit into `cache_mb`, are kept for all images that a client holds. With augmentation
+    Features, and tokens if they fit into `cache_mb` megabytes, are cached for all images of clients. With augmentation
     switched on, training images are new each time, so both are computed in each step.
-
-    Args:
-        data: the federation's images.
-        model: the prompted ViT whose frozen part is used.
-        augment: random changes of training images.
-        cache_mb: largest size of the token cache, megabytes; beyond it tokens are computed in each step.
 
     Raises:
         ConfigError: if `cache_mb` is out of range.
@@ -84,7 +70,7 @@ class InputSource:
         self._z: Tensor | None = None
 
     def prepare(self) -> None:
-        """Fill the caches: features of all held images, and their tokens if there is room."""
+        """Fill the caches: features of all clients' images, and their tokens if there is room."""
         if self._z is not None:
             return
         tokens, features = [], []
@@ -97,7 +83,7 @@ class InputSource:
         self._tokens = torch.cat(tokens) if self._keep_tokens else None
 
     def train(self, batch: Batch, streams: Streams) -> Inputs:
-        """Inputs of a training batch, augmented at random if that is switched on."""
+        """Return the inputs of a training batch, augmented at random if that is switched on."""
         if not self._augment.active:
             return self.plain(batch)
         pixels = self._pixels(batch.index).to(self._model.backbone.dtype)
@@ -105,7 +91,7 @@ class InputSource:
         return self._inputs(batch, *self._compute(augmented.flatten(0, 1)))
 
     def plain(self, batch: Batch) -> Inputs:
-        """Inputs of a batch as the images are."""
+        """Return the inputs of a batch without augmentation."""
         self.prepare()
         assert self._z is not None, "prepare has filled it"
         index = batch.index.flatten()
@@ -117,14 +103,14 @@ class InputSource:
         return self._inputs(batch, tokens, self._z[rows])
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The class features alone, `(C, B, d)`, and the images' weights as in `Inputs`."""
+        """Return the class features alone, `(C, B, d)`, and the images' weights."""
         self.prepare()
         assert self._z is not None, "prepare has filled it"
         z = self._z[self._row[batch.index.flatten()]].unflatten(0, batch.mask.shape)
         return z, image_weights(batch.mask).to(z)
 
     def of_images(self, images: Tensor) -> Inputs:
-        """Inputs of images outside the federation, as those of one client; labels are 0."""
+        """Return the inputs of images outside the federation, as those of one client; labels are 0."""
         zeros = torch.zeros(1, len(images), dtype=torch.long)
         batch = Batch(zeros, torch.ones(1, len(images), dtype=torch.bool), zeros)
         return self._inputs(batch, *self._compute(images.to(self._device)))

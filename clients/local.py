@@ -36,8 +36,7 @@ def fit_cohort(
         objective: losses of a batch, one per client, with noise from the given streams.
         data: whose training images are used; None for the client's.
         purpose: begins the names of the random streams; two trainings of a client in a round differ in it.
-        steps: of an adaptation before an evaluation, which trains everything, the same number for all clients; None
-            for a round's local epochs.
+        steps: of an adaptation before an evaluation, which trains everything; None for a round's local epochs.
 
     Returns:
         Each term of the objective, `(C,)`, its mean over blocks.
@@ -49,21 +48,14 @@ def fit_cohort(
     )
     epochs, size = optim.local_epochs if steps is None else steps, optim.batch_size
     taken = data.count_steps(partitions, epochs, size) if steps is None else [steps] * len(partitions)
-    metrics = [
-        optim.fit(
-            optim.block(parameters, parts),
-            (
-                client.inputs.train(batch, augment)
-                for batch in islice(data.epochs(partitions, epochs, size, order), steps)
-            ),
-            lambda inputs: objective(inputs, noise),
-            taken,
-        )
-        for parts in (optim.blocks if steps is None else [()])
-    ]
+    metrics = []
+    for parts in optim.blocks if steps is None else [()]:
+        batches = islice(data.epochs(partitions, epochs, size, order), steps)
+        inputs = (client.inputs.train(batch, augment) for batch in batches)
+        metrics.append(optim.fit(optim.block(parameters, parts), inputs, lambda batch: objective(batch, noise), taken))
     return {name: torch.stack([block[name] for block in metrics]).mean(0) for name in metrics[0]}
 
 
 def adaptation_steps(optim: LocalTraining, requests: Sequence[ClientRequest]) -> int:
-    """Steps on a client's training images before an evaluation: the requests' number, or `optim.finetune_steps`."""
+    """Return the steps on training images before an evaluation: the requests' number, or `optim.finetune_steps`."""
     return optim.finetune_steps if requests[0].adapt is None else requests[0].adapt

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -30,8 +29,7 @@ from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.models.prompt_sets import cosine, mixture
 from fedbayes.models.prompts.base import AbstractPrompts, Sizes, xavier
 
-CLASS_PRIOR = "generator.prior"
-"""Fraction of the client's training images in each class; uniform where nothing is known."""
+CLASS_PRIOR = "generator.prior"  # the client's fraction of images in each class; uniform where it is unknown
 
 
 @final
@@ -40,7 +38,7 @@ class ClassMixedPrompts(AbstractPrompts):
 
     Args:
         sizes: of the prompts, and the number of classes.
-        rng: draws the initial values.
+        rng: samples the initial values.
         class_length: prompts of the mixture, out of `sizes.length`; the others are shared.
         temperature: of the weights, in units of a cosine.
 
@@ -66,12 +64,12 @@ class ClassMixedPrompts(AbstractPrompts):
         self.prior = nn.Parameter(torch.full((1, sizes.classes), 1 / sizes.classes), requires_grad=False)
 
     def weights(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images classes"]:
-        """`w_c(z)`; before there are prototypes, the prior."""
+        """Return `w_c(z)`; before there are prototypes, the prior."""
         scores = cosine(z, self.prototypes) / self.temperature
         return torch.softmax(scores + self.prior.log().unsqueeze(1), dim=-1)
 
     def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images blocks length dim"]:
-        """`[P_S, P_mix(z)]`."""
+        """Return `[P_S, P_mix(z)]`."""
         mixed = mixture(self.weights(z), self.classes)
         shared = self.shared.unsqueeze(1).expand(*mixed.shape[:3], -1, -1)
         return torch.cat([shared, mixed], dim=3)
@@ -82,16 +80,8 @@ class PEPFedPTClient(AbstractWrappingClient):
     """Fills in its class prior, and sends class sums of its features for the prototypes."""
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Prompt tuning with each client's prior.
-
-        Returns:
-            Replies with `sums` and `counts` of features per class, in float64, and without the prior.
-        """
-        informed = [
-            replace(request, arrays={**request.arrays, CLASS_PRIOR: self._prior(request.partition)})
-            for request in requests
-        ]
-        updates = self.inner.train(informed)
+        """Tune prompts with each client's prior; replies have `sums` and `counts` per class in place of the prior."""
+        updates = self.inner.train([replace(r, arrays=self._with_prior(r.arrays, r)) for r in requests])
         if not self.is_shared(CLASS_PRIOR):
             return updates
         uniform = {CLASS_PRIOR: self.model.initial[CLASS_PRIOR]}
@@ -100,19 +90,17 @@ class PEPFedPTClient(AbstractWrappingClient):
         ]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """The parameters with each client's prior, after its steps, if there are any."""
-        informed = [
-            {**state, CLASS_PRIOR: self._prior(request.partition)}
-            for state, request in zip(parameters, requests, strict=True)
-        ]
-        return self.inner.adapt(informed, requests)
+        """Return the parameters with each client's prior, after its steps, if there are any."""
+        states = [self._with_prior(state, request) for state, request in zip(parameters, requests, strict=True)]
+        return self.inner.adapt(states, requests)
 
-    def _prior(self, partition: int) -> np.ndarray:
-        """Fraction of a client's training images in each class."""
-        labels = self.data.batch([partition], "train").labels[0]
-        return (torch.bincount(labels, minlength=self.model.classes) / len(labels)).numpy()
+    def _with_prior(self, state: Arrays, request: ClientRequest) -> Arrays:
+        """Add the fraction of the client's training images in each class."""
+        labels = self.data.batch([request.partition], "train").labels[0]
+        prior = torch.bincount(labels, minlength=self.model.classes) / len(labels)
+        return {**state, CLASS_PRIOR: prior.numpy()}
 
     def _sums(self, partition: int) -> Arrays:
-        """Sums of a client's features per class, and their numbers."""
+        """Return the sums of a client's features per class, and their numbers, in float64."""
         batch = self.data.batch([partition], "train")
         return class_sums(self.inputs.features(batch)[0][0].double(), batch.labels[0], self.model.classes)

@@ -22,10 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clients.base import AbstractClient, Scores, of_client, parameters_of, passes
+from clients.base import (
+    AbstractClient,
+    Scores,
+    of_client,
+    parameters_of,
+    passes,
+    personal_model,
+    personalised,
+    with_prefix,
+    without_personal,
+)
 from clients.inputs import Inputs
 from clients.local import adaptation_steps, fit_cohort
-from clients.personal import personalised, with_prefix, without_personal
 from fedbayes.arrays import Arrays, under
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError, require_choice, require_number
@@ -81,31 +90,30 @@ class PFedBayesClient(AbstractClient):
         self.logits = _Logits(self.model)
 
     def initial(self) -> Arrays:
-        """The shared part of the first prior."""
+        """Return the shared part of the first prior."""
         return self.split(self.start)[0]
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Local epochs of q_m, and of the copy of w beside it."""
+        """Train q_m for the local epochs, and the copy of w beside it."""
         received = [without_personal(parameters_of(request)) for request in requests]
-        starts = [self._start(state, request) for state, request in zip(received, requests, strict=True)]
+        starts = []
+        for state, request in zip(received, requests, strict=True):
+            personal = personalised(request.personal)
+            starts.append({**state, **personal} if self.sends_copy else {**personal, **request.arrays})
         w, q = self._stack([prior(state) for state in received]), self._stack(starts)
         metrics = self._fit(requests, q, w, with_copy=self.sends_copy)
         updates = []
         for c, (request, state) in enumerate(zip(requests, self.model.unstack(), strict=True)):
             copy, posterior = _row(w, c), _row(q, c)
             shared, _ = self.split({**state, **(copy if self.sends_copy else posterior)})
-            _, personal = self.split({**state, **copy})
+            personal = self.split({**state, **copy})[1] | with_prefix(posterior)
             images = len(self.data.indices(request.partition, "train"))
-            personal |= with_prefix(posterior)
             updates.append(ClientUpdate(request.partition, shared, images, of_client(metrics, c), personal))
         return updates
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """Each client's q_m, or w if it was never trained, after the steps that are asked for."""
-        chosen = [
-            personalised(state) if request.personal else without_personal(state)
-            for state, request in zip(parameters, requests, strict=True)
-        ]
+        """Return each client's q_m, or w if it never trained, after the steps that are asked for."""
+        chosen = [personal_model(state, request) for state, request in zip(parameters, requests, strict=True)]
         steps = adaptation_steps(self.optim, requests)
         if not steps:
             return chosen
@@ -114,15 +122,13 @@ class PFedBayesClient(AbstractClient):
         return [{**state, **_row(q, c)} for c, state in enumerate(self.model.unstack())]
 
     def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
-        """Class scores for S samples of the weights, each for all images of a client."""
+        """Return class scores for S samples of the weights, each for all images of a client."""
         q = self._stack([personalised(state) for state in parameters])
         samples = self.inference.predict_samples
         weights = self._sample(q, streams, samples)
-        parts = [
-            self._class_scores(weights, inputs.tokens[:, part], inputs.z[:, part])
-            for part in passes(inputs.mask, samples)
-        ]
-        return Scores(torch.cat(parts, dim=2), {})
+        parts = passes(inputs.mask, samples)
+        scores = [self._class_scores(weights, inputs.tokens[:, part], inputs.z[:, part]) for part in parts]
+        return Scores(torch.cat(scores, dim=2), {})
 
     def objective(
         self,
@@ -134,22 +140,22 @@ class PFedBayesClient(AbstractClient):
         beta: float,
         with_copy: bool,
     ) -> Objective:
-        """The bound of a batch, nats per image, one loss per client.
+        """Return the bound of a batch, nats per image, one loss per client.
 
         Args:
             inputs: the batch.
             q: means and rho of the posteriors, each `(C, ...)`.
             w: those of the global Gaussian or its copies; the posteriors' loss does not move them.
             noise: random streams of the weights.
-            images: n_m, `(C,)`, training images of each client.
+            images: n_m, `(C,)`.
             beta: zeta.
-            with_copy: whether `KL(q | w)` is also to move w, and then not q.
+            with_copy: whether the loss has a second `KL(q | w)` that moves w and not q.
         """
         weights = self._sample(q, noise, self.inference.train_samples)
         logits = self._class_scores(weights, inputs.tokens, inputs.z)
         labels = inputs.labels.expand(logits.shape[:-1]).unsqueeze(-1)
         terms = logits.log_softmax(-1).gather(-1, labels).squeeze(-1).mean(0)  # (C, B)
-        log_likelihood = (torch.where(inputs.mask, terms, torch.zeros_like(terms)) * inputs.weights).sum(1)
+        log_likelihood = (terms.where(inputs.mask, 0.0) * inputs.weights).sum(1)
         kl = self._divergence(q, _detached(w)) / images
         loss = beta * kl - log_likelihood
         if with_copy:
@@ -165,18 +171,7 @@ class PFedBayesClient(AbstractClient):
         with_copy: bool,
         steps: int | None = None,
     ) -> dict[str, Tensor]:
-        """Train q, and w if it is a copy that goes back, in place; see `objective`.
-
-        Args:
-            requests: of the cohort.
-            q: the posteriors.
-            w: the global Gaussian.
-            with_copy: whether w is trained.
-            steps: of an adaptation before an evaluation; None for a round's local epochs.
-
-        Returns:
-            Each term of the objective, `(C,)`, its mean over `optim.blocks`.
-        """
+        """Train q, and w if it is a copy that goes back, in place; see `objective` and `fit_cohort`."""
         device = self.model.backbone.mean.device
         counts = [len(self.data.indices(request.partition, "train")) for request in requests]
         images = torch.tensor(counts, device=device).clamp(min=1)
@@ -193,30 +188,21 @@ class PFedBayesClient(AbstractClient):
             steps=steps,
         )
 
-    def _start(self, received: Arrays, request: ClientRequest) -> Arrays:
-        """Where a posterior starts: where it was left; with `product`, its shared part starts from w."""
-        personal = personalised(request.personal)
-        return {**received, **personal} if self.sends_copy else {**personal, **request.arrays}
-
     def _stack(self, states: Sequence[Arrays]) -> dict[str, Tensor]:
-        """Means and rho of a cohort's Gaussians, leaves of shape `(C, ...)`; the model takes what is never trained."""
+        """Return means and rho, leaves of shape `(C, ...)`; the model takes what is never trained."""
         full = [{**self.start, **state} for state in states]
         self.model.stack(full)
-        return {
-            name: torch.from_numpy(np.stack([state[name] for state in full]))
-            .to(self.model.backbone.mean.device)
-            .requires_grad_()
-            for mean in self.means
-            for name in (mean, mean + RHO)
-        }
+        device = self.model.backbone.mean.device
+        stacked = {n: np.stack([state[n] for state in full]) for mean in self.means for n in (mean, mean + RHO)}
+        return {name: torch.from_numpy(rows).to(device).requires_grad_() for name, rows in stacked.items()}
 
     def _divergence(self, q: Mapping[str, Tensor], p: Mapping[str, Tensor]) -> Tensor:
-        """KL(q | p) of each client, nats, `(C,)`."""
+        """Return KL(q | p) of each client, nats, `(C,)`."""
         terms = [divergence(q[n], std_of(q[n + RHO]), p[n], std_of(p[n + RHO])) for n in self.means]
         return torch.stack(terms).sum(0)
 
     def _sample(self, q: Mapping[str, Tensor], noise: Streams, samples: int) -> dict[str, Tensor]:
-        """Samples of all weights, `mu + sigma eps`, each `(S * C, ...)`: a sample stands where a client would."""
+        """Sample all weights, `mu + sigma eps`, each `(S * C, ...)`: a sample stands where a client would."""
         first = q[self.means[0]]
         sizes = [q[name][0].numel() for name in self.means]
         eps = noise.normal((samples,), [1] * len(first), sum(sizes), first.device).squeeze(2)  # (S, C, weights)
@@ -228,7 +214,7 @@ class PFedBayesClient(AbstractClient):
         return sampled | {name: p.expand(samples, *p.shape).flatten(0, 1) for name, p in constant.items()}
 
     def _class_scores(self, weights: Mapping[str, Tensor], tokens: Tensor, z: Tensor) -> Tensor:
-        """Class scores for each sample of the weights, `(S, C, B, classes)`."""
+        """Return class scores for each sample of the weights, `(S, C, B, classes)`."""
         samples = len(next(iter(weights.values()))) // len(z)
         named = {f"model.{name}": value for name, value in weights.items()}
         batch = tuple(rows.expand(samples, *rows.shape).flatten(0, 1) for rows in (tokens, z))
@@ -245,20 +231,20 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor, z: Tensor) -> Tensor:
-        """`(C, B, classes)`."""
+        """Return scores `(C, B, classes)`."""
         return self.model.logits(tokens, self.model.generator.plain(z))
 
 
-def prior(state: Mapping[str, np.ndarray]) -> Arrays:
-    """The Gaussian that a posterior is held to: the one sent for that, or w."""
+def prior(state: Arrays) -> Arrays:
+    """Return the Gaussian that a posterior is held to: the one sent for that, or w."""
     return {**without_personal(state), **under(PRIOR, state)}
 
 
 def _row(stacked: Mapping[str, Tensor], client: int) -> Arrays:
-    """One client's arrays."""
+    """Return one client's arrays."""
     return {name: tensor[client].detach().cpu().numpy().copy() for name, tensor in stacked.items()}
 
 
 def _detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same numbers, at which gradients stop."""
+    """Return the same numbers, at which gradients stop."""
     return {name: tensor.detach() for name, tensor in tensors.items()}

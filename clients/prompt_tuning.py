@@ -23,7 +23,6 @@ from torch import Tensor
 from clients.base import AbstractClient, Scores, of_client, parameters_of, passes
 from clients.inputs import Inputs
 from clients.local import adaptation_steps, fit_cohort
-from clients.mixing_probe import probe_mixing
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.data.federated import Batch
@@ -34,13 +33,14 @@ from fedbayes.inference.mixing import Pushforward
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
+from fedbayes.models.anchoring import noise_bank
 from fedbayes.models.prompts.coded import AbstractGaussianPrompts, AbstractPosteriorPrompts, SemiImplicitPrompts
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
 
-PROBE_IMAGES = 16
-"""Images of a client on which the mixing is measured before and after its training."""
+PROBE_IMAGES = 16  # images of a client on which the mixing is measured before and after its training
+VARIANCES = "mixing_variance", "conditional_variance"
 
 
 @final
@@ -49,10 +49,10 @@ class PromptTuningClient(AbstractClient):
 
     Args:
         setup: images, model and seed.
-        personal: parts that never leave the client.
+        personal: first parts of parameter names that never leave the client.
         inference: J, K, S and the weight of the KL.
         optim: the local training.
-        pool: train on the training images of all training clients together, which is a reference and no federation.
+        pool: train on the images of all training clients together, a reference and no federation.
     """
 
     def __init__(
@@ -71,14 +71,13 @@ class PromptTuningClient(AbstractClient):
         self.posterior = generator if isinstance(generator, AbstractPosteriorPrompts) else None
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Local epochs from each request's parameters; replies carry the shared part of the result."""
+        """Train for the local epochs from each request's parameters; replies carry the shared part of the result."""
         self.model.stack([parameters_of(request) for request in requests])
         images = self.inputs.features(self._probe_batch([request.partition for request in requests]))
-        received = probe_mixing(self.model.generator, *images, self.seed)
+        received = self._probe_mixing(*images)
         metrics = self._fit(requests)
-        sent = probe_mixing(self.model.generator, *images, self.seed)
         metrics |= {f"{name}_received": values for name, values in received.items()}
-        metrics |= {f"{name}_sent": values for name, values in sent.items()}
+        metrics |= {f"{name}_sent": values for name, values in self._probe_mixing(*images).items()}
         constants = {} if self.posterior is None else {"log_classes": math.log(self.model.classes)}  # a label's nats
         updates = []
         for c, (request, state) in enumerate(zip(requests, self.model.unstack(), strict=True)):
@@ -88,7 +87,7 @@ class PromptTuningClient(AbstractClient):
         return updates
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """The parameters after the steps that are asked for on each client's training images."""
+        """Return the parameters after the steps that are asked for on each client's training images."""
         steps = adaptation_steps(self.optim, requests)
         if not steps:
             return parameters
@@ -97,7 +96,7 @@ class PromptTuningClient(AbstractClient):
         return self.model.unstack()
 
     def _fit(self, requests: Sequence[ClientRequest], steps: int | None = None) -> dict[str, Tensor]:
-        """Train what the model holds; see `fit_cohort`."""
+        """Train the parameters that the model holds; see `fit_cohort`."""
         beta = self.inference.beta_at(requests[0].server_round)
         return fit_cohort(
             self,
@@ -111,20 +110,30 @@ class PromptTuningClient(AbstractClient):
         )
 
     def _probe_batch(self, partitions: Sequence[int]) -> Batch:
-        """The first validation images of each client of a cohort; their labels are not read."""
+        """Return the first validation images of each client of a cohort; their labels are not read."""
         whole = self.data.batch(partitions, "validation")
         first = slice(None), slice(PROBE_IMAGES)
         return Batch(whole.index[first], whole.mask[first], whole.labels[first])
 
+    @torch.no_grad()
+    def _probe_mixing(self, z: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """Return the mixing's variances, `(C,)`, on a noise bank that all clients share; nothing without noise."""
+        if self.posterior is None or not self.posterior.noise_dim:
+            return {}
+        bank = noise_bank(self.posterior.noise_dim, self.seed).to(z)
+        psi = self.posterior.mixing(z, bank[:, None, None].expand(-1, *z.shape[:2], -1))
+        variances = mixing_variances(psi, self.posterior.scale(z))
+        return {name: (variance * weights).sum(1) for name, variance in zip(VARIANCES, variances, strict=True)}
+
     def objective(self, inputs: Inputs, noise: Streams, beta: float) -> Objective:
-        """The bound of a batch and the prompts' penalty, one loss per client, with noise from the clients' streams."""
+        """Return the bound of a batch and the prompts' penalty, one loss per client."""
         samples = self.inference.train_samples if self.posterior is not None else 1
         bound = elbo(self._model, self._guide, inputs, noise, samples=samples, weights=inputs.weights, beta=beta)
         penalty = self.model.generator.penalty(inputs.z, inputs.weights)
         return bound if penalty is None else replace(bound, loss=bound.loss + penalty, penalty=penalty)
 
     def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
-        """Class scores for S samples of prompts per image, or for its prompts if the kind has no posterior."""
+        """Return class scores for S samples of prompts per image, or for its prompts without a posterior."""
         self.model.stack(parameters)
         z, posterior = inputs.z, self.posterior
         if posterior is None:
@@ -139,11 +148,11 @@ class PromptTuningClient(AbstractClient):
         scale = posterior.scale(z)
         code = psi + scale * streams.normal((samples,), inputs.counts, posterior.code_dim, z.device)
         if samples > 1 and posterior.noise_dim:
-            metrics["mixing_variance"], metrics["conditional_variance"] = mixing_variances(psi, scale)
+            metrics = dict(zip(VARIANCES, mixing_variances(psi, scale), strict=True))
         return Scores(self._logits(inputs, samples, lambda part: posterior.decode(code[:, :, part])), metrics)
 
     def _logits(self, inputs: Inputs, samples: int, prompts: Callable[[slice], Tensor]) -> Tensor:
-        """Class scores `(S, C, B, classes)`, with `prompts` giving those of a slice of the images."""
+        """Return class scores `(S, C, B, classes)`, with `prompts` giving those of a slice of the images."""
         parts = passes(inputs.mask, samples)
         return torch.cat([self.model.logits(inputs.tokens[:, part], prompts(part)) for part in parts], dim=2)
 
@@ -159,7 +168,7 @@ class PromptTuningClient(AbstractClient):
             if self.posterior is None:
                 prompts = self.model.generator.plain(z).unsqueeze(0)
             else:
-                zero = torch.zeros(self.posterior.code_dim, dtype=z.dtype, device=z.device)
+                zero = z.new_zeros(self.posterior.code_dim)
                 code = pyro.sample("code", dist.Normal(zero, 1.0, validate_args=False).to_event(1))
                 prompts = self.posterior.decode(code)
             logits = self.model.logits(inputs.tokens, prompts)
@@ -174,7 +183,7 @@ class PromptTuningClient(AbstractClient):
             pyro.sample("code", self._distribution(self.posterior, inputs, noise))
 
     def _distribution(self, generator: AbstractPosteriorPrompts, inputs: Inputs, noise: Streams) -> TorchDistribution:
-        """The posterior of each image of a batch, explicit or semi-implicit."""
+        """Return the posterior of each image of a batch, explicit or semi-implicit."""
         z = inputs.z
 
         def standard(shape: torch.Size) -> Tensor:

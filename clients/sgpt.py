@@ -37,11 +37,8 @@ from fedbayes.errors import ConfigError, require_whole
 from fedbayes.models.prompt_sets import cosine, mixture
 from fedbayes.models.prompts.base import AbstractPrompts, Sizes, xavier
 
-CHOICES = "generator.choices"
-"""How often each group has been chosen: of all clients on its way out, of one client's images on its way back."""
-
-FLOOR = 5e-4
-"""What a group that was never chosen counts as a fraction."""
+CHOICES = "generator.choices"  # number of choices of each group: sent out of all clients, sent back of one
+FLOOR = 5e-4  # stands for the fraction of a group that was never chosen
 
 
 @final
@@ -50,7 +47,7 @@ class GroupPrompts(AbstractPrompts):
 
     Args:
         sizes: of the prompts.
-        rng: draws the initial values.
+        rng: samples the initial values.
         groups: number of groups.
         group_blocks: prompted blocks, from the last, that have group prompts; the others have shared ones.
 
@@ -80,13 +77,13 @@ class GroupPrompts(AbstractPrompts):
         self.choices = nn.Parameter(torch.zeros(1, groups), requires_grad=False)
 
     def choice(self, z: Float[Tensor, "clients images dim"]) -> Int[Tensor, "clients images"]:
-        """The group of each image; as in training where earlier choices are known, else the nearest key's."""
+        """Return each image's group; as in training where earlier choices are known, else the nearest key's."""
         fraction = self.choices / self.choices.sum(-1, keepdim=True).clamp(min=1)
         cost = (1 - cosine(z, self.keys)) * (fraction + FLOOR).unsqueeze(1)
         return cost.argmin(-1)
 
     def plain(self, z: Float[Tensor, "clients images dim"]) -> Float[Tensor, "clients images blocks length dim"]:
-        """`P_S` in the first blocks, `P_g` in the last."""
+        """Return `P_S` in the first blocks, `P_g` in the last."""
         group = mixture(self._one_hot_choice(z), self.groups)
         shared = self.shared.unsqueeze(1).expand(-1, z.shape[1], -1, -1, -1)
         return torch.cat([shared, group], dim=2)
@@ -94,12 +91,12 @@ class GroupPrompts(AbstractPrompts):
     def penalty(
         self, z: Float[Tensor, "clients images dim"], weights: Float[Tensor, "clients images"]
     ) -> Float[Tensor, " clients"]:
-        """`-cos(q, k_g)`, the mean over each client's images."""
+        """Return `-cos(q, k_g)`, the mean over each client's images."""
         closeness = (cosine(z, self.keys) * self._one_hot_choice(z)).sum(-1)
         return -(closeness * weights).sum(-1)
 
     def _one_hot_choice(self, z: Tensor) -> Tensor:
-        """`(C, B, G)`."""
+        """Return `(C, B, G)`."""
         return F.one_hot(self.choice(z), self.keys.shape[1]).to(z.dtype)
 
 
@@ -108,11 +105,7 @@ class SGPTClient(AbstractWrappingClient):
     """Counts how many of its images chose each group; predicts with the nearest keys."""
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Prompt tuning, part after part.
-
-        Returns:
-            Replies with the number of the client's images that chose each group when the round began, as `choices`.
-        """
+        """Tune prompts; replies say, as `choices`, how many images chose each group when the round began."""
         self.model.stack([parameters_of(request) for request in requests])
         generator = cast(GroupPrompts, self.model.generator)
         partitions = [request.partition for request in requests]
@@ -125,11 +118,11 @@ class SGPTClient(AbstractWrappingClient):
         return [replace(update, arrays={**update.arrays, CHOICES: counts[c]}) for c, update in enumerate(updates)]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """Steps are taken as in training; the prediction after them ignores earlier choices and takes nearest keys."""
+        """Take steps as in training; the prediction ignores earlier choices and takes the nearest keys."""
         return [self._without_choices(state) for state in self.inner.adapt(parameters, requests)]
 
     def for_new_clients(self, parameters: Arrays) -> Arrays:
-        """The shared parameters, without the choices of other clients."""
+        """Return the shared parameters, without the choices of other clients."""
         return self._without_choices(super().for_new_clients(parameters))
 
     def _without_choices(self, parameters: Arrays) -> Arrays:

@@ -14,16 +14,13 @@ from fedbayes.simulation.client import ClientSetup
 
 
 class AbstractWrappingClient(AbstractClient):
-    """Has an inner client that tunes prompts; a method changes its requests and its replies.
+    """Has an `inner` client that tunes prompts; a method changes its requests and its replies.
 
     Args:
         setup: images, model and seed.
-        personal: parts that never leave the client.
+        personal: first parts of parameter names that never leave the client.
         inference: see `PromptTuningClient`.
         optim: the local training.
-
-    Attributes:
-        inner: tunes the prompts.
     """
 
     def __init__(
@@ -33,9 +30,9 @@ class AbstractWrappingClient(AbstractClient):
         super().__init__(setup=setup, personal=personal, inputs=self.inner.inputs)
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
-        """The parameters after the inner client's steps, if there are any."""
+        """Return the parameters after the inner client's steps, if there are any."""
         return self.inner.adapt(parameters, requests)
 
     def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
-        """As the inner client."""
+        """Score as the inner client does."""
         return self.inner.score(inputs, parameters, streams)

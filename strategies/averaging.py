@@ -16,12 +16,12 @@ AGGREGATES = ("mean", "anchored", *ROBUST)
 
 @final
 class Averaging(AbstractStrategy):
-    """Averages shared parameters, weighted by images; personal parameters never arrive here.
+    """Averages shared parameters, weighted by images.
 
     Args:
         aggregate: `mean`; `anchored`: each generator's noise coordinates are first turned back onto those that were
-            handed out (`fedbayes.models.anchoring`), so that equal posteriors average to themselves; or one of the
-            aggregates of `strategies.robust`, which malicious clients cannot move at will and which know no weights.
+            handed out (`fedbayes.models.anchoring`), so that equal posteriors average to themselves; or an aggregate of
+            `strategies.robust`, which has no weights.
         malicious_fraction: of the clients, that `trimmed_mean`, `krum` and `multi_krum` allow for, below 1/2.
 
     Raises:

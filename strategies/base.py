@@ -9,8 +9,7 @@ from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientUpdate, Kind
 from fedbayes.server.strategy import ServerStrategy
 
-SERVER = "server."
-"""Leads the names of parameters that are never sent."""
+SERVER = "server."  # leads the names of parameters that are never sent
 
 
 class AbstractStrategy(ServerStrategy, ABC):
@@ -20,7 +19,7 @@ class AbstractStrategy(ServerStrategy, ABC):
         self.shared: Arrays = {}
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002  (a hook: methods may use both)
-        """Return what one client is sent; the same object for all clients that are sent the same."""
+        """Return what a client is sent; the same object for all clients that are sent the same."""
         return self.shared
 
     def requests(self, server_round: int, partitions: Sequence[int], kind: Kind) -> dict[int, Arrays]:  # noqa: ARG002
@@ -28,7 +27,7 @@ class AbstractStrategy(ServerStrategy, ABC):
         return {partition: self.outgoing(server_round, partition) for partition in partitions}
 
     def expected_reply(self, initial: Arrays) -> Arrays:
-        """Return the parameters that may be sent: unless a method says otherwise, clients reply with all of them."""
+        """Return all parameters that may be sent; a method whose clients reply with others overrides this."""
         return sendable(initial)
 
 
@@ -43,12 +42,12 @@ def weighted_mean(updates: Sequence[ClientUpdate]) -> Arrays:
 
 
 def sendable(arrays: Arrays) -> Arrays:
-    """Return the server's parameters but for those that are never sent."""
+    """Return the parameters that may be sent to clients."""
     return {name: array for name, array in arrays.items() if not name.startswith(SERVER)}
 
 
 def miscounted(update: ClientUpdate, name: str) -> str | None:
-    """Say what is wrong with an array that counts a client's images; None for nothing."""
+    """Say why an array cannot count the images of a client; None if it can."""
     counts = update.arrays[name].astype(np.float64)
     if (counts < 0).any() or (counts != np.floor(counts)).any():
         return f"{name} are not numbers of images"

@@ -11,15 +11,10 @@ from strategies.base import AbstractStrategy, miscounted
 
 
 class AbstractClassSums(AbstractStrategy):
-    """Keeps each client's sums, however often it is sampled; the order of rounds does not matter.
-
-    Attributes:
-        seen: by partition, what its client sent last.
-        summed: names of the arrays that clients send.
-    """
+    """Keeps each client's last sums, however often it is sampled; the order of rounds does not matter."""
 
     closed_form = True
-    summed: tuple[str, ...] = ("sums", "counts")
+    summed: tuple[str, ...] = ("sums", "counts")  # names of the arrays that clients send
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,14 +22,7 @@ class AbstractClassSums(AbstractStrategy):
 
     @abstractmethod
     def classifier(self, clients: Sequence[Arrays]) -> tuple[np.ndarray, np.ndarray]:
-        """The linear classifier of everybody's sums.
-
-        Args:
-            clients: what each client sent, in the order of their partitions; at least one.
-
-        Returns:
-            Weights `(classes, d)` and bias `(classes,)`; those of classes without images are ignored.
-        """
+        """Return weights `(classes, d)` and bias `(classes,)`; those of classes without images are ignored."""
 
     def expected_reply(self, initial: Arrays) -> Arrays:
         """Return sums, which are no parameters of the server's."""
@@ -42,24 +30,24 @@ class AbstractClassSums(AbstractStrategy):
         return {name: forms[name] for name in self.summed}
 
     def rejection_reason(self, update: ClientUpdate) -> str | None:
-        """Counts or lengths that no images can have: `sum |z|^2` is never below `sum_c |sum z|^2 / n_c`."""
-        wrong = miscounted(update, "counts")
-        if wrong is not None or "squares" not in self.summed:
-            return wrong
+        """Reject counts or lengths that no images can have: `sum |z|^2` is at least `sum_c |sum z|^2 / n_c`."""
+        reason = miscounted(update, "counts")
+        if reason is not None or "squares" not in self.summed:
+            return reason
         squares, sums = update.arrays["squares"].item(), update.arrays["sums"]
         least = (np.square(sums).sum(1) / np.maximum(update.arrays["counts"], 1)).sum()
         return None if squares >= least * (1 - 1e-6) else f"squares are {squares:g}, and by its sums at least {least:g}"
 
     def state(self) -> Arrays:
-        """Everybody's sums."""
+        """Return the sums of all clients."""
         return by_name(self.seen)
 
     def restore(self, state: Arrays) -> None:
-        """Take back everybody's sums."""
+        """Take back the sums of all clients."""
         self.seen = by_partition(state)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """The classifier of all clients heard so far."""
+        """Compute the classifier of all clients heard so far, in the order of their partitions."""
         self.seen |= {update.partition: update.arrays for update in updates}
         clients = [self.seen[partition] for partition in sorted(self.seen)]
         weights, bias = self.classifier(clients)
@@ -67,11 +55,11 @@ class AbstractClassSums(AbstractStrategy):
 
 
 def total(clients: Sequence[Arrays], name: str) -> np.ndarray:
-    """The sum of an array over clients, in the order given."""
-    return np.asarray(sum(one[name] for one in clients))
+    """Return the sum of an array over clients, in the order given."""
+    return np.asarray(sum(arrays[name] for arrays in clients))
 
 
 def class_means(clients: Sequence[Arrays]) -> np.ndarray:
-    """`mu_c = sum_i sums_ic / sum_i n_ic`, `(classes, d)`; 0 for a class without images."""
+    """Return `mu_c = sum_i sums_ic / sum_i n_ic`, `(classes, d)`; 0 for a class without images."""
     means: np.ndarray = total(clients, "sums") / np.maximum(total(clients, "counts"), 1)[:, None]
     return means

@@ -9,8 +9,8 @@ them, `n` and `mu` those of all classes. Where a class is distributed alike on a
     w_c = G^-1 (n_c mu_c), scaled to length 1;   p(y = c | z) = softmax_c(w_c . z / temperature)
 
 A class of a single client has no spread: its S_c is `gamma I`, as in the authors' code. Where clients differ in domain,
-S_c holds that difference too, n_ic times; the assumption is the paper's. It reports accuracy, for which the temperature
-is of no account; that the scores are scaled to probabilities by one is ours, and so is `z`, normalised by a LayerNorm.
+S_c holds that difference too, n_ic times; the assumption is the paper's. Ours are the temperature, which accuracy does
+not depend on, and that `z` is normalised by a LayerNorm.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ from strategies.class_sums import AbstractClassSums, class_means, total
 
 @final
 class FedCOF(AbstractClassSums):
-    """A ridge-like classifier from class covariances that nobody has sent.
+    """Computes a ridge-like classifier from class covariances that nobody has sent.
 
     Args:
         shrinkage: gamma, added to the diagonal of each class covariance; in squared feature units.
-        temperature: what scores are divided by; in feature units.
+        temperature: divides the scores; in feature units.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -41,26 +41,19 @@ class FedCOF(AbstractClassSums):
         self.temperature = require_number("method.strategy.temperature", temperature, 0, open_low=True)
 
     def classifier(self, clients: Sequence[Arrays]) -> tuple[np.ndarray, np.ndarray]:
-        """`w_c / temperature`, without a bias."""
+        """Return `w_c / temperature`, without a bias."""
         means, counts = class_means(clients), total(clients, "counts")
-        gram = gram_matrix(clients, self.shrinkage)
-        weights = (counts[:, None] * means) @ np.linalg.pinv(
-            gram, rcond=1e-12, hermitian=True
-        )  # gamma = 0 leaves it singular
+        inverse = np.linalg.pinv(gram_matrix(clients, self.shrinkage), rcond=1e-12, hermitian=True)  # singular at 0
+        weights = (counts[:, None] * means) @ inverse
         lengths = np.linalg.norm(weights, axis=1, keepdims=True)
         return weights / np.maximum(lengths, 1e-12) / self.temperature, np.zeros(len(weights))
 
 
 def gram_matrix(clients: Sequence[Arrays], shrinkage: float) -> np.ndarray:
-    """G of the module docstring, `(d, d)`: what stands for the sum of `z z^T` over all images.
-
-    Args:
-        clients: class sums and counts of each.
-        shrinkage: gamma.
-    """
-    sums, counts = (np.stack([one[name] for one in clients]) for name in ("sums", "counts"))
-    everything = sums.sum((0, 1))  # n mu
-    gram: np.ndarray = np.outer(everything, everything) / counts.sum()
+    """Return G of the module docstring, `(d, d)`, which stands for the sum of `z z^T` over all images."""
+    sums, counts = (np.stack([arrays[name] for arrays in clients]) for name in ("sums", "counts"))
+    total_sum = sums.sum((0, 1))  # n mu
+    gram: np.ndarray = np.outer(total_sum, total_sum) / counts.sum()
     for c, images in enumerate(counts.sum(0)):
         if images > 1:
             has = counts[:, c] > 0
@@ -70,14 +63,11 @@ def gram_matrix(clients: Sequence[Arrays], shrinkage: float) -> np.ndarray:
 
 
 def class_covariance(means: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The unbiased estimate of a class's covariance from the means of those clients that have it.
+    """Return the unbiased estimate of a class's covariance, `(d, d)`; zero for a single client.
 
     Args:
-        means: `(K_c, d)`.
+        means: of those clients that have the class, `(K_c, d)`.
         counts: images behind each mean, `(K_c,)`, positive.
-
-    Returns:
-        `(d, d)`; zero for a single client.
     """
     centred = means - counts @ means / counts.sum()
     covariance: np.ndarray = (centred.T * counts) @ centred / max(len(means) - 1, 1)

@@ -20,7 +20,7 @@ from strategies.class_sums import AbstractClassSums, class_means, total
 
 @final
 class FedNCM(AbstractClassSums):
-    """The nearest of the class means of all clients heard so far, as if their images were pooled.
+    """Classifies by the nearest class mean of all clients heard so far, as if their images were pooled.
 
     Args:
         temperature: T; the nearest mean, and so the accuracy, is the same for any.
@@ -36,7 +36,7 @@ class FedNCM(AbstractClassSums):
         self.temperature = require_number("method.strategy.temperature", temperature, 0, open_low=True)
 
     def classifier(self, clients: Sequence[Arrays]) -> tuple[np.ndarray, np.ndarray]:
-        """`w_c = mu_c / (v T)`, `b_c = -|mu_c|^2 / (2 v T)`, with `v = (sum |z|^2 - sum_c n_c |mu_c|^2) / (n d)`."""
+        """Set `w_c = mu_c / (v T)`, `b_c = -|mu_c|^2 / (2 v T)` for `v = (sum |z|^2 - sum_c n_c |mu_c|^2) / (n d)`."""
         counts, means = total(clients, "counts"), class_means(clients)
         lengths = np.square(means).sum(1)  # (classes,)
         within = total(clients, "squares").item() - float(counts @ lengths)

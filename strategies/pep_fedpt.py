@@ -1,4 +1,4 @@
-"""PEP-FedPT's server: averaged prompts, and class prototypes of all clients heard so far (arXiv 2510.25372)."""
+"""PEP-FedPT's server: averaged prompts, and class prototypes (Yashwanth et al., TMLR 2026, arXiv 2510.25372)."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,16 +11,12 @@ from fedbayes.comm.messages import ClientUpdate
 from strategies.base import AbstractStrategy, miscounted, weighted_mean
 from strategies.class_sums import class_means
 
-PROTOTYPES = "generator.prototypes"
-SUMS = ("sums", "counts")
+PROTOTYPES, SUMS = "generator.prototypes", ("sums", "counts")
 
 
 @final
 class PEPFedPT(AbstractStrategy):
-    """Averages what is trained; prototypes are the class means of the pooled features.
-
-    Features are the frozen ones, so each client's sums count once, however often it is sampled.
-    """
+    """Averages what is trained; prototypes are the class means of the frozen features of all clients heard so far."""
 
     counted = (PROTOTYPES,)
 
@@ -40,15 +36,15 @@ class PEPFedPT(AbstractStrategy):
         return miscounted(update, "counts") if "counts" in update.arrays else None
 
     def state(self) -> Arrays:
-        """Everybody's sums."""
+        """Return the sums of all clients."""
         return by_name(self.seen)
 
     def restore(self, state: Arrays) -> None:
-        """Take back everybody's sums."""
+        """Take back the sums of all clients."""
         self.seen = by_partition(state)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """`mu_c = sum_i sums_ic / sum_i n_ic`, and the mean of everything else, weighted by images."""
+        """Set `mu_c = sum_i sums_ic / sum_i n_ic`, and all else to the mean, weighted by images."""
         if "sums" not in updates[0].arrays:
             self.shared = weighted_mean(updates)
             return

@@ -1,6 +1,6 @@
 r"""pFedBayes's server: the clients' Gaussians become the next prior (Zhang et al., ICML 2022, arXiv 2206.07977).
 
-`mean` averages the copies w_m that clients send, means and rho alike, and moves the global Gaussian w by a share beta:
+`mean` averages the copies w_m that clients send, means and rho alike, and moves the global w by a fraction beta:
 
     w <- (1 - beta) w + beta sum_m (n_m / n) w_m
 
@@ -18,9 +18,8 @@ There are no weights n_m: precisions know how many images they rest on. On a lin
 the clients' zeta = 1, w is the posterior of the pooled images of all clients that were ever sampled; with another zeta
 their likelihood counts 1 / zeta times. Other models' factors may leave w, or a prior, less precise than p_0, even
 negatively so: there p_0's precision is taken (`mean_field.at_least`), for what is sent and not in the factors, so that
-a p_m which had to be raised counts for no image. M clients that each went a little way together go M times as far, so
-where a round's training is short, beta is better near 1 / M, which changes how soon w is reached but not which. The
-paper has `mean` alone.
+a p_m which had to be raised counts for no image. Where a round's training is short, M clients that each go a little way
+together go M times as far, so beta is better near 1 / M; the fixed point is the same. The paper has `mean` alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,14 +29,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedbayes.arrays import Arrays
+from fedbayes.arrays import Arrays, by_name, by_partition, under
 from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import require_choice, require_number
 from fedbayes.inference.mean_field import PRIOR, RHO, Natural, at_least, diagonal, product, rho_of, std_of
 from strategies.base import AbstractStrategy, weighted_mean
 
-FIRST, PRECISION, SHIFT = "first", "precision", "shift"
-"""First parts of the names in a strategy's state."""
+FIRST = "first/"  # leads the names of p_0 in a strategy's state
 
 
 @final
@@ -46,8 +44,8 @@ class PFedBayes(AbstractStrategy):
 
     Args:
         aggregate: `mean` or `product`.
-        beta: share of the way from the global Gaussian to what the replies make of it; null: all of it for `mean`, and
-            one part in the number of replies for `product`.
+        beta: fraction of the way from the global Gaussian to that of the replies; null: 1 for `mean`, and 1 / (number
+            of replies) for `product`.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -61,35 +59,31 @@ class PFedBayes(AbstractStrategy):
         self.factors: dict[int, dict[str, Natural]] = {}
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
-        """w, and beside it the prior of a client that has contributed to it; what goes out first is p_0."""
+        """Return w, and beside it the prior of a client that has contributed to it; the first w is p_0."""
         if self.is_product and not self.first:
             self.first = dict(self.shared)
         prior = {PRIOR + name: array for name, array in self._prior(partition).items()}
         return {**self.shared, **prior} if prior else self.shared  # the same object for all shares its bytes
 
     def state(self) -> Arrays:
-        """p_0 and the factor of each client."""
-        kept = {f"{FIRST}/{name}": array for name, array in self.first.items()}
-        for partition, factors in self.factors.items():
-            for name, factor in factors.items():
-                kept[f"{PRECISION}/{partition}/{name}"] = factor.precision.numpy()
-                kept[f"{SHIFT}/{partition}/{name}"] = factor.shift.numpy()
-        return kept
+        """Return p_0, and precision and shift of the factor of each client, `(2, ...)`."""
+        factors = {
+            partition: {name: np.stack([factor.precision, factor.shift]) for name, factor in by_weight.items()}
+            for partition, by_weight in self.factors.items()
+        }
+        return {FIRST + name: array for name, array in self.first.items()} | by_name(factors)
 
     def restore(self, state: Arrays) -> None:
-        """Take back what `state` gave."""
-        self.first, self.factors = {}, {}
-        for key, array in state.items():
-            what, _, rest = key.partition("/")
-            if what == FIRST:
-                self.first[rest] = array
-            elif what == PRECISION:
-                partition, _, name = rest.partition("/")
-                shift = state[f"{SHIFT}/{rest}"]
-                self.factors.setdefault(int(partition), {})[name] = Natural(*map(torch.from_numpy, (array, shift)))
+        """Take back what `state` returned."""
+        self.first = under(FIRST, state)
+        factors = by_partition({name: array for name, array in state.items() if not name.startswith(FIRST)})
+        self.factors = {
+            partition: {name: Natural(*torch.from_numpy(pair)) for name, pair in pairs.items()}
+            for partition, pairs in factors.items()
+        }
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """The next prior, by the formulas above; parameters that are no Gaussian's are averaged."""
+        """Compute the next prior by the formulas above; parameters that belong to no Gaussian are averaged."""
         mean = weighted_mean(updates)
         if self.is_product:
             self.shared = {**mean, **self._posterior(updates)}
@@ -102,39 +96,38 @@ class PFedBayes(AbstractStrategy):
             }
 
     def _posterior(self, updates: Sequence[ClientUpdate]) -> Arrays:
-        """The product of the first prior and all clients' factors."""
+        """Return the product of the first prior and all clients' factors."""
         names = [name for name in self.shared if name + RHO in self.shared]
         beta = 1 / len(updates) if self.beta is None else self.beta
         for update in updates:
-            known, prior, new = self.factors.get(update.partition, {}), self.shared | self._prior(update.partition), {}
+            old, prior, new = self.factors.get(update.partition, {}), self.shared | self._prior(update.partition), {}
             for name in names:
                 step = _natural(update.arrays, name).over(_natural(prior, name)).power(beta)
-                new[name] = product([known[name].power(1 - beta), step]) if name in known else step
+                new[name] = product([old[name].power(1 - beta), step]) if name in old else step
             self.factors[update.partition] = new
-        everyone = sorted(self.factors)
+        factors = [self.factors[partition] for partition in sorted(self.factors)]
         return self._arrays(
-            {name: product([_natural(self.first, name), *(self.factors[m][name] for m in everyone)]) for name in names}
+            {name: product([_natural(self.first, name), *(factor[name] for factor in factors)]) for name in names}
         )
 
     def _prior(self, partition: int) -> Arrays:
-        """What the posterior of a client is held to that has contributed to w: w without that. Others' is w itself."""
+        """Return w without the client's factor, the prior of a client that has contributed; empty for others."""
         factors = self.factors.get(partition, {})
         return self._arrays({name: _natural(self.shared, name).over(factor) for name, factor in factors.items()})
 
-    def _arrays(self, found: Mapping[str, Natural]) -> Arrays:
-        """Gaussians as they are sent, nowhere less precise than the first prior."""
+    def _arrays(self, gaussians: Mapping[str, Natural]) -> Arrays:
+        """Return Gaussians as they are sent, nowhere less precise than the first prior."""
         arrays: Arrays = {}
-        for name, one in found.items():
-            mean, std = at_least(one, _natural(self.first, name).precision, _double(self.shared, name))
+        for name, gaussian in gaussians.items():
+            mean, std = at_least(gaussian, _natural(self.first, name).precision, _double(self.shared, name))
             for key, value in ((name, mean), (name + RHO, rho_of(std))):
                 arrays[key] = value.numpy().astype(self.shared[key].dtype)
         return arrays
 
 
-def _double(arrays: Mapping[str, np.ndarray], name: str) -> Tensor:
+def _double(arrays: Arrays, name: str) -> Tensor:
     return torch.from_numpy(arrays[name]).double()
 
 
-def _natural(arrays: Mapping[str, np.ndarray], name: str) -> Natural:
-    """A weight's Gaussian by its natural parameters."""
+def _natural(arrays: Arrays, name: str) -> Natural:
     return diagonal(_double(arrays, name), std_of(_double(arrays, name + RHO)))

@@ -9,12 +9,11 @@ The client trains P_n together with a head of its own, which stays with it, and 
 
     phi <- phi + lr sum_n (dP_n / dphi)^T (P'_n - P_n),
 
-which is a step of gradient descent on `1/2 sum_n |P_n(phi) - P'_n|^2`. Ours are, for federations of few rounds: several
-`steps` of it in one round, towards the same P'_n; halving `lr` for the rest of them where a step would lead away; and
-the mean over n in place of the sum where clients share a parameter, so that `lr` does not depend on their number. Ours
-are also details that the paper leaves open: a descriptor has a row for each prompt; scores start of order one, and W_O
-at zero, so that the method starts as VPT does; a client that was never trained is sent the prompts of the mean
-descriptor of those that were.
+a step of gradient descent on `1/2 sum_n |P_n(phi) - P'_n|^2`. Ours are, for federations of few rounds: several `steps`
+of it in one round, towards the same P'_n; halving `lr` for the rest of them where a step would lead away; and the mean
+over n in place of the sum where clients share a parameter, so that `lr` does not depend on their number. Ours are also
+details that the paper leaves open: a descriptor has a row for each prompt; scores start of order one, and W_O at zero,
+so that the method starts as VPT does; a client that never trained is sent the prompts of the mean trained descriptor.
 """
 
 import math
@@ -33,8 +32,7 @@ from fedbayes.seeding import generator as seeded
 from strategies.base import SERVER, AbstractStrategy, sendable, weighted_mean
 
 LEARNT = tuple(SERVER + name for name in ("basis", "query", "key", "value", "out"))
-BASIS = LEARNT[0]
-DESCRIPTORS, TRAINED = SERVER + "descriptors", SERVER + "trained"
+BASIS, DESCRIPTORS, TRAINED = LEARNT[0], SERVER + "descriptors", SERVER + "trained"
 
 
 @final
@@ -43,7 +41,7 @@ class PFedPG(AbstractStrategy):
 
     Args:
         clients: N, of the federation.
-        seed: of the run; draws the initial weights.
+        seed: of the run; keys the initial weights.
         lr: the server's learning rate.
         steps: of the server in a round.
         width: l_k, of the attention.
@@ -60,38 +58,36 @@ class PFedPG(AbstractStrategy):
         self.width = require_whole("method.strategy.width", width, 1)
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
-        """The client's own prompts, and what it shares beside them."""
+        """Return the prompts of the client, and what it shares beside them."""
         self._start()
-        own = self.shared[DESCRIPTORS][partition] if self.shared[TRAINED][partition] else self._mean_descriptor()
-        return {**sendable(self.shared), PROMPTS: self._prompts(own)}
+        is_trained = self.shared[TRAINED][partition]
+        descriptor = self.shared[DESCRIPTORS][partition] if is_trained else self._mean_descriptor()
+        return {**sendable(self.shared), PROMPTS: self._prompts(descriptor)}
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Descend towards the prompts that came back; the prompts in `shared` are those of the mean descriptor."""
         self._start()
         partitions = [update.partition for update in updates]
         returned = np.stack([update.arrays[PROMPTS].reshape(self.shared[BASIS].shape) for update in updates])
-        learnt = {name: self.shared[name] for name in LEARNT}
         descriptors, trained = self.shared[DESCRIPTORS].copy(), self.shared[TRAINED].copy()
-        learnt, descriptors[partitions] = descend(learnt, descriptors[partitions], returned, self.lr, self.steps)
+        learnt, descriptors[partitions] = descend(self.shared, descriptors[partitions], returned, self.lr, self.steps)
         trained[partitions] = True
         self.shared = {**weighted_mean(updates), **learnt, DESCRIPTORS: descriptors, TRAINED: trained}
         self.shared[PROMPTS] = self._prompts(self._mean_descriptor())
 
     def _prompts(self, descriptor: np.ndarray) -> np.ndarray:
-        """Those of one descriptor, shaped as clients have them."""
-        learnt = {name: self.shared[name] for name in LEARNT}
-        prompts: np.ndarray = generate(learnt, descriptor[None])[0].reshape(self.shared[PROMPTS].shape)
+        """Return the prompts of a descriptor, shaped as clients have them."""
+        prompts: np.ndarray = generate(self.shared, descriptor[None]).reshape(self.shared[PROMPTS].shape)
         return prompts
 
     def _mean_descriptor(self) -> np.ndarray:
-        """Of the trained clients; before the first round, of all."""
-        trained = self.shared[TRAINED]
-        descriptors: np.ndarray = self.shared[DESCRIPTORS]
+        """Return the mean over trained clients; before the first round, over all."""
+        trained, descriptors = self.shared[TRAINED], self.shared[DESCRIPTORS]
         rows = descriptors[trained] if trained.any() else descriptors
         return np.asarray(rows.mean(0, dtype=np.float64), dtype=rows.dtype)
 
     def _start(self) -> None:
-        """The initial parameters, around the prompts that clients start from."""
+        """Add the initial parameters around the prompts that clients start from, once."""
         if DESCRIPTORS in self.shared:
             return
         base = self.shared.get(PROMPTS)
@@ -105,37 +101,31 @@ class PFedPG(AbstractStrategy):
         basis = base.reshape(-1, base.shape[-1])
         size, rng = basis.shape[1], seeded(self.seed, "prompt generator")
 
-        def draw(*shape: int) -> np.ndarray:
-            """Standard normal."""
+        def normal(*shape: int) -> np.ndarray:
             return torch.randn(shape, generator=rng, dtype=torch.float64).numpy()
 
-        query, key, value = draw(3, size, self.width) / math.sqrt(size)
+        query, key, value = normal(3, size, self.width) / math.sqrt(size)
         key = key / np.sqrt(np.mean(np.square(basis, dtype=np.float64)))  # prompts are short, and scores shall not be
-        weights = [basis, query, key, value, np.zeros((self.width, size))]
-        started = {**dict(zip(LEARNT, weights, strict=True)), DESCRIPTORS: draw(self.clients, *basis.shape)}
-        shared = {name: array.astype(base.dtype) for name, array in started.items()}
-        self.shared = {**self.shared, **shared, TRAINED: np.zeros(self.clients, dtype=bool)}
+        weights = [basis, query, key, value, np.zeros((self.width, size)), normal(self.clients, *basis.shape)]
+        start = dict(zip((*LEARNT, DESCRIPTORS), (array.astype(base.dtype) for array in weights), strict=True))
+        self.shared = {**self.shared, **start, TRAINED: np.zeros(self.clients, dtype=bool)}
 
 
 def generate(learnt: Arrays, descriptors: np.ndarray) -> np.ndarray:
-    """P_n of some clients, in the basis's own precision.
+    """Return P_n, `(n, K, l)`, in the basis's own precision.
 
     Args:
         learnt: by the names in `LEARNT`: P_base `(K, l)`, W_Q, W_K and W_V `(l, l_k)`, W_O `(l_k, l)`.
         descriptors: d_n, `(n, K, l)`.
-
-    Returns:
-        `(n, K, l)`.
     """
-    parameters = [torch.from_numpy(learnt[name]).double() for name in LEARNT]
-    prompts = _attend(parameters, torch.from_numpy(descriptors).double())
+    prompts = _attend(*(torch.from_numpy(array).double() for array in _leaves(learnt, descriptors)))
     return np.asarray(prompts.numpy(), dtype=learnt[BASIS].dtype)
 
 
 def descend(
     learnt: Arrays, descriptors: np.ndarray, returned: np.ndarray, lr: float, steps: int
 ) -> tuple[Arrays, np.ndarray]:
-    """Gradient descent on `1/2 |P_n - P'_n|^2`: in d_n for its own client, in all else for the mean over clients.
+    """Descend on `1/2 |P_n - P'_n|^2`: in d_n for its own client, in all else for the mean over clients.
 
     Args:
         learnt: as for `generate`.
@@ -143,17 +133,14 @@ def descend(
         returned: P'_n, `(n, K, l)`.
         lr: learning rate; halved, for the steps that are left, whenever a step would not come closer.
         steps: how many.
-
-    Returns:
-        `learnt` and `descriptors` afterwards.
     """
-    arrays = [*(learnt[name] for name in LEARNT), descriptors]
-    shares = [1 / len(descriptors)] * len(LEARNT) + [1.0]
+    arrays = _leaves(learnt, descriptors)
+    scales = [1 / len(descriptors)] * len(LEARNT) + [1.0]
     values = [torch.from_numpy(array).double() for array in arrays]
     goal = torch.from_numpy(returned).double()
 
     def distance(values: Sequence[Tensor]) -> Tensor:
-        return (_attend(values[:-1], values[-1]) - goal).square().sum() / 2
+        return (_attend(*values) - goal).square().sum() / 2
 
     for _ in range(steps):
         leaves = [value.requires_grad_() for value in values]
@@ -161,16 +148,19 @@ def descend(
         slopes = torch.autograd.grad(now, leaves)
         with torch.no_grad():
             while True:
-                values = [leaf - lr * share * slope for leaf, share, slope in zip(leaves, shares, slopes, strict=True)]
+                values = [leaf - lr * scale * slope for leaf, scale, slope in zip(leaves, scales, slopes, strict=True)]
                 if distance(values) <= now or lr == 0:
                     break
                 lr /= 2  # a step too far leads away, in the end to infinity, and takes every later round with it
-    found = [value.detach().numpy().astype(like.dtype) for value, like in zip(values, arrays, strict=True)]
-    return dict(zip(LEARNT, found[:-1], strict=True)), found[-1]
+    after = [value.detach().numpy().astype(array.dtype) for value, array in zip(values, arrays, strict=True)]
+    return dict(zip(LEARNT, after[:-1], strict=True)), after[-1]
 
 
-def _attend(parameters: Sequence[Tensor], descriptors: Tensor) -> Tensor:
-    """The formula of the module docstring."""
-    basis, query, key, value, out = parameters
+def _leaves(learnt: Arrays, descriptors: np.ndarray) -> list[np.ndarray]:
+    return [*(learnt[name] for name in LEARNT), descriptors]
+
+
+def _attend(basis: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, descriptors: Tensor) -> Tensor:
+    """Return P_n by the formula of the module docstring."""
     scores = descriptors @ query @ (basis @ key).mT / math.sqrt(key.shape[1])  # (n, K, K)
     return basis + scores.softmax(-1) @ (basis @ value) @ out

@@ -22,8 +22,7 @@ clients activated. With `prompts.depth=deep`, each block has a set of its own. H
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -62,11 +61,11 @@ class PFPT(AbstractStrategy):
         return (PROMPTS, *(name for name in self.shared if name.startswith(SET)))
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
-        """The client's own choice of the set, or the common one."""
-        found = sorted(name for name in self.shared if name.startswith("generator."))
-        if found != [PROMPTS]:
+        """Return the prompts of the set that the client activated, or the common ones."""
+        names = sorted(name for name in self.shared if name.startswith("generator."))
+        if names != [PROMPTS]:
             raise ConfigError(
-                f"PFPT matches {PROMPTS} alone, but clients share {', '.join(found) or 'no prompts'}; use "
+                f"PFPT matches {PROMPTS} alone, but clients share {', '.join(names) or 'no prompts'}; use "
                 "generator.kind=fixed and leave generator out of method.client.personal."
             )
         sent = sendable(self.shared)
@@ -77,34 +76,26 @@ class PFPT(AbstractStrategy):
         return sent
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """The set that explains the clients' prompts; `generator.base` is what most clients activated of it."""
+        """Find the set that explains the clients' prompts; `generator.base` is what most clients activated of it."""
         sent = np.stack([update.arrays[PROMPTS] for update in updates])  # (M, blocks, length, dim)
-        found = [
-            summarise(sent[:, block].astype(np.float64), self.noise, self.mass, self.sweeps)
-            for block in range(sent.shape[1])
-        ]
-        common = [one.prompts[most_activated(one.activated, sent.shape[2])] for one in found]
+        blocks = [block.astype(np.float64) for block in sent.swapaxes(0, 1)]
+        summaries = [summarise(block, self.noise, self.mass, self.sweeps) for block in blocks]
+        common = [prompts[most_activated(activated, sent.shape[2])] for prompts, activated in summaries]
         self.shared = {
             **weighted_mean(updates),
             PROMPTS: np.stack(common).astype(sent.dtype),
             PARTITIONS: np.array([update.partition for update in updates]),
-            ACTIVATED: np.stack([one.activated for one in found], axis=1),
-            **{f"{SET}{block}": one.prompts.astype(sent.dtype) for block, one in enumerate(found)},
+            ACTIVATED: np.stack([summary.activated for summary in summaries], axis=1),
+            **{f"{SET}{block}": summary.prompts.astype(sent.dtype) for block, summary in enumerate(summaries)},
         }
 
 
 @final
-@dataclass(frozen=True, eq=False)
-class Summary:
-    """Summarising prompts and who activated them.
+class Summary(NamedTuple):
+    """Summarising prompts, in the order in which the clients need them, and who activated them."""
 
-    Attributes:
-        prompts: phi, `(K, dim)`, in the order in which the clients need them.
-        activated: which of them each prompt of each client is matched to, `(M, length)`.
-    """
-
-    prompts: np.ndarray
-    activated: np.ndarray
+    prompts: np.ndarray  # phi, (K, dim)
+    activated: np.ndarray  # index into phi of each prompt of each client, (M, length)
 
 
 def summarise(sent: np.ndarray, noise: float, mass: float, sweeps: int) -> Summary:
@@ -127,17 +118,16 @@ def summarise(sent: np.ndarray, noise: float, mass: float, sweeps: int) -> Summa
         before, likelihood = likelihood, log_likelihood(sent, labels, noise, mass)
         if likelihood <= before + 1e-9:
             break
-    found, first, place = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.argsort(np.argsort(first))
-    activated = rank[place].reshape(clients, length)
-    sums, counts = np.zeros((len(found), dim)), np.zeros(len(found))
+    _, first, place = np.unique(labels, return_index=True, return_inverse=True)
+    activated = np.argsort(np.argsort(first))[place].reshape(clients, length)
+    sums, counts = np.zeros((len(first), dim)), np.zeros(len(first))
     np.add.at(sums, activated, sent)
     np.add.at(counts, activated, 1)
     return Summary(sums / counts[:, None], activated)
 
 
 def match(sent: np.ndarray, labels: np.ndarray, t: int, noise: float, mass: float, among: int) -> np.ndarray:
-    """The likeliest matching of one client's prompts, given the others'.
+    """Return the likeliest labels of client t's prompts, `(length,)`, given the others'; new ones where it is alone.
 
     Args:
         sent: the clients' prompts, `(M, length, dim)`.
@@ -146,47 +136,38 @@ def match(sent: np.ndarray, labels: np.ndarray, t: int, noise: float, mass: floa
         noise: sigma.
         mass: gamma.
         among: M of the formulas: clients that are matched, this one included.
-
-    Returns:
-        Labels, `(length,)`; new ones for summarising prompts of its own.
     """
     length = sent.shape[1]
-    others = labels.copy()
-    others[t] = -1
-    taken = others >= 0
-    known, place, counts = np.unique(others[taken], return_inverse=True, return_counts=True)
+    is_matched = labels >= 0
+    is_matched[t] = False
+    known, place, counts = np.unique(labels[is_matched], return_inverse=True, return_counts=True)
     sums = np.zeros((len(known), sent.shape[2]))
-    np.add.at(sums, place, sent[taken])
+    np.add.at(sums, place, sent[is_matched])
     squares = np.square(sent[t][:, None] - sums / counts[:, None]).sum(-1)  # (length, K)
     gains = np.log(counts / (among - counts)) - counts / (counts + 1) * squares / (2 * noise**2)
     alone = np.full((length, length), math.log(mass / among))
     _, columns = linear_sum_assignment(np.concatenate([gains, alone], axis=1), maximize=True)
     fresh = np.arange(length) + (known[-1] + 1 if len(known) else 0)
-    found: np.ndarray = np.concatenate([known, fresh])[columns]
-    return found
+    matched: np.ndarray = np.concatenate([known, fresh])[columns]
+    return matched
 
 
 def log_likelihood(sent: np.ndarray, labels: np.ndarray, noise: float, mass: float) -> float:
-    r"""What the matchings maximise, nats, with phi at its best and without the constants of the Gaussians.
+    r"""Return what the matchings maximise, nats, with phi at its best and without the constants of the Gaussians.
 
-    `sum_k [log gamma + log (M - n_k)! (n_k - 1)! / M! - sum_{s at k} |s - phi_k|^2 / (2 sigma^2)]`
-
-    Args:
-        sent: the clients' prompts, `(M, length, dim)`.
-        labels: the summarising prompt of each, `(M, length)`.
-        noise: sigma.
-        mass: gamma.
+    `sum_k [log gamma + log (M - n_k)! (n_k - 1)! / M! - sum_{s at k} |s - phi_k|^2 / (2 sigma^2)]`; arguments as of
+    `match`.
     """
     clients, total = len(sent), 0.0
     for label in np.unique(labels):
-        mine = sent[labels == label]
-        n = len(mine)
+        prompts = sent[labels == label]
+        n = len(prompts)
         total += math.log(mass) + math.lgamma(clients - n + 1) + math.lgamma(n) - math.lgamma(clients + 1)
-        total -= float(np.square(mine - mine.mean(0)).sum()) / (2 * noise**2)
+        total -= float(np.square(prompts - prompts.mean(0)).sum()) / (2 * noise**2)
     return total
 
 
 def most_activated(activated: np.ndarray, length: int) -> np.ndarray:
-    """The `length` summarising prompts that most clients activated, the earlier of equals, in the order of the set."""
+    """Return the `length` prompts that most clients activated, the earlier of equals, in the order of the set."""
     counts = np.bincount(activated.ravel(), minlength=length)
     return np.sort(np.argsort(-counts, kind="stable")[:length])

@@ -1,24 +1,24 @@
 r"""Client-level differential privacy of the average (DP-FedAvg, McMahan et al., ICLR 2018, arXiv 1710.06963).
 
-Of m clients a round draws, each step u_i - w is clipped to length C over all shared numbers together, then
+Of m clients that a round samples, each step u_i - w is clipped to length C over all shared numbers together, then
 
     w <- w + 1/m sum_i clip(u_i - w, C) + N(0, (z C / m)^2 I),
 
-clients counted alike: the number of its images would tell something of a client. A reply that is dropped counts as no
-step; m stays, since whether a reply can be used may depend on the client's data. Replacing one client by another moves
-the sum by 2 C / m at most, so the noise is z / 2 times the sensitivity. The accountant composes rounds in which m of n
-clients are drawn without replacement, by Renyi differential privacy (dp_accounting, extra `[dp]`), for neighbouring
+clients counted alike: the number of its images would tell something of a client. A rejected reply counts as no step; m
+stays, since whether a reply can be used may depend on the client's data. Replacing one client by another moves the sum
+by 2 C / m at most, so the noise is z / 2 times the sensitivity. The accountant composes rounds in which m of n clients
+are sampled without replacement, by Renyi differential privacy (dp_accounting, extra `[dp]`), for neighbouring
 federations that differ in one client's data. A failed round releases nothing; that it failed is not covered.
 
-The noise is keyed by the clipped steps too: a round that is computed again after a break is released with the same
-noise if it is the same, and with noise of its own if it is not. Whoever knows the key and the steps knows the noise;
-whoever knows the key knows who is drawn, too, which the accountant takes for unknown. In a simulation the key is the
-run's seed, and the guarantee one against readers who do not know it; in a Flower App, whose clients do, it is a secret
-of the server's process (`fedbayes.server.privacy_key`). The generator is NumPy's, which was not made for cryptography.
+The noise is keyed by the clipped steps too: a round that is computed again after a break has the same noise if its
+steps are the same, and other noise if not. Whoever knows the key and the steps knows the noise; whoever knows the key
+knows who is sampled, which the accountant takes for unknown. In a simulation the key is the run's seed, and the
+guarantee one against readers who do not know it; in a Flower App, whose clients do, it is a secret of the server's
+process (`fedbayes.server.privacy_key`). The generator is NumPy's, which was not made for cryptography.
 
-What is private are the parameters that the server hands out. The run's own log (losses, evaluations) is a simulation's
-privilege and is not covered. Nor is what clients keep to themselves: it is in no reply, but a simulation asks for it
-and its checkpoints hold it; a node with images of its own hands it out only with `share-personal=true`.
+Private are the parameters that the server hands out. Not covered are the run's own log (losses, evaluations) and
+personal parameters: they are in no reply, but a simulation asks for them and its checkpoints hold them; a node with
+images of its own hands them out only with `share-personal=true`.
 """
 
 import hashlib
@@ -36,8 +36,7 @@ from fedbayes.seeding import numpy_generator
 from fedbayes.server.strategy import ServerStrategy
 from strategies.wrapping import AbstractWrapper
 
-RANGE = 1e-12, 1e6
-"""Of z and C: the accountant's formulas lose all digits far beyond."""
+RANGE = 1e-12, 1e6  # of z and C: the accountant's formulas lose all digits far beyond
 
 
 @final
@@ -50,8 +49,8 @@ class PrivateAveraging(AbstractWrapper):
         clip: C.
         groups: first parts of names that are learnt; everything else keeps its initial value. None for all.
         delta: of (epsilon, delta), below 1 / clients; None for clients^-1.1.
-        clients: n, those that may be drawn.
-        per_round: m, those that are drawn.
+        clients: n, those that may be sampled.
+        per_round: m, those that are sampled.
         key: of the noise: the run's seed, or a secret.
 
     Raises:
@@ -90,12 +89,12 @@ class PrivateAveraging(AbstractWrapper):
                 f"privacy.delta={self.delta} allows to show one of clients={clients} to everybody; choose less than "
                 f"{1 / clients:.3g}."
             )
-        self._key, self._sampled, self._round = key, (clients, per_round), 0
-        spent(self.noise, clients, per_round, 1, self.delta)  # a missing library is said before the first round
+        self._key, self._clients, self._per_round, self._round = key, clients, per_round, 0
+        self.privacy_spent(1)  # a missing library is reported before the first round
 
     def privacy_spent(self, rounds: int) -> dict[str, Any]:
         """Return the settings, and epsilon after each round."""
-        curve = spent(self.noise, *self._sampled, rounds, self.delta)
+        curve = spent(self.noise, self._clients, self._per_round, rounds, self.delta)
         return {"noise": self.noise, "clip": self.clip, "delta": self.delta, "epsilon": list(curve)}
 
     def requests(self, server_round: int, partitions: Sequence[int], kind: Kind) -> dict[int, Arrays]:
@@ -120,39 +119,29 @@ class PrivateAveraging(AbstractWrapper):
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Take the mean of clipped steps, and add noise."""
-        before = self.shared
-        content = hashlib.sha256()
-        limited = []
+        before, content, limited = self.shared, hashlib.sha256(), []
         for update in updates:
-            learnt = {name: array for name, array in update.arrays.items() if self._learnt(name)}
+            learnt = {name: array for name, array in update.arrays.items() if self._is_learnt(name)}
             arrays = {**before, **clipped(before, learnt, self.clip)}
             for array in arrays.values():
                 content.update(array.tobytes())
             limited.append(replace(update, arrays=arrays, num_examples=1))
         self.strategy.aggregate(limited)
         rng = numpy_generator(self._key, self._round, "privacy", content.hexdigest())
-        per_round = self._sampled[1]
-        noisy = moved(before, self.shared, len(updates) / per_round)
+        noisy = moved(before, self.shared, len(updates) / self._per_round)
         for name, array in noisy.items():
-            if self._learnt(name):
-                noise = self.noise * self.clip / per_round * rng.standard_normal(array.shape)
+            if self._is_learnt(name):
+                noise = self.noise * self.clip / self._per_round * rng.standard_normal(array.shape)
                 noisy[name] = np.asarray(array + noise, dtype=array.dtype)
         self.shared = noisy
 
-    def _learnt(self, name: str) -> bool:
+    def _is_learnt(self, name: str) -> bool:
         return self.groups is None or name.startswith(self.groups)
 
 
 @cache
 def spent(noise: float, clients: int, per_round: int, rounds: int, delta: float) -> tuple[float, ...]:
-    """Epsilon of (epsilon, delta)-differential privacy after each round, for the replacement of one client.
-
-    Args:
-        noise: z.
-        clients: n.
-        per_round: m, drawn without replacement.
-        rounds: how many.
-        delta: the other half of the guarantee.
+    """Return epsilon after each round, for noise z and `per_round` of `clients` sampled without replacement.
 
     Raises:
         ConfigError: if dp_accounting is not installed.
@@ -162,10 +151,7 @@ def spent(noise: float, clients: int, per_round: int, rounds: int, delta: float)
         from dp_accounting.rdp import RdpAccountant
     except ImportError as error:
         raise ConfigError("privacy.noise needs an accountant: install fedbayes[dp].") from error
-    gaussian = dp.GaussianDpEvent(noise / 2)  # in units of the sensitivity 2 C / M
+    gaussian = dp.GaussianDpEvent(noise / 2)  # in units of the sensitivity 2 C / m
     event = gaussian if per_round == clients else dp.SampledWithoutReplacementDpEvent(clients, per_round, gaussian)
-    found: list[float] = []
     accountant = RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
-    for _ in range(rounds):
-        found.append(float(accountant.compose(event).get_epsilon(delta)))
-    return tuple(found)
+    return tuple(float(accountant.compose(event).get_epsilon(delta)) for _ in range(rounds))

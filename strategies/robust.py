@@ -25,17 +25,11 @@ from fedbayes.comm.messages import ClientUpdate
 
 Aggregate = Callable[[np.ndarray], np.ndarray]
 
-STEPS, NEAR = 1000, 1e-10
-"""Weiszfeld's steps at most, and the relative step at which they end."""
+MAX_STEPS, TOLERANCE = 1000, 1e-10  # Weiszfeld's steps at most, and the relative step at which they end
 
 
 def combined(updates: Sequence[ClientUpdate], aggregate: Aggregate) -> Arrays:
-    """An aggregate of whole updates, all arrays of a client taken as one vector, in float64.
-
-    Args:
-        updates: with equal names and shapes.
-        aggregate: of `(M, d)` to `(d,)`.
-    """
+    """Return the aggregate `(M, d) -> (d,)` of updates, all arrays of a client taken as one vector, in float64."""
     first = updates[0].arrays
     rows = [[update.arrays[name].astype(np.float64).ravel() for name in first] for update in updates]
     vector = aggregate(np.stack([np.concatenate([*row, np.empty(0)]) for row in rows]))
@@ -48,7 +42,7 @@ def combined(updates: Sequence[ClientUpdate], aggregate: Aggregate) -> Arrays:
 
 
 def krum(vectors: np.ndarray, fraction: float, *, several: bool) -> np.ndarray:
-    """Krum, or the mean of the several best; of equal scores the earlier client's counts."""
+    """Return Krum, or the mean of the several best; of equal scores the earlier client's counts."""
     count = len(vectors)
     trusted = max(1, count - allowed(fraction, count) - 2)
     distances = np.sort(squareform(pdist(vectors, "sqeuclidean")), axis=1)[:, 1:]  # without each one's own 0
@@ -58,12 +52,12 @@ def krum(vectors: np.ndarray, fraction: float, *, several: bool) -> np.ndarray:
 
 
 def geometric_median(vectors: np.ndarray) -> np.ndarray:
-    """The point with the least sum of distances to all, to a relative 1e-10.
+    """Return the point with the least sum of distances to all, to a relative 1e-10.
 
     Weiszfeld's step divides by distances; where the point lies on a client it is that of Vardi and Zhang (PNAS 2000).
     """
     point = np.asarray(np.median(vectors, axis=0))
-    for _ in range(STEPS):
+    for _ in range(MAX_STEPS):
         distances = np.linalg.norm(vectors - point, axis=1)
         scale = distances.max()
         away = distances > 1e-12 * scale
@@ -75,7 +69,7 @@ def geometric_median(vectors: np.ndarray) -> np.ndarray:
         pull_back = min(1.0, (~away).sum() / pull) if pull > 0 else 1.0  # by the clients that it lies on
         after = (1 - pull_back) * after + pull_back * point
         moved, point = np.linalg.norm(after - point), after
-        if moved <= NEAR * scale:
+        if moved <= TOLERANCE * scale:
             break
     return point
 
@@ -92,10 +86,10 @@ def _trimmed_mean(vectors: np.ndarray, fraction: float) -> np.ndarray:
 
 
 ROBUST: dict[str, Callable[[float], Aggregate]] = {
-    "median": lambda fraction: partial(np.median, axis=0),  # noqa: ARG005
-    "trimmed_mean": lambda fraction: partial(_trimmed_mean, fraction=fraction),
-    "krum": lambda fraction: partial(krum, fraction=fraction, several=False),
-    "multi_krum": lambda fraction: partial(krum, fraction=fraction, several=True),
-    "geometric_median": lambda fraction: geometric_median,  # noqa: ARG005
+    "median": lambda _: partial(np.median, axis=0),
+    "trimmed_mean": lambda f: partial(_trimmed_mean, fraction=f),
+    "krum": lambda f: partial(krum, fraction=f, several=False),
+    "multi_krum": lambda f: partial(krum, fraction=f, several=True),
+    "geometric_median": lambda _: geometric_median,
 }
 """The aggregate of each name above, for f below 1/2."""

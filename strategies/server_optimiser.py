@@ -23,8 +23,7 @@ from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.server.strategy import ServerStrategy
 from strategies.wrapping import AbstractWrapper
 
-RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}
-"""Learning rates that `lr: null` stands for."""
+RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}  # learning rates that `lr: null` stands for
 FIRST, SECOND, WRAPPED = "first/", "second/", "inner/"  # lead the names of m, of v and of the wrapped strategy's state
 
 
@@ -32,11 +31,11 @@ FIRST, SECOND, WRAPPED = "first/", "second/", "inner/"  # lead the names of m, o
 class ServerOptimiser(AbstractWrapper):
     """A strategy whose aggregate becomes a step of an optimiser; it wraps any, also Flower's own.
 
-    Floating-point arrays that a round had before and after, in one shape, are optimised, unless the strategy says
-    that they are counted or made afresh; all others are passed on as it left them.
+    Floating-point arrays of unchanged shape are optimised, unless the strategy says that they are counted or computed
+    anew; all others are passed on.
 
     Args:
-        strategy: the wrapped one.
+        strategy: the wrapped strategy.
         name: `momentum`, `adam` or `yogi`.
         lr: learning rate; None for the optimiser's own.
         momentum: of `momentum`; at 0 and `lr` 1 nothing changes.
@@ -45,7 +44,7 @@ class ServerOptimiser(AbstractWrapper):
         tau: in their denominator; small ones adapt more.
 
     Raises:
-        ConfigError: if a value is out of range, or the strategy's result is no step from what it was.
+        ConfigError: if a value is out of range, or the strategy computes its parameters anew each round.
     """
 
     def __init__(
@@ -75,43 +74,40 @@ class ServerOptimiser(AbstractWrapper):
         self._second: Arrays = {}  # v
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """Step towards, or past, what the strategy makes of the replies."""
+        """Step towards, or past, the strategy's aggregate."""
         before = dict(self.shared)
         self.strategy.aggregate(updates)
         if all(self.shared.get(name) is array for name, array in before.items()):
             return  # a strategy of Flower's gave the round up
-        self.shared = {name: self._moved(name, before.get(name), after) for name, after in self.shared.items()}
+        optimised, passed_on = dict(self.shared), (*self.counted, *self.recomputed)
+        for name, after in self.shared.items():
+            old = before.get(name)
+            if old is not None and old.shape == after.shape and after.dtype.kind == "f" and name not in passed_on:
+                step = self._step(name, old.astype(np.float64) - after)
+                optimised[name] = np.asarray(old - self.lr * step, dtype=after.dtype)
+        self.shared = optimised
 
     def state(self) -> Arrays:
-        """The moments, float64, and the strategy's own state."""
+        """Return the moments, float64, and the strategy's own state."""
         parts = {WRAPPED: super().state(), FIRST: self._first, SECOND: self._second}
         return {prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()}
 
     def restore(self, state: Arrays) -> None:
-        """Take back what `state` gave in an earlier process."""
+        """Take back what `state` returned in an earlier process."""
         self._first, self._second = under(FIRST, state), under(SECOND, state)
         super().restore(under(WRAPPED, state))
 
-    def _moved(self, name: str, before: np.ndarray | None, after: np.ndarray) -> np.ndarray:
-        """Return one array after the step, in its own precision."""
-        if name in (*self.counted, *self.recomputed):
-            return after
-        if before is None or before.shape != after.shape or after.dtype.kind != "f":
-            return after
-        gradient = before.astype(np.float64) - after
+    def _step(self, name: str, gradient: np.ndarray) -> np.ndarray:
+        """Update the moments of an array and return its step, per unit of learning rate."""
         zero = np.zeros_like(gradient)
+        m, v, square = self._first.get(name, zero), self._second.get(name, zero + self.tau**2), np.square(gradient)
         if self.optimiser == "momentum":
-            self._first[name] = step = self.momentum * self._first.get(name, zero) + gradient
-        else:
-            self._first[name] = self.beta1 * self._first.get(name, zero) + (1 - self.beta1) * gradient
-            self._second[name] = self._mean_square(self._second.get(name, zero + self.tau**2), np.square(gradient))
-            step = self._first[name] / (np.sqrt(self._second[name]) + self.tau)
-        return np.asarray(before - self.lr * step, dtype=after.dtype)
-
-    def _mean_square(self, v: np.ndarray, square: np.ndarray) -> np.ndarray:
-        """The second moment of `adam` or `yogi`."""
+            self._first[name] = self.momentum * m + gradient
+            return self._first[name]
+        self._first[name] = self.beta1 * m + (1 - self.beta1) * gradient
         if self.optimiser == "adam":
-            found: np.ndarray = self.beta2 * v + (1 - self.beta2) * square
+            self._second[name] = self.beta2 * v + (1 - self.beta2) * square
         else:
-            found = v - (1 - self.beta2) * square * np.sign(v - square)
-        return found
+            self._second[name] = v - (1 - self.beta2) * square * np.sign(v - square)
+        step: np.ndarray = self._first[name] / (np.sqrt(self._second[name]) + self.tau)
+        return step

@@ -19,8 +19,7 @@ from fedbayes.errors import require_number
 from strategies.base import AbstractStrategy, miscounted, weighted_mean
 
 CHOICES = "generator.choices"
-BY_GROUP = ("generator.keys", "generator.groups")
-"""Parameters with one row for each group."""
+BY_GROUP = ("generator.keys", "generator.groups")  # parameters with one row for each group
 
 
 @final
@@ -28,7 +27,7 @@ class SGPT(AbstractStrategy):
     """Counts choices over all rounds and averages by them.
 
     Args:
-        momentum: m, what stays of a group's old prompts and key in a round.
+        momentum: m, the weight of a group's old prompts and key.
 
     Raises:
         ConfigError: if it is not in [0, 1].
@@ -45,7 +44,7 @@ class SGPT(AbstractStrategy):
         return miscounted(update, CHOICES) if CHOICES in update.arrays else None
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
-        """The formula above for groups and keys, the mean over images for the rest, and the sum of all choices."""
+        """Apply the formula above to groups and keys, average the rest by images, and sum the choices."""
         mean = weighted_mean(updates)
         if CHOICES not in mean:  # the clients' generators are personal
             self.shared = mean
@@ -55,10 +54,9 @@ class SGPT(AbstractStrategy):
         weights = counts / np.maximum(total, 1)
         for name in BY_GROUP:
             rows = np.stack([update.arrays[name] for update in updates]).astype(np.float64)
-            found = np.einsum("ig,ig...->g...", weights, rows)
             old = self.shared[name]
-            moved = self.momentum * old + (1 - self.momentum) * found
-            chosen = (total > 0).reshape(-1, *[1] * (old.ndim - 1))
-            mean[name] = np.where(chosen, moved, old).astype(old.dtype)
+            new = self.momentum * old + (1 - self.momentum) * np.einsum("ig,ig...->g...", weights, rows)
+            is_chosen = (total > 0).reshape(-1, *[1] * (old.ndim - 1))
+            mean[name] = np.where(is_chosen, new, old).astype(old.dtype)
         mean[CHOICES] = (self.shared.get(CHOICES, np.zeros_like(total)) + total).astype(np.float32)
         self.shared = mean

@@ -1,4 +1,4 @@
-"""A strategy around another one, for what happens before or after whatever that one aggregates."""
+"""A strategy around another, for what happens before or after its aggregation."""
 
 from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +10,7 @@ from fedbayes.server.strategy import ServerStrategy
 
 
 class AbstractWrapper(ServerStrategy, ABC):
-    """Delegates the whole contract; `aggregate` is the wrapper's business.
-
-    Args:
-        strategy: the wrapped strategy; it holds the parameters.
-    """
+    """Delegates everything but `aggregate` to the wrapped strategy, which holds the parameters."""
 
     def __init__(self, strategy: ServerStrategy) -> None:
         self.strategy = strategy

@@ -7,7 +7,7 @@ from smoke import play_rounds, smoke
 from torch.distributions import Categorical, Normal, kl_divergence
 from torch.nn import functional as F
 
-from clients.personal import personalised as own
+from clients.base import personalised as own
 from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
 from fedbayes.seeding import Streams
