@@ -125,5 +125,5 @@ def test_a_stand_in_for_a_failed_neighbour_changes_nothing(cof):
 
 
 def test_nothing_is_personal_where_clients_send_sums():
-    with pytest.raises(ConfigError, match=r"method\.client\.personal=\['head'\]: clients send sums here"):
+    with pytest.raises(ConfigError, match=r"method\.client\.personal=\['head'\]"):
         made("fedncm", "method.client.personal=[head]")

@@ -174,12 +174,10 @@ def test_predictions_average_draws_of_the_own_posterior_and_a_strangers_of_the_g
 
 
 def test_many_images_go_through_in_parts_with_the_same_result(monkeypatch):
-    import clients.pfedbayes
-
     _, client = make("partition.test=0.1")
     asked = request(1, noisy(client.initial(), 0), kind="evaluate")
     whole = client.evaluate([asked])[0].arrays["probabilities"]
-    monkeypatch.setattr(clients.pfedbayes, "LARGEST_PASS", 14)
+    monkeypatch.setattr("clients.base.LARGEST_PASS", 14)
     np.testing.assert_allclose(client.evaluate([asked])[0].arrays["probabilities"], whole, atol=1e-6)
 
 

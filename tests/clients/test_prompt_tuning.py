@@ -185,12 +185,10 @@ def test_tokens_that_do_not_fit_are_computed_again_with_the_same_result():
 
 
 def test_many_images_times_draws_go_through_in_parts_with_the_same_result(monkeypatch):
-    import clients.prompt_tuning
-
     _, client = smoke("partition.test=0.1")
     request = ClientRequest(1, 1, "evaluate", "test", train(client, 1)[0].arrays)
     whole = client.evaluate([request])[0].arrays
-    monkeypatch.setattr(clients.prompt_tuning, "LARGEST_PASS", 14)
+    monkeypatch.setattr("clients.base.LARGEST_PASS", 14)
     parts = client.evaluate([request])[0].arrays
     np.testing.assert_allclose(parts["probabilities"], whole["probabilities"], atol=1e-6)
 
