@@ -26,7 +26,7 @@ from fedbayes.models.prompts import make_prompts
 from fedbayes.models.prompts.coded import GeneratorSettings
 from fedbayes.server.evaluate_round import Assessment
 from fedbayes.server.flower_strategy import FlowerStrategy
-from fedbayes.server.privacy_key import secret
+from fedbayes.server.privacy_key import privacy_key
 from fedbayes.server.rounds import RoundLoop
 from fedbayes.server.sampling import Sampling
 from fedbayes.server.strategy import ServerStrategy
@@ -276,7 +276,7 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
 
 
 def sampling(cfg: DictConfig) -> Sampling:
-    """Who trains, who is evaluated, and who is new; keyed by a secret where clients know the seed but must not."""
+    """Who trains, who is evaluated, and who is new; keyed by the privacy key where clients know the seed."""
     return Sampling(
         clients=cfg.clients,
         participation=cfg.participation,
@@ -284,7 +284,7 @@ def sampling(cfg: DictConfig) -> Sampling:
         evaluate_fraction=cfg.evaluate.participation,
         new_clients=cfg.evaluate.new_clients,
         single=bool(OmegaConf.select(cfg, "method.client.pool")),
-        key=secret() if cfg.privacy.noise is not None and _knows_seed(cfg) else None,
+        key=privacy_key() if cfg.privacy.noise is not None and _knows_seed(cfg) else None,
     )
 
 

@@ -52,6 +52,36 @@ def check(overrides, tmp_path, monkeypatch, after=2):
     return parts
 
 
+OUTSIDE = """
+from dataclasses import replace
+from clients.wrapping import AbstractWrappingClient
+
+class Remembers(AbstractWrappingClient):
+    def train(self, requests):
+        updates = self.inner.train([replace(request, personal={}) for request in requests])
+        return [
+            replace(update, personal={"memory": 0.5 * (request.personal.get("memory", 0) + update.arrays["head.bias"])})
+            for request, update in zip(requests, updates)
+        ]
+
+    def adapt(self, parameters, requests):
+        return [
+            {name: array for name, array in own.items() if name != "memory"}
+            | {"head.bias": own["head.bias"] + own.get("memory", 0)}
+            for own in parameters
+        ]
+"""
+
+
+def test_personal_parameters_of_a_client_from_outside_the_repository_are_collected(tmp_path, monkeypatch):
+    (tmp_path / "remembering.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("FEDBAYES_TRUST", "remembering")
+    overrides = [*SMALL, "method=fedavg_head", "method.client._target_=remembering.Remembers"]
+    run_dir = check(overrides, tmp_path, monkeypatch)
+    assert sorted(checkpoint.latest(run_dir).personal) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on_exactly(method, tmp_path, monkeypatch):
     shorter = ["optim.finetune_steps=3"] if method == "fedbabu" else []
@@ -151,11 +181,11 @@ def test_without_any_whole_checkpoint_it_starts_again_from_round_0(tmp_path, mon
     assert "resumed after round 0" in (parts / "run.log").read_text()
 
 
-def test_a_first_round_that_stays_void_leaves_a_directory_to_go_on_with(tmp_path, monkeypatch):
+def test_a_first_round_that_fails_leaves_a_directory_to_go_on_with(tmp_path, monkeypatch):
     run_dir = tmp_path / "run"
-    with pytest.raises(RunError, match="round 1 is void after 3 attempts"):
+    with pytest.raises(RunError, match="round 1 failed in 3 attempts"):
         simulate([*SMALL, "faults.drop=1.0", f"run_dir={run_dir}"])
-    assert "no answer in time (simulated)" in (run_dir / "run.log").read_text()
+    assert "no reply in time (simulated)" in (run_dir / "run.log").read_text()
     monkeypatch.setattr("fedbayes.simulation.faults.Faults.any", False)
     resume(run_dir)
     assert (run_dir / "summary.json").exists()

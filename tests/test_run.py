@@ -195,12 +195,10 @@ def test_a_strategy_of_flowers_from_the_command_line(tmp_path):
 def test_a_dropped_update_stands_in_the_log(tmp_path):
     # Steps of this size overflow float32, so no client sends anything finite.
     overrides = ["optim.name=sgd", "optim.clip=null", "optim.head_lr=1e38", "optim.lr=1e38"]
-    with pytest.raises(RunError, match="round 1 is void after 3 attempts"):
+    with pytest.raises(RunError, match=r"round 1 failed in 3 attempts: .* is not finite"):
         simulate([*SMALL, "rounds=1", *overrides, f"run_dir={tmp_path / 'run'}"])
     text = (tmp_path / "run" / "run.log").read_text()
-    for partition in range(3):
-        assert f"round 1: reply of client {partition} not used: " in text
-    assert "is not finite" in text
+    assert "round 1: training reply of clients 0, 1, 2 rejected: " in text
     assert read_rows(tmp_path / "run" / "metrics.jsonl") == []
     assert not (tmp_path / "run" / "summary.json").exists()
 

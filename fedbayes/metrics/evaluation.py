@@ -161,9 +161,9 @@ class Evaluation:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         outside = facts.get("outside")
         values: dict[str, Any] = {name: facts.get(name) for name in _FACTS}
+        values |= {name: tensors[name] for name in _PER_IMAGE}
         return cls(
             pooled=Predictive(tensors["probabilities"], tensors["expected_entropy"]),
-            **{name: tensors[name] for name in _PER_IMAGE},
             outside=None if outside is None else cls.restored(under("outside/", arrays), outside),
             **values,
         )

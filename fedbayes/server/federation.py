@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import final
 
 from flwr.app import Message, MessageType, RecordDict
-from flwr.serverapp import Grid
 
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientUpdate, Kind, ask_partition, ask_personal, give_personal, read_partition
 from fedbayes.errors import RunError
 from fedbayes.server.validation import INVALID, PartitionSizes, Rejection, ReplyValidator, first_line
-from fedbayes.simulation.client import QUERY_PERSONAL, QUERY_RESTORE
+from fedbayes.simulation.client import QUERY_PERSONAL, QUERY_RESTORE, ClientGrid
 
 log = logging.getLogger("fedbayes")
 
@@ -82,7 +81,7 @@ class Federation:
 
     def __init__(
         self,
-        grid: Grid,
+        grid: ClientGrid,
         clients: int,
         validator: ReplyValidator,
         sizes: PartitionSizes,
@@ -164,7 +163,7 @@ class Federation:
         return {self._partitions[reply.metadata.src_node_id]: reply for reply in replies}
 
 
-def _present(grid: Grid, clients: int, patience: float) -> list[int]:
+def _present(grid: ClientGrid, clients: int, patience: float) -> list[int]:
     """The nodes of a grid, once there are as many as clients."""
     end = time.monotonic() + patience
     while len(nodes := list(grid.get_node_ids())) < clients:
@@ -177,7 +176,7 @@ def _present(grid: Grid, clients: int, patience: float) -> list[int]:
     return nodes
 
 
-def _holders(grid: Grid, nodes: Sequence[int], clients: int, patience: float) -> dict[int, int]:
+def _holders(grid: ClientGrid, nodes: Sequence[int], clients: int, patience: float) -> dict[int, int]:
     """The node of each partition; nodes whose answer cannot be read are passed over.
 
     A node may have to read its images before it answers, so silence alone is no reason to do without its partition.

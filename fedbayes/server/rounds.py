@@ -8,8 +8,6 @@ It sees clients by their partitions; node ids, which Flower draws at random, sta
 from collections.abc import Callable
 from typing import final
 
-from flwr.serverapp import Grid
-
 from fedbayes.arrays import Arrays
 from fedbayes.errors import StoppedError, require_number, require_whole
 from fedbayes.server.evaluate_round import Assessment
@@ -18,6 +16,7 @@ from fedbayes.server.state import Progress
 from fedbayes.server.strategy import ServerStrategy
 from fedbayes.server.train_round import RoundLog, Training
 from fedbayes.server.validation import INVALID, PartitionSizes, ReplyValidator
+from fedbayes.simulation.client import ClientGrid
 from fedbayes.storage.checkpoint import Checkpoint
 
 Save = Callable[[Checkpoint], object]
@@ -67,7 +66,7 @@ class RoundLoop:
 
     def run(
         self,
-        grid: Grid,
+        grid: ClientGrid,
         strategy: ServerStrategy,
         initial: Arrays,
         log: RoundLog,

@@ -7,13 +7,13 @@ bit, what they would have got beside a healthy client: their bits depend on the 
 import logging
 import sysconfig
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, final
 
 import numpy as np
-from flwr.app import Error, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 
 from fedbayes.arrays import Arrays, non_finite
 from fedbayes.comm.messages import (
@@ -85,6 +85,18 @@ class CohortClient(Protocol):
 
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Return one update for each request, in order; a negative partition is a stand-in."""
+        ...
+
+
+class ClientGrid(Protocol):
+    """What the round loop needs of a Flower grid."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the nodes that are there."""
+        ...
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and return the replies that come in time, in any order."""
         ...
 
 

@@ -1,8 +1,8 @@
-"""Simulated faults of training clients, on a virtual clock: the same ones on every engine, drawn by partition.
+"""Simulated faults of training clients, on a virtual clock: the same on every engine, sampled by partition.
 
-Each client of a round is healthy or, with the given shares, unreachable (`drop`), raises (`error`) or answers with NaN
-(`nan`). A share of all clients is slow (`straggle`): the answer comes after a delay that is exponential with mean
-`delay`. The server waits until `deadline`; nobody really waits.
+Each client of a round is healthy or, with the given probabilities, unreachable (`drop`), raises (`error`) or replies
+with NaN (`nan`). A fraction of all clients is slow (`straggle`): the reply comes after a delay that is exponential with
+mean `delay`. The server waits until `deadline`; no real time passes.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Fault:
 
     Attributes:
         kind: `drop`, `error`, `nan`, or empty for a healthy client.
-        delay: virtual seconds until its answer; 0 for one that is not slow.
+        delay: virtual seconds until its reply; 0 for one that is not slow.
     """
 
     kind: str = ""
@@ -28,19 +28,19 @@ class Fault:
 
 @final
 class Faults:
-    """Draws the faults of a run.
+    """Samples the faults of a run.
 
     Args:
-        seed: of the draws.
-        drop: share of the clients of a round that cannot be reached.
-        error: share that raises instead of training.
-        nan: share that answers with NaN in every parameter.
-        straggle: share that is slow, of all clients.
-        delay: mean delay of a slow client's answer, virtual seconds.
-        deadline: virtual seconds that the server waits for answers; null for as long as it takes.
+        seed: of the samples.
+        drop: fraction of the clients of a round that cannot be reached.
+        error: fraction that raises instead of training.
+        nan: fraction that replies with NaN in every parameter.
+        straggle: fraction that is slow, of all clients.
+        delay: mean delay of a slow client's reply, virtual seconds.
+        deadline: virtual seconds that the server waits for replies; null for as long as it takes.
 
     Raises:
-        ConfigError: if a value is out of range, or the shares of drop, error and nan exceed 1 together.
+        ConfigError: if a value is out of range, or the fractions of drop, error and nan exceed 1 together.
     """
 
     def __init__(
@@ -55,12 +55,14 @@ class Faults:
         deadline: float | None = 30.0,
     ) -> None:
         self._seed = require_whole("seed", seed, 0)
-        shares = {"drop": drop, "error": error, "nan": nan}
-        self._shares = {kind: require_number(f"faults.{kind}", share, 0, 1) for kind, share in shares.items()}
+        fractions = {"drop": drop, "error": error, "nan": nan}
+        self._fractions = {
+            kind: require_number(f"faults.{kind}", fraction, 0, 1) for kind, fraction in fractions.items()
+        }
         self._straggle = require_number("faults.straggle", straggle, 0, 1)
         self._delay = require_number("faults.delay", delay, 0, open_low=True)
         self.deadline = None if deadline is None else require_number("faults.deadline", deadline, 0)
-        if sum(self._shares.values()) > 1 + 1e-9:
+        if sum(self._fractions.values()) > 1 + 1e-9:
             raise ConfigError(
                 f"faults.drop={drop}, faults.error={error} and faults.nan={nan} exceed 1 together; lower them."
             )
@@ -68,17 +70,17 @@ class Faults:
     @property
     def any(self) -> bool:
         """Whether any fault can happen."""
-        return self._straggle > 0 or any(self._shares.values())
+        return self._straggle > 0 or any(self._fractions.values())
 
     def of(self, server_round: int, attempt: int, partition: int) -> Fault:
-        """What happens to a client; depends on the run's seed and the arguments alone."""
+        """Return what happens to a client; depends on the run's seed and the arguments alone."""
         if not self.any:
             return Fault()
         rng = numpy_generator(self._seed, server_round, partition, f"fault {attempt}")
         place, slow, wait = rng.random(), rng.random(), rng.exponential(self._delay)
         kind = ""
-        for name, share in self._shares.items():
-            if 0 <= place < share:
+        for name, fraction in self._fractions.items():
+            if 0 <= place < fraction:
                 kind = name
-            place -= share
+            place -= fraction
         return Fault(kind, wait if slow < self._straggle else 0.0)

@@ -8,12 +8,25 @@ hands on to `ActorClass.options`.
 `tests/simulation/test_flower_private.py` fails loudly if a new Flower moves any of it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from flwr.app import Error, Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["FIRST_NODE", "RESTARTS", "Run", "claim_identity", "client_error", "empty_run", "require_identity", "stamp"]
+__all__ = [
+    "FIRST_NODE",
+    "RESTARTS",
+    "Run",
+    "claim_identity",
+    "client_error",
+    "empty_run",
+    "require_identity",
+    "stamp",
+    "workers_end_with_ray",
+]
 
 FIRST_NODE = 1000
 """The first node id that is ours to give: Flower reserves 0 and 1."""
@@ -37,6 +50,19 @@ def require_identity() -> None:
         _ = TaskIdentity.run_id
     except RuntimeError:
         claim_identity(1)
+
+
+@contextmanager
+def workers_end_with_ray() -> Iterator[None]:
+    """Leave it to Ray's shutdown to end workers: of those that are told to terminate Ray says that the call failed."""
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
+
+    terminate = BasicActorPool.terminate_all_actors
+    BasicActorPool.terminate_all_actors = lambda self: None  # type: ignore[method-assign]  # noqa: ARG005
+    try:
+        yield
+    finally:
+        BasicActorPool.terminate_all_actors = terminate  # type: ignore[method-assign]
 
 
 def empty_run(run_id: int) -> Run:

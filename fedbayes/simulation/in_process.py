@@ -12,7 +12,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedbayes.errors import require_bool, require_whole
-from fedbayes.simulation.client import ClientFactory, CohortClient, answer
+from fedbayes.simulation.client import ClientFactory, ClientGrid, CohortClient, answer
 from fedbayes.simulation.flower_private import FIRST_NODE, Run, claim_identity, client_error, empty_run, stamp
 from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads, settle
 
@@ -43,7 +43,7 @@ class InProcess:
         """Settle this process; results depend on the number of threads in the last bit."""
         settle(self.threads)
 
-    def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[Grid], Result]) -> Result:
+    def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[ClientGrid], Result]) -> Result:
         """Build the client once and hand the grid to the round loop.
 
         Args:

@@ -25,8 +25,8 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedbayes.errors import ConfigError, require_number
 from fedbayes.simulation.app import client_app
-from fedbayes.simulation.client import ClientFactory, CohortClient
-from fedbayes.simulation.flower_private import RESTARTS
+from fedbayes.simulation.client import ClientFactory, ClientGrid, CohortClient
+from fedbayes.simulation.flower_private import RESTARTS, workers_end_with_ray
 from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads, settle
 from fedbayes.simulation.polled_grid import PolledGrid
 
@@ -69,7 +69,9 @@ class Ray:
                 "could start; lower it."
             )
         if device == "cuda" and self.num_gpus == 0:
-            raise ConfigError("simulation.device=cuda needs a share of a GPU for each worker; set simulation.num_gpus.")
+            raise ConfigError(
+                "simulation.device=cuda needs a GPU, or a fraction, for each worker; set simulation.num_gpus."
+            )
         chosen = choose_device(device)
         self.device = chosen if self.num_gpus else "cpu"
         self.threads = choose_threads(threads, max(1, int(self.num_cpus)))
@@ -78,7 +80,7 @@ class Ray:
         """Settle this process: the server's, and each worker's."""
         settle(self.threads)
 
-    def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[Grid], Result]) -> Result:
+    def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[ClientGrid], Result]) -> Result:
         """Start the runtime, hand the server's side a grid, and end everything with it.
 
         Args:
@@ -106,7 +108,7 @@ class Ray:
                 ended.set()
 
         _require_reachable(self.address)
-        with _quiet(), _same_environment():
+        with _quiet(), _same_environment(), workers_end_with_ray():
             backend: Any = {
                 "client_resources": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus, **RESTARTS},
                 "init_args": self._init_args(clients),

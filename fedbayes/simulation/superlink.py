@@ -7,7 +7,7 @@ from typing import TypeVar, final
 from flwr.serverapp import Grid
 
 from fedbayes.errors import RunError
-from fedbayes.simulation.client import ClientFactory
+from fedbayes.simulation.client import ClientFactory, ClientGrid
 from fedbayes.simulation.hardware import choose_device, choose_threads, settle
 from fedbayes.simulation.polled_grid import PolledGrid
 
@@ -39,7 +39,7 @@ class Served:
         """Settle this process; results depend on the number of threads in the last bit."""
         settle(self.threads)
 
-    def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[Grid], Result]) -> Result:  # noqa: ARG002  (the SuperNodes have both)
+    def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[ClientGrid], Result]) -> Result:  # noqa: ARG002  (the SuperNodes have both)
         """Hand the grid to the round loop.
 
         Args:

@@ -8,16 +8,15 @@ from flwr.app import Message, MessageType
 
 from fedbayes.comm.messages import ask_partition, read_partition
 from fedbayes.errors import RunError
-from fedbayes.simulation.grid_view import AbstractGridView
 from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
 from fedbayes.simulation.polled_grid import PolledGrid
 
 
-class Later(AbstractGridView):
+class Later(InProcessGrid):
     """A grid whose node p has its answer ready at the look number `ready[p]`; without one it never has."""
 
     def __init__(self, ready):
-        super().__init__(InProcessGrid(None, len(ready)))
+        super().__init__(None, len(ready))
         self.ready, self.looks, self.partitions, self.wanted = ready, 0, {}, []
 
     def push_messages(self, messages):

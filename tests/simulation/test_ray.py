@@ -13,13 +13,13 @@ import pytest
 from breaking import broken
 from journal import Journal
 from remote import RemoteFactory
-from scripted import Scripted, round_loop
+from scripted import SIZES, Scripted, round_loop
 
-from fedbayes import build, simulate
-from fedbayes.config.compose import compose
+from fedbayes import simulate
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.run import resume
 from fedbayes.simulation.ray import Ray
+from strategies.averaging import Averaging
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -52,7 +52,7 @@ def engine(address, **settings):
 def played(address, factory, **settings):
     """Rounds of a scripted federation on the cluster."""
     loop, journal = round_loop(**{"clients": 4, "patience": 60, **settings}), Journal()
-    strategy = build.strategy(compose(), loop)
+    strategy = Averaging()
     progress = engine(address).run(
         client_factory=factory,
         clients=4,
@@ -98,8 +98,8 @@ def test_workers_that_die_come_back_and_an_exception_is_the_clients_own(address,
     ]  # fmt: skip
     assert (tmp_path / "died-2-0").exists()
     raised, killed = journal.notes
-    assert raised == "round 1: reply of client 3 not used: ZeroDivisionError: rotten image"
-    assert killed.startswith("round 3: reply of client 1 not used: Actor")
+    assert raised.startswith("round 1: training reply of client 3 rejected: ZeroDivisionError: rotten image (")
+    assert killed.startswith("round 3: training reply of client 1 rejected: Actor")
     assert "'" not in killed
     assert progress.accepted == {0: 4, 1: 4, 2: 4, 3: 4}
 
@@ -107,7 +107,7 @@ def test_workers_that_die_come_back_and_an_exception_is_the_clients_own(address,
 @pytest.mark.slow
 def test_late_clients_are_left_out_and_the_run_goes_on(address, tmp_path):
     _, journal = played(address, RemoteFactory(tmp_path, hangs={(1, 0)}), timeout=4, rounds=60)
-    assert journal.notes[0] == "round 1: reply of client 0 not used: no answer in time"
+    assert journal.notes[0] == "round 1: training reply of client 0 rejected: no reply in time"
     replies = [row["replies"] for row in journal.rows if row["phase"] == "train"]
     assert replies[-1] == 4, "rounds wait four seconds each until the new worker is there, then milliseconds"
 
@@ -119,7 +119,7 @@ def test_a_client_that_never_comes_back_is_ended_and_its_worker_replaced(address
     replies = {row["round"]: row["replies"] for row in journal.rows if row["phase"] == "train"}
     assert replies[2] < 4
     assert replies[60] == 4, "rounds wait three seconds each until the new worker is there, then milliseconds"
-    assert any(note == "round 2: reply of client 0 not used: no answer in time" for note in journal.notes)
+    assert "round 2: training reply of client 0 rejected: no reply in time" in journal.notes
     assert len(list(tmp_path.glob("made-*"))) > 2
     assert progress.accepted[0] == 60
 
