@@ -4,9 +4,7 @@ Jobs may run in processes of their own, side by side; the folder is where they a
 A job that an exception ends which no input explains leaves the traceback there, in `error-JOB.txt`.
 """
 
-import csv
 import fcntl
-import io
 import json
 import re
 import sys
@@ -21,8 +19,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.errors import ConfigError, FedbayesError
-from fedbayes.report.tables import inert
-from fedbayes.report.tables import markdown as inline
+from fedbayes.report.tables import Table, as_csv, markdown
 from fedbayes.storage import files
 from fedbayes.storage.run_dir import FINISHED, METRICS, SWEEP, json_lines, plain, read_jobs, read_rows
 from fedbayes.text import visible
@@ -187,31 +184,19 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]
     return head, [[{**one, **row}.get(name) for name in head] for one, row in zip(given, rows, strict=True)]
 
 
-def as_csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """The table with all digits."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([inert(cell) for cell in row] for row in (head, *rows))
-    return text.getvalue()
-
-
 def as_page(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """The table for reading."""
-
-    def line(cells: Sequence[Any]) -> str:
-        return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
-
     where = head.index("status")
-    states = [row[where] for row in rows]
-    states = [FINISHED if state == CHOSEN else state for state in states]
+    states = [FINISHED if row[where] == CHOSEN else row[where] for row in rows]
     counts = ", ".join(f"{states.count(state)} {state}" for state in (FINISHED, FAILED, RUNNING) if state in states)
-    marks = ["---:" if name in ("job", "seed", *_NUMBERS) else "---" for name in head]
     notes = (
         "Validation: the best round's score by evaluate.best_by, where larger is better (accuracy, or minus the NLL). "
         "Test images after the last round: accuracy is the mean over clients, NLL in nats; seconds are those of the "
         "whole job, loading data and model included."
     )
-    body = [line(head), line(marks), *map(line, rows)]
-    return "\n".join([f"# {inline(title)}", "", f"{counts}.", "", *body, "", notes, ""])
+    cells = [["" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in rows]
+    table = Table(title, head, cells, texts=len(head))
+    return "\n".join([f"# {markdown(title)}", "", f"{counts}.", "", table.as_markdown(), "", notes, ""])
 
 
 def _raised(error: BaseException | None, modules: Collection[str]) -> str | None:
@@ -229,11 +214,6 @@ def _within(folder: Path, path: Path) -> Path:
     """The path as seen from the folder if it lies in it, so that both may be moved together."""
     inside, outside = path.absolute(), folder.absolute()
     return inside.relative_to(outside) if inside.is_relative_to(outside) else inside
-
-
-def _cell(value: Any) -> str:
-    text = "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
-    return inline(text)
 
 
 @contextmanager

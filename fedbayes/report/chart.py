@@ -277,9 +277,9 @@ class Chart:
                     continue
                 value = f"{self.name}-{value}"
             elif key == "style":
-                value = re.sub(r"(?:^|; )font[^;]*", "", _HEX.sub(lambda found: _IN_PAGE[found[0]], value)).strip("; ")
+                value = re.sub(r"(?:^|; )font[^;]*", "", _HEX.sub(lambda match: _IN_PAGE[match[0]], value)).strip("; ")
             elif key in ("d", "x", "y", "transform"):
-                value = _NUMBER.sub(lambda found: f"{float(found[0]):.1f}".removesuffix(".0"), value)
+                value = _NUMBER.sub(lambda match: f"{float(match[0]):.1f}".removesuffix(".0"), value)
                 value = " ".join(value.split())
             value = re.sub(r"(url\(#|^#(?=\w))", rf"\g<1>{self.name}-", value) if key != "style" else value
             if value and not value.startswith("rotate(-0 "):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, final
 
 from fedbayes.errors import RunError
 from fedbayes.report.differences import best_row, differences
-from fedbayes.report.groups import Group, find_runs, group, trials, unfinished
+from fedbayes.report.groups import Group, find_runs, group_runs, trials, unfinished
 from fedbayes.report.measures import HEADLINE, ON_VALIDATION, VALIDATION, Measure, known
 from fedbayes.report.spread import Spread, shown
 from fedbayes.report.tables import Cell, Table, as_csv, markdown, write_files
@@ -55,14 +55,14 @@ class Comparison:
 
     def differences(self) -> Table:
         """Return the paired differences of all groups to the reference, by default the one with the best accuracy."""
-        means = [-1.0 if one is None else one.mean for one in self.of(self.state, "accuracy", "mean")]
+        means = [-1.0 if value is None else value.mean for value in self.of(self.state, "accuracy", "mean")]
         row = means.index(max(means)) if self.reference is None else self.reference - 1
         shown = [place for place, is_loser in enumerate(self.losers) if not is_loser or place == row]
         return differences(self.groups, self.names(), row, shown)
 
     def domains(self) -> tuple[list[str], list[list[Spread | None]]]:
         """Return the names of domains, and of each group the test accuracy in each of them after the last round."""
-        names = dict.fromkeys(d for one in self.groups for _, run in one.runs for d in run.get("per_domain") or {})
+        names = dict.fromkeys(d for group in self.groups for _, run in group.runs for d in run.get("per_domain") or {})
         columns = [self.of("per_domain", name, "accuracy") for name in names]
         return list(names), [[column[row] for column in columns] for row in range(len(self.groups))]
 
@@ -90,8 +90,8 @@ class Comparison:
         domains, accuracies = self.domains()
         keys = [*(measure.key for measure in self.measures), *(f"accuracy/{name}" for name in domains)]
         rows = []
-        for one, spreads, by_domain in zip(self.groups, self.spreads, accuracies, strict=True):
-            cells: list[object] = [*one.names, ", ".join(one.settings), len(one.runs)]
+        for group, spreads, by_domain in zip(self.groups, self.spreads, accuracies, strict=True):
+            cells: list[object] = [*group.names, ", ".join(group.settings), len(group.runs)]
             for value in (*spreads, *by_domain):
                 cells += ["", ""] if value is None else [value.mean, "" if value.error is None else value.error]
             rows.append(cells)
@@ -145,30 +145,30 @@ def compare(
     Raises:
         RunError: if a file of a run is broken, or no row has the reference's number.
     """
-    groups, repeated = group(runs)
-    groups.sort(key=lambda one: _natural((*one.names, ", ".join(one.settings) or "–")))
+    groups, repeated = group_runs(runs)
+    groups.sort(key=lambda group: _natural((*group.names, ", ".join(group.settings) or "–")))
     searched = trials(runs)
     if reference is not None and not 1 <= reference <= len(groups):
         raise RunError(f"--reference={reference} must be in 1..{len(groups)}, the numbers of the comparison's rows.")
-    losers = [all(searched.get(run) is False for run, _ in one.runs) for one in groups]
+    losers = [all(searched.get(run) is False for run, _ in group.runs) for group in groups]
     first = (VALIDATION,) if searched else ()
-    more = [one for one in measures if one not in (*HEADLINE, *first)]
+    more = [measure for measure in measures if measure not in (*HEADLINE, *first)]
     columns = (*first, *HEADLINE, *known(more, groups, state))
     spreads = tuple(
-        tuple(None if is_loser and measure not in ON_VALIDATION else measure.of(one, state) for measure in columns)
-        for one, is_loser in zip(groups, losers, strict=True)
+        tuple(None if is_loser and measure not in ON_VALIDATION else measure.of(group, state) for measure in columns)
+        for group, is_loser in zip(groups, losers, strict=True)
     )
-    unlike = sorted({name for one in groups for name in one.unlike})
-    is_alike = len({one.names[1:] for one in groups}) == 1 and not unlike
+    unlike = sorted({name for group in groups for name in group.unlike})
+    is_alike = len({group.names[1:] for group in groups}) == 1 and not unlike
     best = [
         best_row(groups, spreads, place, measure, state) if is_alike else None for place, measure in enumerate(columns)
     ]
     rows = []
-    for row, (one, values) in enumerate(zip(groups, spreads, strict=True)):
-        settings = ", ".join(one.settings) or "–"
-        if any(searched.get(run) for run, _ in one.runs):
+    for row, (group, values) in enumerate(zip(groups, spreads, strict=True)):
+        settings = ", ".join(group.settings) or "–"
+        if any(searched.get(run) for run, _ in group.runs):
             settings += " (best on validation)"
-        cells: list[str | Cell] = [*one.names, settings, str(len(one.runs))]
+        cells: list[str | Cell] = [*group.names, settings, str(len(group.runs))]
         for measure, value, top in zip(columns, values, best, strict=True):
             cells.append(Cell(measure.text(value), None if value is None else value.mean, is_best=row == top))
         rows.append(cells)
@@ -202,9 +202,9 @@ def compare(
 def _varied(groups: Sequence[Group]) -> list[str]:
     """What differs between the runs of a row, a line for each kind of row."""
     kinds: dict[tuple[str, ...], list[int]] = {}
-    for row, one in enumerate(groups, start=1):
-        if len(one.runs) > 1:
-            kinds.setdefault(one.varied, []).append(row)
+    for row, group in enumerate(groups, start=1):
+        if len(group.runs) > 1:
+            kinds.setdefault(group.varied, []).append(row)
     lines = []
     for varied, rows in kinds.items():
         where = "of a row" if len(kinds) == 1 else f"of row {', '.join(map(str, rows))}"

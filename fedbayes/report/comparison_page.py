@@ -33,10 +33,6 @@ _MOST_DIAGRAMS = 12
 def write_comparison(comparison: Comparison, path: Path) -> Path:
     """Write the page of a comparison.
 
-    Args:
-        comparison: of `fedbayes.report.comparison.compare`.
-        path: of the file; the tables as Markdown, CSV and LaTeX lie beside it, see `Comparison.write_tables`.
-
     Returns:
         The path.
     """
@@ -44,7 +40,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
     rows = [[read_rows(run / METRICS) for run, _ in group.runs] for group in groups]
     partitions = [[read_json(run / PARTITION) for run, _ in group.runs] for group in groups]
     predictions = [
-        [one for run, _ in group.runs if not is_loser and (one := read_predictions(run))]
+        [predicted for run, _ in group.runs if not is_loser and (predicted := read_predictions(run))]
         for group, is_loser in zip(groups, comparison.losers, strict=True)
     ]
     seconds = zip(names, map(_seconds, groups), strict=True)
@@ -117,7 +113,7 @@ def _maps(
         results.accuracy_map(runs, each[0], name)
         for runs, each, name in zip(predictions, partitions, names, strict=True)
     ]
-    return [(index, one) for index, one in enumerate(maps) if one]
+    return [(index, table) for index, table in enumerate(maps) if table]
 
 
 def _calibration(comparison: Comparison, names: Sequence[str]) -> list[Chart]:
@@ -168,10 +164,13 @@ def _posterior_table(comparison: Comparison, names: Sequence[str]) -> Table:
     """Where the posteriors ended; no rows where no group has one."""
     having = [i for i, group in enumerate(comparison.groups) if group.values("train", "kl")]
     measures = known(_DIAGNOSTICS, comparison.groups, comparison.state)
-    rows = [[names[i], *(one.text(one.of(comparison.groups[i], comparison.state)) for one in measures)] for i in having]
+    rows = [
+        [names[i], *(measure.text(measure.of(comparison.groups[i], comparison.state)) for measure in measures)]
+        for i in having
+    ]
     moment = "last round" if comparison.state == "final" else "round best by validation"
     caption = f"The posterior in the {moment}: mean over runs ± standard error"
-    return Table(caption, ["group", *(one.label for one in measures)], rows, groups=having)
+    return Table(caption, ["group", *(measure.label for measure in measures)], rows, groups=having)
 
 
 def _partitions(

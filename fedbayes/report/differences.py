@@ -33,14 +33,7 @@ def difference(first: Group, second: Group, score: str) -> Difference | None:
 
 
 def differences(groups: Sequence[Group], names: Sequence[str], reference: int, shown: Sequence[int]) -> Table:
-    """Return the paired differences of groups to one of them.
-
-    Args:
-        groups: of a comparison.
-        names: of the groups.
-        reference: place of the group that is subtracted.
-        shown: places of the groups that have a row.
-    """
+    """Return the paired differences of groups to one of them."""
     rows: list[list[str | Cell]] = []
     places = [place for place in shown if place != reference]
     for place in places:
@@ -68,13 +61,6 @@ def best_row(
 
     Clearly: the 95 % interval of the difference excludes 0. It is the paired one where there is one, else that of two
     means with their standard errors; single runs without predictions differ clearly where they are shown differently.
-
-    Args:
-        groups: of the rows.
-        spreads: of each row and measure.
-        column: the measure's place among them.
-        measure: what it is.
-        state: "final" or "best"; predictions are those of the last round.
     """
     values = [(row, value) for row, each in enumerate(spreads) if (value := each[column]) is not None]
     if not measure.better or len(values) < 2:

@@ -40,7 +40,7 @@ def frame(folders: str | Path | Sequence[str | Path], rows: str = "summary") -> 
 
     require_choice("rows", rows, ROWS)
     several = [folders] if isinstance(folders, str | Path) else folders
-    made = []
+    records = []
     runs = find_runs([Path(folder) for folder in several])
     searched = trials(runs)
     for run in runs:
@@ -48,8 +48,8 @@ def frame(folders: str | Path | Sequence[str | Path], rows: str = "summary") -> 
         if run in searched:
             summary["is_chosen"] = searched[run]
         named = {"run": str(run), **{name: summary.get(name) for name in NAMES}}
-        made += [{**named, **row} for row in _rows(run, rows, summary)]
-    return pd.DataFrame(made)
+        records += [{**named, **row} for row in _rows(run, rows, summary)]
+    return pd.DataFrame(records)
 
 
 def _rows(run: Path, rows: str, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -58,5 +58,5 @@ def _rows(run: Path, rows: str, summary: Mapping[str, Any]) -> list[dict[str, An
         return [{n: value for n, value in flatten(summary) if n not in NAMES and not isinstance(value, list)}]
     if rows == "rounds":
         return read_rows(run / METRICS)
-    found = read_rows(run / CLIENTS, key=("round", "phase", "partition"))
-    return [{"client": row.pop("partition"), **row} for row in found]
+    lines = read_rows(run / CLIENTS, key=("round", "phase", "partition"))
+    return [{"client": row.pop("partition"), **row} for row in lines]

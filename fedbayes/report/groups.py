@@ -14,7 +14,7 @@ from fedbayes.storage.run_dir import FINISHED, METRICS, SUMMARY, SWEEP, read_job
 # Where a run lies, how it is shown and saved, and on what it ran, do not make it another experiment.
 _ASIDE = ("run_dir", "resume", "dry_run", "tracking", "checkpoint", "hydra")
 _MACHINE = (
-    *(f"simulation.{one}" for one in ("engine", "threads", "device", "cohort", "cache_mb", "timeout", "patience")),
+    *(f"simulation.{name}" for name in ("engine", "threads", "device", "cohort", "cache_mb", "timeout", "patience")),
     "evaluate.gallery",
 )
 _SHARED = (
@@ -79,7 +79,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     Raises:
         RunError: if a folder is missing or holds no finished run.
     """
-    found: dict[Path, Path] = {}
+    unique: dict[Path, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise RunError(f"{folder} is not a folder; name a run directory, or a folder that holds some.")
@@ -89,11 +89,11 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
             state = f"{begun} unfinished" if begun else f"no {SUMMARY} in or below it"
             raise RunError(f"{folder} holds no finished run ({state}); name a folder of finished runs.")
         for run in runs:
-            found.setdefault(run.resolve(), run)
-    return list(found.values())
+            unique.setdefault(run.resolve(), run)
+    return list(unique.values())
 
 
-def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
+def group_runs(runs: Sequence[Path]) -> tuple[list[Group], int]:
     """Gathers runs that are equal up to seeds.
 
     Args:
@@ -105,7 +105,7 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
     Raises:
         RunError: if a file of a run is broken.
     """
-    found: dict[_Key, dict[_Key, tuple[Path, dict[str, Any]]]] = {}
+    collected: dict[_Key, dict[_Key, tuple[Path, dict[str, Any]]]] = {}
     settings: _Settings = {}
     repeated = 0
     for run in sorted(runs, key=lambda run: (run / SUMMARY).stat().st_mtime):
@@ -113,18 +113,18 @@ def group(runs: Sequence[Path]) -> tuple[list[Group], int]:
         flat = {name: str(value) for name, value in flatten(_config(run))}
         names = tuple(str(summary.get(name) or "–") for name in SUBJECT)
         fixed = {key: value for key, value in flat.items() if not _is_seed(key) and not key.startswith(_MACHINE)}
-        if flat.get("rounds") == _own_rounds(names[0]):  # of a method without training
+        if flat.get("rounds") == _rounds_of_method(names[0]):  # of a method without training
             fixed.pop("rounds", None)
         fixed["test clients and images"] = coverage(summary) or "all"
         named = {"seed": str(summary.get("seed")), **{key: flat[key] for key in sorted(flat) if _is_seed(key)}}
         seeds = tuple(named.items())
         key = (names, tuple(sorted(fixed.items())))
         settings[key] = fixed
-        members = found.setdefault(key, {})
+        members = collected.setdefault(key, {})
         repeated += seeds in members  # the same run again would make the standard error look smaller than it is
         members[seeds] = (run, summary)
     groups = []
-    for key, members in found.items():
+    for key, members in collected.items():
         unlike = _unlike(key, settings)
         ordered = sorted(members.items())
         runs_of_group, seeds_of_runs = tuple(run for _, run in ordered), tuple(dict(seeds) for seeds, _ in ordered)
@@ -188,41 +188,41 @@ def unfinished(runs: Sequence[Path]) -> list[str]:
 def _differences(key: _Key, settings: Mapping[_Key, Mapping[str, str]], unlike: Sequence[str]) -> list[str]:
     """The settings in which a group differs from others of its names, and its experiment from that of any other."""
     rivals = [fixed for other, fixed in settings.items() if other[0] == key[0]]
-    own = settings[key]
-    names = [name for name in _differing(own, rivals) if name not in unlike]
+    chosen = settings[key]
+    names = [name for name in _differing(chosen, rivals) if name not in unlike]
     names = [name for name in names if not any(name.endswith(f".{other}") for other in names)]  # one repeats the other
     ends = [name.split(".")[-1] for name in names]
     short = [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]
     shown = sorted([*zip(short, names, strict=True), *((name, name) for name in unlike)], key=lambda pair: pair[1])
-    return [f"{label}={own.get(name, '–')}" for label, name in shown]
+    return [f"{label}={chosen.get(name, '–')}" for label, name in shown]
 
 
 def _unlike(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
     """The settings of the experiment in which a group differs from any other of its data, partition or backbone."""
-    found = []
+    names = []
     for section in _SHARED:
         place = SUBJECT.index(section) if section in SUBJECT else None
         rivals = [fixed for other, fixed in settings.items() if place is None or other[0][place] == key[0][place]]
         if section == "rounds":  # absent for a method without training
             rivals = [fixed for fixed in rivals if {"rounds"} <= settings[key].keys() & fixed.keys()]
-        found += [name for name in _differing(settings[key], rivals) if name.split(".")[0] == section]
-    return sorted(found)
+        names += [name for name in _differing(settings[key], rivals) if name.split(".")[0] == section]
+    return sorted(names)
 
 
-def _differing(own: Mapping[str, str], rivals: Sequence[Mapping[str, str]]) -> list[str]:
+def _differing(chosen: Mapping[str, str], rivals: Sequence[Mapping[str, str]]) -> list[str]:
     names = sorted({name for fixed in rivals for name in fixed})
-    return [name for name in names if any(fixed.get(name) != own.get(name) for fixed in rivals)]
+    return [name for name in names if any(fixed.get(name) != chosen.get(name) for fixed in rivals)]
 
 
 @cache
-def _own_rounds(method: str) -> str | None:
+def _rounds_of_method(method: str) -> str | None:
     """The rounds that a method's file sets, as one does that does not train; None where the user chooses."""
     from fedbayes.config.compose import CONF
     from fedbayes.config.stored import values
 
     path = CONF / "method" / f"{method}.yaml"
-    found = values(path).get("rounds") if path.is_file() else None
-    return None if found is None else str(found)
+    rounds = values(path).get("rounds") if path.is_file() else None
+    return None if rounds is None else str(rounds)
 
 
 def _is_seed(key: str) -> bool:
@@ -236,5 +236,5 @@ def _config(run: Path) -> Mapping[str, Any]:
     from fedbayes.config.stored import values
 
     path = run / CONFIG
-    found: Any = OmegaConf.to_container(values(path)) if path.exists() else {}
-    return {str(name): value for name, value in found.items() if name not in _ASIDE}
+    content: Any = OmegaConf.to_container(values(path)) if path.exists() else {}
+    return {str(name): value for name, value in content.items() if name not in _ASIDE}

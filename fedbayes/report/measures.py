@@ -65,4 +65,4 @@ ON_VALIDATION = (VALIDATION, MEASURES[-1])
 
 def known(measures: Sequence[Measure], groups: Sequence[Group], state: str) -> tuple[Measure, ...]:
     """Return the measures that at least one group has."""
-    return tuple(one for one in measures if any(group.values(*one.place(state)) for group in groups))
+    return tuple(measure for measure in measures if any(group.values(*measure.place(state)) for group in groups))

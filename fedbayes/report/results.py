@@ -132,11 +132,6 @@ def costs(summary: Mapping[str, Any]) -> Table:
 def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name: str = "") -> Table | str | None:
     """Return the accuracy of each client in each domain; of several runs, the mean over those with images.
 
-    Args:
-        runs: predictions of a run, or of several.
-        partition: the object of `partition.json`, for the names of domains.
-        name: of the runs, where there are others on the page.
-
     Returns:
         A shaded table, a text where that would be too large, or nothing without predictions.
     """
@@ -188,11 +183,7 @@ def partition_tables(partition: Mapping[str, Any]) -> list[Table | str]:
 
 
 def final_table(summary: Mapping[str, Any]) -> "RenderableType":
-    """Return the results of a run for the terminal.
-
-    Args:
-        summary: the object of `summary.json`; what is missing or null shows as a dash.
-    """
+    """Return the results of a run for the terminal."""
     from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text

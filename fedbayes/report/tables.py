@@ -119,16 +119,16 @@ def environment() -> "Environment":
     """Return the templates of all pages; whatever they show is escaped."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
+    templates = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals |= {"number": number, "size": size}
-    made.globals["file"] = lambda name: (TEMPLATES / name).read_text(encoding="utf-8")
-    return made
+    templates.globals |= {"number": number, "size": size}
+    templates.globals["file"] = lambda name: (TEMPLATES / name).read_text(encoding="utf-8")
+    return templates
 
 
 def write_page(path: Path, template: str, **content: Any) -> Path:

@@ -59,9 +59,9 @@ def accuracy_of_domains(summary: Mapping[str, Any], partition: Mapping[str, Any]
     chart.axes.set(xlim=(-0.6, len(names) - 0.4), ylim=(0, 1))
     for place, name in enumerate(names):
         value, images = domains[name]["accuracy"], domains[name].get("images")
-        one = Series(order.index(name) if name in order else 7)
+        entry = Series(order.index(name) if name in order else 7)
         tip = f"{name}: accuracy {value:.3f}" + (f", {images:,} images" if images else "")
-        chart.bar((place - 0.35, place + 0.35), (0, value), one, tip)
+        chart.bar((place - 0.35, place + 0.35), (0, value), entry, tip)
         if len(names) <= _MOST_BARS // 2:
             chart.axes.text(
                 place, value + 0.01, f"{value:.3f}", ha="center", va="bottom", color="#1b1d21", fontsize=8.3
@@ -79,11 +79,7 @@ def _fitting(name: str, count: int) -> str:
 
 
 def image_counts(partition: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], Counts]:
-    """Return a partition's clients in their order, and their images by domain and by label, where anybody has any.
-
-    Args:
-        partition: as read from a run directory, which may lack anything.
-    """
+    """Return a partition's clients in their order, and their images by domain and by label, where anybody has any."""
     clients = sorted(partition.get("clients") or [], key=lambda client: client.get("partition", 0))
     tables = []
     for kind, key, all_names in (("domain", "domains", "domains"), ("label", "labels", "classes")):
@@ -145,12 +141,7 @@ def _stack(
 
 
 def seconds_by_phase(bars: Sequence[tuple[str, Mapping[str, float]]], title: str = "Seconds by phase") -> Chart:
-    """Draw seconds by phase as stacked bars.
-
-    Args:
-        bars: a name and the seconds of each phase, of `with_other`.
-        title: of the chart.
-    """
+    """Draw seconds by phase as stacked bars."""
     phases = phases_of(bars)
     several = len(bars) > 1
     chart = Chart("seconds_by_phase", title, "number of the group" if several else "", "seconds")
@@ -159,9 +150,9 @@ def seconds_by_phase(bars: Sequence[tuple[str, Mapping[str, float]]], title: str
     chart.legend = [Series(index + 1, phase) for index, phase in enumerate(phases)]
     for place, (name, seconds) in enumerate(bars):
         low = 0.0
-        for one in chart.legend:
-            value = seconds.get(one.name, 0.0)
-            chart.bar((place - 0.38, place + 0.38), (low, low + value), one, f"{name}: {one.name} {value:.1f} s")
+        for entry in chart.legend:
+            value = seconds.get(entry.name, 0.0)
+            chart.bar((place - 0.38, place + 0.38), (low, low + value), entry, f"{name}: {entry.name} {value:.1f} s")
             low += value
     chart.names([name.split(" ")[0] if several else "" for name, _ in bars])
     chart.description = "Stacked bars of seconds; the table beside it has the same numbers."
@@ -181,12 +172,7 @@ def with_other(seconds: Mapping[str, float]) -> dict[str, float]:
 
 
 def prompt_codes(codes: Mapping[str, Any], partition: Mapping[str, Any]) -> Chart | None:
-    """Draw a dot per image of a client in the plane of the two largest principal components of its prompt codes.
-
-    Args:
-        codes: of `gallery.json`.
-        partition: the object of `partition.json`, which says how many images the client has.
-    """
+    """Draw a dot per image of a client in the plane of the two largest principal components of its prompt codes."""
     points, draws = codes.get("points") or [], codes.get("draws") or []
     names = [str(name) for name in codes.get("domains") or []]
     if not points:
@@ -205,9 +191,9 @@ def prompt_codes(codes: Mapping[str, Any], partition: Mapping[str, Any]) -> Char
     )
     chart.legend = [Series(domain, names[domain]) for domain in sorted({int(row[2]) for row in points})]
     for rows, dot in ((draws, 1.6), (points, 4.5)):
-        for one in chart.legend:
-            if chosen := [row for row in rows if int(row[2]) == one.place]:
-                chart.dots([row[0] for row in chosen], [row[1] for row in chosen], one, [one.name], dot)
+        for entry in chart.legend:
+            if chosen := [row for row in rows if int(row[2]) == entry.place]:
+                chart.dots([row[0] for row in chosen], [row[1] for row in chosen], entry, [entry.name], dot)
     chart.description = (
         f"{len(points)} images of {len(chart.legend)} domains by their prompt codes, in two principal components."
     )

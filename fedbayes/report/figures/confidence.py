@@ -30,14 +30,12 @@ class RiskCurve(NamedTuple):
 
 
 def pooled_bins(diagrams: Sequence[Mapping[str, Any]]) -> list[Bin]:
-    """Return the bins of the reliability diagrams of several runs, images of all runs together.
-
-    Args:
-        diagrams: `reliability` of each run's result.
-    """
+    """Return the bins of the reliability diagrams of several runs, images of all runs together."""
     columns = [[diagram.get(name) or [] for name in Bin._fields[2:]] for diagram in map(_renamed, diagrams)]
     rows = [
-        [(n or 0, sure or 0.0, right or 0.0) for n, sure, right in zip(*one, strict=True)] for one in columns if one[0]
+        [(n or 0, sure or 0.0, right or 0.0) for n, sure, right in zip(*column, strict=True)]
+        for column in columns
+        if column[0]
     ]
     bins = []
     for index, each in enumerate(zip(*rows, strict=True)):
@@ -54,17 +52,8 @@ def _renamed(diagram: Mapping[str, Any]) -> Mapping[str, Any]:
 def reliability(
     name: str, title: str, bins: Sequence[Bin], ece: str, floor: str, group: int | None = None
 ) -> Chart | None:
-    """Draw accuracy against confidence in bins; nothing where there is no image.
-
-    Args:
-        name: of the chart.
-        title: of the chart.
-        bins: of `pooled_bins`.
-        ece: the expected calibration error, as it is shown.
-        floor: the ECE of perfect calibration, as it is shown.
-        group: of a comparison, which the diagram, then a small one, belongs to.
-    """
-    filled = [one for one in bins if one.images]
+    """Draw accuracy against confidence in bins; nothing where there is no image."""
+    filled = [bin_ for bin_ in bins if bin_.images]
     if not filled:
         return None
     small = group is not None
@@ -72,15 +61,15 @@ def reliability(
     chart.axes.set(xlim=(0, 1), ylim=(0, 1))
     if not small:
         _histogram(chart, filled)
-    for one in filled:
-        room = (one.high - one.low) * 0.04
-        tip = f"{one.images:,} images: confidence {one.confidence:.3f}, accuracy {one.accuracy:.3f}"
-        chart.bar((one.low + room, one.high - room), (0, one.accuracy), Series(1), tip)
+    for bin_ in filled:
+        room = (bin_.high - bin_.low) * 0.04
+        tip = f"{bin_.images:,} images: confidence {bin_.confidence:.3f}, accuracy {bin_.accuracy:.3f}"
+        chart.bar((bin_.low + room, bin_.high - room), (0, bin_.accuracy), Series(1), tip)
     chart.guide([0, 1], [0, 1])
-    for one in filled:
-        error = (one.confidence * (1 - one.confidence) / one.images) ** 0.5
-        tip = f"confidence {one.confidence:.3f}, accuracy {one.accuracy:.3f}, ± {error:.3f} if calibrated"
-        chart.dot(one.confidence, one.accuracy, Series(4), tip, (0, error), size=3 if small else 4)
+    for bin_ in filled:
+        error = (bin_.confidence * (1 - bin_.confidence) / bin_.images) ** 0.5
+        tip = f"confidence {bin_.confidence:.3f}, accuracy {bin_.accuracy:.3f}, ± {error:.3f} if calibrated"
+        chart.dot(bin_.confidence, bin_.accuracy, Series(4), tip, (0, error), size=3 if small else 4)
     chart.description = (
         f"Accuracy in {len(bins)} bins of confidence against the diagonal of perfect calibration; ECE {ece}, {floor} "
         "if perfectly calibrated."
@@ -102,10 +91,10 @@ def _histogram(chart: Chart, bins: Sequence[Bin]) -> None:
     chart.axes.set_xlabel("")
     chart.axes.tick_params(labelbottom=False)
     lower = chart.add_axes((box.x0, box.y0, box.width, part), "confidence", "images")
-    lower.set(xlim=(0, 1), ylim=(0, max(one.images for one in bins) * 1.05))
+    lower.set(xlim=(0, 1), ylim=(0, max(bin_.images for bin_ in bins) * 1.05))
     lower.yaxis.get_major_locator().set_params(nbins=2)
-    middles, width = [(one.low + one.high) / 2 for one in bins], (bins[0].high - bins[0].low) * 0.92
-    lower.bar(middles, [one.images for one in bins], width=width, color="#5b6068")
+    middles, width = [(bin_.low + bin_.high) / 2 for bin_ in bins], (bins[0].high - bins[0].low) * 0.92
+    lower.bar(middles, [bin_.images for bin_ in bins], width=width, color="#5b6068")
 
 
 def averaged_risk(runs: Sequence[Predictions], most: int = _MOST_POINTS) -> list[tuple[float, Spread]]:
@@ -136,7 +125,9 @@ def risk_coverage(curves: Sequence[RiskCurve]) -> Chart | None:
     chart = Chart("risk_coverage", "Risk-coverage curve", "coverage: fraction of images answered", "error rate", SQUARE)
     chart.axes.set(xlim=(0, 1), ylim=(0, max(top * 1.1, 0.02)))
     for curve in curves:
-        ends = [(at, one.mean - one.error, one.mean + one.error) for at, one in curve.points if one.error is not None]
+        ends = [
+            (at, risk.mean - risk.error, risk.mean + risk.error) for at, risk in curve.points if risk.error is not None
+        ]
         chart.band(ends, curve.series)
     for curve in curves:
         x, y = [at for at, _ in curve.points], [risk.mean for _, risk in curve.points]
@@ -170,14 +161,14 @@ def confidence_gap(predictions: Predictions) -> Chart:
     title = "Confidence where correct and where wrong"
     chart = Chart("confidence_gap", title, "confidence", "fraction of images", SQUARE)
     chart.axes.set(xlim=(0, 1), ylim=(0, max(float(each.max()) for each in fractions) * 1.08))
-    for one, offset, each in zip((_CORRECT, _WRONG), (0.0, 0.5), fractions, strict=True):
+    for entry, offset, each in zip((_CORRECT, _WRONG), (0.0, 0.5), fractions, strict=True):
         for low, high, value in zip(edges[:-1], edges[1:], each, strict=True):
             start = low + (high - low) * (0.04 + offset * 0.92)
-            tip = f"{one.name}: {value:.3f} between {low:.2f} and {high:.2f}"
-            chart.bar((start, start + (high - low) * 0.44), (0, float(value)), one, tip)
+            tip = f"{entry.name}: {value:.3f} between {low:.2f} and {high:.2f}"
+            chart.bar((start, start + (high - low) * 0.44), (0, float(value)), entry, tip)
     chart.legend = [
-        one._replace(name=f"{one.name}: {len(each):,} images")
-        for one, each in zip((_CORRECT, _WRONG), values, strict=True)
+        entry._replace(name=f"{entry.name}: {len(each):,} images")
+        for entry, each in zip((_CORRECT, _WRONG), values, strict=True)
     ]
     chart.description = "Two histograms of confidence, of images classified correctly and of those classified wrongly."
     chart.note = "Each histogram is a fraction of its own images."

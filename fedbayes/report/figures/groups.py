@@ -17,18 +17,7 @@ def scatter(
     *,
     is_logarithmic: bool = False,
 ) -> Chart | None:
-    """Draw test accuracy against another number, a dot for each group; nothing where no group has both.
-
-    Args:
-        name: of the chart.
-        title: of the chart.
-        unit: label of the horizontal axis.
-        across: of each group.
-        accuracy: of each group.
-        names: of the groups.
-        note: what a reader should know.
-        is_logarithmic: whether the horizontal axis is.
-    """
+    """Draw test accuracy against another number, a dot for each group; nothing where no group has both."""
     dots = [(i, x, y) for i, (x, y) in enumerate(zip(across, accuracy, strict=True)) if x is not None and y is not None]
     if not dots:
         return None
@@ -40,9 +29,9 @@ def scatter(
         chart.axes.set_xlim(padded([end for _, x, _ in dots for end in _ends(x)]))
     chart.axes.set_ylim(padded([end for *_, y in dots for end in _ends(y)]))
     for index, x, y in dots:
-        one = Series(index, names[index], index)
+        entry = Series(index, names[index], index)
         chart.dot(
-            x.mean, y.mean, one, f"{one.name}: accuracy {y.text()}, {unit} {x.text()}", (x.error or 0, y.error or 0)
+            x.mean, y.mean, entry, f"{entry.name}: accuracy {y.text()}, {unit} {x.text()}", (x.error or 0, y.error or 0)
         )
     height = chart.axes.get_ylim()[1] - chart.axes.get_ylim()[0]
     for index, x, y in dots:
@@ -62,5 +51,5 @@ def _ends(value: Spread) -> tuple[float, float]:
 
 def _is_crowded(index: int, dots: Sequence[tuple[int, Spread, Spread]], height: float) -> bool:
     """Whether a dot's label goes below it, since another stands right above."""
-    (y,) = (one.mean for other, _, one in dots if other == index)
-    return any(0 < one.mean - y < 0.05 * height for other, _, one in dots if other != index)
+    (y,) = (value.mean for other, _, value in dots if other == index)
+    return any(0 < value.mean - y < 0.05 * height for other, _, value in dots if other != index)

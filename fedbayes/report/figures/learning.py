@@ -109,16 +109,16 @@ def curves(name: str, title: str, unit: str, lines: Lines, guide: float | None =
     chart.whole_numbers()
     if guide is not None:
         chart.guide([min(rounds), max(rounds)], [guide, guide])
-    for one, values in lines:
+    for entry, values in lines:
         ends = [(at, v.mean - v.error, v.mean + v.error) for at, v in values.items() if v.error is not None]
-        chart.band(ends, one)
-    for one, values in lines:
-        chart.line(list(values), [value.mean for value in values.values()], one, one.name)
-    last = "; ".join(f"{one.name} {values[max(values)].mean:.3g}" for one, values in lines[:12])
+        chart.band(ends, entry)
+    for entry, values in lines:
+        chart.line(list(values), [value.mean for value in values.values()], entry, entry.name)
+    last = "; ".join(f"{entry.name} {values[max(values)].mean:.3g}" for entry, values in lines[:12])
     more = "" if len(lines) <= 12 else f" and {len(lines) - 12} more"
     chart.description = f"Lines over rounds {min(rounds)} to {max(rounds)}. At the end: {last}{more}."
     chart.note = note
-    chart.legend = [one for one, _ in lines if len(lines) > 1]
+    chart.legend = [entry for entry, _ in lines if len(lines) > 1]
     return chart
 
 
@@ -127,13 +127,13 @@ def learning(rows: Rows, clients: Rows, best: float | None) -> list[Chart]:
     charts = []
     for curve in LEARNING:
         values = {at: Spread(value, None, 1) for at, value in series(rows, curve.phase, curve.name).items()}
-        one = Series(_PHASES[curve.phase], curve.title)
-        chart = curves(f"{curve.phase}_{curve.name}", curve.title, curve.unit, [(one, values)])
+        entry = Series(_PHASES[curve.phase], curve.title)
+        chart = curves(f"{curve.phase}_{curve.name}", curve.title, curve.unit, [(entry, values)])
         if chart is None:
             continue
         ends = [row for row in middle(clients, curve.phase, curve.name) if row[0] in values]
         if len(ends) > 1:
-            chart.band(ends, one)
+            chart.band(ends, entry)
             chart.note = "Band: the middle 80 % of the clients."
         if best is not None and curve.phase == "validation":
             chart.axes.axvline(best, color=SOFT, linestyle=(0, (5, 4)), linewidth=0.8)
@@ -209,15 +209,15 @@ def trade_offs(rows: Rows) -> list[Chart]:
 
 def _trajectory(name: str, title: str, unit: str, points: Sequence[tuple[int, float, float]], note: str) -> Chart:
     """Draw dots of `(round, x, accuracy)` joined in their order, the first and the last with their round."""
-    one = Series(1)
+    entry = Series(1)
     xs, ys = [x for _, x, _ in points], [y for *_, y in points]
     texts = [f"round {at}: accuracy {y:.4f}, {unit} {number(x, 4 if x < 1 else 0)}" for at, x, y in points]
     chart = Chart(name, title, unit, "validation accuracy", SQUARE)
     chart.axes.set(xlim=padded(xs), ylim=padded(ys))
-    chart.line(xs, ys, one, title)
-    chart.dots(xs, ys, one, texts)
+    chart.line(xs, ys, entry, title)
+    chart.dots(xs, ys, entry, texts)
     for place in sorted({0, len(points) - 1}):
-        chart.label(xs[place], ys[place], f"round {points[place][0]}", one, below=place == 0)
+        chart.label(xs[place], ys[place], f"round {points[place][0]}", entry, below=place == 0)
     chart.description = f"From {texts[0]} to {texts[-1]}."
     chart.note = note
     return chart

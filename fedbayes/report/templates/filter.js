@@ -10,7 +10,7 @@ const filter = () => {
     const text = row.dataset.name.toLowerCase();
     if (words.every((word) => text.includes(word))) shown.add(row.dataset.group);
   }
-  for (const one of document.querySelectorAll("[data-group]")) one.classList.toggle("off", !shown.has(one.dataset.group));
+  for (const mark of document.querySelectorAll("[data-group]")) mark.classList.toggle("off", !shown.has(mark.dataset.group));
   count.textContent = `${shown.size} of ${rows.length} shown`;
 };
 box.addEventListener("input", filter);
