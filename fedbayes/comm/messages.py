@@ -35,7 +35,7 @@ class ClientRequest:
         split: the images to evaluate on; unused in training.
         personal: the personal parameters of the last round that the server accepted; empty if never trained.
         adapt: steps of training before an evaluation; None for the method's number.
-        fault: a simulated fault that the client shall have, see `fedbayes.simulation.faults`; empty for none.
+        fault: a simulated fault of the client, see `fedbayes.simulation.faults`; empty for none.
     """
 
     partition: int

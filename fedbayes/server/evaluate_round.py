@@ -75,7 +75,9 @@ class Assessment:
         if self.held_out:
             outside = self._evaluate(federation, strategy, progress, "held_out", log, inside=test)
             test = replace(test, outside=outside)
-        if self.backdoor and any(federation.sizes.of("triggered", one) != 0 for one in self.sampling.evaluated):
+        if self.backdoor and any(
+            federation.sizes.of("triggered", partition) != 0 for partition in self.sampling.evaluated
+        ):
             marked = self._evaluate(federation, strategy, progress, "triggered", log)
             test = replace(test, backdoor_success=marked.accuracy["weighted"])
         if score > progress.best_validation:
@@ -116,19 +118,21 @@ class Assessment:
         asked = self.sampling.evaluated if adapt is None else self.sampling.new_clients
         phase = split if adapt is None else f"new_clients_{adapt}"
         requests = strategy.requests(server_round, asked, "evaluate")
-        requests = {one: arrays for one, arrays in requests.items() if federation.sizes.of(split, one) != 0}
+        requests = {
+            partition: arrays for partition, arrays in requests.items() if federation.sizes.of(split, partition) != 0
+        }
         if self.shares_personal and len(progress.accepted) < len(federation.partitions):
             requests = _with_mean_personal(requests, progress)
         contents = {
-            one: write_request(
+            partition: write_request(
                 record,
                 server_round,
                 split,
-                accepted=progress.accepted.get(one, 0),
+                accepted=progress.accepted.get(partition, 0),
                 adapt=adapt,
                 seconds=self.timeout,
             )
-            for one, record in encode_once(requests).items()
+            for partition, record in encode_once(requests).items()
         }
         replies = federation.ask(contents, "evaluate", split)
         replies = replies.checked(lambda update: evaluation_problem(update, federation.sizes))
@@ -140,7 +144,7 @@ class Assessment:
             Evaluation.of(server_round, phase, replies.updates),
             temperature=temperature,
             clients_expected=len(contents),
-            images_expected=_total([federation.sizes.of(split, one) for one in contents]),
+            images_expected=_total([federation.sizes.of(split, partition) for partition in contents]),
         )
         if shortfall := evaluation.shortfall:
             log.note(f"round {server_round}: {phase} rests on {shortfall}")
@@ -166,8 +170,10 @@ def _with_mean_personal(requests: dict[int, Arrays], progress: Progress) -> dict
     """Add the clients' mean personal parameters to what clients that never trained are sent."""
     mean = mean_arrays([progress.personal[partition] for partition in sorted(progress.personal)])
     merged = {id(arrays): {**arrays, **mean} for arrays in requests.values()}  # equal objects share their bytes
-    untrained = {one for one in requests if progress.accepted.get(one, 0) == 0}
-    return {one: merged[id(arrays)] if one in untrained else arrays for one, arrays in requests.items()}
+    untrained = {partition for partition in requests if progress.accepted.get(partition, 0) == 0}
+    return {
+        partition: merged[id(arrays)] if partition in untrained else arrays for partition, arrays in requests.items()
+    }
 
 
 def _steps(adapt_steps: object) -> tuple[int, ...]:

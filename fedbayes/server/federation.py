@@ -42,7 +42,9 @@ class Replies:
     def checked(self, problem_of: Callable[[ClientUpdate], str | None]) -> "Replies":
         """Return the replies after a further check, which says what is wrong with one, or None."""
         problems = {update.partition: problem_of(update) for update in self.updates}
-        return self.without({one: Rejection(INVALID, text) for one, text in problems.items() if text is not None})
+        return self.without(
+            {partition: Rejection(INVALID, text) for partition, text in problems.items() if text is not None}
+        )
 
     def notes(self, what: str) -> list[str]:
         """Return a sentence for each reason to reject, with the clients that it applies to.
@@ -120,7 +122,7 @@ class Federation:
                 rejected[partition] = reply
             else:
                 updates.append(reply)
-        for reason, details in dict.fromkeys((one.reason, one.details) for one in rejected.values()):
+        for reason, details in dict.fromkeys((rejection.reason, rejection.details) for rejection in rejected.values()):
             if details:
                 log.info("a client raised %s", reason)
             for line in details[:MOST_LINES]:  # as lines of their own, since run.log escapes line breaks
@@ -136,7 +138,7 @@ class Federation:
         Returns:
             The parameters of the clients that hand them out, by partition, and why others' are not used.
         """
-        answered = self._send({one: ask_personal(done) for one, done in accepted.items()}, QUERY_PERSONAL)
+        answered = self._send({partition: ask_personal(done) for partition, done in accepted.items()}, QUERY_PERSONAL)
         read = {partition: self.validator.read_personal(reply) for partition, reply in sorted(answered.items())}
         personal = {partition: arrays for partition, arrays in read.items() if not isinstance(arrays, Rejection)}
         return personal, {partition: reason for partition, reason in read.items() if isinstance(reason, Rejection)}
@@ -153,12 +155,16 @@ class Federation:
         """
         contents = {partition: give_personal(arrays, accepted[partition]) for partition, arrays in personal.items()}
         answered = self._send(contents, QUERY_RESTORE)
-        if lost := sorted(one for one in personal if one not in answered or answered[one].has_error()):
+        if lost := sorted(
+            partition for partition in personal if partition not in answered or answered[partition].has_error()
+        ):
             raise RunError(f"{named_clients(lost)} did not take back personal parameters; try again.")
 
     def _send(self, contents: Mapping[int, RecordDict], message_type: str) -> dict[int, Message]:
         """Send to each partition, ascending; return the replies by partition."""
-        messages = [Message(contents[one], self._nodes[one], message_type) for one in sorted(contents)]
+        messages = [
+            Message(contents[partition], self._nodes[partition], message_type) for partition in sorted(contents)
+        ]
         replies = self._grid.send_and_receive(messages, timeout=self._timeout)
         return {self._partitions[reply.metadata.src_node_id]: reply for reply in replies}
 

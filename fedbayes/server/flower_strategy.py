@@ -184,19 +184,19 @@ class SampledGrid(Grid):
 
 def state_of(strategy: Strategy) -> Arrays:
     """Return all attributes that are arrays, numbers, or mappings or lists of arrays, by name; wrapped ones too."""
-    found: Arrays = {}
+    state: Arrays = {}
     for name, value in vars(strategy).items():
         if name == WRAPPED and isinstance(value, Strategy):
-            found |= {f"{name}/{key}": array for key, array in state_of(value).items()}
+            state |= {f"{name}/{key}": array for key, array in state_of(value).items()}
         elif isinstance(value, np.ndarray):
-            found[name] = value
+            state[name] = value
         elif isinstance(value, float):  # such as a clipping norm that adapts
-            found[f"{name}:number"] = np.asarray(value)
+            state[f"{name}:number"] = np.asarray(value)
         elif isinstance(value, Mapping) and _are_arrays(value.values()):
-            found |= {f"{name}/{key}": array for key, array in value.items()}
+            state |= {f"{name}/{key}": array for key, array in value.items()}
         elif isinstance(value, list) and _are_arrays(value):
-            found |= {f"{name}[{place:06d}]": array for place, array in enumerate(value)}
-    return found
+            state |= {f"{name}[{place:06d}]": array for place, array in enumerate(value)}
+    return state
 
 
 def restore(strategy: Strategy, state: Arrays) -> None:

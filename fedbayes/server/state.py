@@ -71,20 +71,20 @@ class Progress:
 
     def warnings(self) -> list[str]:
         """What the posterior's diagnostics say against the result, a sentence each."""
-        found = []
+        warnings = []
         ratio = None if self.final is None else self.final.metrics.get("mixing_ratio")
         if ratio is not None and has_collapsed(ratio):
-            found.append(
+            warnings.append(
                 f"the mixing has collapsed (mixing ratio {ratio:.3f}, below {COLLAPSED}): the posterior is but its "
                 "conditional; raise generator.init_mixing, or lower generator.init_scale"
             )
         saturation = self.train.get("bound_saturation")
         if saturation is not None and saturation > SATURATED:
-            found.append(
+            warnings.append(
                 f"the bound is limited by K (saturation {saturation:.2f}, above {SATURATED}): raise "
                 "inference.num_extra, lower generator.noise_dim, or set inference.reverse=gaussian"
             )
-        return found
+        return warnings
 
     def checkpoint(self, strategy: Arrays) -> Checkpoint:
         """Return what has been learnt, to be stored.
@@ -102,7 +102,7 @@ class Progress:
             "complete": not self.uncollected,
             "evaluations": {name: facts for name, (_, facts) in stored.items()},
         }
-        arrays = {f"{name}/{key}": array for name, (found, _) in stored.items() for key, array in found.items()}
+        arrays = {f"{name}/{key}": array for name, (named, _) in stored.items() for key, array in named.items()}
         return Checkpoint(self.server_round, self.arrays, self.personal, strategy, arrays, history)
 
     @classmethod
@@ -120,7 +120,7 @@ class Progress:
             accepted=accepted,
             best=evaluations.pop("best", None),
             final=evaluations.pop("final", None),
-            new_clients={int(name.removeprefix(_NEW_CLIENTS)): found for name, found in evaluations.items()},
+            new_clients={int(name.removeprefix(_NEW_CLIENTS)): evaluation for name, evaluation in evaluations.items()},
             before=history["elapsed"],
             personal=dict(stored.personal),
             **{name: history[name] for name in _PLAIN},

@@ -137,19 +137,21 @@ class Training:
         """
         partitions, cost = self.sampling.train(server_round), _Cost()
         while True:
-            faults = {one: self.faults.of(server_round, cost.attempts, one) for one in partitions}
+            faults = {partition: self.faults.of(server_round, cost.attempts, partition) for partition in partitions}
             requests = strategy.requests(server_round, partitions, "train")
-            reachable = {one: arrays for one, arrays in requests.items() if faults[one].kind != "drop"}
+            reachable = {
+                partition: arrays for partition, arrays in requests.items() if faults[partition].kind != "drop"
+            }
             contents = {
-                one: write_request(
+                partition: write_request(
                     record,
                     server_round,
                     "train",
-                    accepted=progress.accepted.get(one, 0),
-                    fault=faults[one].kind,
+                    accepted=progress.accepted.get(partition, 0),
+                    fault=faults[partition].kind,
                     seconds=self.timeout,
                 )
-                for one, record in encode_once(reachable).items()
+                for partition, record in encode_once(reachable).items()
             }
             started = time.perf_counter()
             replies = self._replies(federation, strategy, contents, expected, faults)
@@ -221,7 +223,11 @@ class Training:
     ) -> Replies:
         """Return the valid replies; those of unreachable and of slow clients are missing."""
         replies = federation.ask(contents, "train", "train")
-        late = {one: Rejection(LATE, "no reply in time (simulated)") for one in faults if self._late(faults[one])}
+        late = {
+            partition: Rejection(LATE, "no reply in time (simulated)")
+            for partition in faults
+            if self._late(faults[partition])
+        }
         replies = replies.without(late).checked(lambda update: form_problem(update, expected))
         ordered = [replace(u, arrays={name: u.arrays[name] for name in expected}) for u in replies.updates]
         return Replies(ordered, replies.rejected).checked(strategy.rejection_reason)

@@ -105,7 +105,7 @@ class InProcessGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Hand out waiting answers, each once."""
-        return [self._replies.pop(one) for one in message_ids if one in self._replies]
+        return [self._replies.pop(message_id) for message_id in message_ids if message_id in self._replies]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Answer messages cohort by cohort, in the order sent."""

@@ -1,7 +1,7 @@
 """What a SuperNode's `--node-config` says about it: its partition, its own images, what it hands out.
 
-A simulated node has but a partition. A deployed one also has `data-root`, the folder of its images: then it keeps what
-is personal unless its owner starts it with `share-personal=true`, whatever the server asks.
+A simulated node has but a partition. A deployed one also has `data-root`, the folder of its images: then it hands out
+personal parameters only if its owner starts it with `share-personal=true`, whatever the server asks.
 """
 
 from collections.abc import Mapping
@@ -14,20 +14,20 @@ REMEDY = "start the SuperNode with --node-config 'data-root=\"DIR\" partition-id
 
 
 def partition_of(node: Mapping[str, object]) -> int:
-    """Whose images the node holds.
+    """Return the partition of the node.
 
     Raises:
         ConfigError: if it does not say.
     """
     partition = node.get(PARTITION)
     if isinstance(partition, bool) or not isinstance(partition, int) or partition < 0:
-        what = "lacks partition-id" if partition is None else f"has partition-id={partition}, no whole number from 0"
-        raise ConfigError(f"a node-config {what}; {REMEDY}.")
+        problem = "lacks partition-id" if partition is None else f"has partition-id={partition}, no whole number from 0"
+        raise ConfigError(f"a node-config {problem}; {REMEDY}.")
     return partition
 
 
 def root_of(node: Mapping[str, object], clients: int, *, needed: bool) -> str | None:
-    """The folder of the node's own images; None for a node that holds a part of what all have.
+    """Return the folder of the node's own images; None for a node with a partition of common ones.
 
     Args:
         node: the node's configuration.
@@ -37,11 +37,13 @@ def root_of(node: Mapping[str, object], clients: int, *, needed: bool) -> str | 
     Raises:
         ConfigError: if node and run do not fit each other.
     """
-    partition, root, said = partition_of(node), node.get(ROOT), node.get(PARTITIONS, clients)
+    partition, root, partitions = partition_of(node), node.get(ROOT), node.get(PARTITIONS, clients)
     who = f"the node-config of partition {partition}"
-    if said != clients or partition >= clients:
-        what = f"says num-partitions={said}" if said != clients else "counts from 0"
-        raise ConfigError(f"{who} {what}, but the run has clients={clients}; set clients to the number of SuperNodes.")
+    if partitions != clients or partition >= clients:
+        problem = f"says num-partitions={partitions}" if partitions != clients else "counts from 0"
+        raise ConfigError(
+            f"{who} {problem}, but the run has clients={clients}; set clients to the number of SuperNodes."
+        )
     if needed and not root:
         raise ConfigError(f"{who} lacks data-root, which partition=local_folder needs; {REMEDY}.")
     if root and not needed:
@@ -53,5 +55,5 @@ def root_of(node: Mapping[str, object], clients: int, *, needed: bool) -> str | 
 
 
 def shares_personal(node: Mapping[str, object]) -> bool:
-    """Whether the node hands out what its client keeps to itself: simulated ones do, others only if told to."""
+    """Whether the node hands out personal parameters: simulated nodes do, others only if told to."""
     return ROOT not in node or node.get(SHARES) is True

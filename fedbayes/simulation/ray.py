@@ -224,10 +224,10 @@ def _wanted(record: logging.LogRecord) -> bool:
 def _quiet() -> Iterator[None]:
     """Keep Flower's banners off the terminal; its warnings still reach `run.log`."""
     logger = logging.getLogger("flwr")
-    consoles = [one for one in logger.handlers if type(one) is not logging.FileHandler]
+    consoles = [handler for handler in logger.handlers if type(handler) is not logging.FileHandler]
     level = logger.level
-    for one in consoles:
-        logger.removeHandler(one)
+    for handler in consoles:
+        logger.removeHandler(handler)
     logger.setLevel(logging.WARNING)
     logger.addFilter(_wanted)
     try:
@@ -237,5 +237,5 @@ def _quiet() -> Iterator[None]:
     finally:
         logger.removeFilter(_wanted)
         logger.setLevel(level)
-        for one in consoles:
-            logger.addHandler(one)
+        for handler in consoles:
+            logger.addHandler(handler)
