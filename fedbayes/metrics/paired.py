@@ -36,13 +36,7 @@ SCORES = ("accuracy", "nll")
 @final
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference and the interval that holds the middle 95 % of its replicates.
-
-    Attributes:
-        mean: of the images as they are.
-        low: 2.5th percentile.
-        high: 97.5th percentile.
-    """
+    """A mean difference and the interval that holds the middle 95 % of its replicates."""
 
     mean: float
     low: float
@@ -139,10 +133,9 @@ def shared_covariance(seeds: Sequence[Sequence["np.ndarray"]], images: Sequence[
         centre = np.mean([client.mean() for client in clients])
         part: dict[int, float] = {}
         for client, names in zip(clients, ids, strict=True):
-            for name, value in zip(
-                names.tolist(), (client - centre) / (len(seeds) * len(clients) * len(client)), strict=True
-            ):
-                part[name] = part.get(name, 0.0) + float(value)
+            weighted = (client - centre) / (len(seeds) * len(clients) * len(client))
+            for name, value in zip(names.tolist(), weighted.tolist(), strict=True):
+                part[name] = part.get(name, 0.0) + value
         parts.append(part)
     return 2 * sum(
         value * other[name] for first, other in combinations(parts, 2) for name, value in first.items() if name in other

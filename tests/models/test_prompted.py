@@ -142,9 +142,10 @@ def test_draws_go_through_the_backbone_each_on_its_own(make, inputs, kind):
     model.stack(states(model, 3))
     tokens, z, _, eps, noise = inputs
     generator = model.generator
-    code = None if kind == "fixed" else generator.mixing(z, eps) + generator.scale(z) * noise
-    prompts = generator.decode(code)
-    prompts = prompts if code is not None else prompts.unsqueeze(0)
+    if kind == "fixed":
+        prompts = generator.plain(z).unsqueeze(0)
+    else:
+        prompts = generator.decode(generator.mixing(z, eps) + generator.scale(z) * noise)
     logits = model.logits(tokens, prompts)
     for s in range(len(prompts)):
         torch.testing.assert_close(logits[s], model.logits(tokens, prompts[s]), rtol=0, atol=1e-12)
