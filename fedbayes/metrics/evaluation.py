@@ -160,7 +160,7 @@ class Evaluation:
         """Make an evaluation of what `stored` returned."""
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         outside = facts.get("outside")
-        values: dict[str, Any] = {**{name: facts.get(name) for name in _FACTS}, **{n: tensors[n] for n in _PER_IMAGE}}
+        values: dict[str, Any] = {name: facts.get(name) for name in _FACTS}
         values |= {name: tensors[name] for name in _PER_IMAGE}
         return cls(
             pooled=Predictive(tensors["probabilities"], tensors["expected_entropy"]),
