@@ -1,8 +1,10 @@
 """A finished run, read back: `fedbayes.load(RUN_DIR).predict(images)`."""
 
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any, final
 
 import numpy as np
@@ -119,3 +121,14 @@ def load(run_dir: str | Path) -> Run:
     if not (directory / SUMMARY).is_file():
         raise RunError(f"{directory} holds no finished run (no {SUMMARY}); give a run directory, or resume it first.")
     return Run(directory, stored_configuration.read(directory), read_summary(directory))
+
+
+@final
+class _CallableModule(ModuleType):
+    """Makes `fedbayes.load(RUN_DIR)` work although Python, once it has imported this module, takes the name for it."""
+
+    def __call__(self, run_dir: str | Path) -> Run:
+        return load(run_dir)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -85,6 +85,13 @@ def test_what_cannot_be_predicted_is_refused_by_name(run, images, tmp_path):
         fedbayes.load(tmp_path)
 
 
+def test_load_is_a_function_before_and_after_its_module_is_imported(run):
+    assert fedbayes.load(run.directory).summary == run.summary
+    from fedbayes.load import load
+
+    assert load(run.directory).summary == fedbayes.load(run.directory).summary
+
+
 def test_importing_fedbayes_loads_nothing_heavy():
     code = "import sys, fedbayes; print([m for m in ('torch', 'flwr', 'timm', 'wandb', 'hydra') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -83,12 +83,14 @@ def test_what_sweeps_are_made_of_is_kept(tmp_path):
 def test_a_sweep_goes_on_finished_jobs_are_skipped_and_a_hostile_one_calls_nothing(tmp_path):
     folder = tmp_path / "sweep"
     first = fedbayes(
-        "-m", "experiment=smoke", "rounds=1", "method=fedavg_head", "seed=0,1,2", f"hydra.sweep.dir={folder}",
+        "-m", "experiment=smoke", "rounds=1", "method=fedavg_head,fedncm", "seed=0,1", f"hydra.sweep.dir={folder}",
         cwd=tmp_path,
     )  # fmt: skip
     assert first.returncode == 0, first.stderr
     jobs = sorted(path.parent for path in folder.glob("*/summary.json"))
-    assert len(jobs) == 3
+    assert [job.name for job in jobs] == [
+        "0-fedavg_head-s0", "1-fedavg_head-s1", "2-fedncm-s0", "3-fedncm-s1",
+    ]  # fmt: skip
     numbers = [(job / "metrics.jsonl").read_bytes() for job in jobs]
     for name in ("summary.json", "report.html"):  # broken off after its last checkpoint
         (jobs[1] / name).unlink()
