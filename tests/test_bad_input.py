@@ -1,6 +1,7 @@
 """A user's mistake gives one line with value, place and remedy, exit status 2, and leaves nothing behind."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -155,7 +156,44 @@ def test_an_unreadable_image_is_named_and_skipped_only_on_request(fails, photos,
     monkeypatch.setattr(sys, "argv", arguments)
     main()
     assert (run_dir / "summary.json").is_file()
-    assert "left out 1 of 49 images; the first: day/cat/broken.png" in caplog.text
+    assert "left out 1 images that cannot be read, the first day/cat/broken.png" in caplog.text
+
+
+def nest(root):
+    (root / "day" / "cat" / "crops").mkdir()
+    shutil.copy(root / "day" / "cat" / "0.png", root / "day" / "cat" / "crops" / "0.png")
+
+
+def link_twice(root):
+    (root / "day" / "cat" / "same.png").symlink_to(root / "night" / "dog" / "0.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (nest, r"mixes layouts: .*data\.ignore=\[day/cat/crops\]"),
+        (link_twice, r"the same file .*data\.ignore="),
+        (lambda root: (root / "night").rename(root / "testing"), r"testing beside day.*data\.splits="),
+        (lambda root: [shutil.rmtree(root / domain / "cat") for domain in ("day", "night")], "only one class, dog"),
+    ],
+)
+def test_faults_of_image_folders(fails, photos, tmp_path, change, message):
+    photos = Path(shutil.copytree(photos, tmp_path / "photos"))
+    change(photos)
+    assert re.search(message, fails("data=imagefolder", f"data.root={photos}", "clients=12"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.splits={day:monday}", r"ConfigError: data\.splits=monday"),
+        ("data.splits={evening:test}", r"DataError: .*evening.*data\.splits"),
+        ("data.splits=day", r"ConfigError: data\.splits=day"),
+        ("data.ignore=cat", r"ConfigError: data\.ignore=cat"),
+    ],
+)
+def test_keys_of_image_folders(fails, photos, override, message):
+    assert re.match(message, fails("data=imagefolder", f"data.root={photos}", "clients=2", override))
 
 
 def test_more_clients_than_images(fails, photos):

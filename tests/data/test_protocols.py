@@ -1,5 +1,7 @@
 """Named experiments: each composes, and its partition is what its name says on sets of the published sizes."""
 
+import re
+
 import numpy as np
 import pytest
 from hydra.utils import instantiate
@@ -9,6 +11,7 @@ from schemes import image_set
 from fedbayes.config.compose import CONF, compose, resolved
 from fedbayes.data.partitions.held_out import hold_out
 from fedbayes.data.partitions.splits import describe
+from fedbayes.data.sources.styled_digits import styled_digits
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 GENERIC = {"photos", "smoke"}  # of no set and no partition of their own
@@ -155,6 +158,24 @@ def test_a_smaller_alpha_leaves_fewer_classes_to_a_client():
         return np.exp(-(shares * np.log(shares + 1e-12)).sum(1)).mean()
 
     assert 1 < effective(0.1) < effective(0.5) < effective(100) <= 10
+
+
+@pytest.mark.parametrize(
+    ("scheme", "field"), [("domain_mixture", "domains"), ("label_dirichlet", "labels"), ("domain_and_label", "labels")]
+)
+def test_the_files_of_dirichlet_partitions_say_how_uneven_clients_are(scheme, field):
+    text = (CONF / "partition" / f"{scheme}.yaml").read_text()
+    sentence = r"([\d.]+) of its images at (\w+) ([\d.]+), ([\d.]+) at ([\d.]+), ([\d.]+) at ([\d.]+)"
+    first, key, *numbers = re.search(sentence, text).groups()
+    images = styled_digits(8)
+    for largest, alpha in zip([first, *numbers[1::2]], numbers[::2], strict=True):
+        cfg = compose([f"partition={scheme}", f"partition.{key}={alpha}"])
+        measured = []
+        for seed in range(3):
+            splits = instantiate(cfg.partition, seed=seed)(images, cfg.clients)
+            table = np.array([row[field] for row in describe(splits, images, "")["clients"]])
+            measured.append((table.max(1) / table.sum(1)).mean())
+        assert np.mean(measured) == pytest.approx(float(largest), abs=0.006)
 
 
 def test_photographs_of_ones_own_have_the_settings_of_the_shared_file():

@@ -63,6 +63,8 @@ def image_folder(
     require_choice("data.on_error", on_error, ("raise", "skip"))
     require_choice("data.others", others, ("raise", "ignore"))
     class_names, domain_names = _names("classes", classes, 2), _names("domains", domains, 1)
+    if splits is not None and not isinstance(splits, Mapping):
+        raise ConfigError(f"data.splits={splits} is no mapping; write 'data.splits={{FOLDER:train}}', or null.")
     for split in (splits or {}).values():
         require_choice("data.splits", split, tuple(SPLITS))
     patterns = _names("ignore", ignore, 0) or ()
