@@ -8,15 +8,17 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fedbayes.data.sources.folder_layout import MAX_FOLDERS
 from fedbayes.data.sources.image_folder import image_folder
 from fedbayes.errors import DataError
 
 FOLDERS = st.sampled_from(["train", "Testing", "val", "web", "photo", "cat", "dog", "dev1", "crops", ".hidden"])
-FILES = st.sampled_from(["a.png", "b.PNG", "c.heic", "notes.txt", "broken.jpg", "link.png", "empty"])
+FILES = st.sampled_from(["a.png", "a.png", "b.PNG", "c.heic", "notes.txt", "broken.jpg", "link.png", "empty"])
+POOLS = st.sampled_from([("train", "Testing"), ("train", "val", "Testing"), ("web", "photo"), ("dev1", "dev2")])
 IRREGULAR = st.lists(st.tuples(st.lists(FOLDERS, max_size=MAX_FOLDERS + 2), FILES), min_size=1, max_size=12)
-REGULAR = st.integers(1, MAX_FOLDERS).flatmap(
-    lambda depth: st.lists(st.tuples(st.lists(FOLDERS, min_size=depth, max_size=depth), FILES), min_size=2, max_size=9)
+REGULAR = st.lists(POOLS, max_size=2, unique=True).flatmap(
+    lambda pools: st.lists(
+        st.tuples(st.tuples(*map(st.sampled_from, [*pools, ("cat", "dog")])).map(list), FILES), min_size=6, max_size=16
+    )
 )
 TREES = REGULAR | REGULAR | IRREGULAR
 
