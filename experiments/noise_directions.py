@@ -9,7 +9,7 @@ lies outside of these directions is the same for all components. Means over 20,0
 import torch
 from torch.distributions import Normal
 
-from fedbayes.inference.diagnostics import bound_saturation, effective_components
+from fedbayes.inference.mixture import Mixture
 
 FRESH, DRAWS = 10, 20_000
 
@@ -20,7 +20,8 @@ def measured(directions: int, width: float) -> tuple[float, float]:
     psi = width * torch.randn(FRESH + 1, DRAWS, directions, generator=rng)
     p = psi[0] + torch.randn(DRAWS, directions, generator=rng)
     weights = Normal(psi, 1.0).log_prob(p).sum(-1)
-    return effective_components(weights).mean().item(), bound_saturation(weights).mean().item()
+    mixture = Mixture.of(weights, weights[0])
+    return mixture.effective_components.mean().item(), mixture.bound_saturation.mean().item()
 
 
 def main() -> None:

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.distributions import Distribution
 
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 
 
-def lower_bound(posterior: TorchDistribution, log_joint: Callable[[Tensor], Tensor], draws: int) -> Tensor:
+def lower_bound(posterior: Distribution, log_joint: Callable[[Tensor], Tensor], draws: int) -> Tensor:
     """Terms whose mean is L_K, at most the ELBO `E_h[log p(y, p) - log h(p)]` and rising to it with K.
 
     Args:
@@ -32,4 +32,4 @@ def upper_bound(posterior: SemiImplicitNormal, log_joint: Callable[[Tensor], Ten
         ValueError: at K = 0, where nothing would be left.
     """
     p = posterior.rsample((draws,))
-    return log_joint(p) - posterior.log_prob(p.clone())
+    return log_joint(p) - posterior.mixture(p, with_origin=False).log_density

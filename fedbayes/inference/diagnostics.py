@@ -1,6 +1,6 @@
 r"""What a semi-implicit posterior has come to: components that matter, how tight the bound can be, how wide it mixes.
 
-With w_k the normalised weights of the mixture's components, the generating one first:
+With w_k the normalised weights of the mixture's components, the generating one first (see `Mixture`):
 
     effective components   1 / sum_k w_k^2; the one that also fits `tau`
     bound saturation       (log q(p | psi_0) - log h_K(p)) / log(K + 1); the bound credits no more than log(K + 1) nats
@@ -12,36 +12,7 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
-from fedbayes.inference.mixture import Mixture
 from fedbayes.inference.thresholds import COLLAPSED
-
-
-def log_mixture(log_weights: Float[Tensor, "components *batch"]) -> Float[Tensor, "*batch"]:
-    """`log 1/(K+1) sum_k exp(log_weights_k)`, in nats."""
-    return Mixture.of(log_weights).log_density
-
-
-def effective_components(log_weights: Float[Tensor, "components *batch"]) -> Float[Tensor, "*batch"]:
-    """How many mixture components matter: the effective sample size of their weights, `1 / sum_k w_k^2`, 1 to K + 1.
-
-    Near one, the semi-implicit posterior is the conditional it is built from and K buys nothing.
-    """
-    return Mixture.of(log_weights).effective_components
-
-
-def bound_saturation(log_weights: Float[Tensor, "components *batch"]) -> Float[Tensor, "*batch"]:
-    """`(log q(p | psi_0) - log h_K(p)) / log(K + 1)`, at most 1; above `SATURATED` the bound is limited by K.
-
-    Args:
-        log_weights: of a plain mixture (no reverse model), the generating component's first.
-
-    Raises:
-        ValueError: if there is only one component, which the bound credits with nothing.
-    """
-    saturation = Mixture.of(log_weights, log_weights[0]).bound_saturation
-    if saturation is None:
-        raise ValueError("bound_saturation needs K of at least 1, got 0: at K = 0 the bound credits no mixing at all.")
-    return saturation
 
 
 def mixing_variances(

@@ -16,7 +16,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
-from fedbayes.inference.mixing import Noise, StandardLike, drawn
+from fedbayes.inference.mixing import Noise, StandardLike, sample_noise
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
@@ -39,13 +39,13 @@ def log_low_rank(value: Tensor, loc: Tensor, scale: Tensor, factor: Tensor) -> T
     In float64 within, since the two squares nearly cancel where the scale is small. NaN where there is no density, and
     for that element of a batch alone.
     """
-    wide = [one.double() for one in (value - loc, scale, factor)]
-    v, w = wide[0] / wide[1], wide[2] / wide[1].expand(*wide[1].shape[:-1], loc.shape[-1]).unsqueeze(-1)
+    offset, sd, directions = (tensor.double() for tensor in (value - loc, scale, factor))
+    v, w = offset / sd, directions / sd.expand(*sd.shape[:-1], loc.shape[-1]).unsqueeze(-1)
     capacitance = torch.eye(factor.shape[-1], dtype=torch.float64, device=factor.device) + w.mT @ w
     tril, failed = torch.linalg.cholesky_ex(capacitance)
     tril = torch.where((failed > 0)[..., None, None], torch.nan, tril)
     inner = torch.linalg.solve_triangular(tril, w.mT @ v.unsqueeze(-1), upper=False).squeeze(-1)
-    log_volume = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + wide[1].log().expand(loc.shape).sum(-1)
+    log_volume = tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + sd.log().expand(loc.shape).sum(-1)
     squares = v.square().sum(-1) - inner.square().sum(-1)
     density: Tensor = -0.5 * squares - log_volume - loc.shape[-1] * HALF_LOG_TWO_PI
     return density.to(value.dtype)
@@ -112,9 +112,9 @@ class AmortisedNormal(TorchDistribution):
         shape = torch.Size((*sample_shape, *self.loc.shape))
         mean = self.loc
         if self.factor is not None:
-            eps = drawn(self.noise, torch.Size((*shape[:-1], self.factor.shape[-1])))
+            eps = sample_noise(self.noise, torch.Size((*shape[:-1], self.factor.shape[-1])))
             mean = mean + (self.factor @ eps.unsqueeze(-1)).squeeze(-1)
-        return mean + self.scale * drawn(self.noise, shape)
+        return mean + self.scale * sample_noise(self.noise, shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats, one per batch element."""
@@ -134,7 +134,7 @@ def broadcasts(shape: torch.Size, wanted: torch.Size) -> bool:
 
 
 def require_scale(scale: Tensor) -> None:
-    """Refuse a standard deviation that gives no density.
+    """Check that a standard deviation gives a density.
 
     Raises:
         ValueError: naming the first bad entry.

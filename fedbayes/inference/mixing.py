@@ -49,7 +49,7 @@ class Pushforward:
 
     def eps(self, sample_shape: torch.Size) -> Tensor:
         """Noise of shape `sample_shape + batch_shape + (m,)`."""
-        return drawn(self.noise, torch.Size((*sample_shape, *self.batch_shape, self.noise_dim)))
+        return sample_noise(self.noise, torch.Size((*sample_shape, *self.batch_shape, self.noise_dim)))
 
     def __call__(self, sample_shape: torch.Size) -> Tensor:
         """Draws of psi."""
@@ -57,7 +57,7 @@ class Pushforward:
 
 
 def require_noise_dim(noise_dim: int) -> None:
-    """Refuse what is no length of eps.
+    """Check the length of eps.
 
     Raises:
         ValueError: if it is not a positive whole number.
@@ -66,19 +66,19 @@ def require_noise_dim(noise_dim: int) -> None:
         raise ValueError(f"noise_dim must be a whole number from 1 on, got {noise_dim}: it is the length of eps.")
 
 
-def drawn(noise: Noise, shape: torch.Size) -> Tensor:
-    """Draws from a source of noise.
+def sample_noise(noise: Noise, shape: torch.Size) -> Tensor:
+    """Draw from a source of noise.
 
     Raises:
-        ValueError: if they have another shape than asked.
+        ValueError: if the draws have another shape than asked.
     """
-    found = noise(shape)
-    if found.shape != shape:
-        raise ValueError(f"noise({tuple(shape)}) gave draws of shape {tuple(found.shape)}; return the shape asked for.")
-    return found
+    draws = noise(shape)
+    if draws.shape != shape:
+        raise ValueError(f"noise({tuple(shape)}) gave draws of shape {tuple(draws.shape)}; return the shape asked for.")
+    return draws
 
 
-def grown(mixing: Mixing, old: torch.Size, new: torch.Size) -> Mixing:
+def expanded(mixing: Mixing, old: torch.Size, new: torch.Size) -> Mixing:
     """The same mixing over a larger batch, with fresh draws for every new element.
 
     Raises:
@@ -89,11 +89,11 @@ def grown(mixing: Mixing, old: torch.Size, new: torch.Size) -> Mixing:
         raise ValueError(f"cannot expand a batch of shape {tuple(old)} to {tuple(new)}: only size 1 can grow.")
     if isinstance(mixing, Pushforward):
         return Pushforward(mixing.function, mixing.noise_dim, new, mixing.noise)
-    return _Grown(mixing, old, new)
+    return _Expanded(mixing, old, new)
 
 
 @final
-class _Grown:
+class _Expanded:
     """A plain callable over a larger batch: it draws the new elements in front, and they are moved to where they go."""
 
     def __init__(self, mixing: Mixing, old: torch.Size, new: torch.Size) -> None:

@@ -19,28 +19,28 @@ class Mixture:
         log_sum: `log sum_k w_k`.
         log_squares: `log sum_k w_k^2`, without a gradient.
         components: how many.
-        log_own: the generating component's `log w_0`; None for a value drawn elsewhere.
+        log_origin: the generating component's `log w_0`; None for a value drawn elsewhere.
     """
 
     log_sum: Tensor
     log_squares: Tensor
     components: int
-    log_own: Tensor | None = None
+    log_origin: Tensor | None = None
 
     @classmethod
-    def of(cls, log_weights: Float[Tensor, "components *batch"], log_own: Tensor | None = None) -> "Mixture":
+    def of(cls, log_weights: Float[Tensor, "components *batch"], log_origin: Tensor | None = None) -> "Mixture":
         """From the weights of all components."""
         squares = (2 * log_weights.detach()).logsumexp(0)
-        return cls(log_weights.logsumexp(0), squares, len(log_weights), log_own)
+        return cls(log_weights.logsumexp(0), squares, len(log_weights), log_origin)
 
     @classmethod
-    def joined(cls, parts: Sequence["Mixture"], log_own: Tensor | None = None) -> "Mixture":
+    def joined(cls, parts: Sequence["Mixture"], log_origin: Tensor | None = None) -> "Mixture":
         """Of the components of several mixtures together."""
         return cls(
             torch.stack([part.log_sum for part in parts]).logsumexp(0),
             torch.stack([part.log_squares for part in parts]).logsumexp(0),
             sum(part.components for part in parts),
-            log_own,
+            log_origin,
         )
 
     @property
@@ -50,12 +50,12 @@ class Mixture:
 
     @property
     def effective_components(self) -> Tensor:
-        """`(sum_k w_k)^2 / sum_k w_k^2`, 1 to n; see `fedbayes.inference.diagnostics`."""
+        """`(sum_k w_k)^2 / sum_k w_k^2`, 1 to n: how many components matter. Near 1 the implicit part buys nothing."""
         return (2 * self.log_sum.detach() - self.log_squares).exp()
 
     @property
     def bound_saturation(self) -> Tensor | None:
-        """`(log w_0 - log h_K) / log n`, at most 1; None at K = 0 and for a value drawn elsewhere."""
-        if self.log_own is None or self.components == 1:
+        """`(log w_0 - log h_K) / log n`, at most 1, where K limits the bound; None at K = 0 or without log w_0."""
+        if self.log_origin is None or self.components == 1:
             return None
-        return (self.log_own - self.log_density).detach() / math.log(self.components)
+        return (self.log_origin - self.log_density).detach() / math.log(self.components)

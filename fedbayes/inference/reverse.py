@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedbayes.inference.mixing import Noise, StandardLike, drawn, require_noise_dim
+from fedbayes.inference.mixing import Noise, StandardLike, require_noise_dim, sample_noise
 
 WIDEST = 20.0
 """Largest logarithm of an entry of L's diagonal, either way: a network gone astray must not turn into NaN."""
@@ -25,7 +25,7 @@ WIDEST = 20.0
 
 @final
 @dataclass(frozen=True, eq=False)
-class GivenValue:
+class NoisePosterior:
     """`tau(. | p) = N(loc, L L^T)` for given p.
 
     Attributes:
@@ -76,7 +76,7 @@ class GaussianReverse:
         """Numbers that the network gives for each p: m means and m (m + 1) / 2 entries of L."""
         return noise_dim + noise_dim * (noise_dim + 1) // 2
 
-    def __call__(self, value: Tensor) -> GivenValue:
+    def __call__(self, value: Tensor) -> NoisePosterior:
         """`tau(. | value)`.
 
         Raises:
@@ -93,8 +93,8 @@ class GaussianReverse:
         if m > 1:
             rows, columns = torch.tril_indices(m, m, offset=-1, device=raw.device)
             tril[..., rows, columns] = raw[..., 2 * m :]
-        return GivenValue(raw[..., :m], tril, log_diagonal.sum(-1))
+        return NoisePosterior(raw[..., :m], tril, log_diagonal.sum(-1))
 
     def standard(self, shape: torch.Size, like: Tensor) -> Tensor:
-        """Standard normal draws for `GivenValue.push`."""
-        return drawn(self.noise or StandardLike(like), shape)
+        """Standard normal draws for `NoisePosterior.push`."""
+        return sample_noise(self.noise or StandardLike(like), shape)

@@ -11,6 +11,7 @@ they matter; see `fedbayes.inference.reverse`.
 """
 
 import math
+from collections import deque
 from collections.abc import MutableMapping, Sequence
 from typing import Any, cast, final
 
@@ -22,19 +23,28 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedbayes.inference.gaussian import broadcasts, log_normal, require_scale, total
-from fedbayes.inference.mixing import Mixing, Noise, Pushforward, StandardLike, drawn, grown
+from fedbayes.inference.mixing import Mixing, Noise, Pushforward, StandardLike, expanded, sample_noise
 from fedbayes.inference.mixture import Mixture
-from fedbayes.inference.reverse import GaussianReverse, GivenValue
+from fedbayes.inference.reverse import GaussianReverse, NoisePosterior
+
+NEAR = 1e-3
+"""Largest difference between a draw and the same draw through a transform and back, in units of the scale."""
+
+REMEMBERED = 8
+"""Draws that are recognised by value."""
 
 
 @final
 class SemiImplicitNormal(TorchDistribution):
     """A normal whose mean is itself random, with a law known only by its draws.
 
-    `rsample` draws p; `log_prob` of that very draw is the mixture above, psi_0 included and K fresh psi beside it, and
-    asking twice gives the same number. Of any other value it is the mixture over K fresh draws; a copy, a detached or a
-    replayed draw is such a value. So Pyro's plain `Trace_ELBO` computes the bound of the module docstring, plates and
-    scaling included. Like other distributions it belongs to the parameters of the moment: make it anew in each step.
+    `rsample` draws p; `log_prob` of that draw is the mixture above, psi_0 included and K fresh psi beside it, and
+    asking twice gives the same number. A draw is recognised as the tensor itself or, for the latest draws, by its
+    numbers: a copy, or what the inverse of a transform makes of it in a `TransformedDistribution`, where rounding may
+    move up to a tenth of the entries by more than `NEAR` (a transform with `cache_size=1` gives the tensor itself
+    back). Of any other value `log_prob` is the mixture over K fresh draws. So Pyro's plain `Trace_ELBO` computes the
+    bound of the module docstring, plates and scaling included. Like other distributions it belongs to the parameters of
+    the moment: make it anew in each step.
 
     Args:
         mixing: draws psi, of shape `sample_shape + batch_shape + event_shape`; called once here, for psi_0, which fixes
@@ -46,7 +56,7 @@ class SemiImplicitNormal(TorchDistribution):
         noise: source of the conditional's standard normal draws; the default draws from torch's global generator.
         chunk: most fresh draws at once; memory then grows with K only by their noise (by nothing on the path gradient),
             and each draw is computed twice. None: all at once. Needs a `Pushforward` or the path gradient.
-        path_gradient: differentiate `log_prob` through p alone, the mixture's own parameters held fixed. The part left
+        path_gradient: differentiate `log_prob` through p alone, the mixture's parameters held fixed. The part left
             out has mean zero, so the gradient of L_K is the same in expectation, and the K draws need no graph.
         share_extra: the same K fresh draws for all of rsample's `sample_shape`; right where nothing but the batch tells
             its elements apart, and cheaper by their number. Plates and particles are batch, and do not share.
@@ -92,11 +102,12 @@ class SemiImplicitNormal(TorchDistribution):
                 "give one number, one per entry of the event, or one per batch element and entry."
             )
         self.noise: Noise = noise or StandardLike(self.psi)
-        # Of every draw that somebody still holds: its psi_0 with the noise behind it; and of every value asked, its
-        # mixture and whether that has a graph.
-        self._drawn: MutableMapping[Tensor, tuple[Tensor, Tensor | None]] = WeakTensorKeyDictionary()
-        self._asked: MutableMapping[Tensor, tuple[Mixture, bool]] = WeakTensorKeyDictionary()
-        self._unused = torch.is_grad_enabled()  # whether psi_0 may still serve a draw
+        # Of every draw that somebody still holds, and of the latest ones: its psi_0 with the noise behind it. Of every
+        # value asked: its mixture and whether that has a graph.
+        self._origins: MutableMapping[Tensor, _Origin] = WeakTensorKeyDictionary()
+        self._latest: deque[tuple[Tensor, _Origin]] = deque(maxlen=REMEMBERED)
+        self._mixtures: MutableMapping[Tensor, tuple[Mixture, bool]] = WeakTensorKeyDictionary()
+        self._is_unused = torch.is_grad_enabled()  # whether psi_0 may still serve a draw
         split = self.psi.dim() - event_dim
         if isinstance(mixing, Pushforward) and mixing.batch_shape != self.psi.shape[:split]:
             raise ValueError(
@@ -112,13 +123,23 @@ class SemiImplicitNormal(TorchDistribution):
         """All real events."""
         return constraints.independent(constraints.real, self.event_dim)
 
+    @property
+    def mean(self) -> Tensor:
+        """Unknown: psi is known only by its draws."""
+        raise NotImplementedError(f"the mean of psi has no formula; estimate it: {_ESTIMATE}.mean(0).")
+
+    @property
+    def variance(self) -> Tensor:
+        """Unknown: psi is known only by its draws."""
+        raise NotImplementedError(f"the variance of psi has no formula; estimate it: {_ESTIMATE}.var(0).")
+
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> "SemiImplicitNormal":
         """The same law over a larger batch; the new elements are independent draws, not copies of one."""
         wanted = torch.Size(batch_shape)
         if wanted == self.batch_shape:
             return self
         return SemiImplicitNormal(
-            grown(self.mixing, self.batch_shape, wanted),
+            expanded(self.mixing, self.batch_shape, wanted),
             self.scale,
             self.num_extra,
             self.event_dim,
@@ -133,11 +154,12 @@ class SemiImplicitNormal(TorchDistribution):
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draw p, reparameterised: `psi_0 + scale * noise`."""
         # The psi drawn for the shapes serves the first draw only: further draws are independent of it.
-        fresh = len(sample_shape) > 0 or not self._unused
-        psi, eps = self._mix(torch.Size(sample_shape)) if fresh else (self.psi, self._eps)
-        self._unused = self._unused and fresh
-        value: Tensor = psi + self.scale * drawn(self.noise, psi.shape)
-        self._drawn[value] = (psi, eps)
+        is_fresh = len(sample_shape) > 0 or not self._is_unused
+        psi, eps = self._mix(torch.Size(sample_shape)) if is_fresh else (self.psi, self._eps)
+        self._is_unused = self._is_unused and is_fresh
+        value: Tensor = psi + self.scale * sample_noise(self.noise, psi.shape)
+        self._origins[value] = (psi, eps)
+        self._latest.append((value.detach(), (psi, eps)))
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -146,43 +168,59 @@ class SemiImplicitNormal(TorchDistribution):
             self._validate_sample(value)
         return self.mixture(value).log_density
 
-    def mixture(self, value: Tensor) -> Mixture:
+    def mixture(self, value: Tensor, *, with_origin: bool = True) -> Mixture:
         """The mixture behind `log_prob(value)`, with its diagnostics; the same one each time it is asked.
 
         One found where gradients are off has none, so asking for it where they are on finds another.
-        """
-        graph = torch.is_grad_enabled()
-        if value not in self._asked or (graph and not self._asked[value][1]):
-            self._asked[value] = (self._mixture(value), graph)
-        return self._asked[value][0]
 
-    def _mixture(self, value: Tensor) -> Mixture:
-        own = self._drawn.get(value)
-        if own is None and self.num_extra == 0:
+        Args:
+            value: a draw, or another value.
+            with_origin: whether psi_0 of a draw is in the mixture; False gives the upper bound's mixture.
+        """
+        if not with_origin:
+            return self._mixture(value, None)
+        needs_graph = torch.is_grad_enabled()
+        if value not in self._mixtures or (needs_graph and not self._mixtures[value][1]):
+            self._mixtures[value] = (self._mixture(value, self._origin(value)), needs_graph)
+        return self._mixtures[value][0]
+
+    def _origin(self, value: Tensor) -> "_Origin | None":
+        """psi_0 of a draw and its noise; None for another value."""
+        if value in self._origins:
+            return self._origins[value]
+        for draw, origin in reversed(self._latest):
+            if draw.shape == value.shape:
+                is_near = (value.detach() - draw).abs() <= NEAR * self.scale.detach()
+                if is_near.double().mean() >= 0.9:
+                    return origin
+        return None
+
+    def _mixture(self, value: Tensor, origin: "_Origin | None") -> Mixture:
+        if origin is None and self.num_extra == 0:
             raise ValueError(
                 "log_prob of a value that rsample did not draw needs num_extra of at least 1, got 0: at K = 0 the "
-                "mixture is the draw's own component. A copy, a detached or a replayed value is another value."
+                "mixture is the draw's component alone."
             )
         if self.path_gradient:
-            return self._along_path(value, own)
-        given = None if self.reverse is None else self.reverse(value)
-        log_own = None
-        if own is not None:
-            log_own = self._conditional(value, own[0])
-            if given is not None:
-                log_own = log_own + given.log_ratio(cast(Tensor, own[1]))
-        first = [] if log_own is None else [log_own.unsqueeze(0)]
+            return self._along_path(value, origin)
+        tau = None if self.reverse is None else self.reverse(value)
+        log_origin = None
+        if origin is not None:
+            log_origin = self._conditional(value, origin[0])
+            if tau is not None:
+                log_origin = log_origin + tau.log_ratio(cast(Tensor, origin[1]))
+        first = [] if log_origin is None else [log_origin.unsqueeze(0)]
         sizes = self._chunks()
         if len(sizes) <= 1:
-            fresh = [self._log_weights(value, given, self._fresh_noise(size, value)) for size in sizes]
-            return Mixture.of(torch.cat(first + fresh), log_own)
-        parts = [Mixture.of(one) for one in first]
+            fresh = [self._log_weights(value, tau, self._fresh_noise(size, value)) for size in sizes]
+            return Mixture.of(torch.cat(first + fresh), log_origin)
+        parts = [Mixture.of(weights) for weights in first]
         for size in sizes:
-            parts.append(checkpoint(self._part, value, given, self._fresh_noise(size, value), use_reentrant=False))
-        return Mixture.joined(parts, log_own)
+            parts.append(checkpoint(self._part, value, tau, self._fresh_noise(size, value), use_reentrant=False))
+        return Mixture.joined(parts, log_origin)
 
-    def _part(self, value: Tensor, given: GivenValue | None, noise: Tensor) -> Mixture:
-        return Mixture.of(self._log_weights(value, given, noise))
+    def _part(self, value: Tensor, tau: NoisePosterior | None, noise: Tensor) -> Mixture:
+        return Mixture.of(self._log_weights(value, tau, noise))
 
     def _chunks(self) -> list[int]:
         """How many fresh draws to take at a time."""
@@ -197,33 +235,34 @@ class SemiImplicitNormal(TorchDistribution):
             return self.reverse.standard(torch.Size((*shape, *self.batch_shape, noise_dim)), self.psi)
         return self.mixing.eps(shape) if isinstance(self.mixing, Pushforward) else self._mix(shape)[0]
 
-    def _log_weights(self, value: Tensor, given: GivenValue | None, noise: Tensor) -> Tensor:
+    def _log_weights(self, value: Tensor, tau: NoisePosterior | None, noise: Tensor) -> Tensor:
         """`log w_k` of fresh components, `(k, *batch)`."""
-        if given is not None:
-            eps, log_ratio = given.push(noise)
+        if tau is not None:
+            eps, log_ratio = tau.push(noise)
             return self._conditional(value, self._transport(eps)) + log_ratio
         psi = self._transport(noise) if isinstance(self.mixing, Pushforward) else noise
         return self._conditional(value, psi)
 
-    def _along_path(self, value: Tensor, own: tuple[Tensor, Tensor | None] | None) -> Mixture:
+    def _along_path(self, value: Tensor, origin: "_Origin | None") -> Mixture:
         """The mixture with its gradient in the value alone, `(sum_k w_k psi_k / sum_k w_k - value) / scale^2`."""
         point, scale = value.detach(), self.scale.detach()
         with torch.no_grad():
-            log_own = None if own is None else self._conditional(point, own[0])
+            log_origin = None if origin is None else self._conditional(point, origin[0])
             log_sum = log_squares = torch.full_like(total(point, self.event_dim), -math.inf)
             centre = torch.zeros_like(point)
-            draws = ([] if own is None else [own[0].unsqueeze(0)]) + [None] * len(self._chunks())
-            sizes = iter(self._chunks())
-            for one in draws:
-                psi = self._mix(torch.Size((next(sizes), *self._lead(value))))[0] if one is None else one
+            for size in ([0] if origin is not None else []) + self._chunks():  # 0: the generating component
+                if size == 0 and origin is not None:
+                    psi = origin[0].unsqueeze(0)
+                else:
+                    psi = self._mix(torch.Size((size, *self._lead(value))))[0]
                 weights = self._conditional(point, psi)
                 before, log_sum = log_sum, torch.logaddexp(log_sum, weights.logsumexp(0))
                 log_squares = torch.logaddexp(log_squares, (2 * weights).logsumexp(0))
-                share = self._as_event((weights - log_sum).exp())
-                centre = centre * self._as_event((before - log_sum).exp()) + (share * psi).sum(0)
+                normalised = self._as_event((weights - log_sum).exp())
+                centre = centre * self._as_event((before - log_sum).exp()) + (normalised * psi).sum(0)
             score = (centre - point) / scale.square()
         moved = total(score * (value - point), self.event_dim)  # zero in value; its gradient is the score
-        return Mixture(log_sum + moved, log_squares, self.num_extra + (own is not None), log_own)
+        return Mixture(log_sum + moved, log_squares, self.num_extra + (origin is not None), log_origin)
 
     def _as_event(self, per_element: Tensor) -> Tensor:
         return per_element.reshape((*per_element.shape, *[1] * self.event_dim))
@@ -258,6 +297,10 @@ class SemiImplicitNormal(TorchDistribution):
                 f"{tuple(wanted)}: the sample shape in front of psi_0's shape."
             )
         return psi
+
+
+_Origin = tuple[Tensor, Tensor | None]
+_ESTIMATE = "SemiImplicitNormal.rsample((1000,))"
 
 
 def _require_whole(name: str, value: int, low: int, what: str) -> None:

@@ -113,7 +113,7 @@ def cases(draw):
 def test_no_draw_is_credited_with_more_than_log_of_the_components(case, k, path, share, chunk):
     posterior = case.posterior(k, path_gradient=path, share_extra=share, chunk=chunk)
     mixture = posterior.mixture(posterior.rsample((50,)))
-    assert (mixture.log_own - mixture.log_density).max() <= math.log(k + 1) + 1e-12
+    assert (mixture.log_origin - mixture.log_density).max() <= math.log(k + 1) + 1e-12
     assert mixture.effective_components.min() >= 1 - 1e-9
     assert mixture.effective_components.max() <= k + 1 + 1e-9
     assert (mixture.bound_saturation is None) == (k == 0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from linear_gaussian import Bank
 
-from fedbayes.inference.mixing import Pushforward, StandardLike, drawn, grown
+from fedbayes.inference.mixing import Pushforward, StandardLike, expanded, sample_noise
 
 GROWTHS = [((), (5,)), ((3,), (4, 3)), ((1,), (6,)), ((1, 3), (5, 3)), ((3, 1), (3, 5)), ((1, 3, 1), (2, 4, 3, 5))]
 
@@ -35,13 +35,13 @@ def test_a_pushforward_maps_its_noise():
 
 @pytest.mark.parametrize("noise_dim", [0, -1, 1.5])
 def test_noise_has_a_length(noise_dim):
-    with pytest.raises(ValueError, match=f"noise_dim must be a whole number from 1 on, got {noise_dim}"):
+    with pytest.raises(ValueError, match=f"noise_dim .*{noise_dim}"):
         Pushforward(lambda eps: eps, noise_dim)
 
 
 def test_noise_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"noise\(\(2, 3\)\) gave draws of shape \(3, 2\); return the shape asked for"):
-        drawn(lambda shape: torch.zeros(3, 2), torch.Size((2, 3)))
+    with pytest.raises(ValueError, match=r"noise\(\(2, 3\)\) gave .*\(3, 2\)"):
+        sample_noise(lambda shape: torch.zeros(3, 2), torch.Size((2, 3)))
     with pytest.raises(ValueError, match=r"gave draws of shape \(3,\)"):
         Pushforward(lambda eps: eps, 3, (), lambda shape: torch.zeros(3))(torch.Size((2,)))
 
@@ -50,7 +50,7 @@ def test_noise_of_another_shape_is_refused():
 @pytest.mark.parametrize(("old", "new"), GROWTHS)
 @pytest.mark.parametrize("lead", [(), (7,), (2, 3)])
 def test_growing_draws_afresh_for_every_new_element(mixing, old, new, lead):
-    psi = grown(mixing(old), torch.Size(old), torch.Size(new))(torch.Size(lead))
+    psi = expanded(mixing(old), torch.Size(old), torch.Size(new))(torch.Size(lead))
     assert psi.shape == (*lead, *new, 2)
     assert psi.unique().numel() == psi.numel()
     torch.testing.assert_close((psi / 100).round(), (places(old) / 100).expand(*new, 2).expand_as(psi))
@@ -67,7 +67,7 @@ def growths(draw):
 def test_any_growth_by_broadcasting_is_served(growth, lead, mixing):
     old, new = growth
     torch.manual_seed(0)
-    psi = grown(mixing(old), torch.Size(old), torch.Size(new))(torch.Size(lead))
+    psi = expanded(mixing(old), torch.Size(old), torch.Size(new))(torch.Size(lead))
     assert psi.shape == (*lead, *new, 2)
     assert psi.unique().numel() == psi.numel()
     torch.testing.assert_close((psi / 100).round(), (places(old) / 100).expand(*new, 2).expand_as(psi))
@@ -77,7 +77,7 @@ def test_any_growth_by_broadcasting_is_served(growth, lead, mixing):
 @pytest.mark.parametrize(("old", "new"), [((2,), (3,)), ((2,), (2, 1)), ((4, 2), (2,)), ((2,), ())])
 def test_only_a_size_of_one_can_grow(mixing, old, new):
     with pytest.raises(ValueError, match="only size 1 can grow"):
-        grown(mixing(old), torch.Size(old), torch.Size(new))
+        expanded(mixing(old), torch.Size(old), torch.Size(new))
 
 
 def test_standard_draws_have_the_dtype_of_a_tensor():

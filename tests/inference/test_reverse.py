@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 
 from fedbayes.inference.bounds import lower_bound, upper_bound
 from fedbayes.inference.mixing import Pushforward, StandardLike
-from fedbayes.inference.reverse import GaussianReverse, GivenValue
+from fedbayes.inference.reverse import GaussianReverse, NoisePosterior
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -95,7 +95,7 @@ def test_a_standard_normal_tau_is_plain_inference(chunk, foreign):
         reverse = GaussianReverse(network(case), 3, noise) if aimed else None
         posterior = case.posterior(5, noise, reverse=reverse, chunk=chunk)
         p = posterior.rsample((4,))
-        found.append((p, posterior.log_prob(p.clone() if foreign else p)))
+        found.append((p, posterior.mixture(p, with_origin=not foreign).log_density))
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
 
 
@@ -199,17 +199,17 @@ def test_a_clients_tau_learns_from_its_own_draws():
 
 @pytest.mark.parametrize("m", [0, -2, 1.5])
 def test_noise_has_a_length(m):
-    with pytest.raises(ValueError, match=f"noise_dim must be a whole number from 1 on, got {m}"):
+    with pytest.raises(ValueError, match=f"noise_dim .*{m}"):
         GaussianReverse(lambda p: p, m)
 
 
 def test_a_network_with_another_number_of_outputs_is_refused():
-    with pytest.raises(ValueError, match=r"gave 4 outputs for noise_dim=2; it must give 5: m means"):
+    with pytest.raises(ValueError, match="4 outputs for noise_dim=2"):
         GaussianReverse(lambda p: torch.zeros(4), 2)(torch.zeros(3))
 
 
 def test_given_value_keeps_the_dtype():
-    tau = GivenValue(torch.zeros(2), torch.eye(2), torch.zeros(()))
+    tau = NoisePosterior(torch.zeros(2), torch.eye(2), torch.zeros(()))
     assert tau.log_ratio(torch.ones(2)).dtype == torch.float32
 
 
