@@ -3,6 +3,7 @@
 A method is reached only through the `_target_` in its YAML; nothing here knows one by name.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -21,6 +22,7 @@ from fedbayes.data.partitions.splits import require_partition
 from fedbayes.errors import ConfigError, DataError, require_whole
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.models.adapters import MakeWeights
+from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import make_prompts
 from fedbayes.models.prompts.coded import GeneratorSettings
@@ -41,6 +43,11 @@ from fedbayes.storage.early_log import collected
 
 DEBUG_IMAGES = 8
 """Images of a client's split with `debug=true`."""
+
+log = logging.getLogger("fedbayes")
+
+LIKE_LETTERS = ("styled_digits", "three_digits", "mnist", "usps", "svhn", None)
+"""Choices of `data` that the letters backbone suits."""
 
 
 @final
@@ -92,8 +99,10 @@ def assemble(cfg: DictConfig, running: Any = None) -> Parts:
     runner = engine(cfg) if running is None else running
     runner.prepare()
     with collected() as records:
+        # Before the images, which take longer: a backbone that cannot be had is a common mistake.
+        vit = backbone(cfg, cfg.data.image_size) if "image_size" in cfg.data else None
         federated = data(cfg, sampled.new_clients)
-        prompted = model(cfg, federated, runner.device)
+        prompted = model(cfg, federated, runner.device, vit)
         clients = client(cfg, federated, prompted, attacker, malicious(sampled, attacker))
     return Parts(sampled, attacker, rounds, server, runner, federated, prompted, clients, records)
 
@@ -130,14 +139,27 @@ def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
     return FederatedData(images, splits, new_clients)
 
 
-def model(cfg: DictConfig, federated: FederatedData, device: str) -> PromptedViT:
-    """The frozen ViT with its generator and head, on the device."""
+def backbone(cfg: DictConfig, image_size: int) -> FrozenViT:
+    """The frozen ViT for square images of that many pixels a side."""
+    vit: FrozenViT = made_of("backbone", cfg.backbone, having=("cast",), image_size=image_size)
+    names = cfg.get("names", {})
+    if names.get("backbone") == "letters" and names.get("data") not in LIKE_LETTERS:
+        log.warning(
+            "backbone=letters was pre-trained on letters; for photographs choose backbone=timm with "
+            "backbone.checkpoint=FILE or backbone.pretrained=true"
+        )
+    return vit
+
+
+def model(cfg: DictConfig, federated: FederatedData, device: str, vit: FrozenViT | None = None) -> PromptedViT:
+    """The frozen ViT with its generator and head, on the device; `vit` where it is there already."""
     require_whole("seed", cfg.seed, 0)
-    backbone = made_of("backbone", cfg.backbone, having=("cast",), image_size=federated.images.images.shape[-1])
-    backbone.cast(cfg.simulation.precision)
+    side = federated.images.images.shape[-1]
+    vit = backbone(cfg, side) if vit is None or vit.image_size != side else vit
+    vit.cast(cfg.simulation.precision)
     build = partial(
         PromptedViT,
-        backbone,
+        vit,
         federated.num_classes,
         generator=_prompts(cfg),
         seed=cfg.seed,
@@ -237,8 +259,10 @@ def client_of(text: str) -> CohortClient:
     assert isinstance(cfg, DictConfig), "a configuration is a mapping"
     sampled, attacker, runner = sampling(cfg), attack(cfg), engine(cfg)
     runner.prepare()
+    # Before the images, which take longer: a backbone that cannot be had is a common mistake.
+    vit = backbone(cfg, cfg.data.image_size) if "image_size" in cfg.data else None
     federated = data(cfg, sampled.new_clients)
-    prompted = model(cfg, federated, runner.device)
+    prompted = model(cfg, federated, runner.device, vit)
     clients = client(cfg, federated, prompted, attacker, malicious(sampled, attacker))
     clients.prepare()
     return clients

@@ -122,3 +122,10 @@ def test_a_test_knows_it_by_name(method):
     files = [path for folder in folders for path in folder.glob("*.py") if path.name not in OF_SOMETHING_ELSE]
     names = re.compile(rf'["=]{method}"|\A"""{method}:')
     assert [path.name for path in files if names.search(path.read_text())]
+
+
+@pytest.mark.parametrize("partition", sorted(path.stem for path in (CONF / "partition").glob("*.yaml")))
+def test_the_partition_follows_the_seed_unless_it_has_its_own(partition):
+    assert compose([f"partition={partition}"]).partition.seed == 0
+    assert compose([f"partition={partition}", "seed=3"]).partition.seed == 3
+    assert compose([f"partition={partition}", "seed=3", "partition.seed=1"]).partition.seed == 1

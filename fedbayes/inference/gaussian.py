@@ -82,20 +82,13 @@ class AmortisedNormal(TorchDistribution):
         noise: Noise | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        if factor is not None and factor.shape[-2:-1] != loc.shape[-1:]:
-            raise ValueError(
-                f"factor of shape {tuple(factor.shape)} does not fit events of {loc.shape[-1]}; give each entry a row."
-            )
-        if not broadcasts(scale.shape, loc.shape):
-            raise ValueError(
-                f"scale of shape {tuple(scale.shape)} does not broadcast to loc of shape {tuple(loc.shape)}; "
-                "expand loc to the batch that is meant."
-            )
-        if factor is not None and not broadcasts(factor.shape[:-2], loc.shape[:-1]):
-            raise ValueError(
-                f"factor has batch shape {tuple(factor.shape[:-2])}, which does not broadcast to loc's "
-                f"{tuple(loc.shape[:-1])}; expand loc to the batch that is meant."
-            )
+        shapes = {"scale": scale.shape} if factor is None else {"scale": scale.shape, "factor": factor.shape[:-1]}
+        for name, shape in shapes.items():
+            if not broadcasts(shape, loc.shape):
+                raise ValueError(
+                    f"{name} of shape {tuple(shape)} (without m) does not broadcast to loc of shape {tuple(loc.shape)}; "
+                    "expand loc to the batch that is meant."
+                )
         self.loc, self.scale, self.factor = loc, scale, factor
         self.noise: Noise = noise or StandardLike(loc)
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
@@ -134,11 +127,7 @@ def broadcasts(shape: torch.Size, wanted: torch.Size) -> bool:
 
 
 def require_scale(scale: Tensor) -> None:
-    """Check that a standard deviation gives a density.
-
-    Raises:
-        ValueError: naming the first bad entry.
-    """
+    """Raise ValueError, naming the first bad entry, if a standard deviation gives no density."""
     bad = ~(scale.detach() > 0) | ~scale.detach().isfinite()
     if bad.any():
         value = scale.detach()[bad].flatten()[0].item()

@@ -57,21 +57,13 @@ class Pushforward:
 
 
 def require_noise_dim(noise_dim: int) -> None:
-    """Check the length of eps.
-
-    Raises:
-        ValueError: if it is not a positive whole number.
-    """
+    """Raise ValueError if the length of eps is not a positive whole number."""
     if not isinstance(noise_dim, int) or noise_dim < 1:
         raise ValueError(f"noise_dim must be a whole number from 1 on, got {noise_dim}: it is the length of eps.")
 
 
 def sample_noise(noise: Noise, shape: torch.Size) -> Tensor:
-    """Draw from a source of noise.
-
-    Raises:
-        ValueError: if the draws have another shape than asked.
-    """
+    """Draw from a source of noise; raises ValueError if the draws have another shape than asked."""
     draws = noise(shape)
     if draws.shape != shape:
         raise ValueError(f"noise({tuple(shape)}) gave draws of shape {tuple(draws.shape)}; return the shape asked for.")
@@ -79,11 +71,7 @@ def sample_noise(noise: Noise, shape: torch.Size) -> Tensor:
 
 
 def expanded(mixing: Mixing, old: torch.Size, new: torch.Size) -> Mixing:
-    """The same mixing over a larger batch, with fresh draws for every new element.
-
-    Raises:
-        ValueError: if `old` does not broadcast to `new`.
-    """
+    """The same mixing over a larger batch, with fresh draws for every new element."""
     sizes = new[len(new) - len(old) :]
     if len(new) < len(old) or any(a not in (1, b) for a, b in zip(old, sizes, strict=True)):
         raise ValueError(f"cannot expand a batch of shape {tuple(old)} to {tuple(new)}: only size 1 can grow.")

@@ -26,13 +26,7 @@ WIDEST = 20.0
 @final
 @dataclass(frozen=True, eq=False)
 class NoisePosterior:
-    """`tau(. | p) = N(loc, L L^T)` for given p.
-
-    Attributes:
-        loc: mean of the noise.
-        tril: L, lower triangular with a positive diagonal.
-        log_volume: `log det L`, the sum of the diagonal's logarithms, which its exponentials might have lost.
-    """
+    """`tau(. | p) = N(loc, L L^T)` for given p, with `log_volume = log det L`, which the diagonal might have lost."""
 
     loc: Float[Tensor, "*batch m"]
     tril: Float[Tensor, "*batch m m"]

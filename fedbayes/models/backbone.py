@@ -17,6 +17,7 @@ from fedbayes.errors import BackboneError, require_choice
 from fedbayes.models.blocks import FoldedBlock, class_feature, fold, is_plain, run_folded, with_prompts
 
 PRECISIONS = ("float32", "bf16")
+ARCHITECTURE = "name the architecture it was saved from in backbone.name."
 PIECE = 720_000
 """Bytes in the tokens of the images that go through the blocks at once on a CPU; see `fedbayes.models.blocks`."""
 
@@ -41,7 +42,7 @@ class FrozenViT(nn.Module):
 
     def __init__(self, vit: nn.Module, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        _require_supported(vit, name)
+        require_supported(vit, name)
         self.vit = vit.eval().requires_grad_(False)
         self.name = name
         self.dim: int = self.vit.embed_dim
@@ -166,27 +167,54 @@ def load_weights(vit: nn.Module, state: dict[str, Any], source: str) -> None:
         source: the checkpoint's name, for errors.
 
     Raises:
-        BackboneError: if a tensor is missing, left over or of another shape.
+        BackboneError: if a tensor is missing, left over, of another shape or not finite. What no tensor shows, such as
+            the number of heads, is not checked.
     """
     from timm.models.vision_transformer import checkpoint_filter_fn
 
+    _require_equal_patches(vit, state, source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             filtered = checkpoint_filter_fn(dict(state), vit)  # type: ignore[arg-type]
-        wanted = vit.state_dict()
-        filtered = {name: tensor for name, tensor in filtered.items() if not name.startswith("head.") or name in wanted}
+        names = vit.state_dict()
+        filtered = {name: tensor for name, tensor in filtered.items() if not name.startswith("head.") or name in names}
         vit.load_state_dict(filtered, strict=True)
     except (RuntimeError, KeyError, AssertionError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BackboneError(
-            f"backbone.checkpoint={source} does not fit {type(vit).__name__}: {reason}; "
-            "name the architecture it was saved from in backbone.name."
+            f"backbone.checkpoint={source} does not fit {type(vit).__name__}: {reason}; {ARCHITECTURE}"
         ) from error
+    for name, tensor in vit.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise BackboneError(f"backbone.checkpoint={source}: {name} holds NaN or infinity; save the file again.")
 
 
-def _require_supported(vit: Any, name: str) -> None:
-    """Refuse, by name, what prompts after a single class token would not fit."""
+def _require_equal_patches(vit: Any, state: dict[str, Any], source: str) -> None:
+    """Check the patch embedding, which timm would resample to another patch size without a word."""
+    weights = state
+    for nested in ("state_dict", "model"):  # as timm looks for it
+        if isinstance(weights.get(nested), dict):
+            weights = weights[nested]
+    size = vit.patch_embed.proj.weight.shape
+    for name, tensor in weights.items():
+        if (
+            str(name).endswith("patch_embed.proj.weight")
+            and isinstance(tensor, Tensor)
+            and tensor.numel() != size.numel()
+        ):
+            raise BackboneError(
+                f"backbone.checkpoint={source} does not fit {type(vit).__name__}: its {name} is {tuple(tensor.shape)}, "
+                f"this architecture's {tuple(size)}; {ARCHITECTURE}"
+            )
+
+
+def require_supported(vit: Any, name: str) -> None:
+    """Check that prompts after a single class token fit a ViT.
+
+    Raises:
+        BackboneError: if not.
+    """
     from timm.layers.attention import Attention
     from timm.models.vision_transformer import Block, VisionTransformer
 

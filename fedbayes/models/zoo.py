@@ -5,8 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fedbayes.errors import BackboneError
-from fedbayes.models.backbone import FrozenViT, load_weights
+from fedbayes.models.backbone import FrozenViT, load_weights, require_supported
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "vit_letters32.safetensors"
 
@@ -41,31 +43,16 @@ def from_timm(name: str, image_size: int, checkpoint: str | None = None, pretrai
     Raises:
         BackboneError: if the model is unknown or unsupported, or the weights are missing or do not fit.
     """
-    import timm
     from timm.data.config import resolve_model_data_config
 
-    if not timm.is_model(name.split(".")[0]):
-        close = difflib.get_close_matches(name, timm.list_models(), n=4)
-        raise BackboneError(f"backbone.name={name} is not a timm model; close to it: {', '.join(close) or 'nothing'}.")
+    require_model(name, image_size)
     if checkpoint is None and not pretrained:
         raise BackboneError(
             f"backbone.name={name} has no weights; give backbone.checkpoint=FILE or backbone.pretrained=true "
             "(which downloads them)."
         )
     state = None if checkpoint is None else _read(checkpoint)  # before the slow construction
-    try:
-        vit = timm.create_model(name, pretrained=pretrained and state is None, img_size=image_size, num_classes=0)
-    except (TypeError, AssertionError) as error:
-        raise BackboneError(
-            f"backbone.name={name} cannot be built at data.image_size={image_size}: {error}; "
-            "it must be a ViT whose patch size divides the image size."
-        ) from error
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BackboneError(
-            f"backbone.name={name}: pretrained weights could not be loaded ({reason}); download them on a machine with "
-            "network and give backbone.checkpoint=FILE."
-        ) from error
+    vit = _created(name, image_size, pretrained=pretrained and state is None)
     normalisation = resolve_model_data_config(vit)
     backbone = FrozenViT(vit, name, normalisation["mean"], normalisation["std"])
     if state is not None:
@@ -73,19 +60,65 @@ def from_timm(name: str, image_size: int, checkpoint: str | None = None, pretrai
     return backbone
 
 
+def require_model(name: str, image_size: int) -> None:
+    """Check that timm has a model and that it is a ViT that prompts fit, without its weights.
+
+    Raises:
+        BackboneError: if not, with names that begin alike.
+    """
+    import timm
+    import torch
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        names = timm.list_models()
+        close = [model for model in names if model.startswith(architecture)]
+        close = close[:4] or difflib.get_close_matches(architecture, names, n=4)
+        raise BackboneError(f"backbone.name={name} is not a timm model; close to it: {', '.join(close) or 'nothing'}.")
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise BackboneError(
+            f"backbone.name={name}: {architecture} has no weights '{tag}'; choose one of {', '.join(tags)}, or leave "
+            "the tag out beside backbone.checkpoint."
+        )
+    with torch.device("meta"):
+        require_supported(_created(name, image_size, pretrained=False), name)
+
+
+def _created(name: str, image_size: int, *, pretrained: bool) -> nn.Module:
+    """Timm's model, without a head.
+
+    Raises:
+        BackboneError: if it cannot be built at that size, or its weights cannot be had.
+    """
+    import timm
+
+    try:
+        vit: nn.Module = timm.create_model(name, pretrained=pretrained, img_size=image_size, num_classes=0)
+    except (TypeError, AssertionError) as error:
+        reason = str(error) or "its patches do not fit"
+        raise BackboneError(
+            f"backbone.name={name} cannot be built at data.image_size={image_size} ({reason}); "
+            "choose a plain ViT whose patch size divides the image size, e.g. vit_tiny_patch16_224."
+        ) from error
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BackboneError(
+            f"backbone.name={name}: pretrained weights could not be loaded ({reason}); download them on a machine with "
+            "network and give backbone.checkpoint=FILE."
+        ) from error
+    return vit
+
+
 def _read(checkpoint: str) -> dict[str, Any]:
     """The tensors in a file, never running code that the file carries."""
-    from pickle import UnpicklingError
-
     from timm.models import load_state_dict
 
     if not Path(checkpoint).is_file():
         raise BackboneError(f"backbone.checkpoint={checkpoint} does not exist; give a .safetensors or .pth file.")
     try:
         state: dict[str, Any] = load_state_dict(checkpoint, use_ema=False, weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+    except Exception as error:  # safetensors' own class derives from Exception alone
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"backbone.checkpoint={checkpoint} cannot be read ({reason}); save it again.") from error
-    except Exception as error:  # safetensors raises a class of its own that derives from Exception alone
-        raise BackboneError(f"backbone.checkpoint={checkpoint} cannot be read ({error}); save it again.") from error
     return state

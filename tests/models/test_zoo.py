@@ -9,7 +9,10 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from fedbayes import build
+from fedbayes.config.compose import compose
 from fedbayes.errors import BackboneError
+from fedbayes.models.backbone import load_weights
 from fedbayes.models.zoo import SHIPPED, from_timm, shipped
 
 TINY = "vit_tiny_patch16_224"
@@ -137,3 +140,48 @@ def test_without_network_the_remedy_is_a_file(monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(BackboneError, match=r"couldn't connect to the hub.*give backbone\.checkpoint=FILE"):
         from_timm(TINY, 32, pretrained=True)
+
+
+def test_a_checkpoint_of_other_patches_is_refused_although_it_could_be_resampled(tmp_path, tiny):
+    """timm's `vit_tiny_patch16` under the name of a ViT with patches of 8 px: timm itself would resample them."""
+    path = str(tmp_path / "patch16.pth")
+    for state in (tiny.state_dict(), {"model": tiny.state_dict()}):
+        torch.save(state, path)
+        with pytest.raises(BackboneError, match=r"patch16\.pth .*\(192, 3, 16, 16\).*backbone\.name"):
+            from_timm("vit_small_patch8_224", 32, path)
+    other = timm.create_model("vit_small_patch32_224", img_size=64, num_classes=0)
+    torch.save(timm.create_model("vit_small_patch16_224", img_size=32, num_classes=0).state_dict(), path)
+    with pytest.raises(BackboneError, match=r"\(384, 3, 16, 16\)"):
+        load_weights(other, torch.load(path, weights_only=True), "patch16.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_with_the_tensors_name(tmp_path, tiny, value):
+    path = str(tmp_path / "weights.pth")
+    state = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
+    state["blocks.3.mlp.fc1.bias"][5] = value
+    torch.save(state, path)
+    with pytest.raises(BackboneError, match=r"weights\.pth: blocks\.3\.mlp\.fc1\.bias"):
+        from_timm(TINY, 32, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("vit_tiny_patch16_224.nonsense", 32, r"no weights 'nonsense'.*augreg"),
+        ("vit_tiny_r_s16_p8_224", 112, r"data\.image_size=112 \(its patches"),
+        ("deit3_small", 32, r"close to it: deit3_small_patch16_224"),
+        ("resnet18", 32, r"resnet18 cannot be built"),
+        ("vit_base_patch16_siglip_224", 32, r"no class token"),
+    ],
+)
+def test_the_architecture_is_checked_before_weights_are_asked_for(tmp_path, name, size, message):
+    for checkpoint in (None, str(tmp_path / "missing.pth")):
+        with pytest.raises(BackboneError, match=message):
+            from_timm(name, size, checkpoint)
+
+
+@pytest.mark.parametrize(("data", "is_warned"), [("cifar10", True), ("imagefolder", True), ("mnist", False)])
+def test_the_letters_backbone_warns_of_photographs(caplog, data, is_warned):
+    build.backbone(compose([f"data={data}"]), 32)
+    assert ("backbone=timm" in caplog.text) == is_warned
