@@ -35,6 +35,7 @@ from posterior_targets import (
     waveforms,
 )
 from torch import Tensor, nn
+from torch.distributions import Distribution, MultivariateNormal
 
 from fedbayes.inference.bounds import lower_bound, upper_bound
 from fedbayes.inference.diagnostics import mixing_ratio, mixing_variances
@@ -53,12 +54,15 @@ REVERSE_COMPONENTS = 200
 PLANS: dict[str, list[tuple[str, int]]] = {
     "logistic": [
         ("gaussian", 0),
+        ("full", 0),
         *(("plain", K) for K in (0, 1, 10, 100, 1000)),
         *(("reverse", K) for K in (0, 10, 50)),
     ],
-    "counts": [("gaussian", 0), *(("plain", K) for K in (0, 10, 100)), ("reverse", 10)],
+    "counts": [("gaussian", 0), ("full", 0), *(("plain", K) for K in (0, 10, 100)), ("reverse", 10)],
 }
 """Method and K, target by target."""
+EXPLICIT = ("gaussian", "full")
+"""The diagonal Gaussian and one with a full covariance; they have no K."""
 
 
 def network(inputs: int, outputs: int) -> nn.Sequential:
@@ -67,16 +71,21 @@ def network(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class Gaussian(nn.Module):
-    """The explicit diagonal Gaussian, whose ELBO needs no bound."""
+    """An explicit Gaussian, diagonal or with a full covariance, whose ELBO needs no bound."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, full: bool) -> None:
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(dim))
         self.log_scale = nn.Parameter(torch.full((dim,), math.log(INITIAL_SCALE)))
+        self.lower = nn.Parameter(torch.zeros(dim, dim)) if full else None
 
-    def forward(self, _num_extra: int) -> AmortisedNormal:
+    def forward(self, _num_extra: int) -> Distribution:
         """The posterior as it stands; it has no K."""
-        return AmortisedNormal(self.loc, self.log_scale.exp())
+        scale = self.log_scale.exp()
+        if self.lower is None:
+            return AmortisedNormal(self.loc, scale)
+        tril = self.lower.tril(-1) + scale.diag()
+        return MultivariateNormal(self.loc, scale_tril=tril, validate_args=False)
 
 
 class SemiImplicit(nn.Module):
@@ -106,7 +115,9 @@ class SemiImplicit(nn.Module):
 
 def family(method: str, dim: int) -> Gaussian | SemiImplicit:
     """What a method fits."""
-    return Gaussian(dim) if method == "gaussian" else SemiImplicit(dim, reverse=method == "reverse")
+    if method in EXPLICIT:
+        return Gaussian(dim, full=method == "full")
+    return SemiImplicit(dim, reverse=method == "reverse")
 
 
 def fit(q: nn.Module, log_joint: LogJoint, num_extra: int, steps: int) -> float:
@@ -211,12 +222,12 @@ def print_tables(rows: list[tuple[str, int, list[dict[str, Any]]]]) -> None:
         ]
         for key in ("effective_components", "mixing_ratio"):
             cells.append(f"{statistics.mean(one[key] for one in fits):.2f}" if key in fits[0] else "")
-        print(f"| {method} | {'' if method == 'gaussian' else num_extra} | " + " | ".join(cells) + " |")
+        print(f"| {method} | {'' if method in EXPLICIT else num_extra} | " + " | ".join(cells) + " |")
     names = list(rows[0][2][0]["distances"])
     print("\n| method | K | " + " | ".join(names) + " |\n|---|---|" + "---|" * len(names))
     for method, num_extra, fits in rows:
         cells = [spread_text([one["distances"][name] for one in fits]) for name in names]
-        print(f"| {method} | {'' if method == 'gaussian' else num_extra} | " + " | ".join(cells) + " |")
+        print(f"| {method} | {'' if method in EXPLICIT else num_extra} | " + " | ".join(cells) + " |")
 
 
 def print_marginals(exact: Reference, fits: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
@@ -225,7 +236,7 @@ def print_marginals(exact: Reference, fits: dict[tuple[str, int], list[dict[str,
     lines = [("exact", "", exact.mean, exact.sd)]
     for (method, num_extra), ones in fits.items():
         mean, sd = ([statistics.mean(one[key][i] for one in ones) for i in (0, 1)] for key in ("mean", "sd"))
-        lines.append((method, "" if method == "gaussian" else str(num_extra), mean, sd))
+        lines.append((method, "" if method in EXPLICIT else str(num_extra), mean, sd))
     for method, num_extra, mean, sd in lines:
         print(f"| {method} | {num_extra} | {mean[0]:.3f} | {sd[0]:.3f} | {mean[1]:.3f} | {sd[1]:.3f} |")
 
