@@ -86,7 +86,7 @@ class AmortisedNormal(TorchDistribution):
         for name, shape in shapes.items():
             if not broadcasts(shape, loc.shape):
                 raise ValueError(
-                    f"{name} of shape {tuple(shape)} (without m) does not broadcast to loc of shape {tuple(loc.shape)}; "
+                    f"{name} of shape {tuple(shape)} does not broadcast to loc of shape {tuple(loc.shape)}; "
                     "expand loc to the batch that is meant."
                 )
         self.loc, self.scale, self.factor = loc, scale, factor
