@@ -73,15 +73,13 @@ def test_clients_add_up_to_pyros_loss(num_extra, beta):
     programs = Programs(num_extra)
     ours = evaluate(programs, weights, beta)
     plain = Trace_ELBO(num_particles=DRAWS, vectorize_particles=True, max_plate_nesting=2)
-    theirs = plain.differentiable_loss(programs.model, programs.guide, weights, beta)
+    pyros = plain.differentiable_loss(programs.model, programs.guide, weights, beta)
     assert ours.loss.shape == (CLIENTS,)
-    torch.testing.assert_close(ours.loss.sum(), theirs)
+    torch.testing.assert_close(ours.loss.sum(), pyros)
     leaves = [programs.location, programs.readout, programs.scale]
-    for mine, its in zip(
-        torch.autograd.grad(ours.loss.sum(), leaves), torch.autograd.grad(theirs, leaves), strict=True
-    ):
-        torch.testing.assert_close(mine, its)
-        assert mine.abs().max() > 0
+    gradients = [torch.autograd.grad(loss, leaves) for loss in (ours.loss.sum(), pyros)]
+    torch.testing.assert_close(*gradients)
+    assert all(gradient.abs().max() > 0 for gradient in gradients[0])
 
 
 def test_a_client_alone_has_the_same_objective():
@@ -114,7 +112,7 @@ def test_padding_counts_for_nothing_even_when_it_is_nan():
     weights[0] = torch.tensor([0.5, 0.5, 0.0, 0.0])
     weights[2] = 0.0  # no images at all
     padded = weights == 0
-    found = []
+    results = []
     for fill in (0.0, torch.nan, torch.inf):
         programs = Programs()
         with torch.no_grad():
@@ -122,11 +120,10 @@ def test_padding_counts_for_nothing_even_when_it_is_nan():
         with pyro.validation_enabled(False):
             objective = evaluate(programs, weights)
         (gradient,) = torch.autograd.grad(objective.loss.sum(), programs.location)
-        found.append((objective, gradient[~padded]))
-    for objective, gradient in found[1:]:
-        torch.testing.assert_close(objective.metrics(), found[0][0].metrics())
-        torch.testing.assert_close(gradient, found[0][1])
-    assert all(value[2] == 0 for value in found[0][0].metrics().values())
+        results.append((objective.metrics(), gradient[~padded]))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0])
+    assert all(value[2] == 0 for value in results[0][0].values())
 
 
 def test_beta_weighs_the_kl_and_zero_leaves_it_out():

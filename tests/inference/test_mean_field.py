@@ -48,41 +48,34 @@ def test_five_heterogeneous_clients_posteriors_combine_into_that_of_the_pooled_d
     root = double(WEIGHTS, WEIGHTS)
     prior = Natural(root @ root.T + torch.eye(WEIGHTS, dtype=torch.float64), double(WEIGHTS))
     data = regression((2, 7, 11, 1, 30))
-    own = [posterior(prior, [one]) for one in data]
-    found, pooled = product([prior, *(one.over(prior) for one in own)]), posterior(prior, data)
-    torch.testing.assert_close(found.precision, pooled.precision, rtol=1e-10, atol=0)
-    mean = torch.linalg.solve(found.precision, found.shift)
+    clients = [posterior(prior, [client]) for client in data]
+    combined, pooled = product([prior, *(client.over(prior) for client in clients)]), posterior(prior, data)
+    torch.testing.assert_close(combined.precision, pooled.precision, rtol=1e-10, atol=0)
+    mean = torch.linalg.solve(combined.precision, combined.shift)
     torch.testing.assert_close(mean, torch.linalg.solve(pooled.precision, pooled.shift), rtol=1e-10, atol=1e-10)
     # By the formula itself: the prior is in each posterior, so it is taken out of all but one.
-    by_hand = sum(one.precision for one in own) - (CLIENTS - 1) * prior.precision
-    torch.testing.assert_close(found.precision, by_hand, rtol=1e-10, atol=0)
-    counted_often = product(own)
-    assert (counted_often.precision - pooled.precision).norm() > 1, "the prior of each client is not to be counted"
+    by_hand = sum(client.precision for client in clients) - (CLIENTS - 1) * prior.precision
+    torch.testing.assert_close(combined.precision, by_hand, rtol=1e-10, atol=0)
+    assert (product(clients).precision - pooled.precision).norm() > 1, "the prior of each client is not to be counted"
 
 
 def test_a_prior_that_has_moved_on_does_not_count_the_images_twice():
     prior = Natural(torch.eye(WEIGHTS, dtype=torch.float64), double(WEIGHTS))
     data = regression((3, 9))
     pooled = posterior(prior, data)
-    again = product([prior, *(posterior(pooled, [one]).over(pooled) for one in data)])
+    again = product([prior, *(posterior(pooled, [client]).over(pooled) for client in data)])
     torch.testing.assert_close(again.precision, pooled.precision, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(again.shift, pooled.shift, rtol=1e-10, atol=1e-10)
 
 
-def test_where_nothing_is_raised_mean_and_sigma_are_the_products():
-    mean, std = double(6), double(6).exp()
-    found = at_least(diagonal(mean, std), torch.full((6,), 1e-6, dtype=torch.float64), double(6))
-    torch.testing.assert_close(found, (mean, std))
-
-
 def test_a_precision_that_is_too_low_or_negative_becomes_the_floor():
     """By hand: around 1, `eta - Lambda around` is 3, 3 and 0, which a precision of 2 turns into 1 + 1.5, 1 + 1.5, 1."""
-    found = Natural(torch.tensor([1.0, -4.0, 0.0]), torch.tensor([4.0, -1.0, 0.0]))
-    mean, std = at_least(found, torch.full((3,), 2.0), torch.ones(3))
+    factor = Natural(torch.tensor([1.0, -4.0, 0.0]), torch.tensor([4.0, -1.0, 0.0]))
+    mean, std = at_least(factor, torch.full((3,), 2.0), torch.ones(3))
     assert mean.tolist() == [2.5, 2.5, 1.0]
     torch.testing.assert_close(std, torch.full((3,), 2**-0.5))
-
-
-def test_a_floor_of_zero_is_refused():
+    mean, std = double(6), double(6).exp()
+    unraised = at_least(diagonal(mean, std), torch.full((6,), 1e-6, dtype=torch.float64), double(6))
+    torch.testing.assert_close(unraised, (mean, std))
     with pytest.raises(ValueError, match="floor must be positive, got 0"):
         at_least(Natural(torch.ones(1), torch.ones(1)), torch.zeros(1), torch.zeros(1))
