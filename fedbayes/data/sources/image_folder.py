@@ -75,7 +75,7 @@ def image_folder(
                 "both, or data.root=DIR."
             )
         return _image_set([], empty_images(0, image_size), class_names, domain_names)
-    folder = os.path.abspath(os.path.expanduser(str(root)))
+    folder = os.path.abspath(str(root))
     expected = f"{EXPECTED}; {source}" if source else EXPECTED
     if not root or not os.path.isdir(folder):
         problem = "is not a folder" if os.path.exists(folder) else "does not exist"

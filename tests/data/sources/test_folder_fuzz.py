@@ -8,6 +8,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fedbayes.data.sources.folder_layout import MAX_FOLDERS
 from fedbayes.data.sources.image_folder import image_folder
 from fedbayes.errors import DataError
 
