@@ -152,14 +152,12 @@ def coverage(summary: Mapping[str, Any]) -> str:
     Returns:
         Nothing where all clients that were asked have answered, or a run does not say.
     """
-    final, parts = summary.get("final") or {}, []
-    for name in ("clients", "images"):
-        counted, expected = look_up(final, (name,)), look_up(final, (f"{name}_expected",))
-        if counted is not None and expected is not None:
-            parts.append((name, counted, expected))
-    if all(counted == expected for _, counted, expected in parts):
+    final = summary.get("final") or {}
+    numbers = [(name, look_up(final, (name,)), look_up(final, (f"{name}_expected",))) for name in ("clients", "images")]
+    if all(expected is None or count == expected for _, count, expected in numbers):
         return ""
-    return ", ".join(f"{counted:,} of {expected:,} {name}" for name, counted, expected in parts)
+    texts = [f"{count:,}" + (f" of {total:,}" if total else "") + f" {name}" for name, count, total in numbers if count]
+    return ", ".join(texts)
 
 
 def trials(runs: Sequence[Path]) -> dict[Path, bool]:
