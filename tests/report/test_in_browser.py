@@ -127,6 +127,12 @@ def test_a_comparison_of_thirty_runs_opens_in_two_seconds(visit, pages):
     assert time.perf_counter() - started < 2
 
 
+def test_a_comparison_of_runs_with_seeds_shows_all_columns_at_1280_pixels(visit, pages):
+    page, *_ = visit(pages["comparison"])
+    table = page.locator(".scroll", has=page.locator("#headline-table"))
+    assert table.evaluate("box => box.scrollWidth - box.clientWidth") <= 0
+
+
 def test_the_table_sorts_by_click_and_by_keyboard_and_says_so(visit, pages):
     page, errors, _ = visit(pages["comparison"])
     heads = page.locator("#headline-table thead th").all_inner_texts()
