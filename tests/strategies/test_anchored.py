@@ -4,15 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from flwr.app import ConfigRecord
 from journal import Journal
 from smoke import play_rounds, smoke
 
-from fedbayes.comm.messages import ClientRequest, to_record
+from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
 from fedbayes.models.anchoring import noise_bank
-from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
-from fedbayes.simulation.sampled_grid import SampledGrid
 from strategies.averaging import Averaging
 
 NOISY = ("generator.noise.weight", "generator.skip.weight")
@@ -37,8 +34,7 @@ def variance(client, arrays):
 
 def aggregated(client, updates, aggregate):
     strategy = Averaging(aggregate)
-    grid = SampledGrid(InProcessGrid(None, 1), {FIRST_NODE: 0})
-    list(strategy.configure_train(1, to_record(client.initial()), ConfigRecord(), grid))
+    strategy.shared = client.initial()
     strategy.aggregate(updates)
     return variance(client, strategy.shared)
 

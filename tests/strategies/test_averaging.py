@@ -1,22 +1,14 @@
 """Federated averaging, by hand; and what every strategy of ours has from its base."""
 
 import numpy as np
-import pytest
-from flwr.app import ConfigRecord, Message
 
-from fedbayes.comm.messages import ClientUpdate, from_record, read_update, to_record, write_reply
-from fedbayes.simulation.in_process import FIRST_NODE, InProcessGrid
-from fedbayes.simulation.sampled_grid import SampledGrid
+from fedbayes.comm.messages import ClientUpdate
 from strategies.averaging import Averaging
 from strategies.base import AbstractStrategy, weighted_mean
 
 
 def update(partition, images, **arrays):
     return ClientUpdate(partition, {name: np.asarray(value) for name, value in arrays.items()}, images, {})
-
-
-def view(clients=3):
-    return SampledGrid(InProcessGrid(None, clients), {FIRST_NODE + p: p for p in range(clients)})
 
 
 def test_the_weighted_mean_by_hand():
@@ -51,44 +43,25 @@ def test_the_mean_lies_between_its_parts_and_does_not_change_them():
     assert all(np.array_equal(u.arrays["w"], kept) for u, kept in zip(updates, before, strict=True))
 
 
-def test_a_round_through_flowers_hooks():
+def test_a_round_through_the_contract():
     strategy = Averaging()
-    grid = view(2)
-    messages = list(strategy.configure_train(4, to_record({"w": np.zeros(2)}), ConfigRecord(), grid))
-    assert [message.metadata.dst_node_id - FIRST_NODE for message in messages] == [0, 1]
-    assert all(message.content.config_records["config"]["server-round"] == 4 for message in messages)
-    replies = [
-        Message(write_reply(update(p, 1 + p, w=[3.0 * p, 6.0])), reply_to=message) for p, message in enumerate(messages)
-    ]
-    arrays, _ = strategy.aggregate_train(4, replies)
-    np.testing.assert_allclose(from_record(arrays)["w"], [2.0, 6.0])
+    strategy.shared = {"w": np.zeros(2)}
+    requests = strategy.requests(4, [0, 1], "train")
+    assert list(requests) == [0, 1]
+    assert requests[0] is requests[1], "clients that are sent the same share its bytes"
+    strategy.aggregate([update(p, 1 + p, w=[3.0 * p, 6.0]) for p in range(2)])
+    np.testing.assert_allclose(strategy.requests(4, [0], "evaluate")[0]["w"], [2.0, 6.0])
 
 
-def test_what_flower_hands_in_is_what_goes_out():
-    strategy = Averaging()
-    handed = to_record({"w": np.full(2, 5.0)})
-    for configure in (strategy.configure_train, strategy.configure_evaluate):
-        for message in configure(1, handed, ConfigRecord(), view()):
-            assert from_record(message.content.array_records["arrays"])["w"].tolist() == [5.0, 5.0]
-
-
-def test_a_method_may_send_everybody_something_else():
+def test_a_method_may_send_each_client_something_else():
     class Own(AbstractStrategy):
         def outgoing(self, server_round, partition):
             return {"w": self.shared["w"] + 10 * server_round + partition}
 
         def aggregate(self, updates):
-            self.partitions = [one.partition for one in updates]
+            raise NotImplementedError
 
     strategy = Own()
-    messages = list(strategy.configure_train(2, to_record({"w": np.ones(1)}), ConfigRecord(), view()))
-    assert [from_record(m.content.array_records["arrays"])["w"].item() for m in messages] == [21.0, 22.0, 23.0]
-    reply = Message(write_reply(update(9, 1, w=[1.0])), reply_to=messages[2])
-    strategy.aggregate_train(2, [reply])
-    assert strategy.partitions == [2]
-    assert read_update(2, reply.content).partition == 2
-
-
-def test_a_grid_that_does_not_know_partitions_is_refused():
-    with pytest.raises(TypeError, match="SampledGrid"):
-        Averaging().configure_train(1, to_record({}), ConfigRecord(), InProcessGrid(None, 2))
+    strategy.shared = {"w": np.ones(1)}
+    requests = strategy.requests(2, [0, 1, 2], "train")
+    assert [arrays["w"].item() for arrays in requests.values()] == [21.0, 22.0, 23.0]
