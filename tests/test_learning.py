@@ -1,8 +1,4 @@
-"""A silent loss of accuracy fails here: the default method learns to a known accuracy and NLL.
-
-It takes about ten seconds, since five rounds of ten clients on the real default images are the least that tells a
-method that learns from one that does not: the bounds leave room for other machines, seeds and rounding, no more.
-"""
+"""A silent loss of accuracy fails here: the default method learns to a known accuracy and NLL."""
 
 import pytest
 
@@ -11,10 +7,14 @@ from fedbayes import simulate
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
-def test_the_default_learns_in_five_rounds(tmp_path):
-    words = ["rounds=5", "evaluate.every=5", "evaluate.gallery=false", "inference.predict_samples=4"]
-    summary = simulate([*words, f"run_dir={tmp_path / 'run'}"])
+def test_the_default_learns_in_four_rounds(tmp_path):
+    """Ten seconds: the least rounds of the real default that tell learning from not learning by a clear margin.
+
+    The values of the first implementation are .862, .423 nats and .066; the bounds leave room for other machines, whose
+    rounding moves an accuracy by up to 1.4 points, and for nothing else.
+    """
+    summary = simulate(["rounds=4", "evaluate.every=4", "evaluate.gallery=false", f"run_dir={tmp_path / 'run'}"])
     final = summary["final"]
-    assert 0.80 < final["accuracy"]["mean"] < 0.92
-    assert 0.30 < final["nll"] < 0.60
+    assert 0.83 < final["accuracy"]["mean"] < 0.90
+    assert 0.36 < final["nll"] < 0.49
     assert final["ece"] < 0.10
