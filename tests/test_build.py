@@ -13,9 +13,9 @@ from fedbayes.storage.checkpoint import Checkpoint
 
 def test_a_strategy_of_flowers_is_chosen_by_its_name_alone():
     cfg = compose(["method.strategy._target_=flwr.serverapp.strategy.FedAdam", "+method.strategy.eta=0.5"])
-    made = build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
-    assert isinstance(made, FedAdam)
-    assert made.eta == 0.5
+    flower = build.strategy(cfg, build.loop(cfg, build.sampling(cfg))).flower
+    assert isinstance(flower, FedAdam)
+    assert flower.eta == 0.5
 
 
 def test_equal_configurations_build_equal_initial_parameters():
