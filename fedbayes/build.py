@@ -19,6 +19,7 @@ from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import SPLITS, FederatedData
 from fedbayes.data.partitions.held_out import hold_out, share_held_out
 from fedbayes.data.partitions.splits import require_partition
+from fedbayes.data.pixels import require_side
 from fedbayes.errors import ConfigError, DataError, require_whole
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.models.adapters import MakeWeights
@@ -141,7 +142,8 @@ def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
 
 def backbone(cfg: DictConfig, image_size: int) -> FrozenViT:
     """The frozen ViT for square images of that many pixels a side."""
-    vit: FrozenViT = made_of("backbone", cfg.backbone, having=("cast",), image_size=image_size)
+    side = require_side(image_size)
+    vit: FrozenViT = made_of("backbone", cfg.backbone, having=("cast",), image_size=side)
     names = cfg.get("names", {})
     if names.get("backbone") == "letters" and names.get("data") not in LIKE_LETTERS:
         log.warning(

@@ -109,7 +109,7 @@ def test_an_incomplete_one_is_passed_over_for_a_complete_one(tmp_path):
     restart = newest(tmp_path)
     found, said = restart.checkpoint, restart.damage
     assert found.server_round == 1
-    assert "lacks what clients keep to themselves" in said[0]
+    assert "lacks personal parameters" in said[0]
     save(tmp_path, Checkpoint(3, SERVER, {}, history={"complete": False}))
     with pytest.raises(RunError, match="share-personal=true"):
         newest(tmp_path)
