@@ -64,7 +64,7 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_it_goes_on_once_there
     assert {n: a.tobytes() for n, a in one.server.items()} == {n: a.tobytes() for n, a in other.server.items()}
 
 
-@pytest.mark.parametrize("what", ["_write", "settle", "report"])
+@pytest.mark.parametrize("what", ["_write", "keep", "report"])
 def test_wherever_the_disk_is_full_the_message_is_one_line(tmp_path, monkeypatch, what):
     import errno
 
