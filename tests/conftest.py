@@ -1,12 +1,14 @@
 """Shapes are checked in every test, draws are repeatable, and one core is enough."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from xdist.scheduler import LoadScopeScheduling
 
 import fedbayes  # noqa: F401  (before any test imports flwr: it turns telemetry off)
 
@@ -25,12 +27,23 @@ settings.load_profile("fedbayes")
 STARTS_RAY = ("test_ray", "test_flower_private", "test_flower_app", "test_deployment")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class OneProcessForEachFile(LoadScopeScheduling):
+    """For `pytest -n`: a file's tests stay together, and so do all files that start Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.split("::", 1)[0]
+        return "ray" if Path(path).stem in STARTS_RAY else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """xdist's own groups need a private attribute of pytest that newer versions no longer read."""
+    return OneProcessForEachFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `pytest -n`: a file's tests stay together, those that start Ray in one process, which begins with them."""
+    """Begin with the tests that start Ray, which take longest."""
     items.sort(key=lambda item: item.path.stem not in STARTS_RAY)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in STARTS_RAY else str(item.path)))
 
 
 @pytest.fixture(autouse=True)
