@@ -68,6 +68,8 @@ def _served(home: Path, run_config: dict[str, str], nodes: dict[str, float]) -> 
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Else Ray waits for whatever cluster was last on this machine, also for one that was killed.
+        "RAY_ADDRESS": os.environ.get("RAY_ADDRESS", "local"),
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         **{name: f"{os.environ.get(name, '')},127.0.0.1,localhost".lstrip(",") for name in ("NO_PROXY", "no_proxy")},
     }
