@@ -54,7 +54,7 @@ def test_training_has_j_draws_k_fresh_components_and_a_standard_normal_prior(mon
 
     asked, bound = [], prompt_tuning.elbo
     monkeypatch.setattr(
-        prompt_tuning, "elbo", lambda *args, **more: asked.append(more["draws"]) or bound(*args, **more)
+        prompt_tuning, "elbo", lambda *args, **more: asked.append(more["samples"]) or bound(*args, **more)
     )
     client.train([ClientRequest(1, 1, "train", "", client.initial())])
     assert set(asked) == {3}

@@ -165,10 +165,10 @@ def test_the_backbone_stays_as_it_was():
 def test_a_finished_run_predicts_as_its_clients_did(variant, tmp_path):
     fedbayes.simulate(["experiment=smoke", *variant, f"run_dir={tmp_path / 'run'}"])
     run = fedbayes.load(tmp_path / "run")
-    client, data, stored = run._restore()
-    index = data.indices(1, "test")
-    said = run.predict(data.images.images[index], partition=1).probabilities
+    client, stored = run.clients.client, run.clients.checkpoint
+    index = client.data.indices(1, "test")
+    predicted = run.predict(client.data.images.images[index], partition=1).probabilities
     arrays = {**stored.server, **stored.personal.get(1, {})}
     (expected,) = client.evaluate([ClientRequest(1, 2, "evaluate", "test", arrays)])
-    np.testing.assert_allclose(said, expected.arrays["probabilities"], atol=1e-6)
+    np.testing.assert_allclose(predicted, expected.arrays["probabilities"], atol=1e-6)
     assert expected.metrics["accuracy"] > 0.2, "it has learnt: ten classes"
