@@ -48,6 +48,10 @@ class AbstractWrapper(ServerStrategy, ABC):
         """Delegated."""
         return self.strategy.requests(server_round, partitions, kind)
 
+    def arrays_for(self, server_round: int, partition: int) -> Arrays:
+        """Delegated."""
+        return self.strategy.arrays_for(server_round, partition)
+
     def expected_reply(self, initial: Arrays) -> Arrays:
         """Delegated."""
         return self.strategy.expected_reply(initial)

@@ -86,6 +86,10 @@ class FlowerStrategy(ServerStrategy):
             requests[partition] = decoded[id(record)]
         return requests
 
+    def arrays_for(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002  (the contract's)
+        """Return what all clients are sent; Flower's strategies wait for ever for more clients than one."""
+        return self.shared
+
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Encode the updates as replies to the strategy's own messages and let it combine them."""
         # Flower refuses replies whose metrics have different names.

@@ -67,6 +67,10 @@ class ServerStrategy(ABC):
             updates: at least one, in the order of their partitions; valid, all of the expected form.
         """
 
+    def arrays_for(self, server_round: int, partition: int) -> Arrays:
+        """Return what one client would be sent for an evaluation, also where the others are not there."""
+        return self.requests(server_round, [partition], "evaluate")[partition]
+
     def expected_reply(self, initial: Arrays) -> Arrays:
         """Return arrays with the names, shapes and types of each training reply of the run.
 

@@ -47,7 +47,7 @@ class TrainedClients:
     def outgoing(self, partition: int) -> Arrays:
         """What the server would send to a client next; methods may send each its own."""
         self._strategy.shared = dict(self.checkpoint.server)
-        return self._strategy.requests(self.checkpoint.server_round + 1, [partition], "evaluate")[partition]
+        return self._strategy.arrays_for(self.checkpoint.server_round + 1, partition)
 
     def parameters(self, partition: int | None) -> Arrays:
         """What a client predicts with.

@@ -12,7 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO, final
 
-from fedbayes.storage import checkpoint
 from fedbayes.storage.names import CONFIG
 from fedbayes.storage.run_dir import CLIENTS, LOG, METRICS, REPORT, SUMMARY, keep_rounds, plain, write_json
 from fedbayes.text import visible
@@ -21,6 +20,8 @@ from fedbayes.tracking.provenance import provenance
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from fedbayes.storage.checkpoint import Checkpoint
 
 _LOGGERS = ("fedbayes", "flwr")
 
@@ -147,8 +148,10 @@ class Tracker:
             with suppress(OSError):
                 file.close()
 
-    def keep(self, stored: checkpoint.Checkpoint) -> None:
+    def keep(self, stored: "Checkpoint") -> None:
         """Stores a checkpoint, once the disk holds every row that it counts on."""
+        from fedbayes.storage import checkpoint  # torch takes seconds to load, and pages need none of it
+
         for file in self._files.values():
             os.fsync(file.fileno())
         history = {**stored.history, "made_by": self._provenance}

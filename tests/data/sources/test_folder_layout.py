@@ -158,7 +158,7 @@ def test_what_is_left_out_is_said_once_with_counts(tmp_path: Path, caplog: pytes
 @pytest.mark.parametrize("suffix", ["jfif", "jpe", "apng", "pnm", "avif"])
 def test_further_extensions_are_read(tmp_path: Path, suffix: str) -> None:
     if suffix == "avif" and not features.check("avif"):
-        pytest.skip("this Pillow reads no AVIF")
+        pytest.skip("needs a Pillow that reads AVIF")
     two_classes(tmp_path)
     Image.new("RGB", (SIZE, SIZE), (90, 90, 90)).save(tmp_path / f"dog/b.{suffix}")
     images = image_folder(str(tmp_path), SIZE)
