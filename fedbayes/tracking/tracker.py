@@ -16,7 +16,6 @@ from fedbayes.storage.names import CONFIG
 from fedbayes.storage.run_dir import CLIENTS, LOG, METRICS, REPORT, SUMMARY, keep_rounds, plain, write_json
 from fedbayes.text import visible
 from fedbayes.tracking.console import RoundProgress
-from fedbayes.tracking.provenance import provenance
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -97,11 +96,11 @@ class Tracker:
         self._console = Console(file=sys.stdout) if console is None else console
         self._progress = RoundProgress(self._console, rounds, title)
         self._resumed_after = resumed_after
+        self._provenance: dict[str, Any] | None = None
         self._files: dict[str, TextIO] = {}
         self._handler: logging.Handler = logging.NullHandler()
         self._level = logging.NOTSET
         self._consoles: dict[logging.Handler, int] = {}
-        self._provenance = provenance()
 
     def __enter__(self) -> Self:
         """Opens the files and the display."""
@@ -151,9 +150,12 @@ class Tracker:
     def keep(self, stored: "Checkpoint") -> None:
         """Stores a checkpoint, once the disk holds every row that it counts on."""
         from fedbayes.storage import checkpoint  # torch takes seconds to load, and pages need none of it
+        from fedbayes.tracking.provenance import provenance
 
         for file in self._files.values():
             os.fsync(file.fileno())
+        if self._provenance is None:
+            self._provenance = provenance()
         history = {**stored.history, "made_by": self._provenance}
         checkpoint.save(self._run_dir, replace(stored, history=history))
 
