@@ -124,7 +124,7 @@ def test_a_missing_set_says_where_to_get_it_and_where_to_put_it(name, tmp_path, 
 
 def test_data_lie_below_the_working_directory_or_where_the_environment_says(monkeypatch):
     monkeypatch.delenv("FEDBAYES_DATA", raising=False)
-    assert node("pacs").root == "data/pacs"
+    assert node("pacs").root == str(Path("data/pacs").absolute()), "paths are absolute"
     monkeypatch.setenv("FEDBAYES_DATA", "/mnt/sets")
     assert node("pacs").root == "/mnt/sets/pacs"
 
