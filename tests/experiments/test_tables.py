@@ -41,7 +41,7 @@ def test_choices_of_the_first_section_are_written_by_hand_and_the_others_into_th
 
 @pytest.mark.parametrize("name", ["plain", "it's", 'a "b"', "back\\slash", "two\\\\", "a\\'b\\", "a, b=c [d] {e}"])
 def test_a_quoted_value_is_read_back_as_it_was(name):
-    assert compose([f"run_dir={quoted(name)}"]).run_dir == name
+    assert compose([f"run_dir={quoted(name)}"]).run_dir == str(Path.cwd() / name), "paths are absolute"
 
 
 def test_a_table_on_other_images_runs_nothing_that_was_not_chosen_for_them(monkeypatch, tmp_path):
