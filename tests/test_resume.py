@@ -304,7 +304,7 @@ def killed_at_random(overrides, tmp_path, kills, seed):
                 during = list(run_dir.glob("checkpoint/.round-*"))
                 phases.add("during one" if during else "after" if stored else "before the first")
                 begun = (run_dir / "config.yaml").exists()
-                expected = f"resumed after round {int(stored[-1][6:]) if stored else 0}:" if begun else ""
+                expected = f"resumed after round {int(stored[-1][6:]) if stored else 0};" if begun else ""
             else:
                 assert process.exitcode == 0
                 assert expected in (run_dir / "run.log").read_text()

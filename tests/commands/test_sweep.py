@@ -99,7 +99,8 @@ def test_the_summary_follows_each_job_and_shows_what_varies(tmp_path):
     sweep.record(tmp_path, row(10, "failed", error="DataError: a|b"))
     rows = table(tmp_path)
     assert list(rows[0]) == [
-        *("job", "method", "seed", "optim.head_lr", "accuracy", "nll", "ece", "seconds", "status", "error", "folder")
+        *("job", "method", "seed", "optim.head_lr", "validation", "accuracy", "nll", "ece"),
+        *("seconds", "status", "error", "folder"),
     ]
     assert (rows[0]["optim.head_lr"], rows[0]["nll"]) == ("0.2", "1.25")
     page = (tmp_path / "summary.md").read_text()
@@ -155,7 +156,7 @@ def job(tmp_path, monkeypatch):
             (folder / "3-m" / "config.yaml").touch()
         hydra = OmegaConf.create(
             {"sweep": {"dir": str(folder)}, "job": {"num": 3}, "overrides": {"task": ["seed=0"]}}
-            | {"runtime": {"output_dir": str(folder / "3-m")}}
+            | {"runtime": {"output_dir": str(folder / "3-m"), "choices": {"hydra/sweeper": "basic"}}}
         )
         assert sweep.job(cfg, hydra, folder / "3-m", work) is None
         (row,) = read_jobs(folder)
