@@ -63,15 +63,15 @@ def mean_arrays(states: Sequence[Arrays]) -> Arrays:
 
 def base(sent: Arrays, name: str, like: np.ndarray) -> np.ndarray:
     """Where an array of an answer started, float64."""
-    found = sent.get(name)
-    return np.zeros(like.shape) if found is None or found.shape != like.shape else found.astype(np.float64)
+    values = sent.get(name)
+    return np.zeros(like.shape) if values is None or values.shape != like.shape else values.astype(np.float64)
 
 
 def norm(arrays: Iterable[np.ndarray]) -> float:
     """Euclidean, of all floating-point numbers together; summed in float64, which overflows for absurd ones only."""
     flat = (array.astype(np.float64).ravel() for array in arrays if array.dtype.kind == "f")
     with np.errstate(over="ignore"):
-        return math.sqrt(sum(float(one @ one) for one in flat))
+        return math.sqrt(sum(float(array @ array) for array in flat))
 
 
 def length(sent: Arrays, learnt: Arrays) -> float:
@@ -91,5 +91,5 @@ def moved(sent: Arrays, learnt: Arrays, scale: float) -> Arrays:
 
 def clipped(sent: Arrays, learnt: Arrays, longest: float) -> Arrays:
     """The same, its step scaled down to `longest` if it is longer."""
-    found = length(sent, learnt)
-    return learnt if found <= longest else moved(sent, learnt, longest / found)
+    distance = length(sent, learnt)
+    return learnt if distance <= longest else moved(sent, learnt, longest / distance)

@@ -169,8 +169,8 @@ def model(cfg: DictConfig, federated: FederatedData, device: str, vit: FrozenViT
         clients=len(federated),
         weights=_weights(cfg),
     )
-    made: PromptedViT = call("prompts", build, **plain(cfg.prompts))
-    return made.to(device)
+    prompted: PromptedViT = call("prompts", build, **plain(cfg.prompts))
+    return prompted.to(device)
 
 
 def _prompts(cfg: DictConfig) -> MakePrompts:
@@ -273,16 +273,16 @@ def client_of(text: str) -> CohortClient:
 def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
     """The server's side: one of ours or of Flower's that fits the loop's samples, with privacy and an optimiser."""
     build = later("method.strategy", cfg.method.strategy)
-    given = dict(build.keywords)
-    if given.get("aggregate") == "mean" and not takes(build.func, "aggregate"):
-        del given["aggregate"]  # Flower's own strategies have each their one way to aggregate
-        build = partial(build.func, **given)
-    made = call("method.strategy", build)
-    made = FlowerStrategy(made) if isinstance(made, Strategy) else made
-    if not isinstance(made, ServerStrategy):
+    settings = dict(build.keywords)
+    if settings.get("aggregate") == "mean" and not takes(build.func, "aggregate"):
+        del settings["aggregate"]  # Flower's own strategies have each their one way to aggregate
+        build = partial(build.func, **settings)
+    strategy = call("method.strategy", build)
+    strategy = FlowerStrategy(strategy) if isinstance(strategy, Strategy) else strategy
+    if not isinstance(strategy, ServerStrategy):
         raise ConfigError(f"method.strategy._target_={cfg.method.strategy._target_} makes no strategy.")
-    rounds.require(made)
-    if cfg.update_clipping.max_norm is not None and made.closed_form:
+    rounds.require(strategy)
+    if cfg.update_clipping.max_norm is not None and strategy.closed_form:
         raise ConfigError(
             f"update_clipping.max_norm={cfg.update_clipping.max_norm}: in method={cfg.names.method} clients send sums "
             "and take no steps that could be clipped; leave it out."
@@ -295,10 +295,10 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
             )
         drawn = rounds.sampling
         sampled = {"clients": len(drawn.known), "per_round": drawn.per_round, "key": drawn.key}
-        made = cast(ServerStrategy, call("privacy", later("privacy", cfg.privacy), made, **sampled))
+        strategy = cast(ServerStrategy, call("privacy", later("privacy", cfg.privacy), strategy, **sampled))
     if cfg.server.name in (None, "none"):
-        return made
-    return cast(ServerStrategy, call("server", later("server", cfg.server), made))
+        return strategy
+    return cast(ServerStrategy, call("server", later("server", cfg.server), strategy))
 
 
 def sampling(cfg: DictConfig) -> Sampling:
@@ -353,10 +353,10 @@ def partition_sizes(
     images: dict[str, list[int]] = {}
     if len(federated.images):
         trained = federated.pooled() if OmegaConf.select(cfg, "method.client.pool") else federated
-        images = {split: [len(getattr(one, split)) for one in federated.clients] for split in SPLITS}
-        images["train"] = [len(one.train) for one in trained.clients]
+        images = {split: [len(getattr(client, split)) for client in federated.clients] for split in SPLITS}
+        images["train"] = [len(client.train) for client in trained.clients]
         if attacker is not None:
-            images["triggered"] = [len(one) for one in attacker.marked(federated)]
+            images["triggered"] = [len(marked) for marked in attacker.marked(federated)]
     return PartitionSizes(federated.num_classes, len(federated.images.domain_names), images)
 
 
@@ -366,7 +366,7 @@ def destinations(cfg: DictConfig, run_dir: Path) -> Sequence[Any]:
     if not isinstance(chosen, ListConfig):
         raise ConfigError(f"tracking.destinations={chosen} is no list; choose tracking=local or tracking=wandb.")
     place = "tracking.destinations"
-    return [call(place, later(place, one), run_dir, plain(cfg)) for one in chosen]
+    return [call(place, later(place, node), run_dir, plain(cfg)) for node in chosen]
 
 
 def trained(cfg: DictConfig, parts: Parts, checkpoint: Checkpoint) -> TrainedClients:

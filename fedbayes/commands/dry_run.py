@@ -93,7 +93,7 @@ class Estimate:
             f"memory    {self.memory_mb:,.0f} MB (largest measured here, plus caches of the images left out here)",
             f"time      {self.minutes:.1f} minutes (seconds: setup {self.setup:.1f}, train {self.train:.1f}, "
             f"evaluate {self.evaluate:.1f})",
-            *(f"left out  {one}" for one in LEFT_OUT),
+            *(f"left out  {cost}" for cost in LEFT_OUT),
         ]
 
 
@@ -112,12 +112,12 @@ def estimate(cfg: DictConfig) -> Estimate:
     if len(data.images) == 0:
         raise ConfigError("dry_run=true needs images, and this configuration leaves them to SuperNodes; set data.")
     cohort = cfg.simulation.get("cohort", 1) or len(data)  # other engines train one client at a time
-    some = sampling.train(1)[:cohort]
-    cut = _cut(data, some, cfg.optim.batch_size)
+    cohort_ids = sampling.train(1)[:cohort]
+    cut = _cut(data, cohort_ids, cfg.optim.batch_size)
     clients = [build.client(_with_epochs(cfg, epochs), cut, model, parts.attack, parts.malicious) for epochs in EPOCHS]
     setup = time.perf_counter() - started
     preparing = [_seconds(client.prepare)[0] for client in clients]
-    held, held_here = (_held(one) for one in (data, clients[0].data))
+    held, held_here = (_held(federated) for federated in (data, clients[0].data))
     setup += preparing[-1] * held / held_here
     sizes = build.partition_sizes(cfg, data, parts.attack)
     federations = [
@@ -125,13 +125,13 @@ def estimate(cfg: DictConfig) -> Estimate:
     ]
     strategy = parts.strategy
     strategy.shared = clients[0].initial()
-    seconds = _looking(federations[-1], strategy, some, adapt=0)
-    tuned = _looking(federations[-1], strategy, some, adapt=None) if cfg.optim.finetune_steps else seconds
-    training = _train(federations, strategy, sampling, some)
-    steps = cfg.optim.local_epochs * _steps(cfg, data, some)
+    seconds = _looking(federations[-1], strategy, cohort_ids, adapt=0)
+    tuned = _looking(federations[-1], strategy, cohort_ids, adapt=None) if cfg.optim.finetune_steps else seconds
+    training = _train(federations, strategy, sampling, cohort_ids)
+    steps = cfg.optim.local_epochs * _steps(cfg, data, cohort_ids)
     cohorts, evaluated = -(-sampling.per_round // cohort), -(-len(sampling.evaluated) // cohort)
-    looked_at = sum(len(data.clients[one].validation[:SOME]) for one in some)
-    images = sum(len(data.clients[one].validation) + len(data.clients[one].test) for one in sampling.evaluated)
+    looked_at = sum(len(data.clients[client].validation[:SOME]) for client in cohort_ids)
+    images = sum(len(data.clients[client].validation) + len(data.clients[client].test) for client in sampling.evaluated)
     evaluation = images * seconds / max(looked_at, 1) + 2 * max(tuned - seconds, 0.0) * evaluated
     cache = min((held - held_here) * model.entering_bytes / 2**20, cfg.simulation.cache_mb)
     return Estimate(
@@ -171,12 +171,12 @@ class _Training:
 
 
 def _train(
-    federations: Sequence[Federation], strategy: ServerStrategy, sampling: Sampling, some: Sequence[int]
+    federations: Sequence[Federation], strategy: ServerStrategy, sampling: Sampling, cohort_ids: Sequence[int]
 ) -> _Training:
     """Train a cohort for each number of `EPOCHS`, aggregate once, and look at the second round's requests."""
     times: list[float] = []
     requests = strategy.requests(1, sampling.train(1), "train")
-    asked = {one: requests[one] for one in some}
+    asked = {client: requests[client] for client in cohort_ids}
     for federation in federations:
         measured = [_seconds(partial(_replies, federation, asked, "train", "train")) for _ in range(2)]
         times.append(min(seconds for seconds, _ in measured))
@@ -199,9 +199,9 @@ def _bytes(requests: Mapping[int, Arrays]) -> int:
     return payload_bytes(RecordDict({"arrays": record}) for record in encode_once(requests).values())
 
 
-def _looking(federation: Federation, strategy: ServerStrategy, some: Sequence[int], adapt: int | None) -> float:
+def _looking(federation: Federation, strategy: ServerStrategy, cohort_ids: Sequence[int], adapt: int | None) -> float:
     """Seconds of a cohort's evaluation after so many steps of its clients' own; None for the method's number."""
-    requests = strategy.requests(1, some, "evaluate")
+    requests = strategy.requests(1, cohort_ids, "evaluate")
     asked = partial(_replies, federation, requests, "evaluate", "validation", adapt)
     return min(_seconds(asked)[0] for _ in range(2))
 
@@ -232,13 +232,13 @@ def _with_epochs(cfg: DictConfig, epochs: int) -> DictConfig:
     return changed
 
 
-def _cut(data: FederatedData, some: Sequence[int], batch_size: int) -> FederatedData:
+def _cut(data: FederatedData, cohort_ids: Sequence[int], batch_size: int) -> FederatedData:
     """The same federation where some clients hold a batch of images, and the others one."""
     cut = []
     for partition, client in enumerate(data.clients):
         images = len(client.train)
-        most = -(-images // -(-images // batch_size)) if partition in some else 1
-        few = SOME if partition in some else 1
+        most = -(-images // -(-images // batch_size)) if partition in cohort_ids else 1
+        few = SOME if partition in cohort_ids else 1
         none = np.empty(0, np.int64)
         validation, test = client.validation[:few], client.test[:1]
         cut.append(
@@ -247,18 +247,20 @@ def _cut(data: FederatedData, some: Sequence[int], batch_size: int) -> Federated
     return data.with_clients(cut)
 
 
-def _steps(cfg: DictConfig, data: FederatedData, some: Sequence[int]) -> float:
+def _steps(cfg: DictConfig, data: FederatedData, cohort_ids: Sequence[int]) -> float:
     """Batches in an epoch of a cohort, over those of the same cohort cut down."""
     if cfg.method.client.get("pool", False):
-        cut = _cut(data, some, cfg.optim.batch_size)
-        real, small = (one.pooled().count_steps(some, 1, cfg.optim.batch_size) for one in (data, cut))
+        cut = _cut(data, cohort_ids, cfg.optim.batch_size)
+        real, small = (federated.pooled().count_steps(cohort_ids, 1, cfg.optim.batch_size) for federated in (data, cut))
         return float(max(real) / max(small))
-    return float(max(data.count_steps(some, 1, cfg.optim.batch_size)))
+    return float(max(data.count_steps(cohort_ids, 1, cfg.optim.batch_size)))
 
 
 def _held(data: FederatedData) -> int:
     """Images that any client holds."""
-    return len(np.unique(np.concatenate([[*one.train, *one.validation, *one.test] for one in data.clients])))
+    return len(
+        np.unique(np.concatenate([[*client.train, *client.validation, *client.test] for client in data.clients]))
+    )
 
 
 def _seconds(work: Callable[[], Result]) -> tuple[float, Result]:

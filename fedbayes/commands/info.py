@@ -44,11 +44,11 @@ def choices(group: str, own: Sequence[Path] = ()) -> dict[str, str]:
 
 def files(group: str, own: Sequence[Path] = ()) -> dict[str, Path]:
     """The file of each name in a group; of equal names Hydra takes the first folder's."""
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for folder in (CONF, *own):
         for path in sorted((folder / group).glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
+            paths.setdefault(path.stem, path)
+    return paths
 
 
 def search_path(word: str) -> list[Path]:
@@ -63,11 +63,11 @@ def search_path(word: str) -> list[Path]:
         places = None
     if not isinstance(places, list):
         raise ValueError(f"{word} is no list of folders; give one, as in '{SEARCH}[file://DIR]'.")
-    found = {place: _folder(str(place)) for place in places}
-    for place, folder in found.items():
+    folders = {place: _folder(str(place)) for place in places}
+    for place, folder in folders.items():
         if folder is None or not folder.is_dir():
             raise ValueError(f"{SEARCH}[{place}] names no folder; give one, as in '{SEARCH}[file://DIR]'.")
-    return [folder for folder in found.values() if folder is not None]
+    return [folder for folder in folders.values() if folder is not None]
 
 
 def said(text: str) -> str:
@@ -100,10 +100,10 @@ def shown(word: str, own: Sequence[Path] = ()) -> str:
         raise ValueError(f"{word} is no group; give {', '.join(GROUPS)}, or {VALUES}.")
     if not equals:
         return f"{group}=\n{_table(choices(group, own))}"
-    found = files(group, own)
-    if name not in found:
-        raise ValueError(f"{word} does not exist; choose one of {', '.join(found)}.")
-    return "\n\n".join(_with_bases(found[name]))
+    paths = files(group, own)
+    if name not in paths:
+        raise ValueError(f"{word} does not exist; choose one of {', '.join(paths)}.")
+    return "\n\n".join(_with_bases(paths[name]))
 
 
 def _with_bases(path: Path) -> list[str]:
@@ -122,10 +122,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", nargs="*", metavar="GROUP | GROUP=CHOICE | values", help="one or more; none shows all")
-    given = parser.parse_args().what
-    asked = [word for word in given if not word.startswith(SEARCH)]
+    words = parser.parse_args().what
+    asked = [word for word in words if not word.startswith(SEARCH)]
     try:
-        own = [folder for word in given if word.startswith(SEARCH) for folder in search_path(word)]
+        own = [folder for word in words if word.startswith(SEARCH) for folder in search_path(word)]
         text = "\n\n".join(shown(word, own) for word in asked or GROUPS)
     except ValueError as error:
         print(f"fedbayes-info: {error}", file=sys.stderr)
@@ -161,7 +161,7 @@ def _folder(place: str) -> Path | None:
         spec = importlib.util.find_spec(name.replace("/", ".")) if scheme == "pkg" else None
     except ImportError:
         spec = None
-    return next((Path(one) for one in (spec and spec.submodule_search_locations) or ()), None)
+    return next((Path(location) for location in (spec and spec.submodule_search_locations) or ()), None)
 
 
 def _table(found: dict[str, str]) -> str:

@@ -36,32 +36,39 @@ def sweep_again(words: Sequence[str]) -> list[str]:
     Raises:
         RunError: if the sweep's file cannot be read, or asks for more than values and choices.
     """
-    found = [Path(word.partition("=")[2].strip("'\"")).expanduser() for word in words if word.startswith("resume=")]
-    if found and (found[0] / SEARCH).is_file():
+    folders = [Path(word.partition("=")[2].strip("'\"")).expanduser() for word in words if word.startswith("resume=")]
+    if folders and (folders[0] / SEARCH).is_file():
         raise RunError(
-            f"resume={found[0]} names a search, whose next values depend on all results before; start it again."
+            f"resume={folders[0]} names a search, whose next values depend on all results before; start it again."
         )
-    if not found or not (found[0] / MULTIRUN).is_file():
+    if not folders or not (folders[0] / MULTIRUN).is_file():
         return list(words)
     if len(words) > 1:
         if "-m" in words or "--multirun" in words:  # somebody writes the whole sweep down again
             return list(words)
-        raise RunError(f"resume={found[0]} names a sweep, which goes on as it began; leave out the other words.")
-    folder = found[0].absolute()
+        raise RunError(f"resume={folders[0]} names a sweep, which goes on as it began; leave out the other words.")
+    folder = folders[0].absolute()
     plain: Any = OmegaConf.to_container(values(folder / MULTIRUN))  # references stay text
-    said = (plain.get("hydra") or {}).get("overrides") or {}
-    task, own = [str(one) for one in said.get("task") or ()], [str(one) for one in said.get("hydra") or ()]
-    own = [one for one in own if not one.startswith(("hydra.sweep.dir=", "hydra.mode="))]
-    task = [one for one in task if not _sets(one, "resume")]  # of an earlier time that it went on
-    outside = [one for one in task if _sets(one, "run_dir") and not _inside(one.partition("=")[2], folder)]
-    refused = outside + [one for one in task if not _is_value(one)] + [one for one in own if not HYDRA.fullmatch(one)]
+    overrides = (plain.get("hydra") or {}).get("overrides") or {}
+    task, options = (
+        [str(word) for word in overrides.get("task") or ()],
+        [str(word) for word in overrides.get("hydra") or ()],
+    )
+    options = [word for word in options if not word.startswith(("hydra.sweep.dir=", "hydra.mode="))]
+    task = [word for word in task if not _sets(word, "resume")]  # of an earlier time that it went on
+    outside = [word for word in task if _sets(word, "run_dir") and not _inside(word.partition("=")[2], folder)]
+    refused = (
+        outside
+        + [word for word in task if not _is_value(word)]
+        + [word for word in options if not HYDRA.fullmatch(word)]
+    )
     again = [f"hydra.sweep.dir={quoted(folder)}", f"resume={quoted(folder)}"]
     if refused:
         raise RunError(
             f"{folder / MULTIRUN} sets {refused[0]}, which may call or write anything; if you trust it, type the sweep "
             f"again: fedbayes -m ... {' '.join(again)}, with modules of your own in the variable FEDBAYES_TRUST."
         )
-    return ["-m", *task, *own, *again]
+    return ["-m", *task, *options, *again]
 
 
 def _sets(word: str, name: str) -> bool:

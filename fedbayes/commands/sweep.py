@@ -82,33 +82,33 @@ def job(cfg: DictConfig, hydra: Any, run_dir: Path, work: Callable[[], Mapping[s
         "job": hydra.job.num,
         "method": cfg.names.method,
         "seed": cfg.seed,
-        "overrides": [one for one in hydra.overrides.task if not one.startswith("resume=")],
+        "overrides": [word for word in hydra.overrides.task if not word.startswith("resume=")],
         "folder": str(_within(folder, run_dir)),
         "status": RUNNING,
         "is_search": str(hydra.runtime.choices["hydra/sweeper"]) != "basic",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }
-    kept = folder / f"error-{hydra.job.num}.txt"
-    kept.unlink(missing_ok=True)  # of an earlier try
+    error_file = folder / f"error-{hydra.job.num}.txt"
+    error_file.unlink(missing_ok=True)  # of an earlier try
     record(folder, row)
     try:
         summary = work()
     except Exception as error:
-        said = one_line(error, own_modules(cfg))
+        message = one_line(error, own_modules(cfg))
         if not isinstance(error, FedbayesError):
-            kept.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-            said = f"{said}; traceback in {kept}"
-        print(f"{named(row)}: {said}", file=sys.stderr, flush=True)
+            error_file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            message = f"{message}; traceback in {error_file}"
+        print(f"{named(row)}: {message}", file=sys.stderr, flush=True)
         with suppress(OSError):  # Hydra has made it, maybe for nothing
             Path(hydra.runtime.output_dir).rmdir()
-        there = row["folder"] if run_dir.is_dir() else None
-        ended = {"status": FAILED, "error": said, "seconds": time.time() - started, "folder": there}
-        record(folder, {**row, **ended})
+        written = row["folder"] if run_dir.is_dir() else None
+        outcome = {"status": FAILED, "error": message, "seconds": time.time() - started, "folder": written}
+        record(folder, {**row, **outcome})
         return None
     last = summary["final"]
-    found = {"accuracy": last["accuracy"]["mean"], "nll": last["nll"], "ece": last["ece"]}
+    scores = {"accuracy": last["accuracy"]["mean"], "nll": last["nll"], "ece": last["ece"]}
     validation = score(run_dir, cfg.evaluate.best_by)
-    numbers = {"validation": validation, **found, "seconds": summary["seconds"]["total"]}
+    numbers = {"validation": validation, **scores, "seconds": summary["seconds"]["total"]}
     record(folder, {**row, "status": FINISHED, **numbers})
     return validation
 
@@ -171,9 +171,11 @@ def own_modules(cfg: DictConfig) -> list[str]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Names of the columns, and a line per job: what varies between jobs has a column of its own."""
-    given = [dict(one.partition("=")[::2] for one in row["overrides"]) for row in rows]
-    keys = list(dict.fromkeys(key for one in given for key in one))
-    varied = [key for key in keys if key not in ("method", "seed") and len({one.get(key) for one in given}) > 1]
+    settings = [dict(word.partition("=")[::2] for word in row["overrides"]) for row in rows]
+    keys = list(dict.fromkeys(key for setting in settings for key in setting))
+    varied = [
+        key for key in keys if key not in ("method", "seed") and len({setting.get(key) for setting in settings}) > 1
+    ]
     chosen = max((row["validation"] for row in rows if row.get("validation") is not None), default=None)
     if any(row.get("is_search") for row in rows):  # test images are shown of the winner by validation alone
         rows = [
@@ -181,7 +183,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]
             for row in rows
         ]
     head = ["job", "method", "seed", *varied, *_NUMBERS, "status", "error", "folder"]
-    return head, [[{**one, **row}.get(name) for name in head] for one, row in zip(given, rows, strict=True)]
+    return head, [[{**setting, **row}.get(name) for name in head] for setting, row in zip(settings, rows, strict=True)]
 
 
 def as_page(title: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

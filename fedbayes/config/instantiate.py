@@ -34,11 +34,11 @@ def require_own() -> None:
         spec = find_spec(name)
         if spec is None:
             raise ConfigError(f"{name} is not beside fedbayes in {ROOT}; install fedbayes again.")
-        places = [Path(one).resolve() for one in spec.submodule_search_locations or ()]
+        places = [Path(location).resolve() for location in spec.submodule_search_locations or ()]
         if places != [ROOT / name]:
-            found = spec.origin or next(iter(places), "nowhere")
+            origin = spec.origin or next(iter(places), "nowhere")
             raise ConfigError(
-                f"the package {name} is taken from {found} and not from {ROOT / name}: it is first on Python's path. "
+                f"the package {name} is taken from {origin} and not from {ROOT / name}: it is first on Python's path. "
                 "Use the command fedbayes instead of python -m, take that folder off PYTHONPATH, or rename it."
             )
 
@@ -60,12 +60,12 @@ def made_of(place: str, node: object, *, having: Sequence[str] = (), **extra: An
     Raises:
         ConfigError: if that is not to be had, does not take these arguments, or makes something else.
     """
-    found = _instantiated(place, node, later=False, **extra)
-    lacking = [name for name in having if not hasattr(found, name)]
+    instance = _instantiated(place, node, later=False, **extra)
+    lacking = [name for name in having if not hasattr(instance, name)]
     if lacking:
-        what = f"{type(found).__name__}, which has no {lacking[0]}"
-        raise ConfigError(f"{place}._target_={_target(node)} makes a {what}; choose one of the files in conf/.")
-    return found
+        description = f"{type(instance).__name__}, which has no {lacking[0]}"
+        raise ConfigError(f"{place}._target_={_target(node)} makes a {description}; choose one of the files in conf/.")
+    return instance
 
 
 def later(place: str, node: object) -> "partial[Any]":
@@ -83,12 +83,12 @@ def call(place: str, function: Any, *args: Any, **settings: Any) -> Any:
     Raises:
         ConfigError: if the function does not take them, or nothing can be made of it.
     """
-    given = getattr(function, "keywords", {})
+    keywords = getattr(function, "keywords", {})
     target = getattr(function, "func", function)
     if inspect.isabstract(target):
         raise ConfigError(f"{place}: {target.__name__} is abstract; choose a class that says how.")
     try:
-        inspect.signature(target).bind(*getattr(function, "args", ()), *args, **{**given, **settings})
+        inspect.signature(target).bind(*getattr(function, "args", ()), *args, **{**keywords, **settings})
     except TypeError as error:
         raise ConfigError(f"{place}: {target.__name__} {error}.") from error
     except ValueError as error:  # of a built-in
@@ -131,8 +131,8 @@ def _instantiated(place: str, node: object, *, later: bool, **extra: Any) -> Any
         cause = error.__cause__
         if isinstance(cause, FedbayesError):
             raise cause from None
-        found = re.search(r"full_key: (\S+)", str(error))  # of a node inside this one
-        inner = found[1] if found else place
+        match = re.search(r"full_key: (\S+)", str(error))  # of a node inside this one
+        inner = match[1] if match else place
         if isinstance(cause, TypeError):
             raise ConfigError(f"{inner}: {cause}.") from error
         if cause is None:  # what it names is no function

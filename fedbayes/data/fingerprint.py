@@ -93,7 +93,7 @@ def _difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     for name, entry in before.items():
         if name not in now:
             renamed = [other.name for other in added if other.digest == entry.digest]
-            return f"{name} ({entry.place}) is {f'called {renamed[0]} now' if renamed else 'missing'}"
+            return f"{name} ({entry.place}) is {f'called {renamed[0]} now' if renamed else 'missing or left out'}"
     if added:
         return f"{added[0].name} ({added[0].place}) is new"
     for name, entry in before.items():

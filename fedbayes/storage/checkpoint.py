@@ -104,10 +104,11 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
             f"the checkpoint of round {checkpoint.server_round} cannot be written to {parent} ({error.strerror}); make "
             f"room or access there, then go on with `fedbayes resume={run_dir}`."
         ) from error
-    there = checkpoint_folders.finished(run_dir)
+    folders = checkpoint_folders.finished(run_dir)
     this = checkpoint.server_round
-    later = [one for one in there if checkpoint_folders.round_of(one) > this]  # damaged, or the run would not be here
-    for old in (*later, *[one for one in there if one not in later][:-KEPT]):
+    # Later ones are damaged, or the run would not be here.
+    later = [folder for folder in folders if checkpoint_folders.round_of(folder) > this]
+    for old in (*later, *[folder for folder in folders if folder not in later][:-KEPT]):
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -216,7 +217,7 @@ def _read(folder: Path) -> Checkpoint:
             if _digest(path) != state["sha256"][path.name]:
                 raise ValueError(f"{path.name} was changed")
             loaded = load_file(path)
-            arrays[key] = {one: loaded[one] for one in state["order"][key]}
+            arrays[key] = {name: loaded[name] for name in state["order"][key]}
         return Checkpoint(
             server_round=checkpoint_folders.round_of(folder),
             server=arrays["server"],

@@ -74,9 +74,9 @@ class Predictions:
         import numpy as np
 
         pairs = np.stack([self.partitions, self.domains], axis=1)
-        found, place, count = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+        groups, place, count = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
         right = np.bincount(place.ravel(), weights=self.right) / count
-        keys = ((int(client), int(domain)) for client, domain in found)
+        keys = ((int(client), int(domain)) for client, domain in groups)
         return dict(zip(keys, zip(right.tolist(), count.tolist(), strict=True), strict=True))
 
     def risk_coverage(self) -> "tuple[np.ndarray, np.ndarray]":
@@ -114,19 +114,19 @@ def read_predictions(run_dir: Path) -> Predictions | None:
     if not files.require_size(path).exists():
         return None
     try:
-        found = load_file(path)
-        made = Predictions(
-            probabilities=found["probabilities"],
-            labels=found["labels"],
-            domains=found["domains"],
-            partitions=found["partitions"],
-            expected_entropy=found.get("expected_entropy"),
+        arrays = load_file(path)
+        predictions = Predictions(
+            probabilities=arrays["probabilities"],
+            labels=arrays["labels"],
+            domains=arrays["domains"],
+            partitions=arrays["partitions"],
+            expected_entropy=arrays.get("expected_entropy"),
         )
     except (OSError, SafetensorError, KeyError) as error:
         raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
-    if not _fit(made):
+    if not _fit(predictions):
         raise RunError(f"{path} holds arrays that do not fit each other; remove the file or that run.")
-    return made if len(made.labels) else None
+    return predictions if len(predictions.labels) else None
 
 
 def _fit(found: Predictions) -> bool:
@@ -137,6 +137,6 @@ def _fit(found: Predictions) -> bool:
     entropy = p.sum(1) if found.expected_entropy is None and p.ndim == 2 else found.expected_entropy
     if p.ndim != 2 or p.dtype.kind != "f" or entropy is None or entropy.shape != p.shape[:1]:
         return False
-    if any(one.shape != p.shape[:1] or one.dtype.kind not in "iu" or (one < 0).any() for one in ids):
+    if any(index.shape != p.shape[:1] or index.dtype.kind not in "iu" or (index < 0).any() for index in ids):
         return False
     return bool(np.isfinite(p).all() and np.isfinite(entropy).all() and (found.labels < p.shape[1]).all())

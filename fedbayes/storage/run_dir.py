@@ -85,12 +85,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if not files.require_file(path).exists():
         return {}
     try:
-        found = json.loads(files.read_text(path), parse_float=_number, parse_int=_number)
+        value = json.loads(files.read_text(path), parse_float=_number, parse_int=_number)
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({error}); remove the file or that run.") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{path} holds a {type(found).__name__}, not an object; remove the file or that run.")
-    return found
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds a {type(value).__name__}, not an object; remove the file or that run.")
+    return value
 
 
 def _number(text: str) -> float | int:
@@ -135,8 +135,8 @@ def read_jobs(folder: Path, start: int = 0) -> list[dict[str, Any]]:
 def keep_rounds(path: Path, last_round: int) -> None:
     """Drops the rows of later rounds and a half-written line, so that a resumed run continues its files cleanly."""
     if files.require_file(path).exists():
-        kept = [line for line, row in json_lines(path) if row.get("round", 0) <= last_round]
-        files.replace(path, "".join(f"{line}\n" for line in kept))
+        lines = [line for line, row in json_lines(path) if row.get("round", 0) <= last_round]
+        files.replace(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
@@ -146,14 +146,14 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
         RunError: if the file cannot be read, or is no summary.
     """
     path = run_dir / SUMMARY
-    found = read_json(path)
+    summary = read_json(path)
     for name in _OBJECTS:
-        if not isinstance(found.get(name) or {}, dict):
-            raise RunError(f"{path} is no summary: {name} is {found[name]!r}; remove it, and resume the run.")
-    rows = [*(found.get("per_client") or []), *(found.get("per_domain") or {}).values()]
+        if not isinstance(summary.get(name) or {}, dict):
+            raise RunError(f"{path} is no summary: {name} is {summary[name]!r}; remove it, and resume the run.")
+    rows = [*(summary.get("per_client") or []), *(summary.get("per_domain") or {}).values()]
     if not all(isinstance(row, dict) for row in rows):
         raise RunError(f"{path} is no summary: per_client or per_domain holds no rows; remove it, and resume the run.")
-    return found
+    return summary
 
 
 def read_text(path: Path) -> str:
@@ -172,8 +172,8 @@ def rounds_written(run_dir: Path) -> int:
     """The last round up to which every round of training is in a run's files; 0 for none."""
     last = math.inf
     for name in (METRICS, CLIENTS):
-        there = {row.get("round") for _, row in json_lines(run_dir / name) if row.get("phase") == "train"}
-        last = min(last, next(one for one in range(len(there) + 1) if one + 1 not in there))
+        rounds = {row.get("round") for _, row in json_lines(run_dir / name) if row.get("phase") == "train"}
+        last = min(last, next(number for number in range(len(rounds) + 1) if number + 1 not in rounds))
     return int(last)
 
 

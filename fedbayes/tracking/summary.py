@@ -81,17 +81,17 @@ def peak_memory_mb() -> float:
 
 def _result(evaluation: Evaluation, domain_names: tuple[str, ...]) -> dict[str, Any]:
     """An evaluation on test, with the names of held-out domains."""
-    found = evaluation.summary()
-    if found["ood"] is not None:
-        found["ood"]["domains"] = [domain_names[index] for index in found["ood"]["domains"]]
-    return found
+    scores = evaluation.summary()
+    if scores["ood"] is not None:
+        scores["ood"]["domains"] = [domain_names[index] for index in scores["ood"]["domains"]]
+    return scores
 
 
 def _new_clients(progress: Progress) -> dict[str, Any] | None:
     """How clients that never trained do, by steps of adaptation; None without such clients."""
     rows = {
-        str(steps): {name: value for name, value in found.summary().items() if name in NEW_CLIENTS}
-        for steps, found in progress.new_clients.items()
+        str(steps): {name: value for name, value in scores.summary().items() if name in NEW_CLIENTS}
+        for steps, scores in progress.new_clients.items()
     }
     return rows or None
 
