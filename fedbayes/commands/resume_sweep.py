@@ -50,18 +50,15 @@ def sweep_again(words: Sequence[str]) -> list[str]:
     folder = folders[0].absolute()
     plain: Any = OmegaConf.to_container(values(folder / MULTIRUN))  # references stay text
     overrides = (plain.get("hydra") or {}).get("overrides") or {}
-    task, options = (
-        [str(word) for word in overrides.get("task") or ()],
-        [str(word) for word in overrides.get("hydra") or ()],
-    )
+    task, options = ([str(word) for word in overrides.get(name) or ()] for name in ("task", "hydra"))
     options = [word for word in options if not word.startswith(("hydra.sweep.dir=", "hydra.mode="))]
     task = [word for word in task if not _sets(word, "resume")]  # of an earlier time that it went on
     outside = [word for word in task if _sets(word, "run_dir") and not _inside(word.partition("=")[2], folder)]
-    refused = (
-        outside
-        + [word for word in task if not _is_value(word)]
-        + [word for word in options if not HYDRA.fullmatch(word)]
-    )
+    refused = [
+        *outside,
+        *(word for word in task if not _is_value(word)),
+        *(word for word in options if not HYDRA.fullmatch(word)),
+    ]
     again = [f"hydra.sweep.dir={quoted(folder)}", f"resume={quoted(folder)}"]
     if refused:
         raise RunError(

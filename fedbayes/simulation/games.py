@@ -123,29 +123,29 @@ def informed_security(
     """
     payoffs, prior = require_game(payoffs, prior)
     types, actions, replies = payoffs.shape
-    levels = _levels(actions, len(weights), types * actions + 1)
-    plan = [start * (types * actions + 1) for start in levels]  # per history: K x A of the plan, then the level L
-    size = levels[-1] * (types * actions + 1)
+    width = types * actions + 1  # per history: K x A of the plan, then the level L
+    levels = _levels(actions, len(weights), width)
+    size = levels[-1] * width
     upper, equal, equal_to = _Rows(), _Rows(), []
     for stage, weight in enumerate(weights):
-        gain = (weight * prior[:, None, None] * payoffs).reshape(types * actions, replies)
+        gain = (weight * prior[:, None, None] * payoffs).reshape(width - 1, replies)
         for node in range(actions**stage):
-            here = plan[stage] + node * (types * actions + 1)
-            columns = np.arange(here, here + types * actions)
+            here = (levels[stage] + node) * width
+            columns = np.arange(here, here + width - 1)
             for reply in range(replies):
-                upper.add([*columns, here + types * actions], [*-gain[:, reply], 1.0])
-            above = plan[stage - 1] + (node // actions) * (types * actions + 1) + node % actions
+                upper.add([*columns, here + width - 1], [*-gain[:, reply], 1.0])
+            above = (levels[stage - 1] + node // actions) * width + node % actions
             for k in range(types):
                 plays = columns[k * actions : (k + 1) * actions]
                 parent = [] if stage == 0 else [above + k * actions]
                 equal.add([*plays, *parent], [1.0] * actions + [-1.0] * len(parent))
                 equal_to.append(1.0 if stage == 0 else 0.0)
     objective = np.zeros(size)
-    objective[types * actions :: types * actions + 1] = -1
+    objective[width - 1 :: width] = -1
     lowest = np.zeros(size)
-    lowest[types * actions :: types * actions + 1] = -np.inf
+    lowest[width - 1 :: width] = -np.inf
     solution = _solve(objective, upper.matrix(size), np.zeros(len(upper)), equal.matrix(size), equal_to, lowest)
-    mixture = np.clip(solution[: types * actions].reshape(types, actions), 0, None)
+    mixture = np.clip(solution[: width - 1].reshape(types, actions), 0, None)
     return InformedSolution(float(-objective @ solution), mixture / mixture.sum(1, keepdims=True))
 
 
@@ -168,8 +168,8 @@ def uninformed_security(
     """
     payoffs, _ = require_game(payoffs, np.full(len(payoffs), 1 / len(payoffs)) if prior is None else prior)
     types, actions, replies = payoffs.shape
-    levels = _levels(actions, len(weights), types + replies)
     width = types + replies  # per history: v of each type, then the mixture y
+    levels = _levels(actions, len(weights), width)
     size = levels[-1] * width + 1  # the last: the largest regret
     upper, upper_to, equal = _Rows(), [], _Rows()
     for stage, weight in enumerate(weights):
@@ -193,8 +193,7 @@ def uninformed_security(
             upper.add([k, size - 1], [1.0, -1.0])
             upper_to.append(-float(regret[k]))
     lowest = np.full(size, -np.inf)
-    for node in range(levels[-1]):
-        lowest[node * width + types : (node + 1) * width] = 0
+    lowest[:-1].reshape(-1, width)[:, types:] = 0
     if regret is None:
         lowest[-1] = 0
     solution = _solve(objective, upper.matrix(size), upper_to, equal.matrix(size), np.ones(len(equal)), lowest)
