@@ -11,6 +11,7 @@ from logging import LogRecord
 from pathlib import Path
 from typing import Any, cast, final
 
+import numpy as np
 from flwr.serverapp.strategy import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -39,6 +40,7 @@ from fedbayes.server.validation import PartitionSizes, ReplyValidator
 from fedbayes.simulation.attacks import AbstractAttack, MaliciousClients
 from fedbayes.simulation.client import ClientSetup, CohortClient
 from fedbayes.simulation.hardware import choose_device
+from fedbayes.simulation.jammer import Jammer, Policy, UplinkGame
 from fedbayes.storage.checkpoint import Checkpoint
 from fedbayes.storage.early_log import collected
 
@@ -66,6 +68,7 @@ class Parts:
         model: the frozen ViT with its prompt generator and head.
         client: trains and evaluates every client, malicious ones among them.
         records: what was logged while the parts were made, for `run.log`.
+        uplinks: the game over them; None without a jammer.
     """
 
     sampling: Sampling
@@ -76,6 +79,7 @@ class Parts:
     data: FederatedData
     model: PromptedViT
     client: CohortClient
+    uplinks: UplinkGame | None = None
     records: Sequence[LogRecord] = ()
 
     @property
@@ -105,7 +109,8 @@ def assemble(cfg: DictConfig, running: Any = None) -> Parts:
         federated = data(cfg, sampled.new_clients)
         prompted = model(cfg, federated, runner.device, vit)
         clients = client(cfg, federated, prompted, attacker, malicious(sampled, attacker))
-    return Parts(sampled, attacker, rounds, server, runner, federated, prompted, clients, records)
+        game = uplinks(cfg, federated, sampled, attacker)
+    return Parts(sampled, attacker, rounds, server, runner, federated, prompted, clients, game, records)
 
 
 def engine(cfg: DictConfig) -> Any:
@@ -198,6 +203,32 @@ def attack(cfg: DictConfig) -> AbstractAttack | None:
             )
         return None
     return cast(AbstractAttack, call("attack", later("attack", cfg.attack), seed=cfg.seed))
+
+
+def uplinks(
+    cfg: DictConfig, federated: FederatedData, sampled: Sampling, attacker: AbstractAttack | None
+) -> UplinkGame | None:
+    """The game of a jammer and the server over the clients' uplinks; None without a jammer.
+
+    Raises:
+        ConfigError: if the server has a policy against a jammer, and there is none; or privacy counts on uniform
+            sampling.
+    """
+    policy: Policy = made_of("sampling", cfg.sampling)
+    if policy.name != "uniform" and (not isinstance(attacker, Jammer) or cfg.privacy.noise is not None):
+        reason = "privacy.noise counts on uniform sampling" if cfg.privacy.noise is not None else "there is no jammer"
+        raise ConfigError(f"sampling={policy.name}: {reason}; choose sampling=uniform, or attack=jammer without noise.")
+    if not isinstance(attacker, Jammer):
+        return None
+    images, known = federated.images, sampled.known
+    counts = [
+        [np.bincount(column[federated.clients[c].train], minlength=size) for c in known]
+        for column, size in (
+            (images.domains.numpy(), len(images.domain_names)),
+            (images.labels.numpy(), federated.num_classes),
+        )
+    ]
+    return attacker.game(known, np.stack(counts[0]), np.stack(counts[1]), policy)
 
 
 def malicious(sampled: Sampling, attacker: AbstractAttack | None) -> tuple[int, ...]:

@@ -61,6 +61,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None, engine: Any = None, *, res
                 build.partition_sizes(cfg, parts.data, parts.attack),
                 save=tracker.keep,
                 stored=restart.checkpoint,
+                uplinks=parts.uplinks,
             ),
         )
         write_predictions(restart.run_dir, progress.final)

@@ -17,6 +17,7 @@ from fedbayes.server.strategy import ServerStrategy
 from fedbayes.server.train_round import RoundLog, Training
 from fedbayes.server.validation import INVALID, PartitionSizes, ReplyValidator
 from fedbayes.simulation.client import ClientGrid
+from fedbayes.simulation.jammer import UplinkGame
 from fedbayes.storage.checkpoint import Checkpoint
 
 Save = Callable[[Checkpoint], object]
@@ -74,6 +75,7 @@ class RoundLoop:
         *,
         save: Save | None = None,
         stored: Checkpoint | None = None,
+        uplinks: UplinkGame | None = None,
     ) -> Progress:
         """Run all rounds, from the initial parameters to the final evaluation.
 
@@ -85,6 +87,7 @@ class RoundLoop:
             sizes: what is known of the clients' images.
             save: takes checkpoints; None for nobody.
             stored: the checkpoint of this run to go on from.
+            uplinks: that a jammer makes replies get lost on; None for none.
 
         Raises:
             ConfigError: see `require`.
@@ -104,7 +107,7 @@ class RoundLoop:
         for server_round in range(progress.server_round + 1, self.rounds + 1):
             last = server_round == self.rounds
             try:
-                self.training.round(federation, strategy, progress, expected, server_round, log)
+                self.training.round(federation, strategy, progress, expected, server_round, log, uplinks)
             except StoppedError:
                 if saved < progress.server_round:
                     _save(strategy, progress, log, save)

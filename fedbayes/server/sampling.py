@@ -4,7 +4,7 @@ With privacy where clients know the seed, the privacy key decides who trains in 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -66,9 +66,20 @@ class Sampling:
         rng = numpy_generator(seed, "sample evaluated clients")
         self.evaluated = _sample(rng, self.known, count_of(evaluate_fraction, len(self.known)))
 
-    def train(self, server_round: int) -> list[int]:
-        """Return the clients that train in a round, ascending; depends on the key and the round alone."""
-        return _sample(numpy_generator(self.key, server_round, "sample clients"), self.known, self.per_round)
+    def train(self, server_round: int, invitations: Mapping[int, float] | None = None) -> list[int]:
+        """Return the partitions that train in a round, ascending; depends on the arguments and the key alone.
+
+        Args:
+            server_round: the round, from 1.
+            invitations: how often each client is invited, as a multiple of uniform invitations; None for uniform ones.
+        """
+        rng = numpy_generator(self.key, server_round, "sample clients")
+        if invitations is None:
+            return _sample(rng, self.known, self.per_round)
+        weights = np.array([invitations[partition] for partition in self.known])
+        size = max(1, min(int(self.per_round * weights.mean() + 0.5), int(np.count_nonzero(weights))))
+        places = rng.choice(len(self.known), size=size, replace=False, p=weights / weights.sum())
+        return sorted(self.known[int(place)] for place in places)
 
 
 def count_of(fraction: float, clients: int) -> int:

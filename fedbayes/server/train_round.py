@@ -24,6 +24,7 @@ from fedbayes.server.state import Progress
 from fedbayes.server.strategy import ServerStrategy
 from fedbayes.server.validation import FAILED, INVALID, LATE, Rejection, form_problem
 from fedbayes.simulation.faults import Fault, Faults
+from fedbayes.simulation.jammer import UplinkGame
 
 
 class RoundLog(Protocol):
@@ -120,6 +121,7 @@ class Training:
         expected: Arrays,
         server_round: int,
         log: RoundLog,
+        uplinks: UplinkGame | None = None,
     ) -> None:
         """Train, and take the replies into strategy and `progress`.
 
@@ -130,14 +132,20 @@ class Training:
             expected: arrays with the names, shapes and types of each reply.
             server_round: the round, from 1.
             log: takes what happens.
+            uplinks: that replies are lost on to a jammer; None for none.
 
         Raises:
             StoppedError: if the round fails in every attempt: too few replies are valid, or the aggregate is not.
                 Strategy and parameters are as they were.
         """
-        partitions, cost = self.sampling.train(server_round), _Cost()
+        invitations = None if uplinks is None else uplinks.invitations(server_round)
+        partitions, cost = self.sampling.train(server_round, invitations), _Cost()
         while True:
-            faults = {partition: self.faults.of(server_round, cost.attempts, partition) for partition in partitions}
+            faults = {
+                partition: (uplinks and uplinks.fault(server_round, cost.attempts, partition))
+                or self.faults.of(server_round, cost.attempts, partition)
+                for partition in partitions
+            }
             requests = strategy.requests(server_round, partitions, "train")
             reachable = {
                 partition: arrays for partition, arrays in requests.items() if faults[partition].kind != "drop"
@@ -171,6 +179,7 @@ class Training:
                 )
             log.note(f"round {server_round} failed: {failure}; attempt {cost.attempts + 1} of {self.retries + 1}")
         waited = {"virtual_seconds": self._virtual(faults)} if self.faults.any else {}
+        waited |= {} if uplinks is None else uplinks.facts(server_round)
         self._report(progress, server_round, len(partitions), replies.updates, cost, waited, log)
 
     def _report(
