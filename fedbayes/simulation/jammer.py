@@ -79,11 +79,13 @@ class PlayedRound:
         jammed: groups, ascending.
         schedule: of the server.
         belief: of an onlooker in each type, after the round.
+        payoff: to the jammer: the expected loss of what it is after.
     """
 
     jammed: tuple[int, ...]
     schedule: Schedule
     belief: np.ndarray
+    payoff: float
 
 
 @final
@@ -132,7 +134,7 @@ class Jammer(AbstractAttack):
         type: of this jammer; None to sample it from the prior.
         strategy: `smart` plays its security strategy, `greedy` what a uniform server suffers most from in a round,
             `random` jams as many groups by lot.
-        groups: uplinks; clients are spread over them in blocks of equal size, in the order of partitions.
+        groups: uplinks; clients are spread over them in blocks of equal size, those with the same main domain together.
         budget: groups that it can jam in a round.
         domain: that the type `domain` is after, by number.
         label: that the type `class` is after, by number.
@@ -184,7 +186,7 @@ class Jammer(AbstractAttack):
             ConfigError: if there are more groups than clients, or nobody has what a type is after.
         """
         require_whole("attack.groups", self.groups, 2, len(clients))
-        blocks = np.array_split(np.arange(len(clients)), self.groups)
+        blocks = np.array_split(np.argsort(domains.argmax(1), kind="stable"), self.groups)
         images = domains.sum(1)
         largest = np.where(images >= np.quantile(images, 0.75), images, 0)
         worth = {"none": images, "largest": largest, "bytes": np.ones(len(clients))}
@@ -253,10 +255,11 @@ class UplinkGame:
         return None if arrives else Fault("drop")
 
     def facts(self, server_round: int) -> dict[str, float]:
-        """Return what the log says of a round: groups jammed, and an onlooker's belief in each type after it."""
+        """Return what the log says of a round: groups jammed, the jammer's payoff, the belief in each type after it."""
         played = self.round(server_round)
         belief = zip(self.types, played.belief, strict=True)
-        return {"jammed_groups": len(played.jammed)} | {f"belief_{kind}": float(value) for kind, value in belief}
+        counts = {"jammed_groups": len(played.jammed), "jammer_payoff": played.payoff}
+        return counts | {f"belief_{kind}": float(value) for kind, value in belief}
 
     def _factors(self, schedule: Schedule) -> np.ndarray:
         """Return the invitations of each group, `(G,)`, as multiples of uniform ones."""
@@ -296,4 +299,5 @@ class UplinkGame:
             place = int(numpy_generator(self.jammer.seed, server_round, "schedule").choice(len(reply), p=reply))
             self._uninformed.observe(reply, action if self.policy.name == "security" else mixture)
         self._informed.observe(mixture, action)
-        return PlayedRound(self.jams[action], self.schedules[place], self._informed.belief)
+        payoff = float(self.payoffs[self.type, action, place])
+        return PlayedRound(self.jams[action], self.schedules[place], self._informed.belief, payoff)

@@ -44,6 +44,11 @@ def test_groups_are_worth_what_a_type_is_after():
     assert values["bytes"] == pytest.approx([1 / 3, 1 / 3, 1 / 3])
 
 
+def test_clients_with_the_same_main_domain_share_an_uplink():
+    played = jammer().game(range(6), DOMAINS[[0, 4, 2, 5, 1, 3]], LABELS, Policy(name="uniform"))
+    assert [partition for partition, group in played.group_of.items() if group == 2] == [1, 3]
+
+
 def test_payoffs_by_hand():
     played = game("uniform")
     clear, jammed = np.exp(-0.1), np.exp(-10.1)
@@ -96,10 +101,7 @@ def test_a_greedy_jammer_gains_less_against_security_than_against_uniform_sampli
         both = {}
         for policy in ("uniform", "security"):
             played = game(policy, seed=seed, strategy="greedy")
-            place = {schedule: b for b, schedule in enumerate(played.schedules)}
-            jam = {groups: a for a, groups in enumerate(played.jams)}
-            rounds = [played.round(server_round) for server_round in range(1, 9)]
-            both[policy] = sum(played.payoffs[played.type, jam[r.jammed], place[r.schedule]] for r in rounds)
+            both[policy] = sum(played.round(server_round).payoff for server_round in range(1, 9))
         assert both["security"] < both["uniform"]
 
 
