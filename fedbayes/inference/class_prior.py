@@ -1,0 +1,49 @@
+r"""Class priors of clients by Bayes' rule: under label skew, a shared head need not learn each client's classes.
+
+With `n_my` training images of class y at client m, C classes and a pseudo-images of each class:
+
+    pi_m(y) = (n_my + a) / (n_m + a C)
+
+A client trains its head on `CE(f + log pi_m)` and predicts with `softmax(f + log pi_m)`: for each client the balanced
+softmax of Ren et al. (NeurIPS 2020, arXiv 2007.10740), or the logit adjustment of Menon et al. (ICLR 2021, arXiv
+2007.07314). Then `exp f(x)` stands for `p(x | y)`, which clients share. The prior never leaves the client.
+
+Where the classes of test images differ from those of training images, the prior is estimated anew from predictions
+`p_n(y)` of unlabelled test images, by EM from pi on (Saerens et al., Neural Computation 2002):
+
+    r_n(y) = pi'(y) p_n(y) / pi(y), normalised over y,    pi'(y) <- (sum_n r_n(y) + a C pi(y)) / (N + a C)
+
+The a C pseudo-images with the classes of pi, which are not in the paper, keep the estimate of few images off zero.
+"""
+
+from jaxtyping import Float, Num
+from torch import Tensor
+
+TOLERANCE, MOST_STEPS = 1e-8, 1000
+
+
+def class_prior(counts: Num[Tensor, "*clients classes"], pseudo_count: float) -> Float[Tensor, "*clients classes"]:
+    """Return pi of counts of training images; uniform where there is no image. `pseudo_count` is a > 0."""
+    smoothed = counts.double() + pseudo_count
+    return smoothed / smoothed.sum(-1, keepdim=True)
+
+
+def estimate_prior(
+    predictions: Float[Tensor, "images classes"], prior: Float[Tensor, " classes"], pseudo_count: float
+) -> Float[Tensor, " classes"]:
+    """Return the prior of unlabelled images by EM, see the module.
+
+    Args:
+        predictions: class probabilities of each image under `prior`.
+        prior: pi, above 0.
+        pseudo_count: a; 0 is the paper's estimate.
+    """
+    pseudo_images = pseudo_count * len(prior) * prior
+    ratios, estimate = predictions.double() / prior, prior
+    for _ in range(MOST_STEPS):
+        weighted = estimate * ratios
+        expected = (weighted / weighted.sum(1, keepdim=True)).sum(0) + pseudo_images
+        before, estimate = estimate, expected / expected.sum()
+        if (estimate - before).abs().max() < TOLERANCE:
+            break
+    return estimate
