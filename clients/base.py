@@ -14,6 +14,7 @@ from fedbayes.arrays import Arrays, under
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.data.federated import Split
 from fedbayes.errors import ConfigError
+from fedbayes.inference.class_prior import estimate_prior
 from fedbayes.metrics.predictive import Predictive, negative_log_likelihood, predictive
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
@@ -45,7 +46,7 @@ class AbstractClient(ABC):
 
     def __init__(self, *, setup: ClientSetup, personal: Sequence[str], inputs: InputSource | None = None) -> None:
         self.data, self.model, self.seed = setup.data, setup.model, setup.seed
-        self.inputs = inputs or InputSource(setup.data, setup.model, setup.augment, setup.cache_mb)
+        self.inputs = inputs or InputSource(setup.data, setup.model, setup.augment, setup.cache_mb, setup.priors)
         if isinstance(personal, str) or not isinstance(personal, Sequence):
             raise ConfigError(f"method.client.personal={personal} is not a list; write [{personal}].")
         self.personal = tuple(f"{part}." for part in personal)
@@ -96,12 +97,24 @@ class AbstractClient(ABC):
         """Return each client's predictions for its images, on the CPU, and the diagnostics of `score`, `(C, B)`."""
         with torch.no_grad():
             scores = self.score(inputs, parameters, streams)
-            probabilities, expected_entropy = predictive(scores.logits)
+            logits = scores.logits
+            if self.inputs.priors.kind == "estimated":
+                logits = logits + self._prior_change(inputs, logits)
+            probabilities, expected_entropy = predictive(logits)
         predictions = [
             Predictive(probabilities[c, :count].cpu(), expected_entropy[c, :count].cpu())
             for c, count in enumerate(inputs.counts)
         ]
         return predictions, scores.metrics
+
+    def _prior_change(self, inputs: Inputs, logits: Tensor) -> Tensor:
+        """Return what is added to class scores for the priors that the images themselves suggest, `(C, 1, classes)`."""
+        assert inputs.log_prior is not None, "it is where an estimate begins"
+        probabilities, changes = predictive(logits)[0].cpu(), []
+        for images, count, log_prior in zip(probabilities, inputs.counts, inputs.log_prior.cpu().double(), strict=True):
+            prior = log_prior[0].exp()
+            changes.append(estimate_prior(images[:count], prior, self.inputs.priors.pseudo_count).log() - log_prior)
+        return torch.stack(changes).to(logits)
 
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Predict the requested split of each client.

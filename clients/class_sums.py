@@ -31,7 +31,7 @@ class ClassSumsClient(AbstractClient):
         squares: also send the sum of the features' squared lengths, which a variance needs.
 
     Raises:
-        ConfigError: if a part is to be personal.
+        ConfigError: if a part is to be personal, or a head is to have a class prior.
     """
 
     def __init__(self, *, setup: ClientSetup, personal: Sequence[str], squares: bool = False) -> None:
@@ -39,6 +39,8 @@ class ClassSumsClient(AbstractClient):
             raise ConfigError(
                 f"method.client.personal={list(personal)}: clients send sums and have no parameters; leave it []."
             )
+        if setup.priors.kind != "none":
+            raise ConfigError(f"head.prior={setup.priors.kind}: this method has no head that is trained; choose none.")
         super().__init__(setup=setup, personal=personal)
         self.squares = squares
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fedbayes.data.augment import Augment
 from fedbayes.data.federated import SPLITS, Batch, FederatedData
 from fedbayes.errors import require_number
+from fedbayes.inference.class_prior import ClassPriors
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.seeding import Streams
 
@@ -26,11 +27,16 @@ class Inputs:
     z: Tensor  # normalised class features, (C, B, d)
     labels: Tensor  # (C, B)
     mask: Tensor  # True where there is an image, (C, B)
+    log_prior: Tensor | None = None  # of each client's classes, (C, 1, classes)
 
     @property
     def counts(self) -> list[int]:
         """Number of images of each client."""
         return self.mask.sum(1).tolist()
+
+    def with_prior(self, scores: Tensor) -> Tensor:
+        """Add the clients' log priors to class scores `(..., C, B, classes)`, if priors are used."""
+        return scores if self.log_prior is None else scores + self.log_prior
 
     @property
     def weights(self) -> Tensor:
@@ -54,9 +60,11 @@ class InputSource:
         ConfigError: if `cache_mb` is out of range.
     """
 
-    def __init__(self, data: FederatedData, model: PromptedViT, augment: Augment, cache_mb: float) -> None:
+    def __init__(
+        self, data: FederatedData, model: PromptedViT, augment: Augment, cache_mb: float, priors: ClassPriors
+    ) -> None:
         require_number("simulation.cache_mb", cache_mb, 0)
-        self._data, self._model, self._augment = data, model, augment
+        self._data, self._model, self._augment, self.priors = data, model, augment, priors
         self._device = model.backbone.mean.device
         indices = [data.indices(partition, split) for partition in range(len(data)) for split in SPLITS]
         self._held = torch.cat(indices).unique()
@@ -109,10 +117,12 @@ class InputSource:
         z = self._z[self._row[batch.index.flatten()]].unflatten(0, batch.mask.shape)
         return z, image_weights(batch.mask).to(z)
 
-    def of_images(self, images: Tensor) -> Inputs:
-        """Return the inputs of images outside the federation, as those of one client; labels are 0."""
+    def of_images(self, images: Tensor, partition: int | None = None) -> Inputs:
+        """Return the inputs of images outside the federation; labels are 0, the prior a client's or uniform."""
         zeros = torch.zeros(1, len(images), dtype=torch.long)
-        batch = Batch(zeros, torch.ones(1, len(images), dtype=torch.bool), zeros)
+        counts = self._data.class_counts
+        counts = torch.zeros_like(counts[:1]) if partition is None else counts[[partition]]
+        batch = Batch(zeros, torch.ones(1, len(images), dtype=torch.bool), zeros, counts)
         return self._inputs(batch, *self._compute(images.to(self._device)))
 
     def _pixels(self, index: Tensor) -> Tensor:
@@ -125,4 +135,11 @@ class InputSource:
     def _inputs(self, batch: Batch, tokens: Tensor, z: Tensor) -> Inputs:
         shape = batch.mask.shape
         device = self._device
-        return Inputs(tokens.unflatten(0, shape), z.unflatten(0, shape), batch.labels.to(device), batch.mask.to(device))
+        log_prior = self.priors.of_counts(batch.class_counts)
+        return Inputs(
+            tokens.unflatten(0, shape),
+            z.unflatten(0, shape),
+            batch.labels.to(device),
+            batch.mask.to(device),
+            None if log_prior is None else log_prior.to(device),
+        )

@@ -128,7 +128,7 @@ class PFedBayesClient(AbstractClient):
         weights = self._sample(q, streams, samples)
         parts = passes(inputs.mask, samples)
         scores = [self._class_scores(weights, inputs.tokens[:, part], inputs.z[:, part]) for part in parts]
-        return Scores(torch.cat(scores, dim=2), {})
+        return Scores(inputs.with_prior(torch.cat(scores, dim=2)), {})
 
     def objective(
         self,
@@ -152,7 +152,7 @@ class PFedBayesClient(AbstractClient):
             with_copy: whether the loss has a second `KL(q | w)` that moves w and not q.
         """
         weights = self._sample(q, noise, self.inference.train_samples)
-        logits = self._class_scores(weights, inputs.tokens, inputs.z)
+        logits = inputs.with_prior(self._class_scores(weights, inputs.tokens, inputs.z))
         labels = inputs.labels.expand(logits.shape[:-1]).unsqueeze(-1)
         terms = logits.log_softmax(-1).gather(-1, labels).squeeze(-1).mean(0)  # (C, B)
         log_likelihood = (terms.where(inputs.mask, 0.0) * inputs.weights).sum(1)

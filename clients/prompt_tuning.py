@@ -113,7 +113,7 @@ class PromptTuningClient(AbstractClient):
         """Return the first validation images of each client of a cohort; their labels are not read."""
         whole = self.data.batch(partitions, "validation")
         first = slice(None), slice(PROBE_IMAGES)
-        return Batch(whole.index[first], whole.mask[first], whole.labels[first])
+        return Batch(whole.index[first], whole.mask[first], whole.labels[first], whole.class_counts)
 
     @torch.no_grad()
     def _probe_mixing(self, z: Tensor, weights: Tensor) -> dict[str, Tensor]:
@@ -154,7 +154,8 @@ class PromptTuningClient(AbstractClient):
     def _logits(self, inputs: Inputs, samples: int, prompts: Callable[[slice], Tensor]) -> Tensor:
         """Return class scores `(S, C, B, classes)`, with `prompts` giving those of a slice of the images."""
         parts = passes(inputs.mask, samples)
-        return torch.cat([self.model.logits(inputs.tokens[:, part], prompts(part)) for part in parts], dim=2)
+        scores = [self.model.logits(inputs.tokens[:, part], prompts(part)) for part in parts]
+        return inputs.with_prior(torch.cat(scores, dim=2))
 
     def _plates(self, inputs: Inputs) -> tuple[pyro.plate, pyro.plate]:
         clients, images = inputs.mask.shape
@@ -171,7 +172,7 @@ class PromptTuningClient(AbstractClient):
                 zero = z.new_zeros(self.posterior.code_dim)
                 code = pyro.sample("code", dist.Normal(zero, 1.0, validate_args=False).to_event(1))
                 prompts = self.posterior.decode(code)
-            logits = self.model.logits(inputs.tokens, prompts)
+            logits = inputs.with_prior(self.model.logits(inputs.tokens, prompts))
             pyro.sample("label", dist.Categorical(logits=logits, validate_args=False), obs=inputs.labels)
 
     def _guide(self, inputs: Inputs, noise: Streams) -> None:

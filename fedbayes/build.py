@@ -18,10 +18,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from fedbayes.config.instantiate import call, later, made_of, plain, takes
 from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import SPLITS, FederatedData
+from fedbayes.data.label_shift import shift_labels
 from fedbayes.data.partitions.held_out import hold_out, share_held_out
 from fedbayes.data.partitions.splits import require_partition
 from fedbayes.data.pixels import require_side
 from fedbayes.errors import ConfigError, DataError, require_whole
+from fedbayes.inference.class_prior import ClassPriors
 from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.models.adapters import MakeWeights
 from fedbayes.models.backbone import FrozenViT
@@ -141,6 +143,7 @@ def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
     if cfg.get("debug"):
         splits = tuple(split.first(DEBUG_IMAGES) for split in splits)
     splits = share_held_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
+    splits = shift_labels(images, splits, settings["label_shift"], cfg.partition.get("seed", 0))
     images = corrupt_test(images, splits, settings["corruption"], settings["severity"])
     return FederatedData(images, splits, new_clients)
 
@@ -255,7 +258,8 @@ def client(
     if attacker is not None:
         honest = client(cfg, attacker.poison(federated, partitions), prompted)
         return MaliciousClients(honest, attacker, partitions)
-    setup = ClientSetup(federated, prompted, made_of("augment", cfg.augment), cfg.simulation.cache_mb, cfg.seed)
+    augment, priors = made_of("augment", cfg.augment), ClassPriors(cfg.head.prior, cfg.head.prior_count)
+    setup = ClientSetup(federated, prompted, augment, cfg.simulation.cache_mb, cfg.seed, priors)
     return cast(CohortClient, call("method.client", later("method.client", cfg.method.client), setup=setup))
 
 

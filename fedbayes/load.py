@@ -33,6 +33,7 @@ class Prediction:
         expected_entropy: mean entropy of a single draw, `(N,)`.
         prompt_uncertainty: mutual information between prompts and label, `(N,)`; 0 without a posterior.
         classes: class names, in the order of the columns.
+        class_prior: `(classes,)`, what the scores were combined with; None with `head.prior=none`.
     """
 
     probabilities: np.ndarray
@@ -40,6 +41,7 @@ class Prediction:
     expected_entropy: np.ndarray
     prompt_uncertainty: np.ndarray
     classes: tuple[str, ...]
+    class_prior: np.ndarray | None
 
     @property
     def labels(self) -> list[str]:
@@ -74,8 +76,9 @@ class Run:
             images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, PIL images or paths of image files, of any size; or a
                 single image of these kinds.
             partition: use what this client kept to itself and what the server would send it, adapted to the client's
-                own images where the method does that (`fedbabu`, `pep_fedpt`); None uses what the server has, and the
-                clients' mean of what is theirs, which means little where they share nothing (`local_vpt`).
+                own images where the method does that (`fedbabu`, `pep_fedpt`), and its class prior; None uses what the
+                server has, the clients' mean of what is theirs, which means little where they share nothing
+                (`local_vpt`), and a uniform class prior.
 
         Returns:
             Probabilities and uncertainty of each image. Equal calls give equal numbers; an image's draws of prompts
@@ -92,13 +95,15 @@ class Run:
             raise RunError(f"partition={partition} must be in 0..{self.config.clients - 1}; give such a client.")
         parameters = self.clients.parameters(partition)
         streams = Streams(self.config.seed, self.clients.checkpoint.server_round, [0], "predict")
-        (predictive,), _ = client.predict(client.inputs.of_images(pixels), [parameters], streams)
+        inputs = client.inputs.of_images(pixels, partition)
+        (predictive,), _ = client.predict(inputs, [parameters], streams)
         return Prediction(
             probabilities=predictive.probabilities.double().numpy(),
             entropy=predictive.entropy.double().numpy(),
             expected_entropy=predictive.expected_entropy.double().numpy(),
             prompt_uncertainty=predictive.prompt_uncertainty.double().numpy(),
             classes=seen.classes,
+            class_prior=None if inputs.log_prior is None else inputs.log_prior[0, 0].exp().cpu().numpy(),
         )
 
     @cached_property

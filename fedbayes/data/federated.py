@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, final
 
 import numpy as np
@@ -25,11 +26,13 @@ class Batch:
         index: image ids, `(C, B)`; padding repeats image 0.
         mask: True where there is an image, `(C, B)`; each row's images come first.
         labels: class ids, `(C, B)`; 0 in the padding.
+        class_counts: training images of each client by class, `(C, classes)`.
     """
 
     index: Tensor
     mask: Tensor
     labels: Tensor
+    class_counts: Tensor
 
     @property
     def counts(self) -> Tensor:
@@ -83,7 +86,7 @@ class FederatedData:
 
     def batch(self, partitions: Sequence[int], split: Split) -> Batch:
         """Return all images of a split of some clients in one batch, in the order of `indices`."""
-        return self._pad([self.indices(partition, split) for partition in partitions])
+        return self._pad(partitions, [self.indices(partition, split) for partition in partitions])
 
     def count_steps(self, partitions: Sequence[int], epochs: int, batch_size: int) -> list[int]:
         """Return the number of batches of `epochs` in which each client has images."""
@@ -110,9 +113,15 @@ class FederatedData:
                 schedules[c].extend(ids[order.permutation(c, len(ids))].tensor_split(steps))
         empty = torch.empty(0, dtype=torch.long)
         for step in range(max(len(schedule) for schedule in schedules)):
-            yield self._pad([schedule[step] if step < len(schedule) else empty for schedule in schedules])
+            yield self._pad(partitions, [schedule[step] if step < len(schedule) else empty for schedule in schedules])
 
-    def _pad(self, rows: Sequence[Tensor]) -> Batch:
+    @cached_property
+    def class_counts(self) -> Tensor:
+        """Return the number of training images of each client by class, `(clients, classes)`."""
+        rows = [self.images.labels[self.indices(p, "train")] for p in range(len(self))]
+        return torch.stack([labels.bincount(minlength=self.num_classes) for labels in rows])
+
+    def _pad(self, partitions: Sequence[int], rows: Sequence[Tensor]) -> Batch:
         width = max(1, *(len(row) for row in rows)) if rows else 1
         index = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -120,4 +129,4 @@ class FederatedData:
             index[c, : len(row)] = row
             mask[c, : len(row)] = True
         labels = torch.where(mask, self.images.labels[index], 0)
-        return Batch(index, mask, labels)
+        return Batch(index, mask, labels, self.class_counts[[max(p, ~p) for p in partitions]])

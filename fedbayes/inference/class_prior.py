@@ -16,10 +16,41 @@ Where the classes of test images differ from those of training images, the prior
 The a C pseudo-images with the classes of pi, which are not in the paper, keep the estimate of few images off zero.
 """
 
+from dataclasses import dataclass
+from typing import final
+
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from fedbayes.errors import require_choice, require_number
+
 TOLERANCE, MOST_STEPS = 1e-8, 1000
+
+
+@final
+@dataclass(frozen=True)
+class ClassPriors:
+    """Whether and how clients use their class priors.
+
+    Args:
+        kind: `none`, `client` or `estimated`, which also estimates the prior of the images that are predicted together.
+        pseudo_count: a.
+
+    Raises:
+        ConfigError: if a value is out of range.
+    """
+
+    kind: str = "none"
+    pseudo_count: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require_choice("head.prior", self.kind, ("none", "client", "estimated"))
+        require_number("head.prior_count", self.pseudo_count, 0, open_low=True)
+
+    def of_counts(self, counts: Num[Tensor, "clients classes"]) -> Float[Tensor, "clients 1 classes"] | None:
+        """Return the log priors of clients, to be added to the class scores of their images; None where none is."""
+        return None if self.kind == "none" else class_prior(counts, self.pseudo_count).log().float().unsqueeze(1)
 
 
 def class_prior(counts: Num[Tensor, "*clients classes"], pseudo_count: float) -> Float[Tensor, "*clients classes"]:

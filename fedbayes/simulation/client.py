@@ -30,6 +30,7 @@ from fedbayes.comm.messages import (
 from fedbayes.data.augment import Augment
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import FedbayesError
+from fedbayes.inference.class_prior import ClassPriors
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.simulation.flower_private import client_error
 
@@ -54,6 +55,7 @@ class ClientSetup:
         augment: random changes of training images.
         cache_mb: largest size of the cache of tokens, megabytes.
         seed: of the run; all draws are keyed by it.
+        priors: of the clients' classes.
     """
 
     data: FederatedData
@@ -61,6 +63,7 @@ class ClientSetup:
     augment: Augment
     cache_mb: float
     seed: int
+    priors: ClassPriors
 
 
 class CohortClient(Protocol):
