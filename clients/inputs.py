@@ -93,12 +93,12 @@ class InputSource:
     def train(self, batch: Batch, streams: Streams) -> Inputs:
         """Return the inputs of a training batch, augmented at random if that is switched on."""
         if not self._augment.active:
-            return self.plain(batch)
+            return self.plain(batch, training=True)
         pixels = self._pixels(batch.index).to(self._model.backbone.dtype)
         augmented = self._augment(pixels, batch.counts.tolist(), streams)
-        return self._inputs(batch, *self._compute(augmented.flatten(0, 1)))
+        return self._inputs(batch, *self._compute(augmented.flatten(0, 1)), training=True)
 
-    def plain(self, batch: Batch) -> Inputs:
+    def plain(self, batch: Batch, *, training: bool = False) -> Inputs:
         """Return the inputs of a batch without augmentation."""
         self.prepare()
         assert self._z is not None, "prepare has filled it"
@@ -108,7 +108,7 @@ class InputSource:
             tokens = torch.cat([self._model.entering(self._pixels(part)) for part in index.split(CHUNK)])
         else:
             tokens = self._tokens[rows]
-        return self._inputs(batch, tokens, self._z[rows])
+        return self._inputs(batch, tokens, self._z[rows], training=training)
 
     def features(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the class features alone, `(C, B, d)`, and the images' weights."""
@@ -132,10 +132,10 @@ class InputSource:
         parts = [self._model.precompute(images[i : i + CHUNK]) for i in range(0, len(images), CHUNK)]
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
-    def _inputs(self, batch: Batch, tokens: Tensor, z: Tensor) -> Inputs:
+    def _inputs(self, batch: Batch, tokens: Tensor, z: Tensor, *, training: bool = False) -> Inputs:
         shape = batch.mask.shape
         device = self._device
-        log_prior = self.priors.of_counts(batch.class_counts)
+        log_prior = self.priors.of_counts(batch.class_counts, training=training)
         return Inputs(
             tokens.unflatten(0, shape),
             z.unflatten(0, shape),

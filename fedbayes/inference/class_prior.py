@@ -8,6 +8,10 @@ A client trains its head on `CE(f + log pi_m)` and predicts with `softmax(f + lo
 softmax of Ren et al. (NeurIPS 2020, arXiv 2007.10740), or the logit adjustment of Menon et al. (ICLR 2021, arXiv
 2007.07314). Then `exp f(x)` stands for `p(x | y)`, which clients share. The prior never leaves the client.
 
+In training a is 0, so that classes that a client lacks take no part. With a > 0 the gradient of their scores is small
+but always of one sign, and Adam, which divides by its size, makes full steps of it: after 15 rounds of FedVPT under
+label skew, validation NLL was .26 and .17 with a = .5, and .17 and .15 with a = 0 (seeds 0 and 1).
+
 Where the classes of test images differ from those of training images, the prior is estimated anew from predictions
 `p_n(y)` of unlabelled test images, by EM from pi on (Saerens et al., Neural Computation 2002):
 
@@ -25,6 +29,8 @@ from torch import Tensor
 from fedbayes.errors import require_choice, require_number
 
 TOLERANCE, MOST_STEPS = 1e-8, 1000
+NO_COUNT = 1e-30
+"""As good as 0, and its logarithm is finite."""
 
 
 @final
@@ -34,7 +40,7 @@ class ClassPriors:
 
     Args:
         kind: `none`, `client` or `estimated`, which also estimates the prior of the images that are predicted together.
-        pseudo_count: a.
+        pseudo_count: a of predictions.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -48,9 +54,13 @@ class ClassPriors:
         require_choice("head.prior", self.kind, ("none", "client", "estimated"))
         require_number("head.prior_count", self.pseudo_count, 0, open_low=True)
 
-    def of_counts(self, counts: Num[Tensor, "clients classes"]) -> Float[Tensor, "clients 1 classes"] | None:
+    def of_counts(
+        self, counts: Num[Tensor, "clients classes"], *, training: bool
+    ) -> Float[Tensor, "clients 1 classes"] | None:
         """Return the log priors of clients, to be added to the class scores of their images; None where none is."""
-        return None if self.kind == "none" else class_prior(counts, self.pseudo_count).log().float().unsqueeze(1)
+        if self.kind == "none":
+            return None
+        return class_prior(counts, NO_COUNT if training else self.pseudo_count).log().float().unsqueeze(1)
 
 
 def class_prior(counts: Num[Tensor, "*clients classes"], pseudo_count: float) -> Float[Tensor, "*clients classes"]:

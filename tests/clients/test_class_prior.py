@@ -32,10 +32,20 @@ def test_predictions_are_multiplied_by_the_prior(method):
 
 def test_training_adds_the_prior_to_the_scores():
     """At equal scores the gradient of the head's bias is `prior - frequency`, and 0 where they are equal."""
-    _, client = smoke("method=fedavg_head", "head.prior=client", "head.prior_count=1e-9", "optim.name=sgd",
+    _, client = smoke("method=fedavg_head", "head.prior=client", "optim.name=sgd",
                       "optim.batch_size=10000", "optim.local_epochs=1", "optim.momentum=0", *SKEWED)  # fmt: skip
     bias = client.train([ClientRequest(0, 1, "train", "", client.initial())])[0].arrays["head.bias"]
     np.testing.assert_allclose(bias, 0, atol=1e-7)
+
+
+def test_classes_that_a_client_lacks_take_no_part_in_its_training():
+    """Adam would make full steps of any gradient, however small."""
+    _, client = smoke("method=fedavg_head", "head.prior=client", *SKEWED)
+    bias = client.train([ClientRequest(0, 1, "train", "", client.initial())])[0].arrays["head.bias"]
+    is_absent = client.data.class_counts[0].numpy() == 0
+    assert is_absent.any()
+    assert (bias[is_absent] == 0).all()
+    assert (bias[~is_absent] != 0).all()
 
 
 def test_methods_without_a_trained_head_refuse_a_prior():
