@@ -11,8 +11,6 @@ from fedbayes.models.anchoring import anchored, noise_layers
 from strategies.base import AbstractStrategy, weighted_mean
 from strategies.robust import ROBUST, combined
 
-AGGREGATES = ("mean", "anchored", *ROBUST)
-
 
 @final
 class Averaging(AbstractStrategy):
@@ -30,26 +28,25 @@ class Averaging(AbstractStrategy):
 
     def __init__(self, aggregate: str = "mean", malicious_fraction: float = 0.2) -> None:
         super().__init__()
-        self.anchored = require_choice("method.strategy.aggregate", aggregate, AGGREGATES) == "anchored"
-        key = "method.strategy.malicious_fraction"
-        if require_number(key, malicious_fraction, 0) >= 0.5:
-            raise ConfigError(f"{key}={malicious_fraction} leaves no honest majority; set it below 0.5.")
-        self._robust = ROBUST[aggregate](malicious_fraction) if aggregate in ROBUST else None
-        self._aggregate = aggregate
-
-    @property
-    def plain_mean(self) -> bool:
-        """Whether the aggregate is the mean."""
-        return self._aggregate == "mean"
+        self.aggregate_name = require_choice("method.strategy.aggregate", aggregate, ("mean", "anchored", *ROBUST))
+        self.plain_mean = aggregate == "mean"
+        self.malicious_fraction = require_number("method.strategy.malicious_fraction", malicious_fraction, 0)
+        if malicious_fraction >= 0.5:
+            raise ConfigError(
+                f"method.strategy.malicious_fraction={malicious_fraction} leaves no honest majority; set it below 0.5."
+            )
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
         """Return the same for every client."""
-        if self.anchored:
+        if self.aggregate_name == "anchored":
             noise_layers(self.shared)
         return self.shared
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Set `phi <- sum_i (n_i / n) phi_i`, or what `aggregate` names."""
-        if self.anchored:
+        if self.aggregate_name in ROBUST:
+            self.shared = combined(updates, self.aggregate_name, self.malicious_fraction)
+            return
+        if self.aggregate_name == "anchored":
             updates = [replace(update, arrays=anchored(update.arrays, self.shared)) for update in updates]
-        self.shared = weighted_mean(updates) if self._robust is None else combined(updates, self._robust)
+        self.shared = weighted_mean(updates)

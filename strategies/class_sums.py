@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedbayes.arrays import Arrays, by_name, by_partition
+from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientUpdate
 from strategies.base import AbstractStrategy, miscounted
 
@@ -15,10 +15,6 @@ class AbstractClassSums(AbstractStrategy):
 
     closed_form = True
     summed: tuple[str, ...] = ("sums", "counts")  # names of the arrays that clients send
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[int, Arrays] = {}
 
     @abstractmethod
     def classifier(self, clients: Sequence[Arrays]) -> tuple[np.ndarray, np.ndarray]:
@@ -37,14 +33,6 @@ class AbstractClassSums(AbstractStrategy):
         squares, sums = update.arrays["squares"].item(), update.arrays["sums"]
         least = (np.square(sums).sum(1) / np.maximum(update.arrays["counts"], 1)).sum()
         return None if squares >= least * (1 - 1e-6) else f"squares are {squares:g}, and by its sums at least {least:g}"
-
-    def state(self) -> Arrays:
-        """Return the sums of all clients."""
-        return by_name(self.seen)
-
-    def restore(self, state: Arrays) -> None:
-        """Take back the sums of all clients."""
-        self.seen = by_partition(state)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Compute the classifier of all clients heard so far, in the order of their partitions."""

@@ -30,9 +30,6 @@ class FedCOF(AbstractClassSums):
     Args:
         shrinkage: gamma, added to the diagonal of each class covariance; in squared feature units.
         temperature: divides the scores; in feature units.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(self, *, shrinkage: float = 1.0, temperature: float = 1.0) -> None:

@@ -22,11 +22,7 @@ from strategies.class_sums import AbstractClassSums, class_means, total
 class FedNCM(AbstractClassSums):
     """Classifies by the nearest class mean of all clients heard so far, as if their images were pooled.
 
-    Args:
-        temperature: T; the nearest mean, and so the accuracy, is the same for any.
-
-    Raises:
-        ConfigError: if it is not positive.
+    The accuracy is the same for any temperature T.
     """
 
     summed = ("sums", "counts", "squares")

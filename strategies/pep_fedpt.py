@@ -6,12 +6,12 @@ from typing import final
 
 import numpy as np
 
-from fedbayes.arrays import Arrays, by_name, by_partition
+from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientUpdate
 from strategies.base import AbstractStrategy, miscounted, weighted_mean
 from strategies.class_sums import class_means
 
-PROTOTYPES, SUMS = "generator.prototypes", ("sums", "counts")
+PROTOTYPES = "generator.prototypes"
 
 
 @final
@@ -19,10 +19,6 @@ class PEPFedPT(AbstractStrategy):
     """Averages what is trained; prototypes are the class means of the frozen features of all clients heard so far."""
 
     counted = (PROTOTYPES,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: dict[int, Arrays] = {}
 
     def expected_reply(self, initial: Arrays) -> Arrays:
         """Return the server's parameters and, per class, sums of features and their number, in float64."""
@@ -33,15 +29,7 @@ class PEPFedPT(AbstractStrategy):
 
     def rejection_reason(self, update: ClientUpdate) -> str | None:
         """Reject counts that no images can have."""
-        return miscounted(update, "counts") if "counts" in update.arrays else None
-
-    def state(self) -> Arrays:
-        """Return the sums of all clients."""
-        return by_name(self.seen)
-
-    def restore(self, state: Arrays) -> None:
-        """Take back the sums of all clients."""
-        self.seen = by_partition(state)
+        return miscounted(update, "counts")
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Set `mu_c = sum_i sums_ic / sum_i n_ic`, and all else to the mean, weighted by images."""
@@ -50,8 +38,8 @@ class PEPFedPT(AbstractStrategy):
             return
         trained = []
         for update in updates:
-            self.seen[update.partition] = {name: update.arrays[name] for name in SUMS}
-            rest = {name: array for name, array in update.arrays.items() if name not in SUMS}
-            trained.append(replace(update, arrays=rest))
+            parameters = dict(update.arrays)
+            self.seen[update.partition] = {name: parameters.pop(name) for name in ("sums", "counts")}
+            trained.append(replace(update, arrays=parameters))
         means = class_means([self.seen[partition] for partition in sorted(self.seen)])
         self.shared = {**weighted_mean(trained), PROTOTYPES: means.astype(np.float32)}

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedbayes.arrays import Arrays, by_name, by_partition, under
+from fedbayes.arrays import Arrays, under
 from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import require_choice, require_number
 from fedbayes.inference.mean_field import PRIOR, RHO, Natural, at_least, diagonal, product, rho_of, std_of
@@ -46,9 +46,6 @@ class PFedBayes(AbstractStrategy):
         aggregate: `mean` or `product`.
         beta: fraction of the way from the global Gaussian to that of the replies; null: 1 for `mean`, and 1 / (number
             of replies) for `product`.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(self, aggregate: str, beta: float | None = None) -> None:
@@ -56,7 +53,6 @@ class PFedBayes(AbstractStrategy):
         self.is_product = require_choice("method.strategy.aggregate", aggregate, ("mean", "product")) == "product"
         self.beta = None if beta is None else require_number("method.strategy.beta", beta, 0, 1, open_low=True)
         self.first: Arrays = {}
-        self.factors: dict[int, dict[str, Natural]] = {}
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
         """Return w, and beside it the prior of a client that has contributed to it; the first w is p_0."""
@@ -66,21 +62,13 @@ class PFedBayes(AbstractStrategy):
         return {**self.shared, **prior} if prior else self.shared  # the same object for all shares its bytes
 
     def state(self) -> Arrays:
-        """Return p_0, and precision and shift of the factor of each client, `(2, ...)`."""
-        factors = {
-            partition: {name: np.stack([factor.precision, factor.shift]) for name, factor in by_weight.items()}
-            for partition, by_weight in self.factors.items()
-        }
-        return {FIRST + name: array for name, array in self.first.items()} | by_name(factors)
+        """Return p_0, and precision and shift of each client's factors, `(2, ...)`, as `seen` has them."""
+        return {FIRST + name: array for name, array in self.first.items()} | super().state()
 
     def restore(self, state: Arrays) -> None:
         """Take back what `state` returned."""
         self.first = under(FIRST, state)
-        factors = by_partition({name: array for name, array in state.items() if not name.startswith(FIRST)})
-        self.factors = {
-            partition: {name: Natural(*torch.from_numpy(pair)) for name, pair in pairs.items()}
-            for partition, pairs in factors.items()
-        }
+        super().restore({name: array for name, array in state.items() if not name.startswith(FIRST)})
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Compute the next prior by the formulas above; parameters that belong to no Gaussian are averaged."""
@@ -100,19 +88,24 @@ class PFedBayes(AbstractStrategy):
         names = [name for name in self.shared if name + RHO in self.shared]
         beta = 1 / len(updates) if self.beta is None else self.beta
         for update in updates:
-            old, prior, new = self.factors.get(update.partition, {}), self.shared | self._prior(update.partition), {}
+            old, prior, new = self._factors(update.partition), self.shared | self._prior(update.partition), {}
             for name in names:
                 step = _natural(update.arrays, name).over(_natural(prior, name)).power(beta)
-                new[name] = product([old[name].power(1 - beta), step]) if name in old else step
-            self.factors[update.partition] = new
-        factors = [self.factors[partition] for partition in sorted(self.factors)]
+                factor = product([old[name].power(1 - beta), step]) if name in old else step
+                new[name] = np.stack([factor.precision, factor.shift])
+            self.seen[update.partition] = new
+        factors = [self._factors(partition) for partition in sorted(self.seen)]
         return self._arrays(
             {name: product([_natural(self.first, name), *(factor[name] for factor in factors)]) for name in names}
         )
 
+    def _factors(self, partition: int) -> dict[str, Natural]:
+        """Return t_m by weight; empty for a client that has contributed nothing."""
+        return {name: Natural(*torch.from_numpy(pair)) for name, pair in self.seen.get(partition, {}).items()}
+
     def _prior(self, partition: int) -> Arrays:
         """Return w without the client's factor, the prior of a client that has contributed; empty for others."""
-        factors = self.factors.get(partition, {})
+        factors = self._factors(partition)
         return self._arrays({name: _natural(self.shared, name).over(factor) for name, factor in factors.items()})
 
     def _arrays(self, gaussians: Mapping[str, Natural]) -> Arrays:

@@ -39,12 +39,7 @@ BASIS, DESCRIPTORS, TRAINED = LEARNT[0], SERVER + "descriptors", SERVER + "train
 class PFedPG(AbstractStrategy):
     """Generates each client's prompts, and averages whatever else clients share.
 
-    Args:
-        clients: N, of the federation.
-        seed: of the run; keys the initial weights.
-        lr: the server's learning rate.
-        steps: of the server in a round.
-        width: l_k, of the attention.
+    `seed` keys the initial weights; `lr` and `steps` are of the server's descent in a round, `width` is l_k.
 
     Raises:
         ConfigError: if a value is out of range; before the first message, if there are no prompts to generate.
@@ -60,9 +55,9 @@ class PFedPG(AbstractStrategy):
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
         """Return the prompts of the client, and what it shares beside them."""
         self._start()
-        is_trained = self.shared[TRAINED][partition]
-        descriptor = self.shared[DESCRIPTORS][partition] if is_trained else self._mean_descriptor()
-        return {**sendable(self.shared), PROMPTS: self._prompts(descriptor)}
+        if self.shared[TRAINED][partition]:
+            return {**sendable(self.shared), PROMPTS: self._prompts(self.shared[DESCRIPTORS][partition])}
+        return {**sendable(self.shared), PROMPTS: self._mean_prompts()}
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Descend towards the prompts that came back; the prompts in `shared` are those of the mean descriptor."""
@@ -73,18 +68,18 @@ class PFedPG(AbstractStrategy):
         learnt, descriptors[partitions] = descend(self.shared, descriptors[partitions], returned, self.lr, self.steps)
         trained[partitions] = True
         self.shared = {**weighted_mean(updates), **learnt, DESCRIPTORS: descriptors, TRAINED: trained}
-        self.shared[PROMPTS] = self._prompts(self._mean_descriptor())
+        self.shared[PROMPTS] = self._mean_prompts()
 
     def _prompts(self, descriptor: np.ndarray) -> np.ndarray:
         """Return the prompts of a descriptor, shaped as clients have them."""
         prompts: np.ndarray = generate(self.shared, descriptor[None]).reshape(self.shared[PROMPTS].shape)
         return prompts
 
-    def _mean_descriptor(self) -> np.ndarray:
-        """Return the mean over trained clients; before the first round, over all."""
+    def _mean_prompts(self) -> np.ndarray:
+        """Return the prompts of the mean descriptor of trained clients; before the first round, of all."""
         trained, descriptors = self.shared[TRAINED], self.shared[DESCRIPTORS]
         rows = descriptors[trained] if trained.any() else descriptors
-        return np.asarray(rows.mean(0, dtype=np.float64), dtype=rows.dtype)
+        return self._prompts(np.asarray(rows.mean(0, dtype=np.float64), dtype=rows.dtype))
 
     def _start(self) -> None:
         """Add the initial parameters around the prompts that clients start from, once."""
@@ -112,11 +107,9 @@ class PFedPG(AbstractStrategy):
 
 
 def generate(learnt: Arrays, descriptors: np.ndarray) -> np.ndarray:
-    """Return P_n, `(n, K, l)`, in the basis's own precision.
+    """Return P_n for descriptors d_n, both `(n, K, l)`, in the basis's own precision.
 
-    Args:
-        learnt: by the names in `LEARNT`: P_base `(K, l)`, W_Q, W_K and W_V `(l, l_k)`, W_O `(l_k, l)`.
-        descriptors: d_n, `(n, K, l)`.
+    `learnt` has, in the order of `LEARNT`, P_base `(K, l)`, W_Q, W_K and W_V `(l, l_k)`, W_O `(l_k, l)`.
     """
     prompts = _attend(*(torch.from_numpy(array).double() for array in _leaves(learnt, descriptors)))
     return np.asarray(prompts.numpy(), dtype=learnt[BASIS].dtype)
@@ -127,17 +120,12 @@ def descend(
 ) -> tuple[Arrays, np.ndarray]:
     """Descend on `1/2 |P_n - P'_n|^2`: in d_n for its own client, in all else for the mean over clients.
 
-    Args:
-        learnt: as for `generate`.
-        descriptors: d_n of the clients that answered, `(n, K, l)`.
-        returned: P'_n, `(n, K, l)`.
-        lr: learning rate; halved, for the steps that are left, whenever a step would not come closer.
-        steps: how many.
+    The clients are those that returned P'_n, `(n, K, l)`. The learning rate is halved, for the steps that are left,
+    whenever a step would not come closer.
     """
     arrays = _leaves(learnt, descriptors)
     scales = [1 / len(descriptors)] * len(LEARNT) + [1.0]
-    values = [torch.from_numpy(array).double() for array in arrays]
-    goal = torch.from_numpy(returned).double()
+    values, goal = [torch.from_numpy(array).double() for array in arrays], torch.from_numpy(returned).double()
 
     def distance(values: Sequence[Tensor]) -> Tensor:
         return (_attend(*values) - goal).square().sum() / 2

@@ -49,16 +49,13 @@ class PFPT(AbstractStrategy):
         ConfigError: if a value is out of range; before the first message, if clients share no plain set of prompts.
     """
 
+    recomputed = (PROMPTS, SET)  # the order of the set is another one each round
+
     def __init__(self, *, noise: float, mass: float, sweeps: int) -> None:
         super().__init__()
         self.noise = require_number("method.strategy.noise", noise, 0, open_low=True)
         self.mass = require_number("method.strategy.mass", mass, 0, open_low=True)
         self.sweeps = require_whole("method.strategy.sweeps", sweeps, 0)
-
-    @property
-    def recomputed(self) -> tuple[str, ...]:
-        """The set, whose order is another one each round, and what is taken from it."""
-        return (PROMPTS, *(name for name in self.shared if name.startswith(SET)))
 
     def outgoing(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002
         """Return the prompts of the set that the client activated, or the common ones."""
@@ -99,13 +96,9 @@ class Summary(NamedTuple):
 
 
 def summarise(sent: np.ndarray, noise: float, mass: float, sweeps: int) -> Summary:
-    """Match every client in turn, given all others, until nothing gets likelier.
+    """Match every client's prompts in turn to those before it, then, `sweeps` times at most, to all others.
 
-    Args:
-        sent: the clients' prompts, `(M, length, dim)`, float64.
-        noise: sigma.
-        mass: gamma.
-        sweeps: over all clients, after each has been matched to those before it.
+    `sent` has the clients' prompts, `(M, length, dim)`, float64; `noise` is sigma, `mass` gamma.
     """
     clients, length, dim = sent.shape
     labels = np.full((clients, length), -1)
@@ -130,7 +123,7 @@ def match(sent: np.ndarray, labels: np.ndarray, t: int, noise: float, mass: floa
     """Return the likeliest labels of client t's prompts, `(length,)`, given the others'; new ones where it is alone.
 
     Args:
-        sent: the clients' prompts, `(M, length, dim)`.
+        sent: as of `summarise`.
         labels: the summarising prompt of each, `(M, length)`; -1 for clients that are not matched yet.
         t: the client, whose own labels are not looked at.
         noise: sigma.

@@ -34,7 +34,7 @@ from fedbayes.comm.messages import ClientUpdate, Kind
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.seeding import numpy_generator
 from fedbayes.server.strategy import ServerStrategy
-from strategies.wrapping import AbstractWrapper
+from strategies.base import AbstractWrapper
 
 RANGE = 1e-12, 1e6  # of z and C: the accountant's formulas lose all digits far beyond
 
@@ -44,7 +44,7 @@ class PrivateAveraging(AbstractWrapper):
     """A plain average whose every step is clipped and noisy.
 
     Args:
-        strategy: averages, see `strategies.averaging.Averaging`; a server optimiser may follow, at no cost of privacy.
+        strategy: a plain mean; a server optimiser may follow, at no cost of privacy.
         noise: z.
         clip: C.
         groups: first parts of names that are learnt; everything else keeps its initial value. None for all.
@@ -74,14 +74,12 @@ class PrivateAveraging(AbstractWrapper):
                 f"privacy.noise={noise}: {strategy.name} is no plain average of what clients send, so the "
                 "noise it would need is unknown; choose a method that averages, with method.strategy.aggregate=mean."
             )
-        if isinstance(groups, str):
-            raise ConfigError(f"privacy.groups={groups} is not a list; write [{groups}].")
-        if groups is not None and not (isinstance(groups, Sequence) and groups):
-            raise ConfigError(f"privacy.groups={groups} lists no group to learn; name some, or null for all.")
+        if groups is not None and (isinstance(groups, str) or not isinstance(groups, Sequence) or not groups):
+            raise ConfigError(f"privacy.groups={groups} is not a list of groups; write e.g. [head], or null for all.")
         super().__init__(strategy)
         self.noise = require_number("privacy.noise", noise, *RANGE)
         self.clip = require_number("privacy.clip", clip, *RANGE)
-        self.groups = None if groups is None else tuple(f"{name}." for name in groups)
+        self.groups = ("",) if groups is None else tuple(f"{name}." for name in groups)
         default = require_whole("clients", clients, 1) ** -1.1
         self.delta = require_number("privacy.delta", default if delta is None else delta, 0, 1, open_low=True)
         if self.delta >= 1 / clients:
@@ -103,7 +101,7 @@ class PrivateAveraging(AbstractWrapper):
         Raises:
             ConfigError: if nothing is shared, something is whole numbers, or a group is not there.
         """
-        requests, shared = super().requests(server_round, partitions, kind), self.shared
+        requests, shared = self.strategy.requests(server_round, partitions, kind), self.shared
         if kind == "evaluate":
             return requests
         self._round = server_round
@@ -112,16 +110,16 @@ class PrivateAveraging(AbstractWrapper):
         counted = [name for name, array in shared.items() if array.dtype.kind != "f"]
         if counted:
             raise ConfigError(f"privacy.noise: {counted[0]} is counted, not learnt, and noise would not hide it.")
-        if self.groups is not None and not all(any(n.startswith(g) for n in shared) for g in self.groups):
+        if not all(any(name.startswith(group) for name in shared) for group in self.groups):
             parts = ", ".join(sorted({name.split(".")[0] for name in shared}))
-            raise ConfigError(f"privacy.groups={[g[:-1] for g in self.groups]} names no shared part; they are {parts}.")
+            raise ConfigError(f"privacy.groups: {' '.join(self.groups)} has no shared part; they are {parts}.")
         return requests
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Take the mean of clipped steps, and add noise."""
         before, content, limited = self.shared, hashlib.sha256(), []
         for update in updates:
-            learnt = {name: array for name, array in update.arrays.items() if self._is_learnt(name)}
+            learnt = {name: array for name, array in update.arrays.items() if name.startswith(self.groups)}
             arrays = {**before, **clipped(before, learnt, self.clip)}
             for array in arrays.values():
                 content.update(array.tobytes())
@@ -130,13 +128,10 @@ class PrivateAveraging(AbstractWrapper):
         rng = numpy_generator(self._key, self._round, "privacy", content.hexdigest())
         noisy = moved(before, self.shared, len(updates) / self._per_round)
         for name, array in noisy.items():
-            if self._is_learnt(name):
+            if name.startswith(self.groups):
                 noise = self.noise * self.clip / self._per_round * rng.standard_normal(array.shape)
                 noisy[name] = np.asarray(array + noise, dtype=array.dtype)
         self.shared = noisy
-
-    def _is_learnt(self, name: str) -> bool:
-        return self.groups is None or name.startswith(self.groups)
 
 
 @cache

@@ -14,7 +14,6 @@ cancels where updates are close; here they are summed in float64.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
@@ -23,22 +22,7 @@ from scipy.spatial.distance import pdist, squareform
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientUpdate
 
-Aggregate = Callable[[np.ndarray], np.ndarray]
-
 MAX_STEPS, TOLERANCE = 1000, 1e-10  # Weiszfeld's steps at most, and the relative step at which they end
-
-
-def combined(updates: Sequence[ClientUpdate], aggregate: Aggregate) -> Arrays:
-    """Return the aggregate `(M, d) -> (d,)` of updates, all arrays of a client taken as one vector, in float64."""
-    first = updates[0].arrays
-    rows = [[update.arrays[name].astype(np.float64).ravel() for name in first] for update in updates]
-    vector = aggregate(np.stack([np.concatenate([*row, np.empty(0)]) for row in rows]))
-    ends = np.cumsum([array.size for array in first.values()])
-    parts = np.split(vector, ends[:-1]) if len(first) else []
-    return {
-        name: np.asarray(part.reshape(array.shape), dtype=array.dtype)
-        for (name, array), part in zip(first.items(), parts, strict=True)
-    }
 
 
 def krum(vectors: np.ndarray, fraction: float, *, several: bool) -> np.ndarray:
@@ -79,17 +63,30 @@ def allowed(fraction: float, count: int) -> int:
     return math.ceil(fraction * count - 1e-9)
 
 
-def _trimmed_mean(vectors: np.ndarray, fraction: float) -> np.ndarray:
+def trimmed_mean(vectors: np.ndarray, fraction: float) -> np.ndarray:
+    """Return the mean of each entry without its ceil(f M) largest and smallest values; at least the median is left."""
     count = len(vectors)
     cut = min(allowed(fraction, count), (count - 1) // 2)
     return np.asarray(trim_mean(vectors, (cut + 1e-6) / count))  # it takes the whole part of its product with count
 
 
-ROBUST: dict[str, Callable[[float], Aggregate]] = {
-    "median": lambda _: partial(np.median, axis=0),
-    "trimmed_mean": lambda f: partial(_trimmed_mean, fraction=f),
-    "krum": lambda f: partial(krum, fraction=f, several=False),
-    "multi_krum": lambda f: partial(krum, fraction=f, several=True),
-    "geometric_median": lambda _: geometric_median,
+ROBUST: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "median": lambda vectors, _: np.asarray(np.median(vectors, axis=0)),
+    "trimmed_mean": trimmed_mean,
+    "krum": lambda vectors, fraction: krum(vectors, fraction, several=False),
+    "multi_krum": lambda vectors, fraction: krum(vectors, fraction, several=True),
+    "geometric_median": lambda vectors, _: geometric_median(vectors),
 }
 """The aggregate of each name above, for f below 1/2."""
+
+
+def combined(updates: Sequence[ClientUpdate], name: str, fraction: float) -> Arrays:
+    """Return an aggregate of updates by its name, all arrays of a client taken as one vector, in float64."""
+    first = updates[0].arrays
+    rows = [[update.arrays[key].astype(np.float64).ravel() for key in first] for update in updates]
+    vector = ROBUST[name](np.stack([np.concatenate([*row, np.empty(0)]) for row in rows]), fraction)
+    parts = np.split(vector, np.cumsum([array.size for array in first.values()], dtype=int))  # the last one is empty
+    return {
+        key: np.asarray(part.reshape(array.shape), dtype=array.dtype)
+        for (key, array), part in zip(first.items(), parts, strict=False)
+    }

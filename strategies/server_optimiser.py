@@ -21,7 +21,7 @@ from fedbayes.arrays import Arrays, under
 from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.server.strategy import ServerStrategy
-from strategies.wrapping import AbstractWrapper
+from strategies.base import AbstractWrapper
 
 RATES = {"momentum": 1.0, "adam": 0.01, "yogi": 0.01}  # learning rates that `lr: null` stands for
 FIRST, SECOND, WRAPPED = "first/", "second/", "inner/"  # lead the names of m, of v and of the wrapped strategy's state
@@ -34,14 +34,7 @@ class ServerOptimiser(AbstractWrapper):
     Floating-point arrays of unchanged shape are optimised, unless the strategy says that they are counted or computed
     anew; all others are passed on.
 
-    Args:
-        strategy: the wrapped strategy.
-        name: `momentum`, `adam` or `yogi`.
-        lr: learning rate; None for the optimiser's own.
-        momentum: of `momentum`; at 0 and `lr` 1 nothing changes.
-        beta1: decay of the mean of `adam` and `yogi`.
-        beta2: decay of their mean square.
-        tau: in their denominator; small ones adapt more.
+    `name` is `momentum`, `adam` or `yogi`; for `lr` None stands the optimiser's own of `RATES`.
 
     Raises:
         ConfigError: if a value is out of range, or the strategy computes its parameters anew each round.
@@ -79,23 +72,25 @@ class ServerOptimiser(AbstractWrapper):
         self.strategy.aggregate(updates)
         if all(self.shared.get(name) is array for name, array in before.items()):
             return  # a strategy of Flower's gave the round up
-        optimised, passed_on = dict(self.shared), (*self.counted, *self.recomputed)
+        optimised = dict(self.shared)
         for name, after in self.shared.items():
             old = before.get(name)
-            if old is not None and old.shape == after.shape and after.dtype.kind == "f" and name not in passed_on:
+            if name in self.counted or name.startswith(self.recomputed) or after.dtype.kind != "f":
+                continue
+            if old is not None and old.shape == after.shape:
                 step = self._step(name, old.astype(np.float64) - after)
                 optimised[name] = np.asarray(old - self.lr * step, dtype=after.dtype)
         self.shared = optimised
 
     def state(self) -> Arrays:
         """Return the moments, float64, and the strategy's own state."""
-        parts = {WRAPPED: super().state(), FIRST: self._first, SECOND: self._second}
+        parts = {WRAPPED: self.strategy.state(), FIRST: self._first, SECOND: self._second}
         return {prefix + name: array for prefix, arrays in parts.items() for name, array in arrays.items()}
 
     def restore(self, state: Arrays) -> None:
         """Take back what `state` returned in an earlier process."""
         self._first, self._second = under(FIRST, state), under(SECOND, state)
-        super().restore(under(WRAPPED, state))
+        self.strategy.restore(under(WRAPPED, state))
 
     def _step(self, name: str, gradient: np.ndarray) -> np.ndarray:
         """Update the moments of an array and return its step, per unit of learning rate."""

@@ -26,11 +26,7 @@ BY_GROUP = ("generator.keys", "generator.groups")  # parameters with one row for
 class SGPT(AbstractStrategy):
     """Counts choices over all rounds and averages by them.
 
-    Args:
-        momentum: m, the weight of a group's old prompts and key.
-
-    Raises:
-        ConfigError: if it is not in [0, 1].
+    `momentum`, in [0, 1], is m: the weight of a group's old prompts and key.
     """
 
     counted = (CHOICES,)
@@ -41,7 +37,7 @@ class SGPT(AbstractStrategy):
 
     def rejection_reason(self, update: ClientUpdate) -> str | None:
         """Reject choices that no images can have made."""
-        return miscounted(update, CHOICES) if CHOICES in update.arrays else None
+        return miscounted(update, CHOICES)
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Apply the formula above to groups and keys, average the rest by images, and sum the choices."""

@@ -1,13 +1,15 @@
 """The contract between the round loop and a strategy: all that the loop asks of the server's side of a method.
 
-Methods inherit from `strategies.base.AbstractStrategy`, wrappers from `strategies.wrapping.AbstractWrapper`, and
-`FlowerStrategy` adapts Flower's own strategies. In a round the loop calls `requests`, then `aggregate`; an evaluation
-calls `requests` alone.
+Methods inherit from `strategies.base.AbstractStrategy`, wrappers from `strategies.base.AbstractWrapper`, and
+`FlowerStrategy` adapts Flower's own strategies. An evaluation calls `requests` alone, a round also `aggregate`.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from flwr.serverapp.strategy import Strategy
 
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientUpdate, Kind
@@ -16,48 +18,28 @@ from fedbayes.comm.messages import ClientUpdate, Kind
 class ServerStrategy(ABC):
     """Combines the replies of clients into the server's parameters.
 
-    Sampling, reply validation, the order of replies and the round loop are not a strategy's business.
-
     Attributes:
         shared: the server's parameters by name. The loop sets them once, before the first round.
+        counted: names in `shared` that are counted and not learnt: no server optimiser or update clipping changes them.
+        recomputed: first parts of names in `shared` that each round computes anew: no server optimiser changes them.
+        closed_form: whether each round computes all parameters anew, so that no step from the old ones has a meaning.
+        plain_mean: whether `aggregate` only averages what clients send, which privacy's noise is calibrated for.
     """
 
     shared: Arrays
+    counted: tuple[str, ...] = ()
+    recomputed: tuple[str, ...] = ()
+    closed_form = False
+    plain_mean = False
 
     @property
     def name(self) -> str:
         """Name for messages to the user."""
         return type(self).__name__
 
-    @property
-    def counted(self) -> tuple[str, ...]:
-        """Names in `shared` that are counted and not learnt: no server optimiser or update clipping changes them."""
-        return ()
-
-    @property
-    def recomputed(self) -> tuple[str, ...]:
-        """Names in `shared` that each round computes anew: no server optimiser changes them."""
-        return ()
-
-    @property
-    def closed_form(self) -> bool:
-        """Whether each round computes all parameters anew, so that no step from the old ones has a meaning."""
-        return False
-
-    @property
-    def plain_mean(self) -> bool:
-        """Whether `aggregate` only averages what clients send, which privacy's noise is calibrated for."""
-        return False
-
     @abstractmethod
     def requests(self, server_round: int, partitions: Sequence[int], kind: Kind) -> dict[int, Arrays]:
-        """Return what each client is sent, by partition; a client that is left out is not asked.
-
-        Args:
-            server_round: the round, from 1.
-            partitions: the clients of the round, ascending.
-            kind: `train` or `evaluate`.
-        """
+        """Return what each client is sent, by partition, ascending; a client that is left out is not asked."""
 
     @abstractmethod
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
@@ -72,11 +54,7 @@ class ServerStrategy(ABC):
         return self.requests(server_round, [partition], "evaluate")[partition]
 
     def expected_reply(self, initial: Arrays) -> Arrays:
-        """Return arrays with the names, shapes and types of each training reply of the run.
-
-        Args:
-            initial: the server's parameters before the first round.
-        """
+        """Return arrays with the names, shapes and types of each training reply, from the run's initial parameters."""
         return initial
 
     def rejection_reason(self, update: ClientUpdate) -> str | None:  # noqa: ARG002  (a hook)
@@ -90,26 +68,33 @@ class ServerStrategy(ABC):
     def restore(self, state: Arrays) -> None:  # noqa: B027  (a hook)
         """Take back what `state` returned in an earlier process."""
 
-    def snapshot(self) -> Callable[[], None]:
-        """Return a function that puts the strategy back to where it is now."""
-        attributes, state = dict(vars(self)), self.state()
-        shared = {name: array.copy() for name, array in self.shared.items()}  # `aggregate` may work in place
-
-        def undo() -> None:
-            vars(self).clear()
-            vars(self).update(attributes)
-            self.restore(state)
-            self.shared = shared
-
-        return undo
-
     def require_sizes(self, trained: int, evaluated: int) -> None:  # noqa: B027  (a hook)
-        """Check that the strategy works with so many clients in a round and in an evaluation.
-
-        Raises:
-            ConfigError: naming the strategy's argument.
-        """
+        """Raise a ConfigError if the strategy does not work with so many clients in a round or an evaluation."""
 
     def privacy_spent(self, rounds: int) -> Mapping[str, Any] | None:  # noqa: ARG002  (a hook)
         """Return what `summary.json` says of client-level privacy after so many rounds; None without privacy."""
         return None
+
+
+def snapshot(strategy: ServerStrategy) -> Callable[[], None]:
+    """Return a function that puts a strategy, and those that it wraps, back to where they are now."""
+    layers: list[object] = [strategy]
+    for layer in layers:
+        layers += [value for value in vars(layer).values() if isinstance(value, ServerStrategy | Strategy)]
+    before = [{name: _copy(value) for name, value in vars(layer).items()} for layer in layers]
+
+    def undo() -> None:
+        for layer, attributes in zip(layers, before, strict=True):
+            vars(layer).clear()
+            vars(layer).update(attributes)
+
+    return undo
+
+
+def _copy(value: Any) -> Any:
+    """Return arrays and containers of arrays as copies, since `aggregate` may work in place; all else as it is."""
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return [_copy(item) for item in value] if isinstance(value, list) else value

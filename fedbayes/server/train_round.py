@@ -21,7 +21,7 @@ from fedbayes.metrics.evaluation import over_images
 from fedbayes.server.federation import Federation, Replies
 from fedbayes.server.sampling import Sampling
 from fedbayes.server.state import Progress
-from fedbayes.server.strategy import ServerStrategy
+from fedbayes.server.strategy import ServerStrategy, snapshot
 from fedbayes.server.validation import FAILED, INVALID, LATE, Rejection, form_problem
 from fedbayes.simulation.faults import Fault, Faults
 from fedbayes.simulation.jammer import UplinkGame
@@ -268,7 +268,7 @@ class Training:
             None, or why the result cannot be used: then everything is as it was.
         """
         started = time.perf_counter()
-        undo = strategy.snapshot()
+        undo = snapshot(strategy)
         try:
             strategy.aggregate(updates)
             problem = federation.validator.excess(strategy.shared)

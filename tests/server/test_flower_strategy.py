@@ -12,6 +12,7 @@ from fedbayes.comm.messages import ClientUpdate, from_record, to_record
 from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.server.flower_strategy import FlowerStrategy, SampledGrid
+from fedbayes.server.strategy import snapshot
 from strategies.averaging import Averaging
 
 ALONE = {"min_train_nodes": 1, "min_evaluate_nodes": 1, "min_available_nodes": 1}
@@ -159,7 +160,7 @@ def test_metrics_that_only_one_client_reports_end_no_run():
 def test_an_optimiser_forgets_what_a_failed_round_did():
     strategy = FlowerStrategy(flower.FedAdam(**ALONE))
     strategy.shared = {"w": np.zeros(1)}
-    undo = strategy.snapshot()
+    undo = snapshot(strategy)
     strategy.flower.m_t, strategy.flower.v_t = {"w": np.full(1, np.nan)}, {"w": np.full(1, np.nan)}
     undo()
     assert (strategy.flower.m_t, strategy.flower.v_t) == (None, None)

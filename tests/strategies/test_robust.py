@@ -20,10 +20,10 @@ def vectors(seed=0, count=9, size=5):
 
 def test_median_and_trimmed_mean_by_hand():
     rows = np.array([[1.0], [2.0], [3.0], [4.0], [100.0]])
-    assert ROBUST["median"](0.2)(rows) == pytest.approx([3.0])
-    assert ROBUST["trimmed_mean"](0.2)(rows) == pytest.approx([3.0])  # (2 + 3 + 4) / 3
-    assert ROBUST["trimmed_mean"](0.21)(rows) == pytest.approx([3.0])  # ceil(.21 * 5) = 2: the median
-    assert ROBUST["trimmed_mean"](0.0)(rows) == pytest.approx([22.0])
+    assert ROBUST["median"](rows, 0.2) == pytest.approx([3.0])
+    assert ROBUST["trimmed_mean"](rows, 0.2) == pytest.approx([3.0])  # (2 + 3 + 4) / 3
+    assert ROBUST["trimmed_mean"](rows, 0.21) == pytest.approx([3.0])  # ceil(.21 * 5) = 2: the median
+    assert ROBUST["trimmed_mean"](rows, 0.0) == pytest.approx([22.0])
     assert "mean" not in ROBUST
 
 
@@ -91,7 +91,7 @@ def test_the_geometric_median_of_one_dimension_is_the_median_and_may_lie_on_a_cl
 def test_a_fifth_of_malicious_clients_moves_them_by_no_more_than_the_honest_lie_apart(name, seed, far):
     honest = vectors(seed, 8, 4)
     lies = np.random.default_rng(seed + 1).normal(size=(2, 4)) * far
-    found = ROBUST[name](0.2)(np.concatenate([honest, lies]))
+    found = ROBUST[name](np.concatenate([honest, lies]), 0.2)
     spread = np.linalg.norm(honest - honest.mean(0), axis=1).max()
     assert np.linalg.norm(found - honest.mean(0)) < 3 * spread
     assert np.linalg.norm(np.concatenate([honest, lies]).mean(0) - honest.mean(0)) > 10 * spread or far < 1e4
@@ -100,9 +100,9 @@ def test_a_fifth_of_malicious_clients_moves_them_by_no_more_than_the_honest_lie_
 @pytest.mark.parametrize("name", ROBUST)
 def test_the_order_of_clients_and_a_shift_change_nothing_else(name):
     rows = vectors(3)
-    found = ROBUST[name](0.2)(rows)
-    np.testing.assert_allclose(ROBUST[name](0.2)(rows[::-1]), found, atol=1e-8)
-    np.testing.assert_allclose(ROBUST[name](0.2)(rows + 7.0), found + 7.0, atol=1e-8)
+    found = ROBUST[name](rows, 0.2)
+    np.testing.assert_allclose(ROBUST[name](rows[::-1], 0.2), found, atol=1e-8)
+    np.testing.assert_allclose(ROBUST[name](rows + 7.0, 0.2), found + 7.0, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", ROBUST)
@@ -122,8 +122,8 @@ def test_whole_updates_keep_names_shapes_and_types(name):
 def test_one_client_and_no_parameters():
     for name in ROBUST:
         alone = [ClientUpdate(0, {"w": np.array([1.5])}, 3, {})]
-        assert combined(alone, ROBUST[name](0.2))["w"].tolist() == [1.5]
-        assert combined([ClientUpdate(0, {}, 3, {})], ROBUST[name](0.2)) == {}
+        assert combined(alone, name, 0.2)["w"].tolist() == [1.5]
+        assert combined([ClientUpdate(0, {}, 3, {})], name, 0.2) == {}
 
 
 def test_what_is_no_aggregate_or_no_minority_is_refused():
