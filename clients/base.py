@@ -113,7 +113,7 @@ class AbstractClient(ABC):
         probabilities, changes = predictive(logits)[0].cpu(), []
         for images, count, log_prior in zip(probabilities, inputs.counts, inputs.log_prior.cpu().double(), strict=True):
             prior = log_prior[0].exp()
-            changes.append(estimate_prior(images[:count], prior, self.inputs.priors.pseudo_count).log() - log_prior)
+            changes.append(estimate_prior(images[:count], prior).log() - log_prior)
         return torch.stack(changes).to(logits)
 
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:

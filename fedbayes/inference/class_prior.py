@@ -15,9 +15,11 @@ label skew, validation NLL was .26 and .17 with a = .5, and .17 and .15 with a =
 Where the classes of test images differ from those of training images, the prior is estimated anew from predictions
 `p_n(y)` of unlabelled test images, by EM from pi on (Saerens et al., Neural Computation 2002):
 
-    r_n(y) = pi'(y) p_n(y) / pi(y), normalised over y,    pi'(y) <- (sum_n r_n(y) + a C pi(y)) / (N + a C)
+    r_n(y) = pi'(y) p_n(y) / pi(y), normalised over y,    pi'(y) <- (sum_n r_n(y) + s N pi(y)) / (N + s N)
 
-The a C pseudo-images with the classes of pi, which are not in the paper, keep the estimate of few images off zero.
+The s N pseudo-images with the classes of pi, which are not in the paper, hold the estimate of few images near pi. With
+s = 1/2, validation images of three label-skewed partitions (FedVPT and pFedBayesPT) had accuracy and NLL of .936 / .184
+without a shift (.946 / .157 by pi) and .824 / .616 where all classes came equally often (.694 / .902 by pi).
 """
 
 from dataclasses import dataclass
@@ -70,16 +72,16 @@ def class_prior(counts: Num[Tensor, "*clients classes"], pseudo_count: float) ->
 
 
 def estimate_prior(
-    predictions: Float[Tensor, "images classes"], prior: Float[Tensor, " classes"], pseudo_count: float
+    predictions: Float[Tensor, "images classes"], prior: Float[Tensor, " classes"], strength: float = 0.5
 ) -> Float[Tensor, " classes"]:
     """Return the prior of unlabelled images by EM, see the module.
 
     Args:
         predictions: class probabilities of each image under `prior`.
         prior: pi, above 0.
-        pseudo_count: a; 0 is the paper's estimate.
+        strength: s; 0 is the paper's estimate.
     """
-    pseudo_images = pseudo_count * len(prior) * prior
+    pseudo_images = strength * len(predictions) * prior
     ratios, estimate = predictions.double() / prior, prior
     for _ in range(MOST_STEPS):
         weighted = estimate * ratios

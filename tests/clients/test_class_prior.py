@@ -44,8 +44,8 @@ def test_classes_that_a_client_lacks_take_no_part_in_its_training():
     bias = client.train([ClientRequest(0, 1, "train", "", client.initial())])[0].arrays["head.bias"][0]
     is_absent = client.data.class_counts[0].numpy() == 0
     assert is_absent.any()
-    assert (bias[is_absent] == 0).all()
-    assert (bias[~is_absent] != 0).all()
+    assert np.abs(bias[is_absent]).max() < 1e-20
+    assert np.abs(bias[~is_absent]).min() > 1e-3
 
 
 def test_methods_without_a_trained_head_refuse_a_prior():

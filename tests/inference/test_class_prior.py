@@ -18,7 +18,7 @@ def test_estimate_of_images_that_tell_their_class_is_their_frequency():
     predictions = F.one_hot(tensor([0, 0, 0, 1])).double()
     prior = tensor([0.2, 0.8], dtype=torch.float64)
     assert estimate_prior(predictions, prior, 0).tolist() == pytest.approx([0.75, 0.25])
-    assert estimate_prior(predictions, prior, 1).tolist() == pytest.approx([(3 + 0.4) / 6, (1 + 1.6) / 6])
+    assert estimate_prior(predictions, prior, 0.5).tolist() == pytest.approx([(3 + 0.4) / 6, (1 + 1.6) / 6])
 
 
 def test_estimate_is_the_root_of_the_likelihood_s_derivative():
@@ -35,7 +35,7 @@ def test_without_a_shift_the_estimate_is_the_prior():
     x = gaussian_images(tensor([0.7, 0.2, 0.1]), 20_000, seed=0)[0]
     prior = tensor([0.7, 0.2, 0.1], dtype=torch.float64)
     predictions = (-(x[:, None] - MEANS).square() / 2 + prior.log()).softmax(1)
-    assert (estimate_prior(predictions, prior, 0.5) - prior).abs().max() < 0.01
+    assert (estimate_prior(predictions, prior) - prior).abs().max() < 0.01
 
 
 MEANS = tensor([-1.5, 0.0, 1.5], dtype=torch.float64)
