@@ -10,11 +10,9 @@ from fedbayes.comm.messages import encode_once, write_request
 from fedbayes.errors import ConfigError, StoppedError, require_bool, require_choice, require_whole
 from fedbayes.metrics.calibration import fit_temperature
 from fedbayes.metrics.evaluation import Evaluation, detection
-from fedbayes.server.federation import Federation
 from fedbayes.server.sampling import Sampling
+from fedbayes.server.session import Session
 from fedbayes.server.state import Progress
-from fedbayes.server.strategy import ServerStrategy
-from fedbayes.server.train_round import RoundLog
 from fedbayes.server.validation import evaluation_problem
 
 
@@ -33,9 +31,6 @@ class Assessment:
         timeout: seconds that clients have for an evaluation, None: as long as they need. A process that works on is
             ended.
         shares_personal: whether clients that never trained are sent the mean personal parameters of those that did.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(
@@ -58,42 +53,34 @@ class Assessment:
         self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
         self.temperature = require_bool("evaluate.temperature", temperature)
 
-    def after_round(
-        self, federation: Federation, strategy: ServerStrategy, progress: Progress, log: RoundLog, *, last: bool
-    ) -> None:
+    def after_round(self, session: Session, *, last: bool) -> None:
         """Evaluate on validation; on test only if that was better than before, or the run is at its end.
 
         Raises:
             StoppedError: if no client could be evaluated.
         """
-        validation = self._evaluate(federation, strategy, progress, "validation", log)
+        progress = session.progress
+        validation = self._evaluate(session, "validation")
         score = validation.accuracy["mean"] if self.best_by == "accuracy" else -validation.nll
         if score <= progress.best_validation and not last:
             return
         temperature = fit_temperature(validation.pooled.probabilities, validation.labels) if self.temperature else None
-        test = self._evaluate(federation, strategy, progress, "test", log, temperature=temperature)
+        test = self._evaluate(session, "test", temperature=temperature)
         if self.held_out:
-            outside = self._evaluate(federation, strategy, progress, "held_out", log, inside=test)
-            test = replace(test, outside=outside)
-        if self.backdoor and any(
-            federation.sizes.of("triggered", partition) != 0 for partition in self.sampling.evaluated
-        ):
-            marked = self._evaluate(federation, strategy, progress, "triggered", log)
-            test = replace(test, backdoor_success=marked.accuracy["weighted"])
+            test = replace(test, outside=self._evaluate(session, "held_out", inside=test))
+        if self.backdoor and any(session.federation.sizes.of("triggered", p) != 0 for p in self.sampling.evaluated):
+            test = replace(test, backdoor_success=self._evaluate(session, "triggered").accuracy["weighted"])
         if score > progress.best_validation:
             progress.best, progress.best_validation, progress.best_train = test, score, progress.train
         if last:
             progress.final = test
         for steps in self.adapt_steps if last and self.sampling.new_clients else ():
-            progress.new_clients[steps] = self._evaluate(federation, strategy, progress, "test", log, adapt=steps)
+            progress.new_clients[steps] = self._evaluate(session, "test", adapt=steps)
 
     def _evaluate(
         self,
-        federation: Federation,
-        strategy: ServerStrategy,
-        progress: Progress,
+        session: Session,
         split: str,
-        log: RoundLog,
         *,
         temperature: float | None = None,
         inside: Evaluation | None = None,
@@ -102,26 +89,19 @@ class Assessment:
         """Ask clients for predictions.
 
         Args:
-            federation: whom to ask: those that are evaluated in any round, or the new ones if they are to adapt.
-            strategy: says what each client is sent.
-            progress: what the run has come to.
+            session: the run.
             split: the images.
-            log: takes the rows.
             temperature: at which the predictions are looked at besides.
             inside: the evaluation that held-out images are compared with.
-            adapt: steps that new clients train before.
-
-        Raises:
-            StoppedError: if no reply is valid.
+            adapt: steps that new clients train before; None to evaluate the clients of any round.
         """
-        started, server_round = time.perf_counter(), progress.server_round
+        started, progress, sizes = time.perf_counter(), session.progress, session.federation.sizes
+        server_round = progress.server_round
         asked = self.sampling.evaluated if adapt is None else self.sampling.new_clients
         phase = split if adapt is None else f"new_clients_{adapt}"
-        requests = strategy.requests(server_round, asked, "evaluate")
-        requests = {
-            partition: arrays for partition, arrays in requests.items() if federation.sizes.of(split, partition) != 0
-        }
-        if self.shares_personal and len(progress.accepted) < len(federation.partitions):
+        requests = session.strategy.requests(server_round, asked, "evaluate")
+        requests = {partition: arrays for partition, arrays in requests.items() if sizes.of(split, partition) != 0}
+        if self.shares_personal and len(progress.accepted) < len(session.federation.partitions):
             requests = _with_mean_personal(requests, progress)
         contents = {
             partition: write_request(
@@ -134,20 +114,21 @@ class Assessment:
             )
             for partition, record in encode_once(requests).items()
         }
-        replies = federation.ask(contents, "evaluate", split)
-        replies = replies.checked(lambda update: evaluation_problem(update, federation.sizes))
+        replies = session.federation.ask(contents, "evaluate", split)
+        replies = replies.checked(lambda update: evaluation_problem(update, sizes))
         for note in replies.notes(f"{phase} reply"):
-            log.note(f"round {server_round}: {note}")
+            session.log.note(f"round {server_round}: {note}")
         if not replies.updates:
             raise StoppedError(f"no client could be evaluated on {phase} in round {server_round}; see run.log.")
+        images = [sizes.of(split, partition) for partition in contents]
         evaluation = replace(
             Evaluation.of(server_round, phase, replies.updates),
             temperature=temperature,
             clients_expected=len(contents),
-            images_expected=_total([federation.sizes.of(split, partition) for partition in contents]),
+            images_expected=None if None in images else sum(count or 0 for count in images),
         )
         if shortfall := evaluation.shortfall:
-            log.note(f"round {server_round}: {phase} rests on {shortfall}")
+            session.log.note(f"round {server_round}: {phase} rests on {shortfall}")
         before, after = progress.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
         if before and after is not None and adapt is None:
             evaluation.metrics["mixing_kept"] = after / before  # by averaging, as far as the images are alike
@@ -155,15 +136,9 @@ class Assessment:
             evaluation = replace(evaluation, detection=detection(inside.pooled, evaluation.pooled))
         seconds = time.perf_counter() - started
         progress.seconds["evaluate"] += seconds
-        log.log({**evaluation.row(), "seconds": seconds})
-        log.log_clients(evaluation.client_rows())
+        session.log.log({**evaluation.row(), "seconds": seconds})
+        session.log.log_clients(evaluation.client_rows())
         return evaluation
-
-
-def _total(images: Sequence[int | None]) -> int | None:
-    """Return the sum; None if a number is not known."""
-    known = [count for count in images if count is not None]
-    return sum(known) if len(known) == len(images) else None
 
 
 def _with_mean_personal(requests: dict[int, Arrays], progress: Progress) -> dict[int, Arrays]:

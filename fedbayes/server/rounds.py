@@ -1,9 +1,4 @@
-"""The one round loop: any strategy, keyed sampling, reply validation, evaluation, checkpoints, the log.
-
-    sample by partition -> train (train_round) -> evaluate (evaluate_round) -> checkpoint
-
-It sees clients by their partitions; node ids, which Flower draws at random, stay inside.
-"""
+"""The one round loop: sample by partition -> train (train_round) -> evaluate (evaluate_round) -> checkpoint."""
 
 from collections.abc import Callable
 from typing import final
@@ -12,9 +7,10 @@ from fedbayes.arrays import Arrays
 from fedbayes.errors import StoppedError, require_number, require_whole
 from fedbayes.server.evaluate_round import Assessment
 from fedbayes.server.federation import Federation, named_clients
+from fedbayes.server.session import RoundLog, Session
 from fedbayes.server.state import Progress
 from fedbayes.server.strategy import ServerStrategy
-from fedbayes.server.train_round import RoundLog, Training
+from fedbayes.server.train_round import Training
 from fedbayes.server.validation import INVALID, PartitionSizes, ReplyValidator
 from fedbayes.simulation.client import ClientGrid
 from fedbayes.simulation.jammer import UplinkGame
@@ -35,9 +31,6 @@ class RoundLoop:
         validator: decides which replies are used.
         checkpoint_every: rounds between checkpoints; there is always one after the last.
         patience: seconds to wait for the clients to be there, before the first round.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(
@@ -57,11 +50,7 @@ class RoundLoop:
         self.patience = require_number("simulation.patience", patience, 0)
 
     def require(self, strategy: ServerStrategy) -> None:
-        """Check that the strategy works with the clients of a round and of an evaluation.
-
-        Raises:
-            ConfigError: naming the strategy's argument.
-        """
+        """Raise a ConfigError unless the strategy works with the clients of a round and of an evaluation."""
         evaluated = min(len(group) for group in (self.sampling.evaluated, self.sampling.new_clients) if group)
         strategy.require_sizes(self.sampling.per_round, evaluated)
 
@@ -87,7 +76,7 @@ class RoundLoop:
             sizes: what is known of the clients' images.
             save: takes checkpoints; None for nobody.
             stored: the checkpoint of this run to go on from.
-            uplinks: that a jammer makes replies get lost on; None for none.
+            uplinks: see `Session`.
 
         Raises:
             ConfigError: see `require`.
@@ -103,48 +92,50 @@ class RoundLoop:
         if stored is not None:
             strategy.restore(stored.strategy)
             federation.restore(progress.personal, progress.accepted)
-        expected, saved = strategy.expected_reply(initial), progress.server_round
+        session = Session(federation, strategy, progress, strategy.expected_reply(initial), log, uplinks)
+        saved = progress.server_round
         for server_round in range(progress.server_round + 1, self.rounds + 1):
             last = server_round == self.rounds
             try:
-                self.training.round(federation, strategy, progress, expected, server_round, log, uplinks)
+                self.training.round(session, server_round)
             except StoppedError:
                 if saved < progress.server_round:
-                    _save(strategy, progress, log, save)
+                    _save(session, save)
                 raise
             progress.server_round = server_round
-            _collect_personal(federation, progress, log)
+            _collect_personal(session)
             if last or server_round % self.assessment.every == 0:
-                self.assessment.after_round(federation, strategy, progress, log, last=last)
+                self.assessment.after_round(session, last=last)
             if last or server_round % self.checkpoint_every == 0:
-                _save(strategy, progress, log, save)
+                _save(session, save)
                 saved = server_round
         for warning in progress.warnings():
             log.note(warning)
         return progress
 
 
-def _collect_personal(federation: Federation, progress: Progress, log: RoundLog) -> None:
+def _collect_personal(session: Session) -> None:
     """Ask for personal parameters, as far as they have changed; invalid ones stay uncollected."""
+    progress = session.progress
     accepted = {partition: progress.accepted[partition] for partition in sorted(progress.uncollected)}
-    personal, rejected = federation.personal(accepted) if accepted else ({}, {})
+    personal, rejected = session.federation.personal(accepted) if accepted else ({}, {})
     progress.personal |= personal
     progress.uncollected -= personal.keys()
     for partition, rejection in rejected.items():
         progress.personal.pop(partition, None)
         if rejection.kind == INVALID:  # others say that they do not hand them out
-            log.note(
-                f"round {progress.server_round}: personal parameters of client {partition} rejected: {rejection.reason}"
-            )
+            note = f"personal parameters of client {partition} rejected: {rejection.reason}"
+            session.log.note(f"round {progress.server_round}: {note}")
 
 
-def _save(strategy: ServerStrategy, progress: Progress, log: RoundLog, save: Save | None) -> None:
+def _save(session: Session, save: Save | None) -> None:
     """Make a checkpoint."""
+    progress = session.progress
     if save is None:
         return
     if progress.uncollected:
-        log.note(
+        session.log.note(
             f"round {progress.server_round}: {named_clients(sorted(progress.uncollected))} did not hand out personal "
             "parameters, so nothing can go on from this checkpoint"
         )
-    save(progress.checkpoint(strategy.state()))
+    save(progress.checkpoint(session.strategy.state()))

@@ -1,13 +1,10 @@
-"""A round's training: requests out, valid replies in, the strategy's aggregate; tried again if too few come.
-
-From the strategy's requests over simulated faults, clients and reply validation to the aggregate and the log.
-"""
+"""A round's training: requests out, valid replies in, the strategy's aggregate; tried again if too few come."""
 
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, final
+from typing import final
 
 import numpy as np
 from flwr.app import RecordDict
@@ -18,43 +15,18 @@ from fedbayes.comm.messages import ClientUpdate, encode_once, payload_bytes, wri
 from fedbayes.errors import ConfigError, StoppedError, require_number, require_whole
 from fedbayes.inference.diagnostics import mixing_ratio
 from fedbayes.metrics.evaluation import over_images
-from fedbayes.server.federation import Federation, Replies
+from fedbayes.server.federation import Replies
 from fedbayes.server.sampling import Sampling
-from fedbayes.server.state import Progress
+from fedbayes.server.session import Session
 from fedbayes.server.strategy import ServerStrategy, snapshot
 from fedbayes.server.validation import FAILED, INVALID, LATE, Rejection, form_problem
 from fedbayes.simulation.faults import Fault, Faults
-from fedbayes.simulation.jammer import UplinkGame
-
-
-class RoundLog(Protocol):
-    """Takes what happens in the rounds."""
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        """Take one row for a round and phase."""
-        ...
-
-    def log_clients(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take one row per client."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Take a sentence for the reader."""
-        ...
 
 
 @final
 @dataclass
 class _Cost:
-    """What a round has taken so far, in all its attempts.
-
-    Attributes:
-        seconds: of the clients' work.
-        bytes_down: of the requests.
-        bytes_up: of the valid replies.
-        rejected: rejected replies, by kind.
-        attempts: so far.
-    """
+    """What a round has taken so far, in all its attempts: clients' seconds, bytes, and rejected replies by kind."""
 
     seconds: float = 0.0
     bytes_down: int = 0
@@ -84,9 +56,6 @@ class Training:
         passes: over a client's training images in a round, for the count of images.
         max_update_norm: update clipping: a longer step of a client is scaled down to it before the strategy sees it,
             and clients count alike. None for none.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(
@@ -113,33 +82,15 @@ class Training:
                 f"of {sampling.clients} clients; lower it or raise participation."
             )
 
-    def round(
-        self,
-        federation: Federation,
-        strategy: ServerStrategy,
-        progress: Progress,
-        expected: Arrays,
-        server_round: int,
-        log: RoundLog,
-        uplinks: UplinkGame | None = None,
-    ) -> None:
-        """Train, and take the replies into strategy and `progress`.
-
-        Args:
-            federation: the clients.
-            strategy: combines replies.
-            progress: what the run has come to.
-            expected: arrays with the names, shapes and types of each reply.
-            server_round: the round, from 1.
-            log: takes what happens.
-            uplinks: that replies are lost on to a jammer; None for none.
+    def round(self, session: Session, server_round: int) -> None:
+        """Train, and take the replies into strategy and progress.
 
         Raises:
             StoppedError: if the round fails in every attempt: too few replies are valid, or the aggregate is not.
                 Strategy and parameters are as they were.
         """
-        invitations = None if uplinks is None else uplinks.invitations(server_round)
-        partitions, cost = self.sampling.train(server_round, invitations), _Cost()
+        strategy, uplinks, cost = session.strategy, session.uplinks, _Cost()
+        partitions = self.sampling.train(server_round, uplinks.invitations(server_round) if uplinks else None)
         while True:
             faults = {
                 partition: (uplinks and uplinks.fault(server_round, cost.attempts, partition))
@@ -155,21 +106,21 @@ class Training:
                     record,
                     server_round,
                     "train",
-                    accepted=progress.accepted.get(partition, 0),
+                    accepted=session.progress.accepted.get(partition, 0),
                     fault=faults[partition].kind,
                     seconds=self.timeout,
                 )
                 for partition, record in encode_once(reachable).items()
             }
             started = time.perf_counter()
-            replies = self._replies(federation, strategy, contents, expected, faults)
+            replies = self._replies(session, contents, faults)
             cost.add(time.perf_counter() - started, contents, replies)
             for note in replies.notes("training reply"):
-                log.note(f"round {server_round}: {note}")
+                session.log.note(f"round {server_round}: {note}")
             failure = self._failure(replies)
             if failure is None:
                 updates = [self._clipped(update, requests[update.partition], strategy) for update in replies.updates]
-                failure = self._aggregate(federation, strategy, progress, updates)
+                failure = _aggregate(session, updates)
             if failure is None:
                 break
             if cost.attempts > self.retries:
@@ -177,22 +128,20 @@ class Training:
                     f"round {server_round} failed in {cost.attempts} attempts: {failure}. run.log names each client's "
                     "reason; correct it, raise simulation.retries, or lower simulation.min_replies."
                 )
-            log.note(f"round {server_round} failed: {failure}; attempt {cost.attempts + 1} of {self.retries + 1}")
-        waited = {"virtual_seconds": self._virtual(faults)} if self.faults.any else {}
-        waited |= {} if uplinks is None else uplinks.facts(server_round)
-        self._report(progress, server_round, len(partitions), replies.updates, cost, waited, log)
+            attempt = f"attempt {cost.attempts + 1} of {self.retries + 1}"
+            session.log.note(f"round {server_round} failed: {failure}; {attempt}")
+        self._report(session, server_round, faults, replies.updates, cost)
 
     def _report(
         self,
-        progress: Progress,
+        session: Session,
         server_round: int,
-        clients: int,
+        faults: Mapping[int, Fault],
         updates: Sequence[ClientUpdate],
         cost: _Cost,
-        waited: Mapping[str, float],
-        log: RoundLog,
     ) -> None:
         """Count what the round took, and log it."""
+        progress, clients = session.progress, len(faults)
         images = sum(update.num_examples for update in updates) * self.passes
         for update in updates:
             progress.accept(update, server_round)
@@ -201,11 +150,11 @@ class Training:
         progress.bytes_up += cost.bytes_up
         progress.images += images
         progress.train = mean_metrics(updates)
-        log.log(
+        place = {"round": server_round, "phase": "train"}
+        session.log.log(
             {
                 **progress.train,
-                "round": server_round,
-                "phase": "train",
+                **place,
                 "images": images,
                 "images_per_second": images / cost.seconds if cost.seconds > 0 else None,
                 "seconds": cost.seconds,
@@ -216,39 +165,30 @@ class Training:
                 "dropped": clients - len(updates),
                 **{f"dropped_{kind}": cost.rejected[kind] for kind in (LATE, FAILED, INVALID)},
                 "attempts": cost.attempts,
-                **waited,
+                **({"virtual_seconds": self._virtual(faults)} if self.faults.any else {}),
+                **(session.uplinks.facts(server_round) if session.uplinks else {}),
             }
         )
-        row = {"round": server_round, "phase": "train"}
-        log.log_clients([{**u.metrics, **row, "partition": u.partition, "images": u.num_examples} for u in updates])
+        session.log.log_clients(
+            [{**u.metrics, **place, "partition": u.partition, "images": u.num_examples} for u in updates]
+        )
 
-    def _replies(
-        self,
-        federation: Federation,
-        strategy: ServerStrategy,
-        contents: Mapping[int, RecordDict],
-        expected: Arrays,
-        faults: Mapping[int, Fault],
-    ) -> Replies:
+    def _replies(self, session: Session, contents: Mapping[int, RecordDict], faults: Mapping[int, Fault]) -> Replies:
         """Return the valid replies; those of unreachable and of slow clients are missing."""
-        replies = federation.ask(contents, "train", "train")
-        late = {
-            partition: Rejection(LATE, "no reply in time (simulated)")
-            for partition in faults
-            if self._late(faults[partition])
-        }
-        replies = replies.without(late).checked(lambda update: form_problem(update, expected))
-        ordered = [replace(u, arrays={name: u.arrays[name] for name in expected}) for u in replies.updates]
-        return Replies(ordered, replies.rejected).checked(strategy.rejection_reason)
+        late = Rejection(LATE, "no reply in time (simulated)")
+        replies = session.federation.ask(contents, "train", "train")
+        replies = replies.without({partition: late for partition, fault in faults.items() if self._is_late(fault)})
+        replies = replies.checked(lambda update: form_problem(update, session.expected))
+        ordered = [replace(u, arrays={name: u.arrays[name] for name in session.expected}) for u in replies.updates]
+        return Replies(ordered, replies.rejected).checked(session.strategy.rejection_reason)
 
     def _failure(self, replies: Replies) -> str | None:
         """Say why too few replies are valid; None if there are enough."""
-        if len(replies.updates) >= self.min_replies:
+        count, needed = len(replies.updates), self.min_replies
+        if count >= needed:
             return None
         first = next(iter(replies.rejected.values())).reason if replies.rejected else "nobody was asked"
-        return (
-            f"{len(replies.updates)} valid replies of simulation.min_replies={self.min_replies}; first reason: {first}"
-        )
+        return f"{count} valid replies of simulation.min_replies={needed}; first reason: {first}"
 
     def _clipped(self, update: ClientUpdate, start: Arrays, strategy: ServerStrategy) -> ClientUpdate:
         """Scale down a step that is too long; arrays that are counted took no step."""
@@ -258,48 +198,40 @@ class Training:
         # Clients count alike, since each states its number of images itself.
         return replace(update, arrays={**update.arrays, **clipped(start, learnt, self.max_update_norm)}, num_examples=1)
 
-    @staticmethod
-    def _aggregate(
-        federation: Federation, strategy: ServerStrategy, progress: Progress, updates: Sequence[ClientUpdate]
-    ) -> str | None:
-        """Aggregate the replies.
-
-        Returns:
-            None, or why the result cannot be used: then everything is as it was.
-        """
-        started = time.perf_counter()
-        undo = snapshot(strategy)
-        try:
-            strategy.aggregate(updates)
-            problem = federation.validator.excess(strategy.shared)
-            # Single numbers may well be infinite, such as the lowest loss so far.
-            name = non_finite({name: array for name, array in strategy.state().items() if array.ndim})
-            if problem is None and name is not None:
-                problem = f"its state {name} is not finite"
-        except (ArithmeticError, np.linalg.LinAlgError, AppExitException) as error:
-            problem = str(error)
-        if problem is not None:
-            undo()
-        progress.arrays = strategy.shared
-        progress.seconds["aggregate"] += time.perf_counter() - started
-        return None if problem is None else f"the aggregate of {strategy.name} cannot be used: {problem}"
-
-    def _late(self, fault: Fault) -> bool:
+    def _is_late(self, fault: Fault) -> bool:
         return fault.kind == "drop" or (self.faults.deadline is not None and fault.delay > self.faults.deadline)
 
     def _virtual(self, faults: Mapping[int, Fault]) -> float:
         """Return the virtual seconds that the server waited for the slowest client."""
-        waits = [fault.delay for fault in faults.values() if not self._late(fault)]
-        late = any(self._late(fault) for fault in faults.values())
-        return max([*waits, self.faults.deadline or 0.0 if late else 0.0])
+        deadline = self.faults.deadline or 0.0
+        return max(0.0, *(deadline if self._is_late(fault) else fault.delay for fault in faults.values()))
+
+
+def _aggregate(session: Session, updates: Sequence[ClientUpdate]) -> str | None:
+    """Aggregate the replies; return None, or why the result cannot be used: then everything is as it was."""
+    started, strategy = time.perf_counter(), session.strategy
+    undo = snapshot(strategy)
+    try:
+        strategy.aggregate(updates)
+        problem = session.federation.validator.excess(strategy.shared)
+        # Single numbers may well be infinite, such as the lowest loss so far.
+        name = non_finite({name: array for name, array in strategy.state().items() if array.ndim})
+        if problem is None and name is not None:
+            problem = f"its state {name} is not finite"
+    except (ArithmeticError, np.linalg.LinAlgError, AppExitException) as error:
+        problem = str(error)
+    if problem is not None:
+        undo()
+    session.progress.arrays = strategy.shared
+    session.progress.seconds["aggregate"] += time.perf_counter() - started
+    return None if problem is None else f"the aggregate of {strategy.name} cannot be used: {problem}"
 
 
 def mean_metrics(updates: Sequence[ClientUpdate]) -> dict[str, float]:
     """Return metrics of training, averaged over images.
 
-    Returns:
-        With a mixing, also `mixing_ratio_received` of the generators that clients were sent and `mixing_ratio_sent` of
-        those that they sent back: before aggregation.
+    With a mixing, `mixing_ratio_received` is of the generators that clients were sent and `mixing_ratio_sent` of those
+    that they sent back, before aggregation.
     """
     means = over_images(updates)
     for when in ("received", "sent"):

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from fedbayes import build
 from fedbayes.config.compose import compose
 from fedbayes.server.state import Progress
-from fedbayes.server.train_round import RoundLog
+from fedbayes.server.session import RoundLog
 from fedbayes.simulation.client import CohortClient
 from fedbayes.simulation.in_process import InProcessGrid
 
