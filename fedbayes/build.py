@@ -32,9 +32,8 @@ from fedbayes.models.prompts import make_prompts
 from fedbayes.models.prompts.coded import GeneratorSettings
 from fedbayes.server.evaluate_round import Assessment
 from fedbayes.server.flower_strategy import FlowerStrategy
-from fedbayes.server.privacy_key import privacy_key
 from fedbayes.server.rounds import RoundLoop
-from fedbayes.server.sampling import Sampling
+from fedbayes.server.sampling import Sampling, privacy_key
 from fedbayes.server.strategy import ServerStrategy
 from fedbayes.server.train_round import Training
 from fedbayes.server.trained import TrainedClients

@@ -14,7 +14,7 @@ The noise is keyed by the clipped steps too: a round that is computed again afte
 steps are the same, and other noise if not. Whoever knows the key and the steps knows the noise; whoever knows the key
 knows who is sampled, which the accountant takes for unknown. In a simulation the key is the run's seed, and the
 guarantee one against readers who do not know it; in a Flower App, whose clients do, it is a secret of the server's
-process (`fedbayes.server.privacy_key`). The generator is NumPy's, which was not made for cryptography.
+process (`fedbayes.server.sampling`). The generator is NumPy's, which was not made for cryptography.
 
 Private are the parameters that the server hands out. Not covered are the run's own log (losses, evaluations) and
 personal parameters: they are in no reply, but a simulation asks for them and its checkpoints hold them; a node with

@@ -46,22 +46,18 @@ class Replies:
             {partition: Rejection(INVALID, text) for partition, text in problems.items() if text is not None}
         )
 
-    def notes(self, what: str) -> list[str]:
-        """Return a sentence for each reason to reject, with the clients that it applies to.
-
-        Args:
-            what: what the clients were asked for, such as `training reply`.
-        """
+    def notes(self, kind: str) -> list[str]:
+        """Return a sentence for each reason to reject, with the clients that it applies to."""
         clients: dict[str, list[int]] = {}
         for partition, rejection in self.rejected.items():
             clients.setdefault(rejection.reason, []).append(partition)
-        return [f"{what} of {named_clients(same)} rejected: {reason}" for reason, same in clients.items()]
+        return [f"{kind} of {named_clients(same)} rejected: {reason}" for reason, same in clients.items()]
 
 
 def named_clients(partitions: Sequence[int]) -> str:
     """Return the clients for a message, such as `client 3` or `clients 0, 2`; of many, the first ten."""
-    shown = ", ".join(map(str, partitions[:10])) + (", ..." if len(partitions) > 10 else "")
-    return f"client{'s' * (len(partitions) > 1)} {shown}"
+    numbers = ", ".join(map(str, partitions[:10])) + (", ..." if len(partitions) > 10 else "")
+    return f"client{'s' * (len(partitions) > 1)} {numbers}"
 
 
 @final
@@ -73,8 +69,8 @@ class Federation:
         clients: how many there must be.
         validator: decides which replies are used.
         sizes: what is known of the clients' images.
-        patience: seconds to wait until all have come: engines start them while we already run. Nodes that say nothing
-            for as long are named in the log, and only waited for while a partition is missing.
+        patience: seconds to wait until all have come. Nodes that say nothing for as long are named in the log, and only
+            waited for while a partition is missing.
         timeout: seconds that clients have to answer a set of messages; None: for ever.
 
     Raises:
@@ -104,24 +100,17 @@ class Federation:
         return list(self._nodes)
 
     def ask(self, contents: Mapping[int, RecordDict], kind: Kind, split: str) -> Replies:
-        """Send requests in the order of partitions, and decode the replies in that order.
+        """Send requests, by partition, and decode the replies; `split` names the images that they are about.
 
-        Float sums depend on the order, and engines answer as they finish.
-
-        Args:
-            contents: of the requests, by partition.
-            kind: `train` or `evaluate`.
-            split: the images that the clients are asked about.
+        Both go in the order of partitions: float sums depend on it, and engines answer as they finish.
         """
         answered = self._send(contents, MESSAGE_TYPES[kind])
-        updates, rejected = [], {}
-        for partition in sorted(contents):
-            images = self.sizes.of(split, partition)
-            reply = self.validator.read(partition, answered.get(partition), images)
-            if isinstance(reply, Rejection):
-                rejected[partition] = reply
-            else:
-                updates.append(reply)
+        replies = {
+            partition: self.validator.read(partition, answered.get(partition), self.sizes.of(split, partition))
+            for partition in sorted(contents)
+        }
+        updates = [reply for reply in replies.values() if isinstance(reply, ClientUpdate)]
+        rejected = {partition: reply for partition, reply in replies.items() if isinstance(reply, Rejection)}
         for reason, details in dict.fromkeys((rejection.reason, rejection.details) for rejection in rejected.values()):
             if details:
                 log.info("a client raised %s", reason)
@@ -130,13 +119,10 @@ class Federation:
         return Replies(updates, rejected)
 
     def personal(self, accepted: Mapping[int, int]) -> tuple[dict[int, Arrays], dict[int, Rejection]]:
-        """Ask clients for their personal parameters; a simulation's privilege.
+        """Ask clients for their personal parameters, by partition; a simulation's privilege.
 
-        Args:
-            accepted: by partition of the clients to ask, the last round whose reply was used.
-
-        Returns:
-            The parameters of the clients that hand them out, by partition, and why others' are not used.
+        `accepted` is the last round whose reply was used, of each client to ask. Also returns why parameters of others
+        are not used.
         """
         answered = self._send({partition: ask_personal(done) for partition, done in accepted.items()}, QUERY_PERSONAL)
         read = {partition: self.validator.read_personal(reply) for partition, reply in sorted(answered.items())}
@@ -144,27 +130,15 @@ class Federation:
         return personal, {partition: reason for partition, reason in read.items() if isinstance(reason, Rejection)}
 
     def restore(self, personal: Mapping[int, Arrays], accepted: Mapping[int, int]) -> None:
-        """Give clients back their personal parameters of before the run broke off.
-
-        Args:
-            personal: by partition.
-            accepted: see `personal`.
-
-        Raises:
-            RunError: if a client does not take them.
-        """
+        """Give clients back their personal parameters of before the run broke off; a RunError if one takes none."""
         contents = {partition: give_personal(arrays, accepted[partition]) for partition, arrays in personal.items()}
-        answered = self._send(contents, QUERY_RESTORE)
-        if lost := sorted(
-            partition for partition in personal if partition not in answered or answered[partition].has_error()
-        ):
+        done = {partition for partition, reply in self._send(contents, QUERY_RESTORE).items() if not reply.has_error()}
+        if lost := sorted(personal.keys() - done):
             raise RunError(f"{named_clients(lost)} did not take back personal parameters; try again.")
 
     def _send(self, contents: Mapping[int, RecordDict], message_type: str) -> dict[int, Message]:
         """Send to each partition, ascending; return the replies by partition."""
-        messages = [
-            Message(contents[partition], self._nodes[partition], message_type) for partition in sorted(contents)
-        ]
+        messages = [Message(contents[p], self._nodes[p], message_type) for p in sorted(contents)]
         replies = self._grid.send_and_receive(messages, timeout=self._timeout)
         return {self._partitions[reply.metadata.src_node_id]: reply for reply in replies}
 

@@ -5,7 +5,7 @@ whose ids are partitions, and are asked for all of them, so nothing is left to d
 partitions, so that equal runs give equal bits.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -29,11 +29,8 @@ LOSS = "loss"
 class FlowerStrategy(ServerStrategy):
     """One of Flower's strategies, wrapped or not.
 
-    Args:
-        strategy: combines replies; it must not rely on clients to follow a setting.
-
     Raises:
-        ConfigError: if it cannot work with clients that train networks.
+        ConfigError: if it cannot work with clients that train networks, or relies on them to follow a setting.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -58,11 +55,7 @@ class FlowerStrategy(ServerStrategy):
         return type(self.flower).__name__
 
     def requests(self, server_round: int, partitions: Sequence[int], kind: Kind) -> dict[int, Arrays]:
-        """Return the arrays of the messages that the strategy makes for these clients.
-
-        Raises:
-            ConfigError: if the messages carry settings, as FedProx's do; clients here follow none.
-        """
+        """Return the arrays of the messages that the strategy makes; settings, as FedProx's, are a ConfigError."""
         require_identity()
         configure = self.flower.configure_train if kind == "train" else self.flower.configure_evaluate
         grid = SampledGrid(partitions)
@@ -72,19 +65,15 @@ class FlowerStrategy(ServerStrategy):
         }
         if kind == "train":
             self._round, self._messages = server_round, messages
-        decoded: dict[int, Arrays] = {}
-        requests: dict[int, Arrays] = {}
-        for partition, message in sorted(messages.items()):
+        for message in messages.values():
             if unread := sorted(set(message.content.config_records[CONFIG]) - {ROUND}):
                 raise ConfigError(
                     f"method.strategy: {self.name} sends {', '.join(unread)}, which no client here obeys; choose a "
                     "strategy that only combines replies."
                 )
-            record = message.content.array_records[ARRAYS]
-            if id(record) not in decoded:
-                decoded[id(record)] = from_record(record)
-            requests[partition] = decoded[id(record)]
-        return requests
+        records = {partition: message.content.array_records[ARRAYS] for partition, message in sorted(messages.items())}
+        decoded = {key: from_record(record) for key, record in {id(r): r for r in records.values()}.items()}
+        return {partition: decoded[id(record)] for partition, record in records.items()}
 
     def arrays_for(self, server_round: int, partition: int) -> Arrays:  # noqa: ARG002  (the contract's)
         """Return what all clients are sent; Flower's strategies wait for ever for more clients than one."""
@@ -122,39 +111,21 @@ class FlowerStrategy(ServerStrategy):
         """Take back what `state` returned."""
         restore(self.flower, state)
 
-    def snapshot(self) -> Callable[[], None]:
-        """Return a function that puts the strategy back to where it is now, all attributes of it included."""
-        undo_rest = super().snapshot()
-        attributes = [(layer, dict(vars(layer))) for layer in _layers(self.flower)]
-
-        def undo() -> None:
-            for layer, values in attributes:
-                vars(layer).clear()
-                vars(layer).update(values)
-            undo_rest()
-
-        return undo
-
     def require_sizes(self, trained: int, evaluated: int) -> None:
-        """Check that the strategy neither samples a second time nor waits for clients that never come.
-
-        Raises:
-            ConfigError: naming the strategy's argument.
-        """
+        """Check that the strategy neither samples a second time nor waits for clients that never come."""
         visible = {
             "min_train_nodes": trained,
             "min_available_nodes": min(trained, evaluated),
             "min_evaluate_nodes": evaluated,
         }
         for layer in _layers(self.flower):
-            values = vars(layer)
             for name in ("fraction_train", "fraction_evaluate"):
-                if values.get(name, 1.0) != 1.0:
+                if (fraction := getattr(layer, name, 1.0)) != 1.0:
                     raise ConfigError(
-                        f"method.strategy.{name}={values[name]} would sample a second time; leave it at 1.0 and set "
+                        f"method.strategy.{name}={fraction} would sample a second time; leave it at 1.0 and set "
                         "participation or evaluate.participation."
                     )
-            too_large = {name: most for name, most in visible.items() if values.get(name, 0) > most}
+            too_large = {name: most for name, most in visible.items() if getattr(layer, name, 0) > most}
             if too_large:
                 remedy = " ".join(f"+method.strategy.{name}={most}" for name, most in too_large.items())
                 raise ConfigError(
@@ -166,14 +137,10 @@ class FlowerStrategy(ServerStrategy):
 
 @final
 class SampledGrid(Grid):
-    """A grid that shows a strategy the clients of a round and can do nothing else.
-
-    Args:
-        partitions: the clients; their node ids are the same numbers.
-    """
+    """A grid that shows a strategy the clients of a round, as nodes, and can do nothing else."""
 
     def __init__(self, partitions: Sequence[int]) -> None:
-        self._partitions = list(partitions)
+        self._partitions = partitions
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the partitions of the round, ascending."""
@@ -220,8 +187,8 @@ def restore(strategy: Strategy, state: Arrays) -> None:
         else:
             values[name] = array
     vars(strategy).update(values)
-    if len(layers := _layers(strategy)) > 1:
-        restore(layers[1], inner)
+    for layer in _layers(strategy)[1:2]:
+        restore(layer, inner)
 
 
 def _layers(strategy: Strategy) -> list[Strategy]:

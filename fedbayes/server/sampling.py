@@ -1,9 +1,13 @@
 """Which clients train in a round, which are evaluated, and which are new: sampled by partition, keyed by the seed.
 
-With privacy where clients know the seed, the privacy key decides who trains in a round (`fedbayes.server.privacy_key`).
+Every process of a Flower App has the run's configuration, and the seed with it. So with privacy a key that stands in no
+configuration, checkpoint or log decides there who trains in a round, and the noise. A key of one's own makes such a run
+repeatable, and is as good as its length.
 """
 
 import math
+import os
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import final
 
@@ -12,8 +16,8 @@ import numpy as np
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.seeding import numpy_generator
 
-MOST_CLIENTS = 1_000_000
-"""Each is drawn and asked by itself."""
+MOST_CLIENTS = 1_000_000  # each is drawn and asked by itself
+VARIABLE, SHORTEST = "FEDBAYES_PRIVACY_SECRET", 32  # characters of a privacy key: 128 bits of hexadecimal digits
 
 
 @final
@@ -27,17 +31,13 @@ class Sampling:
         evaluate_fraction: fraction of the clients that are evaluated, always the same ones.
         new_clients: clients that never train; they are evaluated at the end alone.
         single: whether a single client trains in a round, whatever `participation`: where each client has all images.
-        key: decides who trains, in place of the seed; None for the seed.
+        key: decides who trains, and the noise that hides who did; None for the seed.
 
     Attributes:
-        key: decides who trains, and the noise that hides who did.
         known: partitions that may train.
         new_clients: partitions that never do.
         evaluated: partitions that are evaluated in any round, among `known`.
         per_round: clients that train in a round.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(
@@ -90,3 +90,16 @@ def count_of(fraction: float, clients: int) -> int:
 def _sample(rng: np.random.Generator, clients: Sequence[int], size: int) -> list[int]:
     """Sample clients without replacement; return them ascending."""
     return sorted(clients[int(place)] for place in rng.choice(len(clients), size=size, replace=False))
+
+
+def privacy_key() -> str:
+    """Return the privacy key in the environment, or without one a new one from the operating system."""
+    key = os.environ.get(VARIABLE)
+    if key is None:
+        return secrets.token_hex(32)
+    if len(key) < SHORTEST:
+        raise ConfigError(
+            f"the environment variable {VARIABLE} has {len(key)} characters, which can be guessed; set it to "
+            f"{SHORTEST} random ones or more, e.g. by `openssl rand -hex 32`, or leave it out."
+        )
+    return key

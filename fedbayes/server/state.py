@@ -26,18 +26,17 @@ class Progress:
     Attributes:
         arrays: the server's parameters after the last round.
         server_round: rounds done.
-        accepted: by partition, the last round whose reply was used; 0 for never.
+        accepted: by partition, the last round whose reply was used; absent for never.
         best: the evaluation on test in the round that was best on validation.
         best_validation: that round's validation score; larger is better.
         final: the evaluation on test after the last round.
         new_clients: the evaluations of new clients on test after the last round, by steps of adaptation.
         best_train: the best round's mean training metrics.
         train: the last round's.
-        bytes_up: of all training replies.
-        bytes_down: of all training requests.
+        bytes_up: of all training replies; `bytes_down` of all requests.
         seconds: by phase.
         images: trained on, with repetition.
-        started: when the clients were there and the first round of this process began, by `time.perf_counter`.
+        started: when the first round of this process began, by `time.perf_counter`.
         before: seconds of rounds in earlier processes.
         personal: personal parameters of clients, by partition, as of their last accepted reply but for `uncollected`.
         uncollected: clients that have stored newer personal parameters with their last accepted reply.
@@ -70,7 +69,7 @@ class Progress:
             self.personal.pop(update.partition, None)
 
     def warnings(self) -> list[str]:
-        """What the posterior's diagnostics say against the result, a sentence each."""
+        """Return what the posterior's diagnostics say against the result, a sentence each."""
         warnings = []
         ratio = None if self.final is None else self.final.metrics.get("mixing_ratio")
         if ratio is not None and has_collapsed(ratio):
@@ -87,11 +86,7 @@ class Progress:
         return warnings
 
     def checkpoint(self, strategy: Arrays) -> Checkpoint:
-        """Return what has been learnt, to be stored.
-
-        Args:
-            strategy: what the strategy remembers.
-        """
+        """Return what has been learnt, to be stored, with what the strategy remembers."""
         evaluations = {"best": self.best, "final": self.final}
         evaluations |= {f"{_NEW_CLIENTS}{steps}": evaluation for steps, evaluation in self.new_clients.items()}
         stored = {name: evaluation.stored() for name, evaluation in evaluations.items() if evaluation is not None}
@@ -107,7 +102,7 @@ class Progress:
 
     @classmethod
     def restored(cls, stored: Checkpoint) -> "Progress":
-        """What a checkpoint kept; the clock starts now."""
+        """Return what a checkpoint stored; the clock starts now."""
         history = stored.history
         evaluations = {
             name: Evaluation.restored(under(f"{name}/", stored.evaluations), facts)

@@ -13,12 +13,7 @@ from fedbayes.storage.checkpoint import Checkpoint
 class TrainedClients:
     """Gives the parameters that clients predict with after the last round, as in its evaluation.
 
-    Args:
-        client: adapts parameters to a client where its method does that.
-        strategy: the run's; its state is taken from the checkpoint.
-        checkpoint: the run's last.
-        finetune_steps: steps of training on its own images before a client predicts.
-        shares_personal: whether somebody who never trained may have the mean of the personal parameters.
+    `shares_personal` is whether somebody who never trained may have the mean of the personal parameters.
 
     Raises:
         ConfigError: if the checkpoint's parameters are not those that the client starts from.
@@ -45,15 +40,12 @@ class TrainedClients:
         self._others = checkpoint.personal_of(None) if shares_personal else {}
 
     def outgoing(self, partition: int) -> Arrays:
-        """What the server would send to a client next; methods may send each its own."""
+        """Return what the server would send to a client next."""
         self._strategy.shared = dict(self.checkpoint.server)
         return self._strategy.arrays_for(self.checkpoint.server_round + 1, partition)
 
     def parameters(self, partition: int | None) -> Arrays:
-        """What a client predicts with.
-
-        Args:
-            partition: the client; None for somebody new, who has no images to adapt to.
+        """Return what a client predicts with; None is somebody new, who has no images to adapt to.
 
         Raises:
             ConfigError: for somebody new where clients train on their own images before they predict.

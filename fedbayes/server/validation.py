@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 from flwr.app import Message
 
 from fedbayes.arrays import Arrays, non_finite, norm
@@ -18,17 +17,6 @@ from fedbayes.comm.messages import ClientUpdate, read_personal, read_update
 from fedbayes.errors import require_number
 
 LATE, FAILED, INVALID = "late", "failed", "invalid"
-
-ROUNDING = 1e-3
-"""Largest error of probabilities and entropies that is rounding."""
-FLOATS = ("float32", "float64")
-PREDICTIONS: dict[str, tuple[tuple[str, ...], int]] = {
-    "probabilities": (FLOATS, 2),
-    "expected_entropy": (FLOATS, 1),
-    "labels": (("int64",), 1),
-    "domains": (("int64",), 1),
-}
-"""Arrays of an evaluation: types and dimensions."""
 
 
 @final
@@ -50,13 +38,7 @@ class Rejection:
 @final
 @dataclass(frozen=True)
 class PartitionSizes:
-    """What the server knows of the images that clients answer for.
-
-    Attributes:
-        classes: number of classes.
-        domains: number of domains.
-        images: by split, the number of each client's images, in the order of partitions; empty where only clients know.
-    """
+    """Numbers of classes and domains, and of each client's images by split; empty where only clients know theirs."""
 
     classes: int
     domains: int
@@ -74,22 +56,13 @@ class ReplyValidator:
     Args:
         max_norm: largest Euclidean norm of all floating-point numbers of a reply together; a larger one comes from a
             client that has diverged or is malicious, and would decide an average alone.
-
-    Raises:
-        ConfigError: if it is not positive.
     """
 
     def __init__(self, max_norm: float) -> None:
         self._max_norm = require_number("simulation.max_norm", max_norm, 0, open_low=True)
 
     def read(self, partition: int, reply: Message | None, images: int | None = None) -> ClientUpdate | Rejection:
-        """Return the update in a reply, or why it is rejected.
-
-        Args:
-            partition: the client.
-            reply: what came; None for nothing.
-            images: that the client has of the split it was asked about; None if that is not known.
-        """
+        """Return the update in a client's reply, or why it is rejected; `images` is how many it has, if known."""
         if reply is None:
             return Rejection(LATE, "no reply in time")
         if reply.has_error():
@@ -116,8 +89,7 @@ class ReplyValidator:
             arrays = read_personal(reply.content)
         except ValueError as error:
             return Rejection(INVALID, str(error))
-        excess = self.excess(arrays)
-        return arrays if excess is None else Rejection(INVALID, excess)
+        return arrays if (excess := self.excess(arrays)) is None else Rejection(INVALID, excess)
 
     def excess(self, arrays: Arrays) -> str | None:
         """Say what is infinite or too large in arrays; None for nothing."""
@@ -144,30 +116,23 @@ def form_problem(update: ClientUpdate, expected: Arrays) -> str | None:
 
 def evaluation_problem(update: ClientUpdate, sizes: PartitionSizes) -> str | None:
     """Say why the arrays of a reply cannot be predictions of the client's images; None if they may be."""
-    for name, array in update.arrays.items():
-        if array.ndim == 0 or len(array) != update.num_examples:
-            return f"{name} has shape {array.shape} for {update.num_examples} images"
-    for name, (types, dimensions) in PREDICTIONS.items():
-        if name not in update.arrays:
+    floats, highest_entropy = ("float32", "float64"), math.log(sizes.classes) + 1e-3  # rounding included
+    for name, types, shape, low, high in (
+        ("probabilities", floats, (sizes.classes,), 0.0, 1.001),
+        ("expected_entropy", floats, (), -1e-3, highest_entropy),
+        ("labels", ("int64",), (), 0, sizes.classes - 1),
+        ("domains", ("int64",), (), 0, sizes.domains - 1),
+    ):
+        array = update.arrays.get(name)
+        if array is None:
             return f"it lacks {name}"
-        array = update.arrays[name]
-        if str(array.dtype) not in types or array.ndim != dimensions or array.size == 0:
-            return f"{name} is {array.dtype} {array.shape}"
-    probabilities, entropy, labels, domains = (update.arrays[name] for name in PREDICTIONS)
-    classes = probabilities.shape[1]
-    if classes != sizes.classes:
-        return f"probabilities are of {classes} classes, expected {sizes.classes}"
-    if probabilities.min() < 0 or probabilities.max() > 1 + ROUNDING:
-        return f"probabilities go from {probabilities.min()} to {probabilities.max()}"
-    sums = probabilities.sum(1, dtype=np.float64)
-    if abs(sums - 1).max() > ROUNDING:
-        return f"probabilities of an image sum to {sums[abs(sums - 1).argmax()]:g}"
-    if not -ROUNDING <= entropy.min() <= entropy.max() <= math.log(classes) + ROUNDING:
-        return f"expected entropies go from {entropy.min():g} to {entropy.max():g} nats for {classes} classes"
-    if not 0 <= labels.min() <= labels.max() < classes:
-        return f"labels go from {labels.min()} to {labels.max()} for {classes} classes"
-    if not 0 <= domains.min() <= domains.max() < sizes.domains:
-        return f"domains go from {domains.min()} to {domains.max()} for {sizes.domains} domains"
+        if str(array.dtype) not in types or array.shape != (expected := (update.num_examples, *shape)):
+            return f"{name} is {array.dtype} {array.shape}, expected {types[0]} {expected}"
+        if not low <= array.min() <= array.max() <= high:
+            return f"{name} goes from {array.min():g} to {array.max():g}, expected {low:g} to {high:g}"
+    for name, array in update.arrays.items():
+        if array.shape[:1] != (update.num_examples,):
+            return f"{name} has shape {array.shape} for {update.num_examples} images"
     return None
 
 

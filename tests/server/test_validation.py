@@ -1,6 +1,7 @@
 """Reply validation: replies that would cost a result are rejected, named and counted, and only those."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,6 @@ from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.server.validation import PartitionSizes, Rejection, ReplyValidator, evaluation_problem, form_problem
 from fedbayes.simulation.flower_private import claim_identity
-from strategies.base import AbstractStrategy, miscounted
 
 
 def reply(arrays, count=3, **metrics):
@@ -94,11 +94,8 @@ def test_a_count_that_is_no_whole_number_of_images_is_rejected(count):
         ({**GOOD, "more": np.ones(1)}, "it has more"),
     ],
 )
-def test_another_form_than_the_expected_one_is_a_problem(arrays, reason):
+def test_another_form_than_the_expected_one_is_a_problem_but_not_another_order(arrays, reason):
     assert reason in form_problem(ClientUpdate(0, arrays, 2, {}), GOOD)
-
-
-def test_the_expected_form_is_none_in_any_order():
     assert form_problem(ClientUpdate(0, dict(reversed(GOOD.items())), 2, {}), GOOD) is None
 
 
@@ -116,8 +113,7 @@ def test_no_number_of_malicious_clients_decides_whether_the_others_count():
     progress, journal, _ = play(Hijackers(), clients=5, participation=0.8, rounds=3)
     assert [row["dropped"] for row in journal.rows if row["phase"] == "train"] == [3, 0, 0]
     assert list(progress.arrays) == ["w"]
-    assert journal.notes[0].startswith("round 1: training reply of clients ")
-    assert journal.notes[0].endswith("rejected: it lacks w, expected (1,) float64")
+    assert "rejected: it lacks w" in journal.notes[0]
 
 
 METHODS = ["fedcof", "fedncm", "pep_fedpt", "pfedpg", "pfpt", "sgpt", "fedvpt", "fedapt", "pfedbayes_product", "ditto"]
@@ -136,38 +132,31 @@ def test_what_a_strategy_expects_is_what_honest_clients_reply(method):
     assert strategy.rejection_reason(update) is None
 
 
-class Odd(Scripted):
+class Malformed(Scripted):
     """Client 1 replies in another shape, client 2 with huge numbers, and clients 1 and 3 with metrics of their own."""
 
     def train(self, requests):
         updates = super().train(requests)
-        arrays = {1: np.ones((2, 2)), 2: np.full(1, 1e12)}
-        return [
-            replace(
-                update,
-                arrays={"w": arrays.get(update.partition, update.arrays["w"])},
-                metrics={"round": 99, "phase": 1.0, "loss": 1.0} if update.partition == 3 else update.metrics,
-            )
-            for update in updates
-        ]
+        updates[1] = replace(updates[1], arrays={"w": np.ones((2, 2))})
+        updates[2] = replace(updates[2], arrays={"w": np.full(1, 1e12)})
+        updates[3] = replace(updates[3], metrics={"round": 99, "phase": 1.0, "loss": 1.0})
+        return updates
 
     def evaluate(self, requests):
         metrics = {"mixing_variance": 1.0, "round": 99.0, "brier": 99.0, "x": 1.0}
         return [replace(u, metrics=metrics) if u.partition == 1 else u for u in super().evaluate(requests)]
 
 
-def test_the_round_goes_on_with_the_rest_and_no_client_writes_the_log():
-    progress, journal, _ = play(Odd(), clients=4, rounds=1)
+def test_the_round_goes_on_with_the_valid_replies_and_no_client_writes_the_log():
+    progress, journal, _ = play(Malformed(), clients=4, rounds=1)
     assert progress.arrays["w"].tolist() == pytest.approx([(10 * 1 + 40 * 4) / 50])
-    assert [note.partition(" reply of ")[2] for note in journal.notes] == [
-        "client 1 rejected: w is (2, 2) float64, expected (1,) float64",
-        "client 2 rejected: its norm is 1e+12, above simulation.max_norm=1e+08",
-    ]
+    reasons = [note.partition(" reply of ")[2] for note in journal.notes]
+    assert [reason.partition(": ")[0] for reason in reasons] == ["client 1 rejected", "client 2 rejected"]
     row, *evaluations = journal.rows
     assert (row["replies"], row["dropped"], row["phase"]) == (2, 2, "train")
     assert (row["dropped_late"], row["dropped_failed"], row["dropped_invalid"]) == (0, 0, 2)
-    assert [one["round"] for one in journal.rows] == [1, 1, 1]
-    assert all(one["brier"] < 2 and one["x"] == 1.0 for one in evaluations)
+    assert [row["round"] for row in journal.rows] == [1, 1, 1]
+    assert all(row["brier"] < 2 and row["x"] == 1.0 for row in evaluations)
     assert progress.final.summary()["brier"] < 2
     assert progress.final.summary()["mixing_ratio"] is None
 
@@ -179,9 +168,9 @@ class Boasters(Scripted):
         return [replace(u, num_examples=2**31 - 1) if u.partition == 1 else u for u in super().train(requests)]
 
     def evaluate(self, requests):
-        *rest, last = super().evaluate(requests)
-        twice = {name: np.concatenate([array, array]) for name, array in last.arrays.items()}
-        return [*rest, replace(last, num_examples=8, arrays=twice)]
+        updates = super().evaluate(requests)
+        twice = {name: np.concatenate([array, array]) for name, array in updates[2].arrays.items()}
+        return [*updates[:2], replace(updates[2], num_examples=8, arrays=twice)]
 
 
 def test_a_client_cannot_claim_more_images_than_it_has():
@@ -190,9 +179,8 @@ def test_a_client_cannot_claim_more_images_than_it_has():
     assert progress.arrays["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
     assert progress.final.partitions.tolist() == [0] * 4 + [1] * 4
     claims = [(2**31 - 1, 20), (8, 4), (8, 7)]
-    rejected = [note for note in journal.notes if "rejected" in note]
-    for note, (claim, images_of_client) in zip(rejected, claims, strict=True):
-        assert note.endswith(f"num_examples={claim}, but the client has {images_of_client}")
+    rejected = [note.partition("num_examples=")[2] for note in journal.notes if "rejected" in note]
+    assert rejected == [f"{claim}, but the client has {size}" for claim, size in claims]
 
 
 @pytest.mark.parametrize("method", ["fedvpt", "centralised", "fedncm"])
@@ -203,113 +191,49 @@ def test_honest_clients_claim_what_the_server_expects(method):
     client.prepare()
     sizes = build.partition_sizes(cfg, parts.data, parts.attack)
     for split, work in (("train", client.train), ("test", client.evaluate), ("triggered", client.evaluate)):
-        requests = [ClientRequest(one, 1, "train", split, client.initial()) for one in range(cfg.clients)]
+        requests = [ClientRequest(p, 1, "train", split, client.initial()) for p in range(cfg.clients)]
         claims = [update.num_examples for update in work(requests)]
-        known = [sizes.of(split, one) for one in range(cfg.clients)]
+        known = [sizes.of(split, partition) for partition in range(cfg.clients)]
         assert all(claim <= most for claim, most in zip(claims, known, strict=True))
         assert claims == known or split == "triggered"
     assert SIZES.of("train", 0) is None
 
 
-def test_a_client_whose_counts_cannot_be_true_costs_itself_alone_even_where_updates_are_clipped():
-    class Counting(AbstractStrategy):
-        def aggregate(self, updates):
-            self.shared = {"w": sum(update.arrays["w"] for update in updates)}
-
-        def rejection_reason(self, update):
-            return miscounted(replace(update, num_examples=update.partition + 1), "w")
-
-    class Miscounting(Scripted):
-        def train(self, requests):
-            updates = super().train(requests)
-            updates[1].arrays["w"] += 0.5
-            return updates
-
-    progress, journal, _ = play(Miscounting(), clients=3, rounds=1, max_update_norm=0.5, strategy=Counting())
-    assert progress.arrays["w"].tolist() == [1.0], "two steps, each of length 1/2"
-    assert journal.notes == ["round 1: training reply of client 1 rejected: w are not numbers of images"]
-
-
-def test_where_updates_are_clipped_clients_count_alike():
-    progress, _, _ = play(Scripted(), clients=3, rounds=1, max_update_norm=1.5)
-    assert progress.arrays["w"].tolist() == pytest.approx([(1 + 1.5 + 1.5) / 3])
-    assert progress.images == 60, "but the log has their images"
-
-
-def test_what_is_counted_or_summed_is_no_step_and_is_not_clipped():
-    class Summing(AbstractStrategy):
-        counted = ("n",)
-
-        def expected_reply(self, initial):
-            return {**initial, "sums": np.zeros(1)}
-
-        def aggregate(self, updates):
-            self.shared = {name: sum(update.arrays[name] for update in updates) for name in ("w", "n")}
-            self.total = sum(update.arrays["sums"] for update in updates)
-
-    class Counters(Scripted):
-        def initial(self):
-            return {**super().initial(), "n": np.zeros(1)}
-
-        def train(self, requests):
-            extra = {"n": np.full(1, 40.0), "sums": np.full(1, 90.0)}
-            return [replace(update, arrays={**update.arrays, **extra}) for update in super().train(requests)]
-
-    strategy = Summing()
-    arrays = play(Counters(), clients=3, rounds=1, max_update_norm=1.5, strategy=strategy)[0].arrays
-    assert (arrays["w"].tolist(), arrays["n"].tolist(), strategy.total.tolist()) == ([4.0], [120.0], [270.0])
-
-
-@pytest.mark.parametrize("method", ["fedncm", "fedcof"])
-def test_sums_are_no_steps_that_could_be_clipped(method):
-    cfg = compose([f"method={method}", "update_clipping.max_norm=15"])
-    with pytest.raises(ConfigError, match=r"update_clipping\.max_norm=15"):
-        build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
-
-
-def predictions(images=2, **changes):
-    good = {
-        "probabilities": np.full((images, 5), 0.2, np.float32),
-        "expected_entropy": np.full(images, 1.5, np.float32),
-        "labels": np.ones(images, np.int64),
-        "domains": np.zeros(images, np.int64),
-    }
-    arrays = {name: array for name, array in {**good, **changes}.items() if array is not None}
-    return evaluation_problem(ClientUpdate(0, arrays, 2, {}), PartitionSizes(classes=5, domains=3, images={}))
-
-
-BOUND = math.log(5)
+VALID = {
+    "probabilities": np.array([[1.0, 0, 0, 0, 0], [0.2 + 1e-5] * 5], np.float32),
+    "expected_entropy": np.array([-1e-7, math.log(5) + 1e-6], np.float32),
+    "labels": np.array([0, 4]),
+    "domains": np.array([0, 2]),
+}
+"""Predictions at the limits, with rounding errors."""
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"labels": np.ones(1, np.int64)}, "labels has shape (1,) for 2 images"),
-        ({"labels": np.array([0, 5])}, "labels go from 0 to 5 for 5 classes"),
-        ({"labels": np.array([-1, 0])}, "labels go from -1 to 0"),
+        ({"labels": np.ones(1, np.int64)}, r"labels is int64 \(1,\), expected int64 \(2,\)"),
+        ({"labels": np.array([0, 5])}, "labels goes from 0 to 5"),
+        ({"labels": np.array([-1, 0])}, "labels goes from -1 to 0"),
         ({"labels": np.ones(2, np.float32)}, "labels is float32"),
         ({"labels": np.ones(2, np.int32)}, "labels is int32"),
-        ({"domains": np.array([0, 999])}, "domains go from 0 to 999 for 3 domains"),
-        ({"domains": np.array([-1, 0])}, "domains go from -1 to 0"),
+        ({"domains": np.array([0, 999])}, "domains goes from 0 to 999"),
+        ({"domains": np.array([-1, 0])}, "domains goes from -1 to 0"),
         ({"domains": None}, "it lacks domains"),
         ({"expected_entropy": None}, "it lacks expected_entropy"),
-        ({"expected_entropy": np.array([0.5, -1e7])}, "expected entropies go from -1e+07 to 0.5 nats"),
-        ({"expected_entropy": np.array([BOUND, BOUND + 0.01])}, "to 1.61944 nats for 5 classes"),
-        ({"probabilities": np.full((2, 5), -1.0)}, "probabilities go from -1.0"),
-        ({"probabilities": np.full((2, 5), 0.5)}, "probabilities of an image sum to 2.5"),
-        ({"probabilities": np.zeros((2, 5))}, "probabilities of an image sum to 0"),
-        ({"probabilities": np.zeros((2, 0))}, "probabilities is float64 (2, 0)"),
-        ({"probabilities": np.full((2, 4), 0.25)}, "probabilities are of 4 classes, expected 5"),
+        ({"expected_entropy": np.array([0.5, -1e7])}, r"expected_entropy goes from -1e\+07"),
+        ({"expected_entropy": np.array([1.6, 1.62])}, "expected_entropy goes from 1.6 to 1.62"),
+        ({"probabilities": np.full((2, 5), -1.0)}, "probabilities goes from -1"),
+        ({"probabilities": np.full((2, 5), 1.5)}, "probabilities goes from 1.5"),
+        ({"probabilities": np.zeros((2, 0))}, r"probabilities is float64 \(2, 0\)"),
+        ({"probabilities": np.full((2, 4), 0.25)}, r"probabilities is float64 \(2, 4\)"),
+        ({"more": np.zeros(3)}, "more has shape"),
+        ({}, "None"),
     ],
 )
 def test_predictions_that_cannot_be_are_a_problem(changes, reason):
-    assert reason in predictions(**changes)
-
-
-def test_predictions_at_the_limits_are_used():
-    rounded = np.array([[1.0, 0, 0, 0, 0], [0.2 + 1e-5] * 5], np.float32)
-    entropies = np.array([-1e-7, BOUND + 1e-6], np.float32)
-    assert predictions(probabilities=rounded, expected_entropy=entropies, domains=np.array([0, 2])) is None
+    arrays = {name: array for name, array in {**VALID, **changes}.items() if array is not None}
+    problem = evaluation_problem(ClientUpdate(0, arrays, 2, {}), PartitionSizes(classes=5, domains=3, images={}))
+    assert re.match(reason, str(problem))
 
 
 def test_a_domain_that_does_not_exist_costs_its_client_alone():
@@ -321,7 +245,7 @@ def test_a_domain_that_does_not_exist_costs_its_client_alone():
 
     progress, journal, _ = play(Elsewhere(), clients=3, rounds=1)
     assert progress.final.partitions.unique().tolist() == [0, 2]
-    assert any(note.startswith("round 1: test reply of client 1 rejected: domains go") for note in journal.notes)
+    assert any("test reply of client 1 rejected: domains" in note for note in journal.notes)
 
 
 def test_a_round_without_a_valid_reply_fails_with_its_first_reason():

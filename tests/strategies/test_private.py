@@ -12,7 +12,7 @@ from fedbayes import build, simulate
 from fedbayes.comm.messages import ClientUpdate
 from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
-from fedbayes.server.privacy_key import VARIABLE
+from fedbayes.server.sampling import VARIABLE
 from strategies.averaging import Averaging
 from strategies.private import PrivateAveraging, spent
 

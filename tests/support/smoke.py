@@ -5,8 +5,8 @@ from omegaconf import DictConfig
 
 from fedbayes import build
 from fedbayes.config.compose import compose
-from fedbayes.server.state import Progress
 from fedbayes.server.session import RoundLog
+from fedbayes.server.state import Progress
 from fedbayes.simulation.client import CohortClient
 from fedbayes.simulation.in_process import InProcessGrid
 
