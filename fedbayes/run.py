@@ -58,7 +58,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None, engine: Any = None, *, res
                 parts.strategy,
                 parts.client.initial(),
                 tracker,
-                build.partition_sizes(cfg, parts.data, parts.attack),
+                parts.sizes,
                 save=tracker.keep,
                 stored=restart.checkpoint,
                 uplinks=parts.uplinks,

@@ -24,6 +24,8 @@ from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import Kind, encode_once, payload_bytes, write_request
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, RunError
+from fedbayes.parts.clients import client as make_client
+from fedbayes.parts.server import partition_sizes
 from fedbayes.server.federation import Federation, Replies
 from fedbayes.server.sampling import Sampling
 from fedbayes.server.strategy import ServerStrategy
@@ -114,12 +116,12 @@ def estimate(cfg: DictConfig) -> Estimate:
     cohort = cfg.simulation.get("cohort", 1) or len(data)  # other engines train one client at a time
     cohort_ids = sampling.train(1)[:cohort]
     cut = _cut(data, cohort_ids, cfg.optim.batch_size)
-    clients = [build.client(_with_epochs(cfg, epochs), cut, model, parts.attack, parts.malicious) for epochs in EPOCHS]
+    clients = [make_client(_with_epochs(cfg, epochs), cut, model, parts.attack, parts.malicious) for epochs in EPOCHS]
     setup = time.perf_counter() - started
     preparing = [_seconds(client.prepare)[0] for client in clients]
     held, held_here = (_held(federated) for federated in (data, clients[0].data))
     setup += preparing[-1] * held / held_here
-    sizes = build.partition_sizes(cfg, data, parts.attack)
+    sizes = partition_sizes(cfg, data, parts.attack)
     federations = [
         Federation(InProcessGrid(client, len(data), cohort), len(data), loop.validator, sizes) for client in clients
     ]

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from fedbayes import build
 from fedbayes.data.partitions.splits import describe
+from fedbayes.parts.server import destinations
 from fedbayes.simulation.hardware import slow_numbers
 from fedbayes.storage.checkpoint import Restart
 from fedbayes.storage.run_dir import PARTITION, write_json
@@ -35,7 +36,7 @@ def begin(cfg: DictConfig, parts: build.Parts, restart: Restart) -> Iterator[Tra
         restart.run_dir,
         cfg.rounds,
         f"{cfg.names.method} on {cfg.names.data}, seed {cfg.seed}",
-        build.destinations(cfg, restart.run_dir),
+        destinations(cfg, restart.run_dir),
         resumed_after=restart.after,
     )
     with tracker:

@@ -9,11 +9,11 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedbayes import build
 from fedbayes.config.compose import compose
 from fedbayes.errors import BackboneError
 from fedbayes.models.backbone import load_weights
 from fedbayes.models.zoo import SHIPPED, from_timm, shipped
+from fedbayes.parts.clients import backbone
 
 TINY = "vit_tiny_patch16_224"
 
@@ -183,5 +183,5 @@ def test_the_architecture_is_checked_before_weights_are_asked_for(tmp_path, name
 
 @pytest.mark.parametrize(("data", "is_warned"), [("cifar10", True), ("imagefolder", True), ("mnist", False)])
 def test_the_letters_backbone_warns_of_photographs(caplog, data, is_warned):
-    build.backbone(compose([f"data={data}"]), 32)
+    backbone(compose([f"data={data}"]), 32)
     assert ("backbone=timm" in caplog.text) == is_warned

@@ -1,0 +1,150 @@
+"""The clients' side of a run from its configuration: engine, images, model, attack, and the client object."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from fedbayes.config.instantiate import call, later, made_of, plain
+from fedbayes.data.corruption import corrupt_test
+from fedbayes.data.federated import FederatedData
+from fedbayes.data.label_shift import shift_labels
+from fedbayes.data.partitions.held_out import hold_out, share_held_out
+from fedbayes.data.partitions.splits import require_partition
+from fedbayes.data.pixels import require_side
+from fedbayes.errors import ConfigError, DataError, require_whole
+from fedbayes.inference.class_prior import ClassPriors
+from fedbayes.inference.reverse import GaussianReverse
+from fedbayes.models.adapters import MakeWeights
+from fedbayes.models.backbone import FrozenViT
+from fedbayes.models.prompted import MakePrompts, PromptedViT
+from fedbayes.models.prompts import make_prompts
+from fedbayes.models.prompts.coded import GeneratorSettings
+from fedbayes.server.sampling import Sampling
+from fedbayes.simulation.attacks import AbstractAttack, MaliciousClients
+from fedbayes.simulation.client import ClientSetup, CohortClient
+
+DEBUG_IMAGES = 8  # of a client's split with `debug=true`
+LIKE_LETTERS = ("styled_digits", "three_digits", "mnist", "usps", "svhn", None)
+"""Choices of `data` that the letters backbone suits."""
+
+log = logging.getLogger("fedbayes")
+
+
+def engine(cfg: DictConfig) -> Any:
+    """Return what runs the clients: this process, Ray, or a SuperLink."""
+    if cfg.get("debug") and cfg.names.simulation != "in_process":
+        raise ConfigError(f"debug=true runs clients in this process; leave out simulation={cfg.names.simulation}.")
+    return made_of("simulation.engine", cfg.simulation.engine, having=("prepare", "run", "device"))
+
+
+def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
+    """Return all images, and which client has which; `new_clients` are partitions that never train."""
+    clients = require_whole("clients", cfg.clients, 1)
+    images = made_of("data", cfg.data, having=("images", "labels", "domains"))
+    if len(images) == 0 and not _elsewhere(cfg):
+        raise DataError(
+            "data has no images; set data.root, or where SuperNodes have images of their own "
+            "partition=local_folder and simulation=flower."
+        )
+    settings = plain(cfg.evaluate)
+    inside, images = hold_out(images, settings["held_out"])
+    partition = made_of("partition", cfg.partition, having=("__call__",))
+    splits = require_partition(partition(inside, clients), len(inside), clients, may_be_empty=_elsewhere(cfg))
+    if cfg.get("debug"):
+        splits = tuple(split.first(DEBUG_IMAGES) for split in splits)
+    splits = share_held_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
+    splits = shift_labels(images, splits, settings["label_shift"], cfg.partition.get("seed", 0))
+    images = corrupt_test(images, splits, settings["corruption"], settings["severity"])
+    return FederatedData(images, splits, new_clients)
+
+
+def _elsewhere(cfg: DictConfig) -> bool:
+    """Whether SuperNodes hold the images, so that a server has none."""
+    names = cfg.get("names", {})
+    return (names.get("simulation"), names.get("partition")) == ("flower", "local_folder")
+
+
+def backbone(cfg: DictConfig, image_size: int) -> FrozenViT:
+    """Return the frozen ViT for square images of that many pixels a side."""
+    vit: FrozenViT = made_of("backbone", cfg.backbone, having=("cast",), image_size=require_side(image_size))
+    names = cfg.get("names", {})
+    if names.get("backbone") == "letters" and names.get("data") not in LIKE_LETTERS:
+        log.warning(
+            "backbone=letters was pre-trained on letters; for photographs choose backbone=timm with "
+            "backbone.checkpoint=FILE or backbone.pretrained=true"
+        )
+    return vit
+
+
+def model(cfg: DictConfig, federated: FederatedData, device: str, vit: FrozenViT | None = None) -> PromptedViT:
+    """Return the frozen ViT with its generator and head, on the device; `vit` where it is there already."""
+    require_whole("seed", cfg.seed, 0)
+    side = federated.images.images.shape[-1]
+    vit = backbone(cfg, side) if vit is None or vit.image_size != side else vit
+    vit.cast(cfg.simulation.precision)
+    build = partial(
+        PromptedViT,
+        vit,
+        federated.num_classes,
+        generator=_prompts(cfg),
+        seed=cfg.seed,
+        head_std=cfg.head.init_std,
+        clients=len(federated),
+        weights=_weights(cfg),
+    )
+    prompted: PromptedViT = call("prompts", build, **plain(cfg.prompts))
+    return prompted.to(device)
+
+
+def _prompts(cfg: DictConfig) -> MakePrompts:
+    """Return the maker of the method's own prompts, or of the kind of `generator` that is chosen."""
+    if cfg.method.get("generator") is not None:
+        return cast(MakePrompts, _maker("method.generator", cfg.method.generator))
+    settings: GeneratorSettings = call("generator", GeneratorSettings, **plain(cfg.generator))
+    modelled = GaussianReverse.outputs(settings.noise_dim) if cfg.inference.reverse == "gaussian" else 0
+    return partial(make_prompts, settings, reverse_outputs=modelled)
+
+
+def _weights(cfg: DictConfig) -> MakeWeights | None:
+    """Return the maker of the ViT's weights that the method lets clients change, if any."""
+    return None if cfg.method.get("weights") is None else _maker("method.weights", cfg.method.weights)
+
+
+def _maker(place: str, node: DictConfig) -> Any:
+    """Return a function that makes what a node names from the rest of its arguments."""
+    return partial(call, place, later(place, node))
+
+
+def attack(cfg: DictConfig) -> AbstractAttack | None:
+    """Return what malicious clients do; None where there are none."""
+    if "_target_" not in cfg.get("attack", {}):
+        if OmegaConf.select(cfg, "attack.fraction"):
+            raise ConfigError(
+                f"attack.fraction={cfg.attack.fraction} has no attack; choose one, as in attack=sign_flip."
+            )
+        return None
+    return cast(AbstractAttack, call("attack", later("attack", cfg.attack), seed=cfg.seed))
+
+
+def malicious(sampled: Sampling, attacker: AbstractAttack | None) -> tuple[int, ...]:
+    """Return the partitions of the malicious clients, among those that may train."""
+    return () if attacker is None else attacker.malicious(sampled.known)
+
+
+def client(
+    cfg: DictConfig,
+    federated: FederatedData,
+    prompted: PromptedViT,
+    attacker: AbstractAttack | None = None,
+    partitions: Sequence[int] = (),
+) -> CohortClient:
+    """Return the object that trains and evaluates every client; `partitions` are those of the malicious ones."""
+    if attacker is not None:
+        honest = client(cfg, attacker.poison(federated, partitions), prompted)
+        return MaliciousClients(honest, attacker, partitions)
+    augment, priors = made_of("augment", cfg.augment), ClassPriors(cfg.head.prior, cfg.head.prior_count)
+    setup = ClientSetup(federated, prompted, augment, cfg.simulation.cache_mb, cfg.seed, priors)
+    return cast(CohortClient, call("method.client", later("method.client", cfg.method.client), setup=setup))
