@@ -4,6 +4,7 @@
 """
 
 import os
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read once, when flwr is first imported
@@ -19,16 +20,7 @@ __all__ = ["frame", "load", "simulate"]
 
 def __getattr__(name: str) -> Any:
     """Load the functions where they are used."""
-    if name == "simulate":
-        from fedbayes.run import simulate
-
-        return simulate
-    if name == "load":
-        from fedbayes.load import load
-
-        return load
-    if name == "frame":
-        from fedbayes.report.frame import frame
-
-        return frame
-    raise AttributeError(f"module 'fedbayes' has no attribute '{name}'")
+    modules = {"frame": "fedbayes.report.frame", "load": "fedbayes.load", "simulate": "fedbayes.run"}
+    if name not in modules:
+        raise AttributeError(f"module 'fedbayes' has no attribute '{name}'")
+    return getattr(import_module(modules[name]), name)

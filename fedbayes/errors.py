@@ -1,7 +1,7 @@
 """What goes wrong because of a user's input: each error says the value, the place and the remedy.
 
 The command prints these as one line and exits with status 2; every other exception is a fault of ours, or of a method
-from elsewhere, and keeps its traceback.
+from elsewhere, and keeps its traceback. The functions `require_...` raise ConfigError.
 """
 
 import math
@@ -37,11 +37,7 @@ class StoppedError(RunError):
 
 
 def require_whole(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
-    """Return `value` if it is a whole number of at least `minimum`, and of at most `maximum` unless that is None.
-
-    Raises:
-        ConfigError: naming the key, the value and the range.
-    """
+    """Return `value` if it is a whole number of at least `minimum`, and of at most `maximum` unless that is None."""
     most = math.inf if maximum is None else maximum
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= most:
         span = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
@@ -50,11 +46,7 @@ def require_whole(name: str, value: object, minimum: int, maximum: int | None = 
 
 
 def require_number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
-    """Return `value` if it is a finite number in `[low, high]`, or in `(low, high]` if `open_low`.
-
-    Raises:
-        ConfigError: naming the key, the value and the range.
-    """
+    """Return `value` if it is a finite number in `[low, high]`, or in `(low, high]` if `open_low`."""
     if (
         isinstance(value, int | float)
         and not isinstance(value, bool)
@@ -68,22 +60,14 @@ def require_number(name: str, value: object, low: float, high: float = math.inf,
 
 
 def require_bool(name: str, value: object) -> bool:
-    """Return `value` if it is true or false; `no`, which YAML 1.1 would understand, is a word to Hydra.
-
-    Raises:
-        ConfigError: naming the key and the value.
-    """
+    """Return `value` if it is true or false; `no`, which YAML 1.1 would understand, is a word to Hydra."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name}={value} is neither true nor false; choose one of them.")
     return value
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> str:
-    """Return `value` if it is one of `choices`.
-
-    Raises:
-        ConfigError: naming the key, the value and the choices.
-    """
+    """Return `value` if it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ConfigError(f"{name}={value} is unknown; choose one of {', '.join(choices)}.")
     return value

@@ -52,57 +52,48 @@ class Prediction:
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A run's configuration, summary and learnt parameters.
-
-    Attributes:
-        directory: where it lies.
-        config: resolved.
-        summary: the object of `summary.json`.
-    """
+    """A run's resolved configuration, its summary (the object of `summary.json`), and learnt parameters."""
 
     directory: Path
     config: DictConfig
     summary: dict[str, Any]
 
     def __repr__(self) -> str:
-        of, accuracy = self.config, fraction(self.summary["final"]["accuracy"]["mean"])
-        what = f"{of.names.method} on {of.names.data} ({of.names.partition}), seed {of.seed}"
-        return f"<Run {self.directory}: {what}, {of.clients} clients, {of.rounds} rounds, accuracy {accuracy}>"
+        cfg, names, accuracy = self.config, self.config.names, fraction(self.summary["final"]["accuracy"]["mean"])
+        title = f"{names.method} on {names.data} ({names.partition}), seed {cfg.seed}"
+        return f"<Run {self.directory}: {title}, {cfg.clients} clients, {cfg.rounds} rounds, accuracy {accuracy}>"
 
     def predict(self, images: Images, partition: int | None = None) -> Prediction:
         """Predict new images with the parameters after the last round.
 
+        Equal calls give equal numbers. An image's samples of prompts depend on its place in the call, so that equal
+        images at two places differ by the error of those samples.
+
         Args:
             images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, PIL images or paths of image files, of any size; or a
                 single image of these kinds.
-            partition: use what this client kept to itself and what the server would send it, adapted to the client's
-                own images where the method does that (`fedbabu`, `pep_fedpt`), and its class prior; None uses what the
-                server has, the clients' mean of what is theirs, which means little where they share nothing
-                (`local_vpt`), and a uniform class prior.
-
-        Returns:
-            Probabilities and uncertainty of each image. Equal calls give equal numbers; an image's draws of prompts
-            depend on its place in the call, so that equal images at two places differ by the error of those draws.
+            partition: the client whose personal parameters and class prior are used, with what the server would send
+                it, adapted to its images where the method does that (`fedbabu`, `pep_fedpt`). None uses the server's
+                parameters, the mean of personal ones, which means little where clients share nothing (`local_vpt`),
+                and a uniform class prior.
 
         Raises:
             ConfigError: for None where clients train on their own images before they predict.
             RunError: if the checkpoint is missing or damaged, or there is no such client.
             DataError: if an image cannot be read.
         """
-        client, seen = self.clients.client, self.clients.client.data.images
-        pixels = to_square(images, seen.images.shape[-1])
+        client, data = self.clients.client, self.clients.client.data.images
+        pixels = to_square(images, data.images.shape[-1])
         if partition is not None and not 0 <= partition < self.config.clients:
             raise RunError(f"partition={partition} must be in 0..{self.config.clients - 1}; give such a client.")
         parameters = self.clients.parameters(partition)
         streams = Streams(self.config.seed, self.clients.checkpoint.server_round, [0], "predict")
         inputs = client.inputs.of_images(pixels, partition)
         (predictive,), _ = client.predict(inputs, [parameters], streams)
+        numbers = ("probabilities", "entropy", "expected_entropy", "prompt_uncertainty")
         return Prediction(
-            probabilities=predictive.probabilities.double().numpy(),
-            entropy=predictive.entropy.double().numpy(),
-            expected_entropy=predictive.expected_entropy.double().numpy(),
-            prompt_uncertainty=predictive.prompt_uncertainty.double().numpy(),
-            classes=seen.classes,
+            **{name: getattr(predictive, name).double().numpy() for name in numbers},
+            classes=data.classes,
             class_prior=None if inputs.log_prior is None else inputs.log_prior[0, 0].exp().cpu().numpy(),
         )
 

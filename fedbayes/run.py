@@ -24,8 +24,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None, engine: Any = None, *, res
 
     Args:
         cfg: the composed configuration, with the names of its groups under `names`.
-        run_dir: where everything goes; it is touched only once all parts have been built. None for a new folder
-            `runs/<date>/<time>-<method>-<data>-s<seed>`.
+        run_dir: None for a new folder `runs/<date>/<time>-<method>-<data>-s<seed>`.
         engine: runs the clients; None for the one that the configuration names.
         resumed: whether the directory holds this very run, to go on from its newest checkpoint.
 
@@ -74,9 +73,6 @@ def run(cfg: DictConfig, run_dir: Path | None = None, engine: Any = None, *, res
 def resume(run_dir: Path) -> dict[str, Any]:
     """Go on with a run that broke off, from its newest checkpoint that is whole, or from the start if there is none.
 
-    Args:
-        run_dir: of the run; one that has finished is left as it is.
-
     Returns:
         The object of `summary.json`: but for times, what the run would have had without the break.
 
@@ -107,7 +103,7 @@ def simulate(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Returns:
         The object of `summary.json`, with the run directory under `run_dir`; `fedbayes.frame` makes a table of it. With
-        `dry_run=true`, what `dry_run` returns.
+        `dry_run=true`, the estimated costs.
     """
     cfg = compose(overrides)
     if cfg.resume is not None:
@@ -119,11 +115,7 @@ def simulate(overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def dry_run(cfg: DictConfig) -> dict[str, Any]:
-    """Print what a run would cost, without a run directory; see `fedbayes.commands.dry_run`.
-
-    Returns:
-        The fields of `fedbayes.commands.dry_run.Estimate`, and `minutes`.
-    """
+    """Print and return what a run would cost, without a run directory; see `fedbayes.commands.dry_run`."""
     from fedbayes.commands.dry_run import estimate
 
     resolved(cfg)  # refuses what a run would refuse

@@ -15,18 +15,14 @@ from torch import Tensor
 
 
 def key(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and on their order.
-
-    Raises:
-        TypeError: if a part is neither text nor a whole number; NumPy's whole numbers count as Python's.
-    """
+    """Return a 63-bit seed that depends on every part, each a text or a whole number, and on their order."""
     plain = tuple(part if isinstance(part, str) else operator.index(part) for part in parts)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by `key(*parts)`.
+    """Return a CPU generator seeded by `key(*parts)`.
 
     torch keeps the low 32 bits of a seed: of a million streams, about a hundred pairs coincide.
     """
@@ -34,20 +30,13 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 def numpy_generator(*parts: int | str) -> np.random.Generator:
-    """A NumPy generator seeded by `key(*parts)`."""
+    """Return a NumPy generator seeded by `key(*parts)`."""
     return np.random.default_rng(key(*parts))
 
 
 @final
 class Streams:
-    """One generator per client of a cohort, drawn from side by side.
-
-    Args:
-        seed: the run's seed.
-        server_round: the round the draws belong to.
-        partitions: the clients of the cohort, in order.
-        purpose: what the draws are for; two purposes never share draws.
-    """
+    """One generator per client of a cohort, for one round and one purpose; two purposes never share samples."""
 
     def __init__(self, seed: int, server_round: int, partitions: Sequence[int], purpose: str) -> None:
         self._generators = [generator(seed, server_round, partition, purpose) for partition in partitions]
@@ -55,22 +44,16 @@ class Streams:
     def normal(
         self, lead: Sequence[int], counts: Sequence[int], size: int, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """Standard normal draws of shape `(*lead, C, B, size)`, B the largest of `counts`, at least 1.
+        """Return standard normal samples of shape `(*lead, C, B, size)`, B the largest of `counts`, at least 1.
 
-        Client c draws `(*lead, counts[c], size)` from its own generator, zeros fill the rest: neither its neighbours
-        nor their numbers of images reach its draws. Drawn on the CPU, so that they are the same on every device.
-
-        Args:
-            lead: leading dimensions, e.g. number of draws.
-            counts: images of each client.
-            size: the last dimension.
-            device: where the result goes.
+        Client c has `(*lead, counts[c], size)` from its own generator, and zeros beyond: neither its neighbours nor
+        their numbers of images matter to it. Sampled on the CPU, so that they are the same on every device.
         """
         noise = torch.zeros(*lead, len(counts), max(1, *counts), size)
-        for c, (count, one) in enumerate(zip(counts, self._generators, strict=True)):
-            noise[..., c, :count, :] = torch.randn(*lead, count, size, generator=one)
+        for c, (count, rng) in enumerate(zip(counts, self._generators, strict=True)):
+            noise[..., c, :count, :] = torch.randn(*lead, count, size, generator=rng)
         return noise.to(device)
 
     def permutation(self, client: int, count: int) -> Tensor:
-        """A permutation of `range(count)` from the generator of the cohort's `client`-th member."""
+        """Return a permutation of `range(count)` from the generator of the cohort's `client`-th member."""
         return torch.randperm(count, generator=self._generators[client])

@@ -16,14 +16,10 @@ from strategies.robust import ROBUST, combined
 class Averaging(AbstractStrategy):
     """Averages shared parameters, weighted by images.
 
-    Args:
-        aggregate: `mean`; `anchored`: each generator's noise coordinates are first turned back onto those that were
-            handed out (`fedbayes.models.anchoring`), so that equal posteriors average to themselves; or an aggregate of
-            `strategies.robust`, which has no weights.
-        malicious_fraction: of the clients, that `trimmed_mean`, `krum` and `multi_krum` allow for, below 1/2.
-
-    Raises:
-        ConfigError: if there is no such aggregate; before the first message, if there is no noise to anchor.
+    `aggregate` is `mean`; `anchored`: each generator's noise coordinates are first turned back onto those that were
+    handed out (`fedbayes.models.anchoring`), so that equal posteriors average to themselves; or a name in
+    `strategies.robust`, which has no weights and allows for `malicious_fraction` of the clients. Without noise to
+    anchor, the first message is a ConfigError.
     """
 
     def __init__(self, aggregate: str = "mean", malicious_fraction: float = 0.2) -> None:

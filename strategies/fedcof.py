@@ -27,9 +27,7 @@ from strategies.class_sums import AbstractClassSums, class_means, total
 class FedCOF(AbstractClassSums):
     """Computes a ridge-like classifier from class covariances that nobody has sent.
 
-    Args:
-        shrinkage: gamma, added to the diagonal of each class covariance; in squared feature units.
-        temperature: divides the scores; in feature units.
+    `shrinkage` is gamma, in squared feature units; `temperature` divides the scores, in feature units.
     """
 
     def __init__(self, *, shrinkage: float = 1.0, temperature: float = 1.0) -> None:
@@ -60,12 +58,7 @@ def gram_matrix(clients: Sequence[Arrays], shrinkage: float) -> np.ndarray:
 
 
 def class_covariance(means: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return the unbiased estimate of a class's covariance, `(d, d)`; zero for a single client.
-
-    Args:
-        means: of those clients that have the class, `(K_c, d)`.
-        counts: images behind each mean, `(K_c,)`, positive.
-    """
+    """Return the unbiased estimate of a class's covariance, `(d, d)`, from its `(K_c, d)` means; 0 for one client."""
     centred = means - counts @ means / counts.sum()
     covariance: np.ndarray = (centred.T * counts) @ centred / max(len(means) - 1, 1)
     return covariance

@@ -42,10 +42,7 @@ FIRST = "first/"  # leads the names of p_0 in a strategy's state
 class PFedBayes(AbstractStrategy):
     """Combines Gaussians over weights; a weight's mean has its name, and rho that plus `.rho`.
 
-    Args:
-        aggregate: `mean` or `product`.
-        beta: fraction of the way from the global Gaussian to that of the replies; null: 1 for `mean`, and 1 / (number
-            of replies) for `product`.
+    Where `beta` is None it is 1 for `aggregate="mean"`, and 1 / (number of replies) for `"product"`.
     """
 
     def __init__(self, aggregate: str, beta: float | None = None) -> None:

@@ -39,10 +39,8 @@ BASIS, DESCRIPTORS, TRAINED = LEARNT[0], SERVER + "descriptors", SERVER + "train
 class PFedPG(AbstractStrategy):
     """Generates each client's prompts, and averages whatever else clients share.
 
-    `seed` keys the initial weights; `lr` and `steps` are of the server's descent in a round, `width` is l_k.
-
-    Raises:
-        ConfigError: if a value is out of range; before the first message, if there are no prompts to generate.
+    `seed` keys the initial weights; `lr` and `steps` are of the server's descent in a round, `width` is l_k. If there
+    are no prompts to generate, the first message is a ConfigError.
     """
 
     def __init__(self, *, clients: int, seed: int, lr: float, steps: int, width: int) -> None:

@@ -40,13 +40,8 @@ PARTITIONS, ACTIVATED, SET = SERVER + "partitions", SERVER + "activated", SERVER
 class PFPT(AbstractStrategy):
     """Matches the clients' prompts to a set that grows and shrinks, and averages their heads.
 
-    Args:
-        noise: sigma, standard deviation of an entry of a client's prompt around its summarising prompt, in token units.
-        mass: gamma; the larger, the more summarising prompts.
-        sweeps: times that every client is matched anew, at most; fewer once nothing gets likelier.
-
-    Raises:
-        ConfigError: if a value is out of range; before the first message, if clients share no plain set of prompts.
+    `noise` is sigma, `mass` gamma; all clients are matched anew up to `sweeps` times, until nothing gets likelier. If
+    clients share no plain set of prompts, the first message is a ConfigError.
     """
 
     recomputed = (PROMPTS, SET)  # the order of the set is another one each round
@@ -122,13 +117,8 @@ def summarise(sent: np.ndarray, noise: float, mass: float, sweeps: int) -> Summa
 def match(sent: np.ndarray, labels: np.ndarray, t: int, noise: float, mass: float, among: int) -> np.ndarray:
     """Return the likeliest labels of client t's prompts, `(length,)`, given the others'; new ones where it is alone.
 
-    Args:
-        sent: as of `summarise`.
-        labels: the summarising prompt of each, `(M, length)`; -1 for clients that are not matched yet.
-        t: the client, whose own labels are not looked at.
-        noise: sigma.
-        mass: gamma.
-        among: M of the formulas: clients that are matched, this one included.
+    `labels`, `(M, length)`, has the summarising prompt of each prompt, -1 for clients that are not matched yet;
+    `among` is M of the formulas: clients that are matched, t included.
     """
     length = sent.shape[1]
     is_matched = labels >= 0

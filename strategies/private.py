@@ -41,17 +41,10 @@ RANGE = 1e-12, 1e6  # of z and C: the accountant's formulas lose all digits far 
 
 @final
 class PrivateAveraging(AbstractWrapper):
-    """A plain average whose every step is clipped and noisy.
+    """A plain average whose every step is clipped and noisy; a server optimiser may follow, at no cost of privacy.
 
-    Args:
-        strategy: a plain mean; a server optimiser may follow, at no cost of privacy.
-        noise: z.
-        clip: C.
-        groups: first parts of names that are learnt; everything else keeps its initial value. None for all.
-        delta: of (epsilon, delta), below 1 / clients; None for clients^-1.1.
-        clients: n, those that may be sampled.
-        per_round: m, those that are sampled.
-        key: of the noise: the run's seed, or a secret.
+    `privacy` in `conf/config.yaml` explains the settings; of `clients`, `per_round` are sampled, by a `key` that is the
+    run's seed or a secret.
 
     Raises:
         ConfigError: if a value is out of range, the strategy is no plain average, or dp_accounting is missing.

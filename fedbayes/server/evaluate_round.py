@@ -18,19 +18,10 @@ from fedbayes.server.validation import evaluation_problem
 
 @final
 class Assessment:
-    """Evaluates the clients, and keeps the best evaluation.
+    """Evaluates the clients, and keeps the best evaluation; `evaluate` in `conf/config.yaml` explains the settings.
 
-    Args:
-        sampling: which clients.
-        every: rounds between evaluations on validation; the last round is always evaluated.
-        best_by: what makes a validation round the best, `accuracy` or `nll`.
-        temperature: whether a temperature is fitted on validation whenever test is evaluated.
-        held_out: whether clients have images of held-out domains, to be evaluated whenever test is.
-        backdoor: whether clients have images with the mark of a backdoor, to be evaluated whenever test is.
-        adapt_steps: steps of training on their own images after which new clients are evaluated on test, at the end.
-        timeout: seconds that clients have for an evaluation, None: as long as they need. A process that works on is
-            ended.
-        shares_personal: whether clients that never trained are sent the mean personal parameters of those that did.
+    `backdoor` is whether clients have images with the mark of a backdoor, `shares_personal` whether clients that never
+    trained are sent the mean personal parameters of those that did.
     """
 
     def __init__(

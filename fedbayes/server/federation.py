@@ -64,14 +64,8 @@ def named_clients(partitions: Sequence[int]) -> str:
 class Federation:
     """All clients behind a Flower grid, whose node ids are random: here they go by their partitions.
 
-    Args:
-        grid: each of its nodes is asked once for its partition.
-        clients: how many there must be.
-        validator: decides which replies are used.
-        sizes: what is known of the clients' images.
-        patience: seconds to wait until all have come. Nodes that say nothing for as long are named in the log, and only
-            waited for while a partition is missing.
-        timeout: seconds that clients have to answer a set of messages; None: for ever.
+    It waits `patience` seconds until all have come; nodes that say nothing for as long are named in the log, and only
+    waited for while a partition is missing. `timeout` is the seconds to answer a set of messages; None: for ever.
 
     Raises:
         RunError: if they do not come, come with other partitions than 0, 1, ..., or one of them twice, or cannot start.

@@ -22,16 +22,7 @@ Save = Callable[[Checkpoint], object]
 
 @final
 class RoundLoop:
-    """Rounds of training and evaluation over a grid.
-
-    Args:
-        rounds: how many.
-        training: of the clients of a round.
-        assessment: of what was learnt.
-        validator: decides which replies are used.
-        checkpoint_every: rounds between checkpoints; there is always one after the last.
-        patience: seconds to wait for the clients to be there, before the first round.
-    """
+    """Rounds of training and evaluation over a grid; `conf/config.yaml` explains the settings."""
 
     def __init__(
         self,
@@ -74,7 +65,7 @@ class RoundLoop:
             initial: the server's parameters before the first round.
             log: takes what happens.
             sizes: what is known of the clients' images.
-            save: takes checkpoints; None for nobody.
+            save: takes checkpoints.
             stored: the checkpoint of this run to go on from.
             uplinks: see `Session`.
 

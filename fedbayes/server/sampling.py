@@ -22,20 +22,12 @@ VARIABLE, SHORTEST = "FEDBAYES_PRIVACY_SECRET", 32  # characters of a privacy ke
 
 @final
 class Sampling:
-    """Samples of clients, the same on every engine.
-
-    Args:
-        clients: partitions of the federation.
-        participation: fraction of the clients that train in a round, see `count_of`.
-        seed: of the samples.
-        evaluate_fraction: fraction of the clients that are evaluated, always the same ones.
-        new_clients: clients that never train; they are evaluated at the end alone.
-        single: whether a single client trains in a round, whatever `participation`: where each client has all images.
-        key: decides who trains, and the noise that hides who did; None for the seed.
+    """Samples of clients, the same on every engine; with `single` each client has all images, and one trains a round.
 
     Attributes:
+        key: decides who trains, and the noise that hides who did; the seed, unless it is given.
         known: partitions that may train.
-        new_clients: partitions that never do.
+        new_clients: partitions that never do; they are evaluated at the end alone.
         evaluated: partitions that are evaluated in any round, among `known`.
         per_round: clients that train in a round.
     """
@@ -69,9 +61,7 @@ class Sampling:
     def train(self, server_round: int, invitations: Mapping[int, float] | None = None) -> list[int]:
         """Return the partitions that train in a round, ascending; depends on the arguments and the key alone.
 
-        Args:
-            server_round: the round, from 1.
-            invitations: how often each client is invited, as a multiple of uniform invitations; None for uniform ones.
+        `invitations` is how often each client is invited, as a multiple of uniform invitations; None for uniform ones.
         """
         rng = numpy_generator(self.key, server_round, "sample clients")
         if invitations is None:

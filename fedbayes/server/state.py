@@ -25,18 +25,12 @@ class Progress:
 
     Attributes:
         arrays: the server's parameters after the last round.
-        server_round: rounds done.
-        accepted: by partition, the last round whose reply was used; absent for never.
-        best: the evaluation on test in the round that was best on validation.
-        best_validation: that round's validation score; larger is better.
+        accepted: by partition, the last round whose reply was used.
+        best: the evaluation on test in the round that was best on validation; `best_validation` is its score there.
         final: the evaluation on test after the last round.
-        new_clients: the evaluations of new clients on test after the last round, by steps of adaptation.
-        best_train: the best round's mean training metrics.
-        train: the last round's.
-        bytes_up: of all training replies; `bytes_down` of all requests.
-        seconds: by phase.
+        new_clients: the same of new clients, by steps of adaptation.
+        train: mean training metrics of the last round; `best_train` of the best.
         images: trained on, with repetition.
-        started: when the first round of this process began, by `time.perf_counter`.
         before: seconds of rounds in earlier processes.
         personal: personal parameters of clients, by partition, as of their last accepted reply but for `uncollected`.
         uncollected: clients that have stored newer personal parameters with their last accepted reply.

@@ -45,18 +45,7 @@ class _Cost:
 
 @final
 class Training:
-    """Trains the clients of a round.
-
-    Args:
-        sampling: which clients.
-        min_replies: valid replies that a round needs; with fewer it fails.
-        retries: further attempts at a failed round, with the same clients.
-        faults: to simulate.
-        timeout: seconds that clients have; None: as long as they need. A process that works on is ended.
-        passes: over a client's training images in a round, for the count of images.
-        max_update_norm: update clipping: a longer step of a client is scaled down to it before the strategy sees it,
-            and clients count alike. None for none.
-    """
+    """Trains the clients of a round; `conf/config.yaml` and `conf/simulation` explain the settings."""
 
     def __init__(
         self,
