@@ -21,10 +21,10 @@ from dataclasses import replace
 from typing import final
 
 import numpy as np
+import torch
 
 from fedbayes.arrays import Arrays, base, length, moved
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
-from fedbayes.data.datasets import ImageSet
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, require_number, require_whole
 from fedbayes.seeding import numpy_generator
@@ -63,19 +63,13 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
         return [np.empty(0, np.int64) for _ in data.clients]
 
     def falsify(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002  (a hook)
-        """Return what a malicious client sends to the server.
-
-        Args:
-            sent: what it was sent; other arrays of the reply count from 0.
-            learnt: what an honest client would send.
-            rng: random numbers of this client in this round.
-        """
+        """Return what a malicious client sends to the server in the place of `learnt`; `sent` is what it was sent."""
         return learnt
 
 
 @final
 class MaliciousClients:
-    """A client object some of whose clients are malicious.
+    """A client object some of whose clients are malicious; predictions are the server's own measure, so all are honest.
 
     Args:
         client: trains and evaluates all of them, on poisoned data.
@@ -85,45 +79,22 @@ class MaliciousClients:
 
     def __init__(self, client: CohortClient, attack: AbstractAttack, malicious: Sequence[int]) -> None:
         self._client, self._attack, self._malicious = client, attack, frozenset(malicious)
-
-    @property
-    def data(self) -> FederatedData:
-        """The images of all clients, poisoned ones among them."""
-        return self._client.data
-
-    def prepare(self) -> None:
-        """Do whatever the honest object needs."""
-        self._client.prepare()
-
-    def initial(self) -> Arrays:
-        """Return the server's parameters before the first round."""
-        return self._client.initial()
+        self.data, self.prepare = client.data, client.prepare
+        self.initial, self.evaluate = client.initial, client.evaluate
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Return honest updates, and falsified ones of malicious clients."""
-        updates = self._client.train(requests)
-        return [self._sent(request, update) for request, update in zip(requests, updates, strict=True)]
+        pairs = zip(requests, self._client.train(requests), strict=True)
+        return [self._falsified(*pair) if pair[0].partition in self._malicious else pair[1] for pair in pairs]
 
-    def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Return predictions, which are the server's own measure: they are honest."""
-        return self._client.evaluate(requests)
-
-    def _sent(self, request: ClientRequest, update: ClientUpdate) -> ClientUpdate:
-        if request.partition not in self._malicious:
-            return update
+    def _falsified(self, request: ClientRequest, update: ClientUpdate) -> ClientUpdate:
         rng = numpy_generator(self._attack.seed, request.server_round, request.partition, "lie")
         return replace(update, arrays=self._attack.falsify(request.arrays, update.arrays, rng))
 
 
 @final
 class ScaledUpdate(AbstractAttack):
-    """Scales its step, or turns it round.
-
-    Args:
-        fraction: see `AbstractAttack`.
-        seed: see `AbstractAttack`.
-        scale: how far, in units of its own step; negative for the other way.
-    """
+    """Sends its step times `scale`, which is negative for the other way."""
 
     def __init__(self, *, fraction: float, seed: int, scale: float) -> None:
         super().__init__(fraction=fraction, seed=seed)
@@ -136,13 +107,7 @@ class ScaledUpdate(AbstractAttack):
 
 @final
 class GaussianNoise(AbstractAttack):
-    """Sends noise in the place of its step.
-
-    Args:
-        fraction: see `AbstractAttack`.
-        seed: see `AbstractAttack`.
-        scale: how far, in units of its own step.
-    """
+    """Sends noise `scale` times as long as its step."""
 
     def __init__(self, *, fraction: float, seed: int, scale: float = 10.0) -> None:
         super().__init__(fraction=fraction, seed=seed)
@@ -153,11 +118,10 @@ class GaussianNoise(AbstractAttack):
         floats = {name: array for name, array in learnt.items() if array.dtype.kind == "f"}
         noise = {name: rng.standard_normal(array.shape) for name, array in floats.items()}
         far = self._scale * length(sent, learnt) / max(length({}, noise), 1e-300)
-        false = {
+        return learnt | {
             name: np.asarray(base(sent, name, array) + far * noise[name], dtype=array.dtype)
             for name, array in floats.items()
         }
-        return {**learnt, **false}
 
 
 @final
@@ -197,11 +161,7 @@ class Backdoor(AbstractAttack):
         self._scale = require_number("attack.scale", scale, 0)
 
     def poison(self, data: FederatedData, malicious: Sequence[int]) -> FederatedData:
-        """Put square and label on training images, and on copies of all test images of other classes.
-
-        Raises:
-            ConfigError: if there is no such class.
-        """
+        """Put square and label on training images, and on copies of all test images of other classes."""
         if self._target >= data.num_classes:
             raise ConfigError(f"attack.target={self._target} is none of the {data.num_classes} classes; lower it.")
         data = _with_own_images(data, malicious)
@@ -212,7 +172,7 @@ class Backdoor(AbstractAttack):
             clients.append(replace(client, triggered=np.arange(len(source), len(source) + len(test))))
             source = np.concatenate([source, test])
         poisoned = np.concatenate([poisoned, *(client.triggered for client in clients)])
-        images = _select(data.images, source)
+        images = data.images.subset(torch.from_numpy(source))
         side = max(1, round(self._size * images.images.shape[-1]))
         images.images[poisoned, :, -side:, -side:] = 255
         images.labels[poisoned] = self._target
@@ -244,16 +204,6 @@ def _with_own_images(data: FederatedData, malicious: Sequence[int]) -> Federated
         source = np.concatenate([source, train[shared]])
         train[shared] = np.arange(len(source) - len(shared), len(source))
         clients[partition] = replace(clients[partition], train=train)
-    return data if len(source) == len(data.images) else data.with_clients(clients, _select(data.images, source))
-
-
-def _select(images: ImageSet, ids: np.ndarray) -> ImageSet:
-    """Return copies of some images, by id, in this order."""
-    return replace(
-        images,
-        images=images.images[ids],
-        labels=images.labels[ids],
-        domains=images.domains[ids],
-        given_split=images.given_split[ids],
-        names=tuple(images.names[i] for i in ids.tolist()),
-    )
+    if len(source) == len(data.images):
+        return data
+    return data.with_clients(clients, data.images.subset(torch.from_numpy(source)))

@@ -47,14 +47,14 @@ QUERY_RESTORE = f"{MessageType.QUERY}.{RESTORE}"
 @final
 @dataclass(frozen=True, eq=False)
 class ClientSetup:
-    """Images, model and seed of the clients that one object plays; every client class takes it.
+    """What every client class is built from.
 
     Attributes:
         data: everybody's images; a request says whose to use.
         model: the prompted ViT, whose trainable part is filled anew for each cohort.
         augment: random changes of training images.
         cache_mb: largest size of the cache of tokens, megabytes.
-        seed: of the run; all draws are keyed by it.
+        seed: of the run; all random numbers are keyed by it.
         priors: of the clients' classes.
     """
 
@@ -87,7 +87,7 @@ class CohortClient(Protocol):
         ...
 
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Return one update for each request, in order; a negative partition is a stand-in."""
+        """Return predictions for each request, as `train` returns updates."""
         ...
 
 
@@ -122,7 +122,7 @@ def answer(
     *,
     debug: bool = False,
 ) -> list[RecordDict | Error]:
-    """Answer messages of one kind for a cohort of clients.
+    """Answer messages of one kind for a cohort of clients: the content of each reply, or why there is none.
 
     Args:
         client: does the work.
@@ -131,44 +131,34 @@ def answer(
         contents: of the messages.
         states: personal parameters of each client; changed in place where a client has trained without an error.
         debug: whether the first exception is raised here instead of becoming a client's answer.
-
-    Returns:
-        The content of each reply, or why there is none.
     """
     if kind == MessageType.QUERY:
         return [write_partition(partition) for partition in partitions]
-    if kind == QUERY_PERSONAL:
-        return [write_personal(state, content) for state, content in zip(states, contents, strict=True)]
-    if kind == QUERY_RESTORE:
-        return [take_personal(state, content) for state, content in zip(states, contents, strict=True)]
+    if kind in (QUERY_PERSONAL, QUERY_RESTORE):
+        handle = write_personal if kind == QUERY_PERSONAL else take_personal
+        return [handle(state, content) for state, content in zip(states, contents, strict=True)]
     if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
         return [client_error(f"cannot answer messages of type {kind}")] * len(contents)
+    task: Kind = "train" if kind == MessageType.TRAIN else "evaluate"
     requests: list[ClientRequest | Exception] = []
     decoded: dict[int, Arrays] = {}
-    task: Kind = "train" if kind == MessageType.TRAIN else "evaluate"
     for content, partition, state in zip(contents, partitions, states, strict=True):
         try:
             request = read_request(content, partition, task, state, decoded)
             requests.append(RuntimeError("simulated fault") if request.fault == "error" else request)
         except Exception as error:
             requests.append(error)
-    work = client.train if task == "train" else client.evaluate
-    if debug and not any(isinstance(request, Exception) for request in requests):
-        updates: Sequence[ClientUpdate | Exception] = work([r for r in requests if not isinstance(r, Exception)])
-    else:
-        updates = _isolated(work, partitions, requests)
+    updates = _updates(client.train if task == "train" else client.evaluate, partitions, requests, debug)
     return [
-        _reply(update, request, content, state)
+        client_error(_reason(update)) if isinstance(update, Exception) else _reply(update, request, content, state)
         for update, request, content, state in zip(updates, requests, contents, states, strict=True)
     ]
 
 
 def _reply(
-    update: ClientUpdate | Exception, request: ClientRequest | Exception, content: RecordDict, state: RecordDict
+    update: ClientUpdate, request: ClientRequest | Exception, content: RecordDict, state: RecordDict
 ) -> RecordDict | Error:
     """Return a client's reply, and store its personal parameters if it has trained."""
-    if isinstance(update, Exception):
-        return client_error(_reason(update))
     # The server never sees personal parameters, so whether they are finite is checked here.
     if (name := non_finite(update.personal)) is not None:
         return client_error(f"{name} is not finite")
@@ -181,43 +171,38 @@ def _reply(
     return write_reply(update)
 
 
-def _isolated(
-    work: Work, partitions: Sequence[int], requests: Sequence[ClientRequest | Exception]
+def _updates(
+    work: Work, partitions: Sequence[int], requests: Sequence[ClientRequest | Exception], debug: bool
 ) -> list[ClientUpdate | Exception]:
     """Return the cohort's updates, with an exception in the place of each client that fails by itself."""
-    failed = {i: request for i, request in enumerate(requests) if isinstance(request, Exception)}
+    updates: dict[int, ClientUpdate | Exception] = {i: r for i, r in enumerate(requests) if isinstance(r, Exception)}
     healthy = {i: request for i, request in enumerate(requests) if not isinstance(request, Exception)}
     while healthy:
         neighbour = next(iter(healthy.values()))
-        cohort = [
-            healthy[i] if i in healthy else replace(neighbour, partition=~partition)
-            for i, partition in enumerate(partitions)
-        ]
-        try:
-            together = work(cohort)
-        except Exception as raised:
-            error = raised
-        else:
-            return [failed[i] if i in failed else together[i] for i in range(len(cohort))]
-        if len(cohort) == 1:
-            return [error]
-        alone = {i: _alone(work, request) for i, request in healthy.items()}
-        failed_alone = {i: update for i, update in alone.items() if isinstance(update, Exception)}
-        if not failed_alone:
+        cohort = [healthy.get(i) or replace(neighbour, partition=~p) for i, p in enumerate(partitions)]
+        outcome = _attempt(work, cohort)
+        if not isinstance(outcome, Exception):
+            updates |= {i: outcome[i] for i in healthy}
+            break
+        if debug:
+            raise outcome
+        alone = {i: _attempt(work, [request]) for i, request in healthy.items()} if len(cohort) > 1 else {0: outcome}
+        failed = {i: error for i, error in alone.items() if isinstance(error, Exception)}
+        updates |= failed
+        if not failed:
+            updates |= {i: update[0] for i, update in alone.items() if not isinstance(update, Exception)}
             log.warning(
-                "a cohort of %d clients failed (%s: %s) although each of them succeeds alone; lower simulation.cohort",
-                *(len(cohort), type(error).__name__, str(error).partition("\n")[0]),
+                "a cohort of %d clients failed (%s: %s), and each of them succeeds alone; lower simulation.cohort",
+                *(len(cohort), type(outcome).__name__, str(outcome).partition("\n")[0]),
             )
-            return [failed[i] if i in failed else alone[i] for i in range(len(cohort))]
-        failed |= failed_alone
-        healthy = {i: request for i, request in healthy.items() if i not in failed_alone}
-    return [failed[i] for i in range(len(partitions))]
+        healthy = {i: request for i, request in healthy.items() if i not in updates}
+    return [updates[i] for i in range(len(partitions))]
 
 
-def _alone(work: Work, request: ClientRequest) -> ClientUpdate | Exception:
-    """Return the update of a single client, or the exception that it raised."""
+def _attempt(work: Work, requests: Sequence[ClientRequest]) -> list[ClientUpdate] | Exception:
+    """Return the updates, or the exception that was raised."""
     try:
-        return work([request])[0]
+        return work(requests)
     except Exception as error:
         return error
 
@@ -233,7 +218,7 @@ def _place(error: Exception) -> str | None:
     """Return file and line of the innermost frame in a user's code, or else in ours; None if it was never raised."""
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     for libraries in (LIBRARIES + OURS, LIBRARIES, ()):
-        own = [f"{file}, line {line}" for file, line in frames if not file.startswith(libraries)]
-        if own:
-            return own[-1]
+        places = [f"{file}, line {line}" for file, line in frames if not file.startswith(libraries)]
+        if places:
+            return places[-1]
     return None

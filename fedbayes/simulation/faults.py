@@ -15,12 +15,7 @@ from fedbayes.seeding import numpy_generator
 @final
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one client in one attempt at a round.
-
-    Attributes:
-        kind: `drop`, `error`, `nan`, or empty for a healthy client.
-        delay: virtual seconds until its reply; 0 for one that is not slow.
-    """
+    """`drop`, `error`, `nan`, or empty for a healthy client, and virtual seconds until the reply of a slow one."""
 
     kind: str = ""
     delay: float = 0.0
@@ -56,9 +51,7 @@ class Faults:
     ) -> None:
         self._seed = require_whole("seed", seed, 0)
         fractions = {"drop": drop, "error": error, "nan": nan}
-        self._fractions = {
-            kind: require_number(f"faults.{kind}", fraction, 0, 1) for kind, fraction in fractions.items()
-        }
+        self._fractions = {kind: require_number(f"faults.{kind}", value, 0, 1) for kind, value in fractions.items()}
         self._straggle = require_number("faults.straggle", straggle, 0, 1)
         self._delay = require_number("faults.delay", delay, 0, open_low=True)
         self.deadline = None if deadline is None else require_number("faults.deadline", deadline, 0)

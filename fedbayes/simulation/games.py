@@ -20,9 +20,8 @@ repeated game with asymmetric and incomplete information, 2019, arXiv 1904.11184
 [2] R. Aumann, M. Maschler, Repeated games with incomplete information, MIT Press, 1995.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import final
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, final
 
 import numpy as np
 from scipy.optimize import linprog
@@ -34,29 +33,17 @@ LARGEST_TREE = 200_000
 """Unknowns of a program; beyond it a stage would take minutes."""
 
 
-@final
-@dataclass(frozen=True)
-class InformedSolution:
-    """What the informed player's program says.
-
-    Attributes:
-        value: of the game, which this player is sure to get.
-        mixture: of the first stage, `(K, A)`: what each type plays.
-    """
+class InformedSolution(NamedTuple):
+    """The value that the informed player is sure to get, and what each type plays in the first stage, `(K, A)`."""
 
     value: float
     mixture: np.ndarray
 
 
-@final
-@dataclass(frozen=True)
-class UninformedSolution:
-    """What the uninformed player's program says.
+class UninformedSolution(NamedTuple):
+    """The value beyond which the informed player never gets, and the mixture `(B,)` of the first stage.
 
-    Attributes:
-        value: of the game, beyond which the other player never gets.
-        mixture: of the first stage, `(B,)`.
-        by_type: the most that each type can get against the whole strategy, `(K,)`.
+    `by_type` is the most that each type can get against the whole strategy, `(K,)`.
     """
 
     value: float
@@ -70,6 +57,9 @@ def stage_weights(horizon: int, discount: float | None = None) -> np.ndarray:
     Args:
         horizon: T.
         discount: d, of the infinite game whose later stages the last one stands for; None for equal weights.
+
+    Raises:
+        ConfigError: if T < 1, or d is not strictly between 0 and 1.
     """
     if horizon < 1:
         raise ConfigError(f"horizon={horizon} must be at least 1 stage.")
@@ -82,11 +72,7 @@ def stage_weights(horizon: int, discount: float | None = None) -> np.ndarray:
 
 
 def require_discount(discount: float) -> float:
-    """Return the discount, if it lies strictly between 0 and 1.
-
-    Raises:
-        ConfigError: if it does not.
-    """
+    """Return the discount, or raise a ConfigError unless it lies strictly between 0 and 1."""
     if not 0 < discount < 1:
         raise ConfigError(f"discount={discount} must be above 0 and below 1.")
     return discount
@@ -111,12 +97,7 @@ def require_game(payoffs: np.ndarray, prior: Sequence[float] | np.ndarray) -> tu
 def informed_security(
     payoffs: np.ndarray, prior: Sequence[float] | np.ndarray, weights: np.ndarray
 ) -> InformedSolution:
-    """Solve the informed player's program.
-
-    Args:
-        payoffs: `(K, A, B)`, to the informed player.
-        prior: `(K,)`.
-        weights: of the stages, `(T,)`.
+    """Solve the informed player's program for payoffs `(K, A, B)`, a prior `(K,)` and weights of the stages `(T,)`.
 
     Raises:
         ConfigError: see `require_game`; or if the tree of histories is too large.
@@ -126,25 +107,25 @@ def informed_security(
     width = types * actions + 1  # per history: K x A of the plan, then the level L
     levels = _levels(actions, len(weights), width)
     size = levels[-1] * width
-    upper, equal, equal_to = _Rows(), _Rows(), []
+    upper, equal = _Rows(), _Rows()
     for stage, weight in enumerate(weights):
         gain = (weight * prior[:, None, None] * payoffs).reshape(width - 1, replies)
         for node in range(actions**stage):
-            here = (levels[stage] + node) * width
-            columns = np.arange(here, here + width - 1)
+            first = (levels[stage] + node) * width
+            columns = np.arange(first, first + width - 1)
             for reply in range(replies):
-                upper.add([*columns, here + width - 1], [*-gain[:, reply], 1.0])
+                upper.add([*columns, first + width - 1], [*-gain[:, reply], 1.0])
             above = (levels[stage - 1] + node // actions) * width + node % actions
             for k in range(types):
                 plays = columns[k * actions : (k + 1) * actions]
-                parent = [] if stage == 0 else [above + k * actions]
-                equal.add([*plays, *parent], [1.0] * actions + [-1.0] * len(parent))
-                equal_to.append(1.0 if stage == 0 else 0.0)
-    objective = np.zeros(size)
+                if stage == 0:
+                    equal.add(plays, [1.0] * actions, to=1.0)
+                else:
+                    equal.add([*plays, above + k * actions], [1.0] * actions + [-1.0])
+    objective, lowest = np.zeros(size), np.zeros(size)
     objective[width - 1 :: width] = -1
-    lowest = np.zeros(size)
     lowest[width - 1 :: width] = -np.inf
-    solution = _solve(objective, upper.matrix(size), np.zeros(len(upper)), equal.matrix(size), equal_to, lowest)
+    solution = _solve(objective, upper, equal, lowest)
     mixture = np.clip(solution[: width - 1].reshape(types, actions), 0, None)
     return InformedSolution(float(-objective @ solution), mixture / mixture.sum(1, keepdims=True))
 
@@ -166,39 +147,35 @@ def uninformed_security(
     Raises:
         ConfigError: see `require_game`; or if the tree of histories is too large.
     """
-    payoffs, _ = require_game(payoffs, np.full(len(payoffs), 1 / len(payoffs)) if prior is None else prior)
+    payoffs, means = require_game(payoffs, np.full(len(payoffs), 1 / len(payoffs)) if prior is None else prior)
     types, actions, replies = payoffs.shape
     width = types + replies  # per history: v of each type, then the mixture y
     levels = _levels(actions, len(weights), width)
     size = levels[-1] * width + 1  # the last: the largest regret
-    upper, upper_to, equal = _Rows(), [], _Rows()
+    upper, equal = _Rows(), _Rows()
     for stage, weight in enumerate(weights):
         for node in range(actions**stage):
-            here = (levels[stage] + node) * width
-            mixture = list(range(here + types, here + width))
-            equal.add(mixture, [1.0] * replies)
+            first = (levels[stage] + node) * width
+            mixture = range(first + types, first + width)
+            equal.add(mixture, [1.0] * replies, to=1.0)
             for action in range(actions):
                 below = (levels[stage + 1] + node * actions + action) * width
                 for k in range(types):
                     later = [below + k] if stage + 1 < len(weights) else []
                     costs = [*(weight * payoffs[k, action]), -1.0, *[1.0] * len(later)]
-                    upper.add([*mixture, here + k, *later], costs)
-                    upper_to.append(0.0)
-    objective = np.zeros(size)
+                    upper.add([*mixture, first + k, *later], costs)
+    objective, lowest = np.zeros(size), np.full(size, -np.inf)
+    lowest[:-1].reshape(-1, width)[:, types:] = 0
     if regret is None:
-        objective[:types] = require_game(payoffs, prior if prior is not None else ())[1]
+        objective[:types] = means
+        lowest[-1] = 0
     else:
         objective[-1] = 1
         for k in range(types):
-            upper.add([k, size - 1], [1.0, -1.0])
-            upper_to.append(-float(regret[k]))
-    lowest = np.full(size, -np.inf)
-    lowest[:-1].reshape(-1, width)[:, types:] = 0
-    if regret is None:
-        lowest[-1] = 0
-    solution = _solve(objective, upper.matrix(size), upper_to, equal.matrix(size), np.ones(len(equal)), lowest)
-    mixture_now = np.clip(solution[types:width], 0, None)
-    return UninformedSolution(float(objective @ solution), mixture_now / mixture_now.sum(), solution[:types])
+            upper.add([k, size - 1], [1.0, -1.0], to=-float(regret[k]))
+    solution = _solve(objective, upper, equal, lowest)
+    y = np.clip(solution[types:width], 0, None)
+    return UninformedSolution(float(objective @ solution), y / y.sum(), solution[:types])
 
 
 def believe(belief: np.ndarray, mixture: np.ndarray, action: int) -> np.ndarray:
@@ -211,11 +188,7 @@ def believe(belief: np.ndarray, mixture: np.ndarray, action: int) -> np.ndarray:
 class InformedPlayer:
     """Plays the approximated security strategy of the infinite game; its state is the belief of an onlooker.
 
-    Args:
-        payoffs: `(K, A, B)`.
-        prior: `(K,)`.
-        discount: d of the game.
-        horizon: stages that each of its programs looks ahead.
+    Each of its programs looks `horizon` stages ahead.
     """
 
     def __init__(self, payoffs: np.ndarray, prior: Sequence[float] | np.ndarray, discount: float, horizon: int) -> None:
@@ -223,7 +196,7 @@ class InformedPlayer:
         self._weights = stage_weights(horizon, discount)
 
     def mixture(self) -> np.ndarray:
-        """What each type plays now, `(K, A)`."""
+        """Return what each type plays now, `(K, A)`."""
         return informed_security(self.payoffs, self.belief, self._weights).mixture
 
     def observe(self, mixture: np.ndarray, action: int) -> None:
@@ -235,22 +208,17 @@ class InformedPlayer:
 class UninformedPlayer:
     """Plays the approximated security strategy of the infinite game; its state is the regret of each type.
 
-    Args:
-        payoffs: `(K, A, B)`.
-        prior: `(K,)`.
-        discount: d of the game.
-        horizon: stages that each of its programs looks ahead.
+    Each of its programs looks `horizon` stages ahead.
     """
 
     def __init__(self, payoffs: np.ndarray, prior: Sequence[float] | np.ndarray, discount: float, horizon: int) -> None:
         self.payoffs, prior = require_game(payoffs, prior)
         self._discount = require_discount(discount)
         self._weights = stage_weights(horizon, discount)
-        start = uninformed_security(self.payoffs, self._weights, prior=prior)
-        self.regret = -start.by_type  # what each type is still allowed to get
+        self.regret = -uninformed_security(self.payoffs, self._weights, prior=prior).by_type
 
     def mixture(self) -> np.ndarray:
-        """What it plays now, `(B,)`."""
+        """Return what it plays now, `(B,)`."""
         return uninformed_security(self.payoffs, self._weights, regret=self.regret).mixture
 
     def observe(self, mixture: np.ndarray, action: np.ndarray | int) -> None:
@@ -270,29 +238,26 @@ class UninformedPlayer:
 
 @final
 class _Rows:
-    """A sparse matrix, row by row."""
+    """Sparse rows of a linear program, each with its right-hand side."""
 
     def __init__(self) -> None:
         self._rows: list[int] = []
         self._columns: list[int] = []
         self._values: list[float] = []
-        self._count = 0
+        self.to: list[float] = []
 
-    def __len__(self) -> int:
-        return self._count
-
-    def add(self, columns: Sequence[int], values: Sequence[float]) -> None:
-        self._rows += [self._count] * len(columns)
-        self._columns += columns
+    def add(self, columns: Iterable[int], values: Sequence[float], to: float = 0.0) -> None:
+        self._rows += [len(self.to)] * len(values)
+        self._columns.extend(columns)
         self._values += values
-        self._count += 1
+        self.to.append(to)
 
     def matrix(self, width: int) -> coo_array:
-        return coo_array((self._values, (self._rows, self._columns)), shape=(self._count, width))
+        return coo_array((self._values, (self._rows, self._columns)), shape=(len(self.to), width))
 
 
 def _levels(actions: int, stages: int, width: int) -> list[int]:
-    """Histories before each stage, and of all."""
+    """Return the number of histories before each stage, and of all."""
     starts = [0]
     for stage in range(stages):
         starts.append(starts[-1] + actions**stage)
@@ -304,16 +269,11 @@ def _levels(actions: int, stages: int, width: int) -> list[int]:
     return starts
 
 
-def _solve(
-    objective: np.ndarray,
-    upper: coo_array,
-    upper_to: Sequence[float] | np.ndarray,
-    equal: coo_array,
-    equal_to: Sequence[float] | np.ndarray,
-    lowest: np.ndarray,
-) -> np.ndarray:
-    bounds = np.stack([lowest, np.full(len(lowest), np.inf)], axis=1)
-    result = linprog(objective, upper, upper_to, equal, equal_to, bounds=bounds, method="highs")
+def _solve(objective: np.ndarray, upper: _Rows, equal: _Rows, lowest: np.ndarray) -> np.ndarray:
+    """Return the unknowns of least objective, with `upper` rows at most and `equal` rows at their right-hand sides."""
+    size = len(lowest)
+    bounds = np.stack([lowest, np.full(size, np.inf)], axis=1)
+    result = linprog(objective, upper.matrix(size), upper.to, equal.matrix(size), equal.to, bounds=bounds)
     if not result.success:
         raise ArithmeticError(f"the game's linear program was not solved: {result.message}")
     return np.asarray(result.x)

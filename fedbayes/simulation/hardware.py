@@ -18,16 +18,12 @@ _LARGEST_FROM_HEAP, _NEVER_TRIM = 32 * 2**20, 2**31 - 1
 
 
 def available_cores() -> int:
-    """CPU cores that this process may use, which can be fewer than the machine has."""
+    """Return how many CPU cores this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def choose_device(device: str) -> str:
-    """`cpu` or `cuda` for `simulation.device`, where `auto` takes a GPU if there is one.
-
-    Raises:
-        ConfigError: if there is no such choice, or no GPU for `cuda`.
-    """
+    """Return `cpu` or `cuda` for `simulation.device`, where `auto` takes a GPU if there is one."""
     require_choice("simulation.device", device, ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("simulation.device=cuda finds no GPU here; choose one of auto, cpu.")
@@ -35,7 +31,7 @@ def choose_device(device: str) -> str:
 
 
 def slow_numbers(precision: str, device: str) -> str | None:
-    """What to say of `simulation.precision=bf16` on an x86 processor without units for it; None where all is well."""
+    """Return a warning of `simulation.precision=bf16` on an x86 processor without units for it, or None."""
     has: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
     if (precision, device, has.get("architecture")) != ("bf16", "cpu", "x86_64") or any(map(has.get, BF16_UNITS)):
         return None
@@ -52,11 +48,7 @@ def settle(threads: int) -> None:
 
 
 def choose_threads(threads: int | None, otherwise: int) -> int:
-    """`simulation.threads`, or another number where it is null.
-
-    Raises:
-        ConfigError: if it is no such whole number.
-    """
+    """Return `simulation.threads`, or another number where it is null."""
     return otherwise if threads is None else require_whole("simulation.threads", threads, 1, MOST_THREADS)
 
 
@@ -64,10 +56,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees instead of handing it back to the system.
 
     A step's activations are hundreds of megabytes that come and go. By default each comes as fresh zeroed pages, which
-    costs about as much as computing what goes into them. The process stays as large as its largest step.
-
-    Returns:
-        Whether it could be done: on Linux with glibc.
+    costs about as much as computing what goes into them. The process stays as large as its largest step. It can be done
+    on Linux with glibc; returned is whether it was.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -44,13 +44,7 @@ class InProcess:
         settle(self.threads)
 
     def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[ClientGrid], Result]) -> Result:
-        """Build the client once and hand the grid to the round loop.
-
-        Args:
-            client_factory: makes the object that trains every cohort.
-            clients: partitions of the federation.
-            serve: the server's side, from first round to last.
-        """
+        """Build the client once and hand the grid to `serve`, the server's side from first round to last."""
         client = client_factory()
         client.prepare()
         return serve(InProcessGrid(client, clients, self.cohort, debug=self.debug))
@@ -88,7 +82,7 @@ class InProcessGrid(Grid):
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Flower's older way to make a message."""
+        """Make a message; Flower's older way."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -97,11 +91,9 @@ class InProcessGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Answer messages now; the answers wait to be pulled."""
-        ids = []
-        for message, reply in self._answer(list(messages), timeout=None):
-            ids.append(message.metadata.message_id)
-            self._replies[message.metadata.message_id] = reply
-        return ids
+        replies = {message.metadata.message_id: reply for message, reply in self._answer(list(messages), None)}
+        self._replies |= replies
+        return list(replies)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Hand out waiting answers, each once."""

@@ -36,13 +36,7 @@ FORCED = -1e3
 @final
 @dataclass(frozen=True)
 class Link:
-    """An uplink's budget.
-
-    Attributes:
-        rate: of a reply, bits per second and hertz in the time that the server needs at least.
-        snr: signal to noise, mean over fading, decibels.
-        jnr: jammer to noise where it jams, decibels.
-    """
+    """An uplink's budget: bits per second and hertz of a reply in the least time; mean SNR, and JNR, in decibels."""
 
     rate: float
     snr: float
@@ -57,13 +51,7 @@ class Link:
 @final
 @dataclass(frozen=True)
 class Schedule:
-    """An action of the server.
-
-    Attributes:
-        fewer: the group of which it invites fewer, None for none.
-        invite: invitations, as a multiple of the clients that it needs.
-        wait: time that it waits, as a multiple of the least.
-    """
+    """An action of the server: the group of which it invites fewer, and multiples of invitations and of time."""
 
     fewer: int | None
     invite: float
@@ -73,14 +61,7 @@ class Schedule:
 @final
 @dataclass(frozen=True)
 class PlayedRound:
-    """What both sides did in a round.
-
-    Attributes:
-        jammed: groups, ascending.
-        schedule: of the server.
-        belief: of an onlooker in each type, after the round.
-        payoff: to the jammer: the expected loss of what it is after.
-    """
+    """What both sides did in a round; `belief` is an onlooker's in each type after it, `payoff` the jammer's."""
 
     jammed: tuple[int, ...]
     schedule: Schedule
@@ -190,13 +171,10 @@ class Jammer(AbstractAttack):
         images = domains.sum(1)
         largest = np.where(images >= np.quantile(images, 0.75), images, 0)
         worth = {"none": images, "largest": largest, "bytes": np.ones(len(clients))}
-        for kind, counts, place, key in (
-            ("domain", domains, self.domain, "domain"),
-            ("class", labels, self.label, "label"),
-        ):
-            if kind in self.prior:
-                require_whole(f"attack.{key}", place, 0, counts.shape[1] - 1)
-                worth[kind] = counts[:, place]
+        if "domain" in self.prior:
+            worth["domain"] = domains[:, require_whole("attack.domain", self.domain, 0, domains.shape[1] - 1)]
+        if "class" in self.prior:
+            worth["class"] = labels[:, require_whole("attack.label", self.label, 0, labels.shape[1] - 1)]
         values = []
         for kind in self.prior:
             total = np.array([worth[kind][block].sum() for block in blocks], dtype=np.float64)
@@ -211,10 +189,8 @@ class UplinkGame:
     """The game of a jammer and a server over the uplinks of a federation, played round by round.
 
     Args:
-        jammer: its settings.
         groups: the partitions of each uplink, G of them.
         values: what each group is worth to each type, `(K, G)`, rows summing to 1; for `none`, to the server.
-        policy: of the server.
 
     Attributes:
         payoffs: to the jammer, `(K, A, B)`.

@@ -39,11 +39,8 @@ class PolledGrid:
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and collect the replies, in the order in which they come.
 
-        A client that is late with an earlier reply is asked once that has come, if there is time left.
-
-        Args:
-            messages: to any of the nodes.
-            timeout: seconds after which late replies are left out; None waits for all.
+        A client that is late with an earlier reply is asked once that has come, if there is time left. After `timeout`
+        seconds late replies are left out.
 
         Raises:
             RunError: if waiting was ended.

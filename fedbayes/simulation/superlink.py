@@ -40,16 +40,7 @@ class Served:
         settle(self.threads)
 
     def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[ClientGrid], Result]) -> Result:  # noqa: ARG002  (the SuperNodes have both)
-        """Hand the grid to the round loop.
-
-        Args:
-            client_factory: unused: each client's process builds its own from the same overrides.
-            clients: partitions of the federation; the round loop waits for as many.
-            serve: the server's side, from first round to last.
-
-        Raises:
-            RunError: if there is no grid.
-        """
+        """Hand the grid to `serve`, the server's side; each client's process builds its client from the overrides."""
         if self._grid is None:
             raise RunError("simulation=flower has no SuperLink here; start it with flower_app/run.sh.")
         return serve(PolledGrid(self._grid, threading.Event(), LONGEST_PAUSE))
