@@ -159,8 +159,7 @@ def _reply(
     update: ClientUpdate, request: ClientRequest | Exception, content: RecordDict, state: RecordDict
 ) -> RecordDict | Error:
     """Return a client's reply, and store its personal parameters if it has trained."""
-    # The server never sees personal parameters, so whether they are finite is checked here.
-    if (name := non_finite(update.personal)) is not None:
+    if (name := non_finite(update.personal)) is not None:  # the server never sees them, so it cannot check
         return client_error(f"{name} is not finite")
     assert not isinstance(request, Exception), "only what was asked is answered"
     if request.kind == "train":

@@ -13,20 +13,8 @@ from contextlib import contextmanager
 
 from flwr.app import Error, Message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run as Run  # the type of a grid's run
 from flwr.supercore.task_identity import TaskIdentity
-
-__all__ = [
-    "FIRST_NODE",
-    "RESTARTS",
-    "Run",
-    "claim_identity",
-    "client_error",
-    "empty_run",
-    "require_identity",
-    "stamp",
-    "workers_end_with_ray",
-]
 
 FIRST_NODE = 1000
 """The first node id that is ours to give: Flower reserves 0 and 1."""
@@ -39,22 +27,22 @@ state. Without that, messages to an actor that is starting again fail at once, a
 """
 
 
-def claim_identity(run_id: int) -> None:
-    """Make this process one that may create messages; the identity is global to the process."""
-    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, SUPERLINK_NODE_ID
+def claim_identity() -> None:
+    """Let this process create messages."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, SUPERLINK_NODE_ID
 
 
 def require_identity() -> None:
-    """Claim an identity if this process has none, as one that only reads a finished run back."""
+    """Let this process create messages, if it may not yet: it may only read a finished run back."""
     try:
         _ = TaskIdentity.run_id
     except RuntimeError:
-        claim_identity(1)
+        claim_identity()
 
 
 @contextmanager
 def workers_end_with_ray() -> Iterator[None]:
-    """Leave it to Ray's shutdown to end workers: of those that are told to terminate Ray says that the call failed."""
+    """Leave it to Ray's shutdown to end workers; of workers that are told to terminate, Ray logs a failed call."""
     from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
     terminate = BasicActorPool.terminate_all_actors
@@ -65,9 +53,9 @@ def workers_end_with_ray() -> Iterator[None]:
         BasicActorPool.terminate_all_actors = terminate  # type: ignore[method-assign]
 
 
-def empty_run(run_id: int) -> Run:
-    """The description of a run that no app was uploaded for."""
-    return Run.create_empty(run_id)
+def empty_run() -> Run:
+    """Return the description of a run that no app was uploaded for."""
+    return Run.create_empty(1)
 
 
 def stamp(message: Message, message_id: str) -> None:
@@ -76,5 +64,5 @@ def stamp(message: Message, message_id: str) -> None:
 
 
 def client_error(reason: str) -> Error:
-    """What a client answers that failed."""
+    """Return the answer of a client that failed."""
     return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason)

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fedbayes.errors import require_bool, require_whole
 from fedbayes.simulation.client import ClientFactory, ClientGrid, CohortClient, answer
-from fedbayes.simulation.flower_private import FIRST_NODE, Run, claim_identity, client_error, empty_run, stamp
+from fedbayes.simulation.flower_private import FIRST_NODE, Run, claim_identity, empty_run, stamp
 from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads, settle
 
 Result = TypeVar("Result")
@@ -63,12 +63,12 @@ class InProcessGrid(Grid):
 
     def __init__(self, client: CohortClient, clients: int, cohort: int | None = None, *, debug: bool = False) -> None:
         self._client, self._clients, self._cohort, self._debug = client, clients, cohort, debug
-        self._run = empty_run(1)
+        self._run = empty_run()
         self._sent = 0
         self._replies: dict[str, Message] = {}
         self.states: dict[int, RecordDict] = {}
         """Personal parameters of clients, by partition; only of those that have some."""
-        claim_identity(1)
+        claim_identity()
 
     def set_run(self, run: Run) -> None:
         """Take over another run's description."""
@@ -118,16 +118,13 @@ class InProcessGrid(Grid):
         return answers
 
     def _answer_cohort(self, kind: str, cohort: list[Message]) -> list[RecordDict | Error]:
-        """Return the content of each answer; a message to an unknown node is answered with an error."""
+        """Return the content of each answer."""
         for message in cohort:
             self._sent += 1
             stamp(message, f"message-{self._sent}")
-        places = {i: message.metadata.dst_node_id - FIRST_NODE for i, message in enumerate(cohort)}
-        known = {i: partition for i, partition in places.items() if 0 <= partition < self._clients}
-        partitions, contents = list(known.values()), [cohort[i].content for i in known]
+        partitions = [message.metadata.dst_node_id - FIRST_NODE for message in cohort]
         states = [self.states.get(partition, RecordDict()) for partition in partitions]
+        contents = [message.content for message in cohort]
         replies = answer(self._client, kind, partitions, contents, states, debug=self._debug)
         self.states |= {partition: state for partition, state in zip(partitions, states, strict=True) if state}
-        answers = dict(zip(known, replies, strict=True))
-        unknown = "no such node: partition {} of " + str(self._clients)
-        return [answers[i] if i in known else client_error(unknown.format(place)) for i, place in places.items()]
+        return replies

@@ -20,12 +20,11 @@ from typing import Any, TypeVar, final
 
 import torch
 from flwr.app import Context
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedbayes.errors import ConfigError, require_number
 from fedbayes.simulation.app import client_app
-from fedbayes.simulation.client import ClientFactory, ClientGrid, CohortClient
+from fedbayes.simulation.client import ClientFactory, ClientGrid
 from fedbayes.simulation.flower_private import RESTARTS, workers_end_with_ray
 from fedbayes.simulation.hardware import available_cores, choose_device, choose_threads, settle
 from fedbayes.simulation.polled_grid import PolledGrid
@@ -58,16 +57,14 @@ class Ray:
         self.num_cpus = require_number("simulation.num_cpus", num_cpus, 0, open_low=True)
         self.num_gpus = require_number("simulation.num_gpus", num_gpus, 0)
         self.address = address
-        if address is None and self.num_cpus > available_cores():
-            raise ConfigError(
-                f"simulation.num_cpus={num_cpus} is more than the {available_cores()} cores here, so no worker could "
-                "start; lower it."
-            )
-        if address is None and self.num_gpus > torch.cuda.device_count():
-            raise ConfigError(
-                f"simulation.num_gpus={num_gpus} is more than the {torch.cuda.device_count()} GPUs here, so no worker "
-                "could start; lower it."
-            )
+        for key, wanted, present in (
+            ("num_cpus", self.num_cpus, available_cores()),
+            ("num_gpus", self.num_gpus, torch.cuda.device_count()),
+        ):
+            if address is None and wanted > present:
+                raise ConfigError(
+                    f"simulation.{key}={wanted:g} is more than the {present} here, so no worker could start; lower it."
+                )
         if device == "cuda" and self.num_gpus == 0:
             raise ConfigError(
                 "simulation.device=cuda needs a GPU, or a fraction, for each worker; set simulation.num_gpus."
@@ -81,12 +78,7 @@ class Ray:
         settle(self.threads)
 
     def run(self, *, client_factory: ClientFactory, clients: int, serve: Callable[[ClientGrid], Result]) -> Result:
-        """Start the runtime, hand the server's side a grid, and end everything with it.
-
-        Args:
-            client_factory: makes a worker's client.
-            clients: partitions of the federation.
-            serve: the server's side, from first round to last; it runs in another thread.
+        """Start the runtime, run `serve`, the server's side, in another thread, and end everything with it.
 
         Raises:
             ConfigError: if there is no cluster at `address`, or no worker fits into it.
@@ -114,11 +106,15 @@ class Ray:
                 "init_args": self._init_args(clients),
             }
             try:
-                run_simulation(server, _app(client_factory), num_supernodes=clients, backend_config=backend)
+                app = client_app(lambda _: client_factory())
+                run_simulation(server, app, num_supernodes=clients, backend_config=backend)
             except BaseException as error:
                 stop.set()
                 ended.wait(LAST_WORDS)
-                _disconnect()
+                with suppress(Exception):  # ends this process's Ray, however far it has come; clusters stay
+                    import ray
+
+                    ray.shutdown()
                 if isinstance(error, SystemExit):  # Ray's own way to take a SIGTERM
                     raise KeyboardInterrupt from None
                 self._explain(_root(error))
@@ -128,7 +124,7 @@ class Ray:
         return results[0]
 
     def _init_args(self, clients: int) -> dict[str, Any]:
-        """How Flower starts Ray here, or finds it."""
+        """Return how Flower starts Ray here, or finds it."""
         quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
         if self.address is not None:
             return {**quiet, "address": self.address}
@@ -138,11 +134,7 @@ class Ray:
         return {**quiet, "address": "local", "num_cpus": cores, "num_gpus": torch.cuda.device_count()}
 
     def _explain(self, root: BaseException) -> None:
-        """Say in one line what a user can mend; Flower wraps it twice.
-
-        Raises:
-            ConfigError: if it can be mended.
-        """
+        """Say in one line what a user can mend; Flower wraps it twice."""
         if isinstance(root, ConnectionError):
             raise ConfigError(
                 f"simulation.address={self.address} leads to no cluster; start one by `ray start --head`, or leave it "
@@ -157,11 +149,7 @@ class Ray:
 
 
 def _require_reachable(address: str | None) -> None:
-    """Look whether anybody listens there: Ray would wait for minutes.
-
-    Raises:
-        ConfigError: if nobody does.
-    """
+    """Look whether anybody listens there: Ray would wait for minutes."""
     if address is None or address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -177,25 +165,8 @@ def _require_reachable(address: str | None) -> None:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What an error was raised from, and that from, to the first one."""
+    """Return the first error of a chain of causes."""
     return error if error.__cause__ is None else _root(error.__cause__)
-
-
-def _app(client_factory: ClientFactory) -> ClientApp:
-    """The ClientApp that travels with each message."""
-
-    def client_of(_: Context) -> CohortClient:
-        return client_factory()
-
-    return client_app(client_of)
-
-
-def _disconnect() -> None:
-    """End this process's Ray, however far it has come; a cluster that was running before stays."""
-    with suppress(Exception):
-        import ray
-
-        ray.shutdown()
 
 
 @contextmanager
@@ -215,27 +186,26 @@ def _same_environment() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def _wanted(record: logging.LogRecord) -> bool:
-    """Not that `run_simulation` will go one day: fedbayes pins Flower."""
-    return not str(record.msg).startswith("DEPRECATED FEATURE")
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Flower's banners off the terminal; its warnings still reach `run.log`."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("DEPRECATED FEATURE")  # fedbayes pins Flower
+
     logger = logging.getLogger("flwr")
     consoles = [handler for handler in logger.handlers if type(handler) is not logging.FileHandler]
     level = logger.level
     for handler in consoles:
         logger.removeHandler(handler)
     logger.setLevel(logging.WARNING)
-    logger.addFilter(_wanted)
+    logger.addFilter(is_wanted)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        logger.removeFilter(_wanted)
+        logger.removeFilter(is_wanted)
         logger.setLevel(level)
         for handler in consoles:
             logger.addHandler(handler)

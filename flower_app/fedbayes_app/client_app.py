@@ -16,9 +16,8 @@ from omegaconf import OmegaConf
 
 from fedbayes import build
 from fedbayes.errors import ConfigError
-from fedbayes.simulation.app import client_app
+from fedbayes.simulation.app import client_app, partition_of, root_of
 from fedbayes.simulation.client import CohortClient
-from fedbayes.simulation.node import partition_of, root_of
 from fedbayes_app.settings import configuration, go_to
 
 

@@ -19,7 +19,7 @@ from fedbayes.simulation.flower_private import claim_identity
 
 
 def reply(arrays, count=3, **metrics):
-    claim_identity(1)
+    claim_identity()
     return Message(write_reply(ClientUpdate(0, arrays, count, metrics)), 7, MessageType.TRAIN)
 
 

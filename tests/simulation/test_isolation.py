@@ -29,7 +29,7 @@ def client(request):
 
 def contents(client, changed=None):
     """A message for each client; `changed` has arrays that one is sent instead of the server's."""
-    claim_identity(1)
+    claim_identity()
     found = []
     for partition in PARTITIONS:
         arrays = {**client.initial(), **(changed or {}).get(partition, {})}

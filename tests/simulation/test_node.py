@@ -9,9 +9,8 @@ from fedbayes.comm.messages import ask_personal
 from fedbayes.errors import ConfigError
 from fedbayes.server.federation import Federation
 from fedbayes.server.validation import Rejection, ReplyValidator
-from fedbayes.simulation.app import client_app
+from fedbayes.simulation.app import client_app, partition_of, root_of, shares_personal
 from fedbayes.simulation.client import QUERY_PERSONAL
-from fedbayes.simulation.node import partition_of, root_of, shares_personal
 
 
 def test_a_simulated_node_has_a_partition_and_shares_everything():

@@ -10,8 +10,8 @@ class AppGrid(Grid):
     """Answers as Flower does: a failed handler becomes an error reply, and its node's state stays as it was."""
 
     def __init__(self, app, node_configs, run_config):
-        claim_identity(1)
-        self._app, self._run, self._sent = app, empty_run(1), 0
+        claim_identity()
+        self._app, self._run, self._sent = app, empty_run(), 0
         self.contexts = {
             FIRST_NODE + i: Context(1, FIRST_NODE + i, dict(one), RecordDict(), dict(run_config))
             for i, one in enumerate(node_configs)
