@@ -25,41 +25,35 @@ def encoded(value: np.ndarray) -> Array:
 
 def decoded(array: Array) -> np.ndarray:
     """Decode an array of our own; NumPy's reader gets whatever is not a plain array in C order."""
-    dtype = NUMBERS.get(array.dtype)
-    value = None if dtype is None else _plain(array, dtype)
+    value = _plain(array)
     return array.numpy() if value is None else value
 
 
 def checked(name: str, array: Array) -> np.ndarray:
-    """Decode an array of somebody else's: numbers in C order, exactly as `encoded` writes them.
-
-    Raises:
-        ValueError: if it is anything else.
-    """
-    if array.stype != NUMPY:
-        raise ValueError(f"{name} is a {array.stype}, expected a {NUMPY}")
-    claim, dtype = f"{name} is said to be {array.dtype} {array.shape}", NUMBERS.get(array.dtype)
-    if dtype is None:
-        raise ValueError(f"{claim}; send numbers, one of {', '.join(sorted(NUMBERS))}")
-    if not all(type(length) is int and 0 <= length <= LONGEST for length in array.shape):
-        raise ValueError(f"{claim}; send whole lengths from 0 to {LONGEST}")
-    # The size comes first: the header is taken from an array of that shape.
-    size = math.prod(array.shape) * dtype.itemsize
-    if size > len(array.data):
-        raise ValueError(f"{claim}, which is {size} bytes, but has {len(array.data)}; send the whole array")
-    value = _plain(array, dtype)
+    """Decode an array of somebody else's, or raise a ValueError unless it is exactly as `encoded` writes numbers."""
+    value = _plain(array)
     if value is None:
-        raise ValueError(f"{claim}, but its bytes are not; send what numpy.save writes of such an array in C order")
+        raise ValueError(
+            f"{name} is said to be a {array.stype} of {array.dtype} {array.shape} in {len(array.data)} bytes, which it "
+            f"is not; send numbers in C order as numpy.save writes them, of one of {', '.join(sorted(NUMBERS))}"
+        )
     return value
 
 
-def _plain(array: Array, dtype: np.dtype) -> np.ndarray | None:
-    """Read an array whose bytes are as `encoded` writes them; None for another."""
-    header = _header(dtype, tuple(array.shape))
-    size = math.prod(array.shape) * dtype.itemsize
+def _plain(array: Array) -> np.ndarray | None:
+    """Read an array of numbers whose bytes are as `encoded` writes them; None for another."""
+    dtype, shape = NUMBERS.get(array.dtype), tuple(array.shape)
+    if array.stype != NUMPY or dtype is None:
+        return None
+    if not all(type(length) is int and 0 <= length <= LONGEST for length in shape):
+        return None
+    size = math.prod(shape) * dtype.itemsize
+    if size > len(array.data):  # looked at before the header, which is taken from an array of that shape
+        return None
+    header = _header(dtype, shape)
     if len(array.data) != len(header) + size or not array.data.startswith(header):
         return None
-    return np.frombuffer(array.data, dtype, offset=len(header)).reshape(array.shape).copy()
+    return np.frombuffer(array.data, dtype, offset=len(header)).reshape(shape).copy()
 
 
 @lru_cache(maxsize=1024)

@@ -56,7 +56,6 @@ class ClientUpdate:
     Attributes:
         arrays: parameters for the server, or predictions.
         num_examples: images that the answer rests on; its weight in averages.
-        metrics: means over images where that makes sense.
         personal: the client's personal parameters; they stay with it and are never in the reply.
         has_personal: on the server, whether the client has stored personal parameters with this answer.
         payload: on the server, bytes of the arrays as they came over the wire.
@@ -114,7 +113,7 @@ def read_request(
 ) -> ClientRequest:
     """Decode a request, with the personal parameters in the client's state.
 
-    `known` has the arrays already read, by the identity of their record: strategies send one record to many clients.
+    `known` has arrays that were read before, by the identity of their record: strategies send one to many clients.
     """
     config, record = content[CONFIG], content[ARRAYS]
     if not isinstance(config, ConfigRecord) or not isinstance(record, ArrayRecord):
@@ -143,21 +142,19 @@ def seconds_for(content: RecordDict) -> float | None:
 
 def write_reply(update: ClientUpdate) -> RecordDict:
     """Return the content of a reply; of personal parameters it says only whether there are any."""
-    metrics = MetricRecord({WEIGHT: update.num_examples, **update.metrics})
-    if update.personal:
-        metrics[HAS_PERSONAL] = 1
+    flags = {HAS_PERSONAL: 1} if update.personal else {}
+    metrics = MetricRecord({WEIGHT: update.num_examples, **update.metrics, **flags})
     return RecordDict({ARRAYS: to_record(update.arrays), METRICS: metrics})
 
 
 def keep_personal(state: RecordDict, update: ClientUpdate, request: RecordDict) -> None:
     """Store a client's personal parameters: this round's version beside the accepted one; older ones go."""
-    if not update.personal:
-        return
-    config = request.config_records[CONFIG]
-    this, accepted = _version(config[ROUND]), _version(config.get(ACCEPTED, 0))
-    for name in [name for name in state.array_records if name not in (this, accepted)]:
-        del state[name]
-    state[this] = to_record(update.personal)
+    if update.personal:
+        config = request.config_records[CONFIG]
+        accepted = _version(config.get(ACCEPTED, 0))
+        for name in set(state.array_records) - {accepted}:
+            del state[name]
+        state[_version(config[ROUND])] = to_record(update.personal)
 
 
 def _version(server_round: object) -> str:
@@ -215,11 +212,7 @@ def take_personal(state: RecordDict, content: RecordDict) -> RecordDict:
 
 
 def read_update(partition: int, content: RecordDict) -> ClientUpdate:
-    """Decode a reply.
-
-    Raises:
-        ValueError: if a record or the weight is missing, or an array has no numbers; the caller names the client.
-    """
+    """Decode a reply, or raise a ValueError if a record or the weight is missing, or an array has no numbers."""
     record, numbers = content.get(ARRAYS), content.get(METRICS)  # Flower's views by kind are made anew each time
     if not isinstance(record, ArrayRecord) or not isinstance(numbers, MetricRecord):
         raise ValueError(f"reply holds {sorted(content)}, expected {ARRAYS} and {METRICS}")
@@ -239,5 +232,5 @@ def read_update(partition: int, content: RecordDict) -> ClientUpdate:
 
 def payload_bytes(contents: Iterable[RecordDict]) -> int:
     """Count the bytes of all arrays as Flower serialises them."""
-    records = [record for content in contents for record in content.values() if isinstance(record, ArrayRecord)]
+    records = (record for content in contents for record in content.values() if isinstance(record, ArrayRecord))
     return sum(len(array.data) for record in records for array in record.values())

@@ -3,15 +3,16 @@
     checkpoint/round-00015/  server.safetensors  personal.safetensors  strategy.safetensors  evaluations.safetensors
                              state.json
 
-There are no states of random generators, because every draw is keyed. A checkpoint appears whole or not at all: it is
-written beside its place, forced to the disk and renamed into it. `state.json` holds the checksum of every file and one
-of its own, so that a damaged checkpoint is known as such and the one before it takes its place.
+There are no states of random generators, because all random numbers are keyed. A checkpoint appears whole or not at
+all: it is written beside its place, forced to the disk and renamed into it. `state.json` holds the checksum of every
+file and one of its own, so that a damaged checkpoint is known as such and the one before it takes its place.
 """
 
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +26,17 @@ from safetensors.numpy import save as to_bytes
 
 from fedbayes.arrays import Arrays, by_name, by_partition, mean_arrays
 from fedbayes.errors import RunError
-from fedbayes.storage import checkpoint_folders, files
+from fedbayes.storage import files
+from fedbayes.storage.names import CHECKPOINTS
 
 KEPT = 2  # checkpoints; the older one stands in for a newest one that was damaged
 STATE = "state.json"
 PARTS = ("server", "personal", "strategy", "evaluations")
 """Its files of arrays."""
 FORMAT = 2
+_FINISHED = re.compile(r"round-[0-9]{5,}")
+_HALF = re.compile(r"\.round-[0-9]{5,}\.[0-9]+")
+"""Names of checkpoints, and of those that a process is writing; what has another name is somebody else's."""
 
 
 class DamagedError(RunError):
@@ -46,7 +51,7 @@ class Checkpoint:
     Attributes:
         server_round: rounds done.
         server: the strategy's parameters.
-        personal: what each client keeps to itself, by partition.
+        personal: each client's personal parameters, by partition.
         strategy: what the strategy remembers beside its parameters.
         evaluations: predictions of the evaluations that the run still needs.
         history: everything else that the next round or the summary needs, in JSON's types; NaN and infinity may occur.
@@ -60,7 +65,7 @@ class Checkpoint:
     history: dict[str, Any] = field(default_factory=dict)
 
     def personal_of(self, partition: int | None) -> Arrays:
-        """What a client keeps to itself; the mean over clients for one that never trained, and for None."""
+        """Return a client's personal parameters; the mean over clients for one that never trained, and for None."""
         if partition in self.personal:
             return self.personal[partition]
         return mean_arrays(list(self.personal.values()))
@@ -72,16 +77,16 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         RunError: if it cannot be written; those that were there stay.
     """
-    parent = files.require_folder(run_dir / checkpoint_folders.FOLDER)
-    folder = files.require_folder(checkpoint_folders.folder_of(parent, checkpoint.server_round))
-    temporary = checkpoint_folders.half_of(folder, os.getpid())
+    parent = files.require_folder(run_dir / CHECKPOINTS)
+    folder = files.require_folder(parent / f"round-{checkpoint.server_round:05d}")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     personal = by_name(dict(sorted(checkpoint.personal.items())))
     content = dict(zip(PARTS, (checkpoint.server, personal, checkpoint.strategy, checkpoint.evaluations), strict=True))
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.iterdir():
-            if checkpoint_folders.is_half(left):  # of a process that was killed while it wrote
-                shutil.rmtree(left, ignore_errors=True)
+        for entry in parent.iterdir():
+            if _HALF.fullmatch(entry.name):  # of a process that was killed while it wrote
+                shutil.rmtree(entry, ignore_errors=True)
         temporary.mkdir()
         for name, arrays in content.items():
             write_arrays(temporary / f"{name}.safetensors", arrays)
@@ -104,12 +109,10 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
             f"the checkpoint of round {checkpoint.server_round} cannot be written to {parent} ({error.strerror}); make "
             f"room or access there, then go on with `fedbayes resume={run_dir}`."
         ) from error
-    folders = checkpoint_folders.finished(run_dir)
-    this = checkpoint.server_round
     # Later ones are damaged, or the run would not be here.
-    later = [folder for folder in folders if checkpoint_folders.round_of(folder) > this]
-    for old in (*later, *[folder for folder in folders if folder not in later][:-KEPT]):
-        shutil.rmtree(old, ignore_errors=True)
+    useful = [entry for entry in finished(run_dir) if _round_of(entry) <= checkpoint.server_round][-KEPT:]
+    for entry in set(finished(run_dir)) - set(useful):
+        shutil.rmtree(entry, ignore_errors=True)
     return folder
 
 
@@ -133,9 +136,8 @@ class Restart:
     @property
     def after(self) -> int | None:
         """The last round that a resumed run has done; None for a new run."""
-        if not self.resumed:
-            return None
-        return 0 if self.checkpoint is None else self.checkpoint.server_round
+        done = 0 if self.checkpoint is None else self.checkpoint.server_round
+        return done if self.resumed else None
 
 
 def newest(run_dir: Path, written: float = math.inf) -> Restart:
@@ -149,8 +151,8 @@ def newest(run_dir: Path, written: float = math.inf) -> Restart:
         RunError: if one is of another version or cannot be opened, or all lack the personal parameters of clients.
     """
     damage: list[str] = []
-    incomplete = False
-    for folder in reversed(checkpoint_folders.finished(run_dir)):
+    is_incomplete = False
+    for folder in reversed(finished(run_dir)):
         try:
             stored = _read(folder)
         except DamagedError as error:
@@ -159,11 +161,11 @@ def newest(run_dir: Path, written: float = math.inf) -> Restart:
         if stored.server_round > written:
             damage.append(f"{folder} is not used: metrics.jsonl or clients.jsonl lacks rounds after {written}")
         elif not stored.history.get("complete", True):
-            incomplete = True
+            is_incomplete = True
             damage.append(f"{folder} lacks personal parameters of clients")
         else:
             return Restart(run_dir, True, stored, damage)
-    if incomplete:
+    if is_incomplete:
         raise RunError(
             f"{run_dir} cannot go on: its clients do not share their personal parameters, so no checkpoint has them; "
             "run it again, with share-personal=true on every SuperNode if they may hand them out."
@@ -172,30 +174,32 @@ def newest(run_dir: Path, written: float = math.inf) -> Restart:
 
 
 def latest(run_dir: Path) -> Checkpoint:
-    """The newest checkpoint of a run.
+    """Return the newest checkpoint of a run.
 
     Raises:
         RunError: if there is none, or it cannot be read.
     """
-    folders = checkpoint_folders.finished(run_dir)
+    folders = finished(run_dir)
     if not folders:
         raise RunError(f"{run_dir} has no checkpoint; it is not a run, or it broke off before its end.")
     return _read(folders[-1])
 
 
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays whole or not at all; safetensors takes the bytes as they lie in memory, so that must be in C order.
+def finished(run_dir: Path) -> Sequence[Path]:
+    """Return the folders of all finished checkpoints, oldest first, or raise a RunError if one of them is a link."""
+    folders = files.require_folder(run_dir / CHECKPOINTS).glob("round-*")
+    return sorted((files.require_folder(f) for f in folders if _FINISHED.fullmatch(f.name)), key=_round_of)
 
-    Raises:
-        OSError: if the file cannot be written.
-        RunError: if a link, or what is no file, is in its place.
-    """
-    # `save_file` would make a file that nobody but its owner can read.
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays whole or not at all, as `files.replace` does."""
+    # In C order, since safetensors takes the bytes as they lie in memory; and not by `save_file`, which would make a
+    # file that nobody but its owner can read.
     files.replace(path, to_bytes({name: np.asarray(array, order="C") for name, array in arrays.items()}))
 
 
 def _read(folder: Path) -> Checkpoint:
-    """A checkpoint, if nothing in it was changed.
+    """Return a checkpoint, if nothing in it was changed.
 
     Raises:
         DamagedError: if it is damaged.
@@ -209,7 +213,7 @@ def _read(folder: Path) -> Checkpoint:
             raise RunError(
                 f"{folder} is of format {state['format']}, this is {FORMAT}; use the fedbayes that wrote it."
             )
-        if state["round"] != checkpoint_folders.round_of(folder):
+        if state["round"] != _round_of(folder):
             raise ValueError(f"{STATE} is of round {state['round']}")
         arrays: dict[str, Arrays] = {}
         for key in PARTS:
@@ -219,7 +223,7 @@ def _read(folder: Path) -> Checkpoint:
             loaded = load_file(path)
             arrays[key] = {name: loaded[name] for name in state["order"][key]}
         return Checkpoint(
-            server_round=checkpoint_folders.round_of(folder),
+            server_round=_round_of(folder),
             server=arrays["server"],
             personal=by_partition(arrays["personal"]),
             strategy=arrays["strategy"],
@@ -232,13 +236,17 @@ def _read(folder: Path) -> Checkpoint:
         raise DamagedError(f"{folder} cannot be read ({error}); run the experiment again.") from error
 
 
+def _round_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("round-"))
+
+
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checksum(state: Mapping[str, Any]) -> str:
-    """Of everything else in a state, in a form that does not depend on how it was written down."""
+    """Return the checksum of everything else in a state, which does not depend on how it was written down."""
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

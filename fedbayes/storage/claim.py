@@ -12,18 +12,18 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.errors import FedbayesError, RunError, StoppedError
-from fedbayes.storage import checkpoint, checkpoint_folders, files
-from fedbayes.storage.names import CONFIG
+from fedbayes.storage import checkpoint, files
+from fedbayes.storage.names import CHECKPOINTS, CONFIG
 from fedbayes.storage.run_dir import LOG, METRICS, SUMMARY, WRITTEN_EARLY, require_own, rounds_written
 
-_MARKS = (CONFIG, METRICS, SUMMARY, checkpoint_folders.FOLDER)  # any of these: the directory holds a run
+_MARKS = (CONFIG, METRICS, SUMMARY, CHECKPOINTS)  # any of these: the directory holds a run
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV)  # file systems without hard links
 
 
 @contextmanager
 def run_directory(run_dir: Path | None, cfg: DictConfig, *, resumed: bool) -> Iterator[checkpoint.Restart]:
-    """Keep a directory to this run for the block.
+    """Keep a directory to this run for the block; a user's mistake that ends it before any round leaves nothing behind.
 
     Args:
         run_dir: the directory; None for a new one under `runs/`.
@@ -34,17 +34,23 @@ def run_directory(run_dir: Path | None, cfg: DictConfig, *, resumed: bool) -> It
         The directory, and where a resumed run goes on.
 
     Raises:
-        RunError: see `claimed`, `reopened` and `checkpoint.newest`.
+        RunError: see `claim`, `reopened` and `checkpoint.newest`.
     """
     if run_dir is None:
         name = f"{cfg.names.method}-{cfg.names.data}-s{cfg.seed}"
         run_dir = new_folder(datetime.now().strftime("runs/%Y-%m-%d/%H-%M-%S-") + name)
     if not resumed:
-        with claimed(run_dir, OmegaConf.to_yaml(cfg, resolve=True)):
-            yield checkpoint.Restart(run_dir)
-        return
+        claim(run_dir, OmegaConf.to_yaml(cfg, resolve=True))
     with reopened(run_dir):
-        yield checkpoint.newest(run_dir, rounds_written(run_dir))
+        try:
+            yield checkpoint.newest(run_dir, rounds_written(run_dir)) if resumed else checkpoint.Restart(run_dir)
+        except FedbayesError as error:
+            if not resumed and not isinstance(error, StoppedError) and (run_dir / METRICS).stat().st_size == 0:
+                for name in WRITTEN_EARLY:
+                    (run_dir / name).unlink(missing_ok=True)
+                with suppress(OSError):  # something else lies in it
+                    run_dir.rmdir()
+            raise
 
 
 def new_folder(path: str) -> Path:
@@ -76,7 +82,7 @@ def claim(run_dir: Path, config: str) -> Path:
         config: the text of `config.yaml`, which appears whole or not at all: whatever has it can be resumed.
 
     Returns:
-        The same directory, now there, writable and holding `config.yaml` and an empty `metrics.jsonl`.
+        The same directory, with `config.yaml` and an empty `metrics.jsonl`.
 
     Raises:
         RunError: if it already holds a run, or cannot be created or written.
@@ -100,38 +106,11 @@ def claim(run_dir: Path, config: str) -> Path:
 
 
 @contextmanager
-def claimed(run_dir: Path, config: str) -> Iterator[Path]:
-    """Claim a directory for the block; a user's mistake that ends it before any round leaves nothing behind.
-
-    Args:
-        run_dir: see `claim`.
-        config: see `claim`.
-
-    Raises:
-        RunError: see `claim` and `reopened`.
-    """
-    claim(run_dir, config)
-    with reopened(run_dir):
-        try:
-            yield run_dir
-        except StoppedError:
-            raise
-        except FedbayesError:
-            if (run_dir / METRICS).stat().st_size == 0:
-                for name in WRITTEN_EARLY:
-                    (run_dir / name).unlink(missing_ok=True)
-                with suppress(OSError):  # something else lies in it
-                    run_dir.rmdir()
-            raise
-
-
-@contextmanager
-def reopened(run_dir: Path) -> Iterator[Path]:
+def reopened(run_dir: Path) -> Iterator[None]:
     """Keep a run's directory to this process for the block, and say in one line if it can no longer be written.
 
     Raises:
-        RunError: if another process is at work in it, the disk is full or read-only, or it holds links; see
-            `require_own`.
+        RunError: if another process is at work in it, the disk is full or read-only, or it holds links.
     """
     require_own(run_dir)
     try:
@@ -140,7 +119,7 @@ def reopened(run_dir: Path) -> Iterator[Path]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise RunError(f"{run_dir} is in use by another run; wait for its end, or stop it.") from error
-            yield run_dir
+            yield
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
@@ -151,11 +130,7 @@ def reopened(run_dir: Path) -> Iterator[Path]:
 
 
 def _create(path: Path, text: str) -> None:
-    """Write a file that must not be there, whole or not at all.
-
-    Raises:
-        FileExistsError: if it is there.
-    """
+    """Write a file whole or not at all, or raise a FileExistsError if it is there."""
     with files.beside(path, text) as temporary:
         try:
             os.link(temporary, path)  # the one step that two processes cannot both do

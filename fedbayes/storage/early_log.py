@@ -8,17 +8,16 @@ from typing import final
 
 @final
 class _Collector(logging.Handler):
-    """Keeps records; shows warnings as Python does where nobody listens."""
+    """Collects records; shows warnings as Python does where no other handler is set."""
 
     def __init__(self) -> None:
         super().__init__()
         self.records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record."""
         self.records.append(record)
-        alone = logging.getLogger("fedbayes").handlers == [self] and not logging.getLogger().handlers
-        if alone and logging.lastResort is not None and record.levelno >= logging.lastResort.level:
+        is_alone = logging.getLogger("fedbayes").handlers == [self] and not logging.getLogger().handlers
+        if is_alone and logging.lastResort is not None and record.levelno >= logging.lastResort.level:
             logging.lastResort.handle(record)
 
 

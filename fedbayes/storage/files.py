@@ -19,20 +19,12 @@ MOST_TEXT = 2**30
 
 
 def require_file(path: Path) -> Path:
-    """The path, if it is a file or there is nothing yet.
-
-    Raises:
-        RunError: if it is a link, a folder, a pipe or a device.
-    """
+    """Return the path, or raise a RunError if it is a link, a folder, a pipe or a device."""
     return _require(path, stat.S_ISREG, "file")
 
 
 def require_folder(path: Path) -> Path:
-    """The path, if it is a folder or there is nothing yet.
-
-    Raises:
-        RunError: if it is a link or a file of any kind.
-    """
+    """Return the path, or raise a RunError if it is a link or a file of any kind."""
     return _require(path, stat.S_ISDIR, "folder")
 
 
@@ -42,23 +34,16 @@ def _require(path: Path, fits: Callable[[int], bool], kind: str) -> Path:
     except OSError:  # nothing there; or the folder may not be looked into, which whoever opens it will say
         return path
     if not fits(mode):
-        kinds = {"link": stat.S_ISLNK, "folder": stat.S_ISDIR, "file": stat.S_ISREG, "pipe": stat.S_ISFIFO}
-        what = next((name for name, one in kinds.items() if one(mode)), "device or socket")
-        raise RunError(
-            f"{path} is a {what}, where fedbayes keeps a {kind} of its own; remove it, or put the {kind} itself there."
-        )
+        kinds = {stat.S_IFLNK: "link", stat.S_IFDIR: "folder", stat.S_IFREG: "file", stat.S_IFIFO: "pipe"}
+        present = kinds.get(stat.S_IFMT(mode), "device or socket")
+        raise RunError(f"{path} is a {present}, where a run has a {kind}; remove it, or put the {kind} itself there.")
     return path
 
 
 def require_size(path: Path, most: float | None = None) -> Path:
-    """The path, if it is a file that memory has room for, or there is nothing yet.
+    """Return the path, or raise a RunError if it is no file, or one of more than `most` bytes.
 
-    Args:
-        path: of the file.
-        most: bytes; None for half of this machine's memory.
-
-    Raises:
-        RunError: see `require_file`; or if the file is larger.
+    Without `most` it may have half of this machine's memory.
     """
     if require_file(path).exists():
         room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 if most is None else most
@@ -71,30 +56,19 @@ def require_size(path: Path, most: float | None = None) -> Path:
 
 
 def read_text(path: Path, errors: str = "strict") -> str:
-    """A file's text.
-
-    Raises:
-        OSError: if it cannot be read.
-        RunError: see `require_size`.
-        UnicodeDecodeError: if it is no UTF-8 and `errors` is strict.
-    """
+    """Return a file's text, or raise an OSError, a RunError or a UnicodeDecodeError."""
     return require_size(path, MOST_TEXT).read_text(encoding="utf-8", errors=errors)
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Writes a file so that a reader finds the old one or the new one, never half of it, and the disk holds it.
-
-    Raises:
-        OSError: if it cannot be written.
-        RunError: see `require_file`.
-    """
+    """Write a file so that a reader finds the old one or the new one, never half of it, and the disk holds it."""
     with beside(require_file(path), content) as temporary:
         temporary.replace(path)
 
 
 @contextmanager
 def beside(path: Path, content: str | bytes) -> Iterator[Path]:
-    """A file of that content beside a place, on the disk for sure; it is removed unless the block moves it there."""
+    """Write a file beside a place and force it to the disk; it is removed unless the block moves it to the place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     temporary.unlink(missing_ok=True)
     try:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedbayes.errors import RunError
-from fedbayes.storage import checkpoint_folders, files
-from fedbayes.storage.names import CONFIG
+from fedbayes.storage import files
+from fedbayes.storage.names import CHECKPOINTS, CONFIG
 
 METRICS = "metrics.jsonl"
 CLIENTS = "clients.jsonl"
@@ -23,13 +23,11 @@ PREDICTIONS = "predictions.safetensors"
 GALLERY = "gallery.json"
 SWEEP = "sweep.jsonl"  # in the folder that holds the runs
 FINISHED = "finished"  # the status of a job in it that has a result
-
 WANDB = "wandb"
-_TABLES = tuple(f"{Path(REPORT).stem}.{end}" for end in ("md", "csv", "tex"))
-REPORTS = (REPORT, *_TABLES)
+REPORTS = (REPORT, "report.md", "report.csv", "report.tex")
 """A run's page and its tables beside it."""
 FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, PARTITION, INPUTS, LOG, PREDICTIONS, GALLERY, *REPORTS)
-FOLDERS = (PLOTS, checkpoint_folders.FOLDER, WANDB)
+FOLDERS = (PLOTS, CHECKPOINTS, WANDB)
 """Everything that a run leaves in its directory."""
 WRITTEN_EARLY = (METRICS, CLIENTS, CONFIG, PARTITION, INPUTS, LOG)
 """What is there before the first round ends."""
@@ -39,11 +37,7 @@ _MOST = 1e100  # of a number in a run's files
 
 
 def require_own(run_dir: Path) -> None:
-    """Refuse a directory in which something else stands where a run has files and folders of its own.
-
-    Raises:
-        RunError: if it is a link that could lead anywhere, a pipe or a device; see `fedbayes.storage.files`.
-    """
+    """Raise a RunError where a run has files and folders of its own, and the directory has links, pipes or devices."""
     for path in (*(run_dir / name for name in FILES), *(run_dir / PLOTS).glob("*.*")):
         files.require_file(path)
     for name in FOLDERS:
@@ -51,11 +45,7 @@ def require_own(run_dir: Path) -> None:
 
 
 def plain(value: object) -> Any:
-    """The same value in JSON's own types: NaN and infinity become null, arrays lists, paths text.
-
-    Raises:
-        TypeError: for a type that has no place in a run's files.
-    """
+    """Return the value in JSON's types: NaN and infinity become null, arrays lists, paths text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -72,12 +62,12 @@ def plain(value: object) -> Any:
 
 
 def write_json(path: Path, obj: object) -> None:
-    """Writes a JSON file so that a reader finds the old one or the new one, never half of it; NaN becomes null."""
+    """Write a JSON file as `files.replace` does; NaN becomes null."""
     files.replace(path, json.dumps(plain(obj), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file; empty where there is no such file.
+    """Return the object of a JSON file; empty where there is no such file.
 
     Raises:
         RunError: if the file is a link or huge, or not a JSON object.
@@ -94,11 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _number(text: str) -> float | int:
-    """A number of a file, if charts and sums can hold it; `plain` writes no other.
-
-    Raises:
-        ValueError: if it is out of range.
-    """
+    """Return a number of a file, or raise a ValueError if it is too large for charts and sums."""
     value = float(text)
     if not abs(value) <= _MOST:
         raise ValueError(f"{text[:20]} is out of range")
@@ -106,25 +92,12 @@ def _number(text: str) -> float | int:
 
 
 def read_rows(path: Path, key: Sequence[str] = ("round", "phase")) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; of rows with an equal key only the last, as a round may have been logged twice.
-
-    Args:
-        path: the file; where there is none there are no rows.
-        key: the names that tell rows apart.
-
-    Returns:
-        The rows in the order of the file. A line that a broken run left half-written is passed over.
-    """
+    """Return the rows of a JSONL file; of equal keys only the last, as a round may have been logged twice."""
     return list({tuple(str(row.get(name)) for name in key): row for _, row in json_lines(path)}.values())
 
 
 def read_jobs(folder: Path, start: int = 0) -> list[dict[str, Any]]:
-    """The newest row of each job of a sweep, in the order of their numbers.
-
-    Args:
-        folder: of the sweep.
-        start: rows of its record to pass over.
-    """
+    """Return the newest row of each job of a sweep, by number, after the first `start` rows of its record."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for _, row in islice(json_lines(folder / SWEEP), start, None):
         if isinstance(row.get("job"), int) and isinstance(row.get("overrides"), list):
@@ -133,14 +106,14 @@ def read_jobs(folder: Path, start: int = 0) -> list[dict[str, Any]]:
 
 
 def keep_rounds(path: Path, last_round: int) -> None:
-    """Drops the rows of later rounds and a half-written line, so that a resumed run continues its files cleanly."""
+    """Drop the rows of later rounds and a half-written line, so that a resumed run continues its files cleanly."""
     if files.require_file(path).exists():
         lines = [line for line, row in json_lines(path) if row.get("round", 0) <= last_round]
         files.replace(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """What a run has come to; empty if it has not finished.
+    """Return the summary of a run; empty if it has not finished.
 
     Raises:
         RunError: if the file cannot be read, or is no summary.
@@ -157,11 +130,7 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text; what is no UTF-8 is replaced.
-
-    Raises:
-        RunError: if the file cannot be read.
-    """
+    """Return a file's text, with whatever is no UTF-8 replaced, or raise a RunError."""
     try:
         return files.read_text(path, errors="replace")
     except OSError as error:
@@ -169,7 +138,7 @@ def read_text(path: Path) -> str:
 
 
 def rounds_written(run_dir: Path) -> int:
-    """The last round up to which every round of training is in a run's files; 0 for none."""
+    """Return the last round up to which every round of training is in a run's files; 0 for none."""
     last = math.inf
     for name in (METRICS, CLIENTS):
         rounds = {row.get("round") for _, row in json_lines(run_dir / name) if row.get("phase") == "train"}
@@ -178,13 +147,10 @@ def rounds_written(run_dir: Path) -> int:
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line of a JSONL file that is an object, and that object.
+    """Yield each line of a JSONL file that is an object, and that object; none where there is no file.
 
     A half-written line is passed over, and so is one of a round that is no number or with one out of range: none is a
     row of ours.
-
-    Raises:
-        RunError: if the file cannot be read.
     """
     if not files.require_file(path).exists():
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 from urllib.parse import urlparse
 
 from fedbayes.errors import ConfigError, RunError, require_choice
-from fedbayes.storage import checkpoint_folders, files
+from fedbayes.storage import checkpoint, files
 from fedbayes.storage.names import CONFIG
 from fedbayes.storage.run_dir import CLIENTS, METRICS, PLOTS, REPORT, REPORTS, SWEEP, plain, read_rows, require_own
 
@@ -201,7 +201,7 @@ class WeightsAndBiases:
                 if path.exists():
                     report.add_file(str(path))
             self._run.log_artifact(report)
-        if stored := checkpoint_folders.finished(run_dir):
+        if stored := checkpoint.finished(run_dir):
             model = wandb.Artifact(
                 f"checkpoint-{self._run.id}", type="model", metadata={"round": summary.get("rounds")}
             )

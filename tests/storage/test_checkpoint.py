@@ -10,7 +10,7 @@ import pytest
 from fedbayes.errors import RunError
 from fedbayes.storage import checkpoint
 from fedbayes.storage.checkpoint import Checkpoint, latest, newest, save
-from fedbayes.storage.checkpoint_folders import FOLDER
+from fedbayes.storage.names import CHECKPOINTS
 
 SERVER = {
     "generator.base": np.arange(12, dtype=np.float32).reshape(3, 4).T,
@@ -61,7 +61,7 @@ def test_arrays_keep_their_order(tmp_path):
 def test_the_last_two_are_kept(tmp_path):
     for server_round in range(1, 13):
         save(tmp_path, Checkpoint(server_round, SERVER, {}))
-    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["round-00011", "round-00012"]
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["round-00011", "round-00012"]
 
 
 def test_any_changed_byte_is_seen_and_the_one_before_takes_its_place(tmp_path):
@@ -124,12 +124,12 @@ def test_a_disk_that_fills_up_leaves_the_ones_before(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_force", full)
     with pytest.raises(RunError, match=r"round 2 cannot be written .*No space left.*fedbayes resume="):
         save(tmp_path, Checkpoint(2, SERVER, {}))
-    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["round-00001"]
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["round-00001"]
     assert latest(tmp_path).server_round == 1
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path):
-    left = tmp_path / FOLDER / ".round-00007.4711"
+    left = tmp_path / CHECKPOINTS / ".round-00007.4711"
     left.mkdir(parents=True)
     save(tmp_path, Checkpoint(8, SERVER, {}))
     assert not left.exists()
@@ -167,12 +167,12 @@ def test_the_newest_counts_and_a_round_is_replaced(tmp_path):
     for server_round, value in ((9, 1.0), (10, 2.0), (10, 3.0)):
         save(tmp_path, Checkpoint(server_round, {"w": np.array([value])}, {}))
     assert latest(tmp_path).server["w"].item() == 3.0
-    assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["round-00009", "round-00010"]
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["round-00009", "round-00010"]
 
 
 def test_one_that_was_never_finished_does_not_count(tmp_path):
     save(tmp_path, Checkpoint(1, SERVER, {}))
-    half = tmp_path / FOLDER / ".round-00002.123"
+    half = tmp_path / CHECKPOINTS / ".round-00002.123"
     half.mkdir()
     (half / "server.safetensors").write_bytes(b"half")
     assert latest(tmp_path).server_round == 1
