@@ -7,9 +7,11 @@ as they are. An array that the client was not sent, or in another shape, starts 
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
+Value = TypeVar("Value")
 Arrays = dict[str, np.ndarray]
 """A client's or the server's parameters by name, without a client axis."""
 
@@ -28,8 +30,8 @@ def by_partition(state: Mapping[str, np.ndarray]) -> dict[int, Arrays]:
     return clients
 
 
-def under(prefix: str, arrays: Mapping[str, np.ndarray]) -> Arrays:
-    """Return the arrays whose names begin with a prefix, without it."""
+def under(prefix: str, arrays: Mapping[str, Value]) -> dict[str, Value]:
+    """Return the arrays, or tensors, whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 

@@ -16,7 +16,7 @@ The frozen backbone itself is never touched: its modules are run with other weig
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
@@ -46,25 +46,39 @@ class AbstractWeights(nn.Module, ABC):
         """Return the weights that take the place of frozen ones, by timm's names, each `(C, ...)`."""
 
     def features(
-        self, backbone: FrozenViT, entering: Num[Tensor, "clients images *entering"]
-    ) -> Float[Tensor, "clients images dim"]:
-        """Class features of each client's images by its own weights.
+        self,
+        backbone: FrozenViT,
+        entering: Num[Tensor, "clients images *entering"],
+        prompts: Float[Tensor, "samples clients images blocks length dim"] | None = None,
+        start: int | None = None,
+    ) -> Float[Tensor, "samples clients images dim"]:
+        """Return class features of each client's images by its own weights.
 
-        `entering` are tokens below `start_layer`, `(C, B, t, d)`, or pixels in 0..255, `(C, B, 3, h, w)`. Clients go
-        one after another: on a CPU `torch.func.vmap` took a seventh more time for low-rank changes and a quarter more
-        for all weights, since it has no batched attention there and one client fits the cache better.
+        Clients go one after another: on a CPU one client fits the cache better.
+
+        Args:
+            backbone: whose weights are changed.
+            entering: tokens that enter the first block that is prompted or changed, `(C, B, t, d)`, or pixels in
+                0..255, `(C, B, 3, h, w)`.
+            prompts: of each image; None for none, which is one sample.
+            start: the first block that sees prompts.
         """
-        if self.from_pixels:
-            entering = backbone.normalised(entering)
-        weights = {f"vit.{name}": weight.unbind() for name, weight in self.changed(backbone).items()}
-        passes = _Pass(backbone.vit, self.start_layer, self.from_pixels)
-        is_slow = backbone.tokens_dtype == torch.bfloat16 and entering.device.type == "cpu"
-        with backbone.autocast(), _without_fused_attention(backbone.vit) if is_slow else nullcontext():
-            features = [
-                functional_call(passes, {name: rows[c] for name, rows in weights.items()}, (images,))
-                for c, images in enumerate(entering)
-            ]
-        return torch.stack(features).to(backbone.dtype)
+        weights = self.changed(backbone)
+        features = []
+        for c, tokens in enumerate(entering):
+            changed = {name: rows[c] for name, rows in weights.items()}
+            if self.from_pixels:
+                features.append(_from_pixels(backbone, tokens, changed).unsqueeze(0))
+                continue
+            if prompts is None or start is None:
+                features.append(backbone(tokens, None, self.start_layer, changed).unsqueeze(0))
+                continue
+            # Below the prompts an image's tokens are the same for all samples.
+            tokens = backbone.advance(tokens, min(self.start_layer, start), start, changed)
+            samples, images = len(prompts), len(tokens)
+            flat = tokens.expand(samples, *tokens.shape).flatten(0, 1)
+            features.append(backbone(flat, prompts[:, c].flatten(0, 1), start, changed).unflatten(0, (samples, images)))
+        return torch.stack(features, dim=1)
 
 
 MakeWeights = Callable[..., AbstractWeights]
@@ -149,19 +163,27 @@ class AllWeights(AbstractWeights):
         return {name: self.get_parameter(name) for name in self._names}
 
 
+def _from_pixels(backbone: FrozenViT, images: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
+    """Return features `(n, d)` of pixels in 0..255, `(n, 3, h, w)`, with weights in the place of all frozen ones."""
+    weights = {f"vit.{name}": weight for name, weight in changed.items()}
+    is_slow = backbone.tokens_dtype == torch.bfloat16 and images.device.type == "cpu"
+    with backbone.autocast(), _without_fused_attention(backbone.vit) if is_slow else nullcontext():
+        feature = functional_call(_Pass(backbone.vit), weights, (backbone.normalised(images),))
+    return feature.to(backbone.dtype)  # type: ignore[no-any-return]
+
+
 @final
 class _Pass(nn.Module):
-    """The ViT from block `start`, or from normalised pixels, to the class feature, for `functional_call`."""
+    """The ViT from normalised pixels to the class feature, for `functional_call`."""
 
-    def __init__(self, vit: Any, start: int, from_pixels: bool) -> None:
+    def __init__(self, vit: Any) -> None:
         super().__init__()
-        self.vit, self.start, self.from_pixels = vit, start, from_pixels
+        self.vit = vit
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn tokens `(n, t, d)` or pixels `(n, 3, h, w)` into features `(n, d)`."""
-        if self.from_pixels:
-            x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
-        for block in self.vit.blocks[self.start : -1]:
+        """Turn pixels `(n, 3, h, w)` into features `(n, d)`."""
+        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
+        for block in self.vit.blocks[:-1]:
             x = block(x)
         return class_feature(self.vit, x)
 

@@ -6,13 +6,15 @@ may keep it.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from fedbayes.arrays import under
 from fedbayes.errors import BackboneError, require_choice
 from fedbayes.models.blocks import FoldedBlock, class_feature, fold, is_plain, run_folded, with_prompts
 
@@ -106,37 +108,59 @@ class FrozenViT(nn.Module):
         return self.forward(self.embed(images, 0), None, 0)
 
     def forward(
-        self, tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n blocks l d"] | None, start: int
+        self,
+        tokens: Float[Tensor, "n t d"],
+        prompts: Float[Tensor, "n blocks l d"] | None,
+        start: int,
+        changed: Mapping[str, Tensor] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Class feature, before any head, of tokens that enter block `start` together with their prompts.
 
         Args:
-            tokens: output of `embed(images, start)`.
+            tokens: output of `embed(images, start)`, or of `advance` up to there.
             prompts: one set for block `start` (shallow) or one for each block from there on (deep); None for none.
             start: the block that sees prompts first.
+            changed: weights in the place of frozen ones, by timm's names; gradients reach them.
         """
-        prompts = None if prompts is None else prompts.to(tokens.dtype)
+        x = self._through(tokens, prompts, start, self.depth, changed or {})
         with self.autocast():
-            folded = self._folded(tokens)
-            pieces = zip(*self._pieces(tokens, prompts), strict=True)
-            x = torch.cat([self._upto_last(*piece, start, folded) for piece in pieces])
-            if start < self.depth:
-                return class_feature(self.vit, x).to(self.dtype)
-            feature: Tensor = self.vit.fc_norm(self.vit.norm(x[:, :1])[:, 0])
+            if start == self.depth:
+                feature: Tensor = self.vit.fc_norm(self.vit.norm(x[:, :1])[:, 0])
+            elif changed:
+                weights = {f"vit.{name}": weight for name, weight in changed.items()}
+                feature = functional_call(_ClassFeature(self.vit), weights, (x,))
+            else:
+                feature = class_feature(self.vit, x)
         return feature.to(self.dtype)
 
-    def _upto_last(self, x: Tensor, prompts: Tensor | None, start: int, folded: Sequence[FoldedBlock | None]) -> Tensor:
-        """Return what the last block is given."""
+    def advance(
+        self, tokens: Float[Tensor, "n t d"], start: int, stop: int, changed: Mapping[str, Tensor]
+    ) -> Float[Tensor, "n t d"]:
+        """Return the tokens after the blocks from `start` to below `stop`, which see no prompts; see `forward`."""
+        return self._through(tokens, None, start, stop, changed) if stop > start else tokens
+
+    def _through(
+        self, tokens: Tensor, prompts: Tensor | None, start: int, stop: int, changed: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return what the last block is given, or the tokens after the blocks below `stop` if it is not among them."""
+        weights = [under(f"blocks.{i}.", changed) for i in range(self.depth)]
+        prompts = None if prompts is None else prompts.to(tokens.dtype)
         length = 0 if prompts is None else prompts.shape[2]
-        for i, (block, fast) in enumerate(zip(self.vit.blocks[start:], folded[start:], strict=True)):
-            rows = prompts[:, i] if prompts is not None and i < prompts.shape[1] else None
-            replaced = 0 if i == 0 else length
-            if fast is not None:
-                x = run_folded(x, rows, replaced, fast)
-                continue
-            x = x if rows is None else with_prompts(x, rows, replaced)
-            x = x if i == self.depth - start - 1 else block(x)
-        return x
+        ends = []
+        with self.autocast():
+            folded = self._folded(tokens, weights)
+            for x, sets in zip(*self._pieces(tokens, prompts), strict=True):
+                for i in range(start, stop):
+                    rows = sets[:, i - start] if sets is not None and i - start < sets.shape[1] else None
+                    replaced = 0 if i == start else length
+                    fast = folded[i]
+                    if fast is not None:
+                        x = run_folded(x, rows, replaced, fast)
+                        continue
+                    x = x if rows is None else with_prompts(x, rows, replaced)
+                    x = x if i == self.depth - 1 else functional_call(self.vit.blocks[i], weights[i], (x,))
+                ends.append(x)
+        return torch.cat(ends)
 
     def _pieces(self, tokens: Tensor, prompts: Tensor | None) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
         """Split images, on a CPU, so that they fit its cache; how many depends on shapes alone."""
@@ -147,7 +171,7 @@ class FrozenViT(nn.Module):
         parts = tokens.split(size)
         return parts, [None] * len(parts) if prompts is None else prompts.split(size)
 
-    def _folded(self, tokens: Tensor) -> Sequence[FoldedBlock | None]:
+    def _folded(self, tokens: Tensor, weights: Sequence[Mapping[str, Tensor]]) -> Sequence[FoldedBlock | None]:
         """Return the weights of each block whose passes are written out for this device and type; None for timm's."""
         if tokens.device.type != "cpu" or (torch.is_autocast_enabled("cpu") and not self._bf16):
             return [None] * self.depth
@@ -155,7 +179,23 @@ class FrozenViT(nn.Module):
         if state != self._fold_state:
             plain = [fold(block, self.tokens_dtype) if is_plain(block) else None for block in self.vit.blocks[:-1]]
             self._folds, self._fold_state = [*plain, None], state
-        return self._folds
+        if not any(weights):
+            return self._folds
+        blocks = zip(self.vit.blocks, self._folds, weights, strict=True)
+        return [f if f is None or not w else fold(block, self.tokens_dtype, w) for block, f, w in blocks]
+
+
+@final
+class _ClassFeature(nn.Module):
+    """`class_feature` of a ViT, for `functional_call`."""
+
+    def __init__(self, vit: Any) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn tokens `(n, t, d)` that enter the last block into features `(n, d)`."""
+        return class_feature(self.vit, x)
 
 
 def load_weights(vit: nn.Module, state: dict[str, Any], source: str) -> None:

@@ -1,14 +1,16 @@
 """Blocks of a frozen ViT: what a training step needs of them and nothing else.
 
-A frozen block needs gradients with respect to tokens only, and a client's processor is fastest while a few images'
-activations stay in its cache. So a plain pre-norm block (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929) has its
-forward and backward written out here, for torch's CPU kernels; any other block, device or type calls timm's own.
+A block needs gradients with respect to tokens, and to the few weights that clients change, and a client's processor is
+fastest while a few images' activations stay in its cache. So a plain pre-norm block (Dosovitskiy et al., ICLR 2021,
+arXiv 2010.11929) has its forward and backward written out here, for torch's CPU kernels; any other block, device or
+type calls timm's own.
 
 Constants are folded into the weights that follow them, which is exact: the norms' affine maps, the scale of the
 queries, layer scale, and the bias of the values (attention weights sum to one). The bias of the keys adds one number
 to all scores of a query, which softmax ignores.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -58,25 +60,30 @@ def is_plain(block: Any) -> bool:
     )
 
 
-@torch.no_grad()
-def fold(block: Any, dtype: torch.dtype) -> FoldedBlock:
-    """Fold a plain block's constants into its weights, then round them to `dtype`; see the module docstring."""
-    attention, mlp = block.attn, block.mlp
-    qkv, qkv_bias = _after_norm(attention.qkv, block.norm1)
+def fold(block: Any, dtype: torch.dtype, changed: Mapping[str, Tensor] | None = None) -> FoldedBlock:
+    """Fold a plain block's constants into its weights, then round them to `dtype`; see the module docstring.
+
+    Args:
+        block: the block.
+        dtype: of the result.
+        changed: weights in the place of linear layers' own, by timm's names; gradients reach them.
+    """
+    attention, mlp, changed = block.attn, block.mlp, changed or {}
+    qkv, qkv_bias = _after_norm(attention.qkv, block.norm1, changed.get("attn.qkv.weight"))
     width = attention.num_heads * attention.head_dim
     qkv[:width] *= attention.scale
-    proj, proj_bias = _before_scale(attention.proj, block.ls1, qkv_bias[2 * width :])
-    fc1, fc1_bias = _after_norm(mlp.fc1, block.norm2)
-    fc2, fc2_bias = _before_scale(mlp.fc2, block.ls2, None)
+    proj, proj_bias = _before_scale(attention.proj, block.ls1, qkv_bias[2 * width :], changed.get("attn.proj.weight"))
+    fc1, fc1_bias = _after_norm(mlp.fc1, block.norm2, changed.get("mlp.fc1.weight"))
+    fc2, fc2_bias = _before_scale(mlp.fc2, block.ls2, None, changed.get("mlp.fc2.weight"))
     query_bias = qkv_bias[:width] * attention.scale
     weights = qkv.mT, query_bias, proj.mT, proj_bias, fc1.mT, fc1_bias, fc2.mT, fc2_bias
     eps = block.norm1.eps, block.norm2.eps
     return FoldedBlock(attention.num_heads, eps, *(weight.to(dtype) for weight in weights))
 
 
-def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+def _after_norm(linear: nn.Linear, norm: nn.LayerNorm, changed: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weight `(out, in)` and bias of `linear(norm(x))` in terms of the norm without its affine map."""
-    weight, bias = _copy(linear)
+    weight, bias = _copy(linear, changed)
     if norm.bias is not None:
         bias += weight @ norm.bias
     if norm.weight is not None:
@@ -84,31 +91,39 @@ def _after_norm(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
-def _copy(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+def _copy(linear: nn.Linear, changed: Tensor | None) -> tuple[Tensor, Tensor]:
     """Copy weight and bias, in float32 if they are coarser; no bias is a bias of zeros."""
-    weight = linear.weight.to(torch.promote_types(linear.weight.dtype, torch.float32), copy=True)
+    weight = linear.weight if changed is None else changed
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
     bias = weight.new_zeros(linear.out_features)
     if linear.bias is not None:
         bias += linear.bias
     return weight, bias
 
 
-def _before_scale(linear: nn.Linear, scale: Any, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+def _before_scale(linear: nn.Linear, scale: Any, shift: Tensor | None, changed: Tensor | None) -> tuple[Tensor, Tensor]:
     """Weight `(out, in)` and bias of `scale(linear(x + shift))`."""
-    weight, bias = _copy(linear)
+    weight, bias = _copy(linear, changed)
     if shift is not None:
         bias += weight @ shift
     if not isinstance(scale, nn.Identity):
-        weight *= scale.gamma.unsqueeze(1)
-        bias *= scale.gamma
+        weight, bias = weight * scale.gamma.unsqueeze(1), bias * scale.gamma
     return weight, bias
+
+
+WEIGHTS = ("qkv", "query_bias", "proj", "proj_bias", "fc1", "fc1_bias", "fc2", "fc2_bias")
+BIAS_OF = dict(zip(WEIGHTS[::2], WEIGHTS[1::2], strict=True))
+FIRST_WEIGHT = 4
+PLACE = {name: FIRST_WEIGHT + i for i, name in enumerate(WEIGHTS)}
+"""Place of a folded weight among the arguments of `_Folded`."""
 
 
 def run_folded(
     tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n l d"] | None, replaced: int, block: FoldedBlock
 ) -> Float[Tensor, "n t2 d"]:
     """Run a plain block on tokens with `prompts` in place of the `replaced` tokens after the class token."""
-    out: Tensor = _Folded.apply(tokens, prompts, replaced, block)
+    weights = [getattr(block, name) for name in WEIGHTS]
+    out: Tensor = _Folded.apply(tokens, prompts, replaced, block, *weights)
     return out
 
 
@@ -117,54 +132,78 @@ class _Folded(torch.autograd.Function):
     """`run_folded`: n images of t tokens, h heads of width w. Letters with a `d` are gradients."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, prompts: Tensor | None, replaced: int, block: FoldedBlock) -> Tensor:
+    def forward(
+        ctx: Any, tokens: Tensor, prompts: Tensor | None, replaced: int, block: FoldedBlock, *weights: Tensor
+    ) -> Tensor:
+        qkv, query_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias = weights
         x = tokens if prompts is None else with_prompts(tokens, prompts, replaced)
         n, t, d = x.shape
         x = x.reshape(n * t, d)
-        normed, mean1, rstd1 = torch.native_layer_norm(x, [d], None, None, block.eps[0])
-        q, k, v = _by_head(torch.mm(normed, block.qkv), n, 3, block.heads)  # each (n h, t, w)
-        q.view(n, block.heads, t, -1).add_(block.query_bias.view(block.heads, 1, -1))
+        normed1, mean1, rstd1 = torch.native_layer_norm(x, [d], None, None, block.eps[0])
+        q, k, v = _by_head(torch.mm(normed1, qkv), n, 3, block.heads)  # each (n h, t, w)
+        q.view(n, block.heads, t, -1).add_(query_bias.view(block.heads, 1, -1))
         p = torch.bmm(q, k.mT)  # (n h, t, t)
         torch.softmax(p, -1, out=p)
         mixed = _by_token(torch.bmm(p, v).unsqueeze(0), n)
-        y = torch.addmm(x, mixed, block.proj).add_(block.proj_bias)
-        normed, mean2, rstd2 = torch.native_layer_norm(y, [d], None, None, block.eps[1])
-        hidden = torch.addmm(block.fc1_bias, normed, block.fc1)
-        out = torch.addmm(y, F.gelu(hidden), block.fc2).add_(block.fc2_bias)
+        y = torch.addmm(x, mixed, proj).add_(proj_bias)
+        normed2, mean2, rstd2 = torch.native_layer_norm(y, [d], None, None, block.eps[1])
+        hidden = torch.addmm(fc1_bias, normed2, fc1)
+        out = torch.addmm(y, F.gelu(hidden), fc2).add_(fc2_bias)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(x, mean1, rstd1, q, k, v, p, y, mean2, rstd2, hidden)
-            ctx.block, ctx.images, ctx.replaced = block, n, replaced
+            learns = any(ctx.needs_input_grad[FIRST_WEIGHT:])
+            ctx.save_for_backward(
+                *(x, mean1, rstd1, q, k, v, p, y, mean2, rstd2, hidden, qkv, proj, fc1, fc2),
+                *((normed1, mixed, normed2) if learns else (None, None, None)),
+            )
+            ctx.heads, ctx.images, ctx.replaced = block.heads, n, replaced
             ctx.length = 0 if prompts is None else prompts.shape[1]
         return out.view(n, t, d)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        x, mean1, rstd1, q, k, v, p, y, mean2, rstd2, hidden = ctx.saved_tensors
-        block, n, length = ctx.block, ctx.images, ctx.length
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        x, mean1, rstd1, q, k, v, p, y, mean2, rstd2, hidden, qkv, proj, fc1, fc2 = ctx.saved_tensors[:15]
+        normed1, mixed, normed2 = ctx.saved_tensors[15:]
+        n, length, needs = ctx.images, ctx.length, ctx.needs_input_grad
+        dweights: dict[str, Tensor] = {}
+
+        def learn(weight: str, inputs: Tensor | None, doutputs: Tensor, columns: slice = slice(None)) -> None:
+            """Keep what is needed of the gradients of a weight and its bias, with `inputs @ weight + bias`."""
+            if needs[PLACE[weight]]:
+                assert inputs is not None, "forward has saved it"
+                dweights[weight] = torch.mm(inputs.mT, doutputs)
+            if needs[PLACE[BIAS_OF[weight]]]:
+                dweights[BIAS_OF[weight]] = doutputs[:, columns].sum(0)
+
         t, d = dout.shape[1:]
         dout = dout.reshape(n * t, d)
-        dhidden = torch.mm(dout, block.fc2.mT)
+        learn("fc2", F.gelu(hidden) if needs[PLACE["fc2"]] else None, dout)
+        dhidden = torch.mm(dout, fc2.mT)
         torch.ops.aten.gelu_backward.grad_input(dhidden, hidden, grad_input=dhidden)
-        dy = _norm_backward(torch.mm(dhidden, block.fc1.mT), y, mean2, rstd2).add_(dout)
-        (dmixed,) = _by_head(torch.mm(dy, block.proj.mT), n, 1, block.heads)
+        learn("fc1", normed2, dhidden)
+        dy = _norm_backward(torch.mm(dhidden, fc1.mT), y, mean2, rstd2).add_(dout)
+        learn("proj", mixed, dy)
+        (dmixed,) = _by_head(torch.mm(dy, proj.mT), n, 1, ctx.heads)
         dp = torch.bmm(dmixed, v.mT)
         torch._softmax_backward_data(dp, p, -1, dp.dtype, grad_input=dp)
         # Tokens below the first prompted block are constants: only the prompts' rows go on.
-        rows = slice(None) if ctx.needs_input_grad[0] else slice(1, 1 + length)
+        rows = slice(None) if needs[0] or needs[PLACE["qkv"]] else slice(1, 1 + length)
         dqkv = torch.stack(
             [torch.bmm(dp[:, rows], k), torch.bmm(dp[:, :, rows].mT, q), torch.bmm(p[:, :, rows].mT, dmixed)]
         )
-        dnormed = torch.mm(_by_token(dqkv, n), block.qkv.mT)
-        x, mean1, rstd1, dy = (values.unflatten(0, (n, -1))[:, rows].flatten(0, 1) for values in (x, mean1, rstd1, dy))
-        dx = _norm_backward(dnormed, x, mean1, rstd1).add_(dy).view(n, -1, d)
-        if not ctx.needs_input_grad[0]:
-            return None, dx, None, None
-        if length == 0:
-            return dx, None, None, None
-        gap = dx.new_zeros(n, ctx.replaced, d)
-        dtokens = torch.cat([dx[:, :1], gap, dx[:, 1 + length :]], dim=1)
-        return dtokens, dx[:, 1 : 1 + length] if ctx.needs_input_grad[1] else None, None, None
+        dqkv = _by_token(dqkv, n)
+        learn("qkv", normed1, dqkv, slice(dqkv.shape[1] // 3))
+        dtokens, dprompts = None, None
+        if needs[0] or needs[1]:
+            dnormed = torch.mm(dqkv, qkv.mT)
+            x, mean1, rstd1, dy = (part.unflatten(0, (n, -1))[:, rows].flatten(0, 1) for part in (x, mean1, rstd1, dy))
+            dx = _norm_backward(dnormed, x, mean1, rstd1).add_(dy).view(n, -1, d)
+            dprompts = dx if rows.start else dx[:, 1 : 1 + length]
+            dtokens = dx
+            if needs[0] and length:
+                dtokens = torch.cat([dx[:, :1], dx.new_zeros(n, ctx.replaced, d), dx[:, 1 + length :]], dim=1)
+        gradients = (dtokens, dprompts, None, None, *(dweights.get(name) for name in WEIGHTS))
+        return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True))
 
 
 def _norm_backward(dnormed: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:

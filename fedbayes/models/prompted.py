@@ -39,7 +39,7 @@ class PromptedViT(nn.Module):
         weights: makes the weights of the ViT that clients change; None leaves it as it is.
 
     Raises:
-        ConfigError: if a value is out of range, or there are both prompts and weights to learn.
+        ConfigError: if a value is out of range, or there are prompts for a ViT that is changed from its pixels on.
     """
 
     def __init__(
@@ -63,19 +63,17 @@ class PromptedViT(nn.Module):
         require_number("head.init_std", head_std, 0)
         self.backbone, self.classes = backbone, classes
         # Without prompts nothing learnt enters the blocks: all of them lie "below" and are computed once per image.
-        self.start_layer = start_layer if length else backbone.depth
+        self.prompt_layer = start_layer if length else backbone.depth
         rng = seeded(seed, "initial parameters")
         blocks = backbone.depth - start_layer if depth == "deep" else 1
         self.generator = generator(sizes=Sizes(blocks, length, backbone.dim, classes, clients), rng=rng)
         self.head = ClientLinear(backbone.dim, classes, std=head_std, rng=rng)
         self.weights = None if weights is None else weights(backbone=backbone, rng=rng)
-        if self.weights is not None:
-            if length:
-                raise ConfigError(
-                    f"prompts.length={length}: method.weights changes the ViT in place of prompting it; set "
-                    "prompts.length=0."
-                )
-            self.start_layer = self.weights.start_layer
+        if length and self.from_pixels:
+            raise ConfigError(f"prompts.length={length}: method.weights changes all of the ViT; set prompts.length=0.")
+        self.start_layer = (
+            self.prompt_layer if self.weights is None else min(self.prompt_layer, self.weights.start_layer)
+        )
         self.initial: Arrays = self.unstack()[0]
 
     def owned(self) -> dict[str, nn.Parameter]:
@@ -142,9 +140,11 @@ class PromptedViT(nn.Module):
         """Return class scores for every sample of prompts; all go through the backbone in one batch."""
         blocks, length, dim = prompts.shape[-3:]
         lead = (*prompts.shape[:-5], *tokens.shape[:2])
+        sets = prompts.expand(*lead, blocks, length, dim) if length else None
         if self.weights is not None:
-            return self.head(self.weights.features(self.backbone, tokens).expand(*lead, dim))  # type: ignore[no-any-return]
+            samples = None if sets is None else sets.reshape(-1, *sets.shape[-5:])
+            feature = self.weights.features(self.backbone, tokens, samples, self.prompt_layer)
+            return self.head(feature.expand(*lead, dim) if sets is None else feature.view(*lead, dim))  # type: ignore[no-any-return]
         flat = tokens.expand(*lead, *tokens.shape[2:]).reshape(-1, *tokens.shape[2:])  # (S*C*B, t, d)
-        sets = prompts.expand(*lead, blocks, length, dim).reshape(-1, blocks, length, dim) if length else None
-        feature = self.backbone(flat, sets, self.start_layer)
+        feature = self.backbone(flat, None if sets is None else sets.flatten(0, -4), self.start_layer)
         return self.head(feature.view(*lead, dim))  # type: ignore[no-any-return]

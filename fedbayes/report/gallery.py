@@ -157,7 +157,7 @@ def _attention(
         with torch.no_grad():
             tokens, z = model.precompute(data.images.images[ids[of_client]].to(model.backbone.mean.device))
             prompts: Tensor = model.generator.plain(z.unsqueeze(0))[0]
-            weights = None if model.from_pixels else prompt_attention(model, tokens, prompts)
+            weights = None if model.weights is not None else prompt_attention(model, tokens, prompts)
         if weights is not None:
             attention.update(zip(of_client, weights.cpu().numpy(), strict=True))
     return attention

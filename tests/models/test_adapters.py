@@ -62,7 +62,7 @@ def test_untrained_weights_give_the_frozen_feature(random_vit, images, kind, opt
     backbone = FrozenViT(random_vit(**options), "small", (0.5,) * 3, (0.25,) * 3).double()
     model = prompted(backbone, kind)
     model.stack([model.initial] * 3)
-    found = model.weights.features(backbone, entering(model, images))
+    found = model.weights.features(backbone, entering(model, images))[0]
     expected = backbone.features(images(3 * IMAGES, 16))
     torch.testing.assert_close(found.flatten(0, 1), expected, rtol=0, atol=1e-13)
 
@@ -72,7 +72,7 @@ def test_low_rank_weights_are_w_plus_alpha_over_r_b_a(backbone, images, kind):
     model = prompted(backbone, kind)
     model.stack(states(model, 3))
     tokens = entering(model, images)
-    found = model.weights.features(backbone, tokens)
+    found = model.weights.features(backbone, tokens)[0]
     state = model.weights.state_dict()
     names = [name[:-2] for name in state if name.endswith(".b")]
     for c in range(3):
@@ -86,10 +86,54 @@ def test_low_rank_weights_are_w_plus_alpha_over_r_b_a(backbone, images, kind):
         assert (expected - backbone(tokens[c], None, model.start_layer)).abs().max() > 0.01
 
 
+def prompts_of(length=3, blocks=1, samples=2, dtype=torch.float64):
+    rng = torch.Generator().manual_seed(1)
+    return torch.randn(samples, 3, IMAGES, blocks, length, 24, generator=rng, dtype=dtype)
+
+
+@pytest.mark.parametrize(("depth", "blocks"), [("shallow", 1), ("deep", 2)])
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True}], ids=["written out", "timm's"])
+@pytest.mark.parametrize("lowest", [0, 1, 2], ids="low-rank changes from block {}".format)
+def test_prompts_on_changed_weights_are_prompts_of_the_merged_vit(random_vit, images, lowest, options, depth, blocks):
+    backbone = FrozenViT(random_vit(**options), "small", (0.5,) * 3, (0.25,) * 3).double()
+    weights = partial(LowRankWeights, **SETTINGS | {"start_layer": lowest})
+    sizes = {"length": 3, "depth": depth, "start_layer": 1, "seed": 0}
+    model = PromptedViT(backbone, CLASSES, generator=maker(), weights=weights, **sizes).double()
+    model.stack(states(model, 3))
+    prompts = prompts_of(blocks=blocks)
+    scores = model.logits(entering(model, images), prompts)
+    for c in range(3):
+        merged = copy.deepcopy(backbone)
+        for name, weight in model.weights.changed(backbone).items():
+            merged.vit.get_parameter(name).copy_(weight[c].detach())
+        tokens = merged.embed(images(3 * IMAGES, 16)[c * IMAGES : (c + 1) * IMAGES], 1)
+        for s in range(2):
+            expected = merged(tokens, prompts[s, c], 1) @ model.head.weight[c] + model.head.bias[c]
+            torch.testing.assert_close(scores[s, c], expected, rtol=0, atol=1e-11)
+    gradients = torch.autograd.grad(scores.square().sum(), list(model.weights.parameters()))
+    assert all(gradient.flatten(1).abs().amax(1).min() > 0 for gradient in gradients)
+
+
+def test_untrained_low_rank_changes_leave_prompts_alone_to_the_last_bit(random_vit, images):
+    backbone = FrozenViT(random_vit().float(), "small", (0.5,) * 3, (0.25,) * 3)
+    sizes = {"length": 3, "depth": "shallow", "start_layer": 1, "seed": 0}
+    prompts, scores = prompts_of(dtype=torch.float32), []
+    for weights in (None, KINDS["low_rank"]):
+        model = PromptedViT(backbone, CLASSES, generator=maker(), weights=weights, head_std=0.1, **sizes)
+        model.stack([model.initial] * 3)
+        scores.append(model.logits(entering(model, images), prompts))
+    assert torch.equal(*scores)
+
+
+def test_a_vit_that_is_changed_from_its_pixels_on_takes_no_prompts(backbone):
+    with pytest.raises(ConfigError, match=r"prompts\.length=3"):
+        prompted(backbone, "all", length=3)
+
+
 def test_all_weights_are_those_of_a_vit_that_holds_them(backbone, images):
     model = prompted(backbone, "all")
     model.stack(states(model, 3))
-    found = model.weights.features(backbone, entering(model, images))
+    found = model.weights.features(backbone, entering(model, images))[0]
     names = {name for name, _ in backbone.vit.named_parameters()}
     assert {name for name, _ in model.weights.named_parameters()} == names, "patches, positions and norms included"
     for c in range(3):
@@ -196,7 +240,7 @@ def test_bf16_features_are_close_and_learn_in_float32(random_vit, images, kind):
         model = prompted(backbone, kind).float()
         model.stack([model.initial] * 3)
         assert {p.dtype for p in model.trainable().values()} == {torch.float32}
-        features.append(model.weights.features(backbone, entering(model, images)))
+        features.append(model.weights.features(backbone, entering(model, images))[0])
     (gradient,) = torch.autograd.grad(features[1].sum(), [model.trainable()["weights.blocks.1.attn.qkv." + LEAF[kind]]])
     assert gradient.dtype == torch.float32
     assert gradient.abs().max() > 0
@@ -206,9 +250,9 @@ def test_bf16_features_are_close_and_learn_in_float32(random_vit, images, kind):
 @pytest.mark.parametrize(("precision", "fused"), [("float32", True), ("bf16", False)])
 def test_on_a_cpu_attention_is_fused_in_float32_alone(random_vit, images, precision, fused):
     backbone = FrozenViT(random_vit().float(), "small", (0.5,) * 3, (0.25,) * 3).cast(precision)
-    model = prompted(backbone, "low_rank").float()
+    model = prompted(backbone, "all").float()
     model.stack([model.initial] * 3)
-    ahead, seen = [model.weights.features(backbone, entering(model, images)).grad_fn], set()
+    ahead, seen = [model.weights.features(backbone, entering(model, images))[0].grad_fn], set()
     while ahead:
         node = ahead.pop()
         if node is not None and node not in seen:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from timm.models.vision_transformer import Block, ResPostBlock
 from torch import nn
+from torch.func import functional_call
 
 from fedbayes.models.blocks import class_row, fold, is_plain, run_folded, with_prompts
 
@@ -109,3 +110,24 @@ def test_a_nan_stays_in_its_image(block, learns):
     for clean, spoilt in zip(*outputs, strict=True):
         assert spoilt[1].isnan().any()
         assert torch.equal(clean[[0, 2]], spoilt[[0, 2]])
+
+
+LINEARS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+
+
+@pytest.mark.parametrize("names", [*zip(LINEARS), LINEARS], ids=str)
+@pytest.mark.parametrize("learns", ["tokens and prompts", "prompts", "nothing else"])
+@pytest.mark.parametrize("options", PLAIN.values(), ids=PLAIN)
+def test_gradients_of_changed_weights_are_those_of_timms_block(block, options, learns, names):
+    whole = block(**options)
+    changed = {f"{name}.weight": leaf(*whole.get_submodule(name).weight.shape) for name in names}
+    tokens, prompts = leaf(2, 9, 24), leaf(2, 3, 24)
+    tokens.requires_grad_("tokens" in learns)
+    prompts.requires_grad_("prompts" in learns)
+    inputs = [tensor for tensor in (tokens, prompts, *changed.values()) if tensor.requires_grad]
+    got = run_folded(tokens, prompts, 1, fold(whole, torch.float64, changed))
+    expected = functional_call(whole, changed, (with_prompts(tokens, prompts, 1),))
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-10)
+    probe = torch.randn_like(got)
+    gradients = [torch.autograd.grad((out * probe).sum(), inputs) for out in (got, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
