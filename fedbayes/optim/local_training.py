@@ -65,10 +65,12 @@ class LocalTraining:
         proximal: float = 0.0,
         blocks: Any = None,
         finetune_steps: int = 0,
+        weights_lr: float | None = None,
     ) -> None:
         self.name = require_choice("optim.name", name, NAMES)
         self.lr = require_number("optim.lr", lr, 0)
         self.head_lr = require_number("optim.head_lr", head_lr, 0)
+        self.weights_lr = self.lr if weights_lr is None else require_number("optim.weights_lr", weights_lr, 0)
         if self.lr == self.head_lr == 0:
             raise ConfigError("optim.lr=0 and optim.head_lr=0 would train nothing; raise one of them.")
         self.local_epochs = require_whole("optim.local_epochs", local_epochs, 1)
@@ -96,7 +98,8 @@ class LocalTraining:
         """Train the parameters of every client in place.
 
         Args:
-            parameters: by name, each `(C, ...)`; names that begin with `head.` learn at `head_lr`.
+            parameters: by name, each `(C, ...)`; names that begin with `head.` learn at `head_lr`, those that begin
+                with `weights.` at `weights_lr`.
             batches: a client without images in one sits it out.
             objective: losses of a batch, one per client.
             steps: T of each client, over which a schedule falls.
@@ -104,7 +107,7 @@ class LocalTraining:
         Returns:
             Each term of the objective, `(C,)`, averaged over the client's images and epochs; without the proximal term.
         """
-        rates = {key: self.head_lr if key.startswith("head.") else self.lr for key in parameters}
+        rates = {key: self._rate(key) for key in parameters}
         parameters = {key: p for key, p in parameters.items() if rates[key] > 0 and p.numel()}
         if not parameters:
             parts = ", ".join(sorted({key.partition(".")[0] for key in rates})) or "any part"
@@ -136,6 +139,9 @@ class LocalTraining:
                 present = torch.where(counts > 0, value * counts, torch.zeros_like(value))
                 totals[key] = totals.get(key, torch.zeros_like(value)) + present
         return {key: total / images for key, total in totals.items()}
+
+    def _rate(self, name: str) -> float:
+        return {"head": self.head_lr, "weights": self.weights_lr}.get(name.partition(".")[0], self.lr)
 
     def block(self, parameters: Mapping[str, Tensor], parts: Sequence[str]) -> dict[str, Tensor]:
         """Return the parameters of some parts, which are leading parts of names, as `head`; none for all.
