@@ -37,18 +37,15 @@ class Irrational(Scripted):
 
 
 STRATEGIES = {
-    "FedAvg": {},
     "FedAvgM": {"server_momentum": 0.9},
     "FedAdam": {},
-    "FedAdagrad": {},
-    "FedYogi": {},
     "FedMedian": {},
     "FedTrimmedAvg": {"beta": 0.2},
-    "Krum": {"num_malicious_nodes": 1},
     "MultiKrum": {"num_malicious_nodes": 1, "num_nodes_to_select": 3},
     "Bulyan": {"num_malicious_nodes": 0},
     "QFedAvg": {"client_learning_rate": 0.1},
 }
+"""Those that do more than one that is not listed: FedAvg, FedAdagrad, FedYogi, Krum."""
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -77,19 +74,11 @@ def test_messages_are_for_the_sample_in_the_order_of_partitions():
 
 def test_qfedavg_weighs_by_the_training_loss():
     # q = 0 is averaging; with q > 0 the client with the larger loss (the last) pulls harder.
-    plain, fair = (
-        play(
-            Irrational(),
-            strategy=FlowerStrategy(flower.QFedAvg(client_learning_rate=0.1, q=q, **ALONE)),
-            clients=2,
-            rounds=1,
-        )[0].arrays["w"]
-        for q in (0.0, 5.0)
-    )
+    strategies = [FlowerStrategy(flower.QFedAvg(client_learning_rate=0.1, q=q, **ALONE)) for q in (0.0, 5.0)]
+    plain, fair = (play(Irrational(), strategy=each, clients=2, rounds=1)[0].arrays["w"] for each in strategies)
     replies = [np.sqrt(np.arange(9) + p) * 10.0 ** (2 - p) for p in range(2)]
     np.testing.assert_allclose(plain, np.mean(replies, axis=0), rtol=1e-5)
-    weights = [np.abs(array - replies[0]).sum() > 0 for array in (plain, fair)]
-    assert all(weights)
+    assert np.abs(fair - replies[0]).sum() > 0
     assert not np.allclose(plain, fair)
 
 
@@ -102,7 +91,7 @@ def test_qfedavg_rejects_a_reply_without_its_loss_and_says_so():
 @pytest.mark.parametrize("name", ["FedXgbBagging", "FedXgbCyclic"])
 def test_strategies_for_trees_are_refused_in_one_line(name):
     cfg = compose([f"method.strategy._target_=flwr.serverapp.strategy.{name}"])
-    with pytest.raises(ConfigError, match=f"{name} combines boosted trees"):
+    with pytest.raises(ConfigError, match=rf"method\.strategy: {name}"):
         build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
 
 
@@ -184,5 +173,5 @@ def test_what_a_strategy_and_its_wrapper_remember_survives_a_restart():
 
 
 def test_flowers_fedavg_and_ours_agree():
-    theirs = play(Irrational(), strategy=FlowerStrategy(flower.FedAvg(**ALONE)))[0].arrays["w"]
-    np.testing.assert_allclose(theirs, play(Irrational())[0].arrays["w"], rtol=1e-5)
+    expected = play(Irrational(), strategy=FlowerStrategy(flower.FedAvg(**ALONE)))[0].arrays["w"]
+    np.testing.assert_allclose(expected, play(Irrational())[0].arrays["w"], rtol=1e-5)

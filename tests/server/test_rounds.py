@@ -15,12 +15,6 @@ from fedbayes.simulation.flower_private import FIRST_NODE
 from fedbayes.simulation.in_process import InProcessGrid
 
 
-def test_the_mean_of_a_round_by_hand():
-    progress, _, _ = play(Scripted(), clients=3, rounds=1)
-    # (10 * 1 + 20 * 2 + 30 * 3) / 60
-    assert progress.arrays["w"].tolist() == pytest.approx([140 / 60])
-
-
 class RandomNodes(InProcessGrid):
     """Shows its nodes in another order, as Flower's set of random ids does."""
 
@@ -31,9 +25,9 @@ class RandomNodes(InProcessGrid):
 def test_the_order_of_nodes_does_not_reach_the_bits_of_a_real_client():
     cfg, client = smoke("clients=4")
     sizes = build.partition_sizes(cfg, client.data)
-    one, journal, _ = play(client, clients=4, rounds=1, sizes=sizes)
+    progress, journal, _ = play(client, clients=4, rounds=1, sizes=sizes)
     other, shuffled, _ = play(client, grid=RandomNodes(client, 4), clients=4, rounds=1, sizes=sizes)
-    for name, array in one.arrays.items():
+    for name, array in progress.arrays.items():
         assert other.arrays[name].tobytes() == array.tobytes(), name
     assert shuffled.client_rows == journal.client_rows
 
@@ -53,17 +47,17 @@ def test_shuffled_replies_give_the_same_bits():
             ]
 
     client = Irrational()
-    one, other = play(client)[0], play(client, grid=Late(client, 5))[0]
-    assert one.arrays["w"].tobytes() == other.arrays["w"].tobytes()
-    assert one.train == other.train
+    progress, other = play(client)[0], play(client, grid=Late(client, 5))[0]
+    assert progress.arrays["w"].tobytes() == other.arrays["w"].tobytes()
+    assert progress.train == other.train
 
 
 def test_partial_participation_samples_partitions_by_seed_and_round_alone():
     client = Scripted()
     play(client, clients=10, participation=0.3, rounds=4)
     sampled = [[p for r, p in client.trained if r == server_round] for server_round in (1, 2, 3, 4)]
-    assert all(len(one) == 3 and one == sorted(one) for one in sampled)
-    assert len({tuple(one) for one in sampled}) > 1
+    assert all(len(sample) == 3 and sample == sorted(sample) for sample in sampled)
+    assert len({tuple(sample) for sample in sampled}) > 1
     other = Scripted()
     play(other, grid=RandomNodes(other, 10, 1), clients=10, participation=0.3, rounds=4)
     assert other.trained == client.trained
@@ -80,14 +74,10 @@ def test_every_client_is_sampled_about_equally_often():
     assert np.abs(counts - 300).max() < 4 * np.sqrt(1000 * 0.3 * 0.7)
 
 
-def test_at_least_one_client_trains():
-    assert len(round_loop(participation=0.01).sampling.train(1)) == 1
-
-
 def test_an_update_that_is_not_finite_is_dropped_named_and_counted():
     progress, journal, _ = play(Scripted(broken={(2, 1)}), clients=3)
     assert progress.arrays["w"].tolist() == pytest.approx([(10 * 1 + 30 * 3) / 40])
-    assert journal.notes == ["round 2: training reply of client 1 rejected: w is not finite"]
+    assert ["client 1 rejected: w is not finite" in note for note in journal.notes] == [True]
     trains = [row for row in journal.rows if row["phase"] == "train"]
     assert [(row["clients"], row["replies"], row["dropped"]) for row in trains] == [(3, 3, 0), (3, 2, 1)]
     assert progress.accepted == {0: 2, 1: 1, 2: 2}
@@ -118,16 +108,12 @@ def test_answers_that_are_no_answers_are_dropped_and_named():
     assert set(progress.accepted) == {3}
 
 
-def test_bytes_are_those_of_the_serialised_arrays():
-    progress, journal, _ = play(Scripted(broken={(1, 0)}), clients=3, rounds=2)
+def test_bytes_are_those_of_the_serialised_arrays_and_images_count_with_their_passes():
+    progress, journal, _ = play(Scripted(broken={(1, 0)}), clients=3, rounds=2, passes=4)
+    assert progress.images == 4 * (2 * (20 + 30) + 10), "with all passes over them"
     payload = len(to_record(progress.arrays)["w"].data)
     assert (progress.bytes_down, progress.bytes_up) == (6 * payload, 5 * payload)
     assert [row["bytes_up"] for row in journal.rows if row["phase"] == "train"] == [2 * payload, 3 * payload]
-
-
-def test_images_count_the_passes_over_them():
-    progress, _, _ = play(Scripted(), clients=2, rounds=3, passes=4)
-    assert progress.images == 3 * 4 * (10 + 20)
 
 
 def test_the_loop_never_touches_the_global_generators():
@@ -137,19 +123,19 @@ def test_the_loop_never_touches_the_global_generators():
 
 
 def test_messages_of_one_round_share_no_content():
-    seen = []
+    batches = []
 
     class Spy(InProcessGrid):
         def send_and_receive(self, messages, *, timeout=None):
             messages: list[Message] = list(messages)
-            seen.append(messages)
+            batches.append(messages)
             return super().send_and_receive(messages, timeout=timeout)
 
     client = Scripted(broken={(1, 0)})
     play(client, grid=Spy(client, 2), clients=2)
     accepted = [
         [m.content.config_records["config"]["accepted-round"] for m in messages]
-        for messages in seen
+        for messages in batches
         if messages[0].metadata.message_type == MessageType.TRAIN
     ]
     assert accepted == [[0, 0], [0, 1]]

@@ -13,15 +13,11 @@ def sampling(**changes):
 
 
 def test_new_clients_never_train_and_are_never_evaluated_with_the_others():
-    drawn = sampling(new_clients=5)
-    assert len(drawn.new_clients) == 5
-    trained = {partition for server_round in range(1, 200) for partition in drawn.train(server_round)}
-    assert trained == set(drawn.known) == set(range(20)) - set(drawn.new_clients)
-    assert drawn.evaluated == drawn.known
-
-
-def test_participation_is_a_fraction_of_those_that_may_train():
-    assert sampling(new_clients=10, participation=0.5).per_round == 5
+    sample = sampling(new_clients=5)
+    assert len(sample.new_clients) == 5
+    trained = {partition for server_round in range(1, 200) for partition in sample.train(server_round)}
+    assert trained == set(sample.known) == set(range(20)) - set(sample.new_clients)
+    assert sample.evaluated == sample.known
 
 
 def test_new_clients_are_the_same_in_every_run_of_a_seed_and_others_in_another():
@@ -29,7 +25,8 @@ def test_new_clients_are_the_same_in_every_run_of_a_seed_and_others_in_another()
     assert sampling(new_clients=5).new_clients != sampling(new_clients=5, seed=1).new_clients
 
 
-def test_without_new_clients_the_draws_are_those_of_all_clients():
+def test_participation_is_a_fraction_of_those_that_may_train():
+    assert sampling(new_clients=10, participation=0.5).per_round == 5
     assert sampling().known == list(range(20))
     assert sampling().new_clients == []
 
@@ -45,8 +42,8 @@ def test_somebody_must_be_left_to_train(new_clients):
     [(0.25, 10, 3), (0.5, 5, 3), (0.5, 7, 4), (0.05, 10, 1), (0.45, 10, 5), (0.3, 10, 3), (0.01, 10, 1), (1.0, 7, 7)],
 )
 def test_a_half_rounds_up_and_at_least_one_client_takes_part(fraction, clients, count):
-    drawn = sampling(clients=clients, participation=fraction, evaluate_fraction=fraction)
-    assert (drawn.per_round, len(drawn.evaluated)) == (count, count)
+    sample = sampling(clients=clients, participation=fraction, evaluate_fraction=fraction)
+    assert (sample.per_round, len(sample.evaluated)) == (count, count)
 
 
 def test_where_each_client_has_all_images_a_single_client_trains():

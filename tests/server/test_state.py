@@ -14,14 +14,14 @@ from fedbayes.storage.checkpoint import newest, save
 
 
 def finished(ratio, saturation):
-    nothing = torch.zeros(1, dtype=torch.long)
-    said = Predictive(torch.full((1, 2), 0.5), torch.zeros(1))
-    final = Evaluation(1, "test", said, nothing, nothing, nothing, {} if ratio is None else {"mixing_ratio": ratio})
+    zero = torch.zeros(1, dtype=torch.long)
+    predictive = Predictive(torch.full((1, 2), 0.5), torch.zeros(1))
+    final = Evaluation(1, "test", predictive, zero, zero, zero, {} if ratio is None else {"mixing_ratio": ratio})
     train = {} if saturation is None else {"bound_saturation": saturation}
     return Progress({}, final=final, train=train).warnings()
 
 
-def test_a_collapsed_mixing_and_a_bound_limited_by_k_are_said_with_a_remedy():
+def test_a_collapsed_mixing_and_a_bound_limited_by_k_are_reported_with_a_remedy():
     assert finished(0.3, 0.5) == finished(None, None) == []
     (collapsed,) = finished(0.03, 0.5)
     assert "mixing ratio 0.030, below 0.05" in collapsed
@@ -34,9 +34,11 @@ def test_a_collapsed_mixing_and_a_bound_limited_by_k_are_said_with_a_remedy():
 def evaluation(seed, split="test", **more):
     rng = torch.Generator().manual_seed(seed)
     probabilities = torch.rand(6, 3, generator=rng).softmax(1)
-    said = Predictive(probabilities, torch.rand(6, generator=rng))
+    predictive = Predictive(probabilities, torch.rand(6, generator=rng))
     labels = torch.randint(3, (6,), generator=rng)
-    return Evaluation(seed, split, said, labels, labels % 2, torch.tensor([0, 0, 0, 4, 4, 4]), {"x": 1 / 3}, **more)
+    return Evaluation(
+        seed, split, predictive, labels, labels % 2, torch.tensor([0, 0, 0, 4, 4, 4]), {"x": 1 / 3}, **more
+    )
 
 
 def test_progress_comes_back_from_a_checkpoint_with_the_same_summary(tmp_path):
@@ -65,9 +67,9 @@ def test_progress_comes_back_from_a_checkpoint_with_the_same_summary(tmp_path):
     assert np.isnan(back.train["loss"])
     assert list(back.new_clients) == [0, 5]
     pairs = [(progress.best, back.best), (progress.final, back.final), (progress.new_clients[5], back.new_clients[5])]
-    for one, other in pairs:
-        assert json.dumps(other.summary()) == json.dumps(one.summary())
-        assert other.row() == one.row()
+    for before, after in pairs:
+        assert json.dumps(after.summary()) == json.dumps(before.summary())
+        assert after.row() == before.row()
     assert back.before > 0
 
 

@@ -48,7 +48,7 @@ def test_what_a_round_starts_from_is_what_the_server_has_after_wrappers():
 
 
 def test_clients_that_are_sent_the_same_object_share_its_bytes():
-    class Own(AbstractStrategy):
+    class Numbered(AbstractStrategy):
         def outgoing(self, server_round, partition):
             return {"w": np.full(1, float(partition))}
 
@@ -56,7 +56,7 @@ def test_clients_that_are_sent_the_same_object_share_its_bytes():
             self.shared = dict(updates[0].arrays)
 
     client = Scripted()
-    play(client, strategy=Own(), clients=3, rounds=1)
+    play(client, strategy=Numbered(), clients=3, rounds=1)
     assert [client.last[partition][0]["w"].item() for partition in range(3)] == [0.0, 1.0, 2.0]
     client = Scripted()
     play(client, strategy=Averaging(), clients=3, rounds=1)
@@ -64,15 +64,14 @@ def test_clients_that_are_sent_the_same_object_share_its_bytes():
 
 
 def test_a_clients_update_says_what_came_over_the_wire():
-    seen = []
+    updates = []
 
-    class Spy(Averaging.__bases__[0]):
-        def aggregate(self, updates):
-            seen.extend(updates)
+    class Spy(AbstractStrategy):
+        def aggregate(self, replies):
+            updates.extend(replies)
 
     play(Scripted(keeps=True), strategy=Spy(), clients=2, rounds=1)
-    update = seen[0]
-    assert isinstance(update, ClientUpdate)
-    assert update.has_personal
-    assert update.personal == {}
-    assert update.payload == 136, "128 bytes of NumPy's header and one number"
+    assert isinstance(updates[0], ClientUpdate)
+    assert updates[0].has_personal
+    assert updates[0].personal == {}
+    assert updates[0].payload == 136, "128 bytes of NumPy's header and one number"

@@ -19,11 +19,11 @@ BOTH = pytest.mark.parametrize("make", [FedNCM, FedCOF])
 
 
 def sums_of(partition):
-    mine = partition == OWNER
-    hits = np.eye(4)[LABELS[mine]]
-    z = FEATURES[mine]
+    images = partition == OWNER
+    hits = np.eye(4)[LABELS[images]]
+    z = FEATURES[images]
     arrays = {"sums": hits.T @ z, "counts": hits.sum(0), "squares": np.array([np.square(z).sum()])}
-    return ClientUpdate(partition, arrays, int(mine.sum()), {})
+    return ClientUpdate(partition, arrays, int(images.sum()), {})
 
 
 def after(make, *rounds):
@@ -92,17 +92,13 @@ def test_one_client_that_lacks_a_class_is_enough(make):
 def test_counts_and_lengths_that_no_images_can_have_are_impossible(make):
     strategy = make()
     assert [strategy.rejection_reason(sums_of(partition)) for partition in range(6)] == [None] * 6
-    for counts, said in (
-        (-1.0, "numbers of images"),
-        (1e-300, "numbers of images"),
-        (1e6, "counts sum to 4e+06"),
-    ):
+    for counts in (-1.0, 1e-300, 1e6):
         malicious = sums_of(2)
         malicious.arrays["counts"] = np.full(4, counts)
-        assert said in strategy.rejection_reason(malicious)
-    one = ClientUpdate(0, class_sums(torch.ones(1, 5).double() / 3, torch.tensor([1]), 4), 1, {})
-    one.arrays["squares"] = np.array([5 / 9])
-    assert strategy.rejection_reason(one) is None, "a single image has no spread"
+        assert "counts " in strategy.rejection_reason(malicious)
+    single = ClientUpdate(0, class_sums(torch.ones(1, 5).double() / 3, torch.tensor([1]), 4), 1, {})
+    single.arrays["squares"] = np.array([5 / 9])
+    assert strategy.rejection_reason(single) is None, "a single image has no spread"
 
 
 def test_squares_that_no_images_can_have_are_impossible():

@@ -31,22 +31,7 @@ def exact_epsilon(mu, delta):
 def test_epsilon_without_sampling_bounds_the_exact_one_from_above_and_closely(noise, rounds):
     """T rounds of noise z are one Gaussian mechanism with mu = 2 sqrt(T) / z."""
     exact = exact_epsilon(2 * math.sqrt(rounds) / noise, 1e-3)
-    found = epsilon(noise, 100, 100, rounds, 1e-3)
-    assert exact <= found <= 1.25 * exact + 0.05
-
-
-@pytest.mark.parametrize(
-    ("noise", "clients", "per_round", "rounds"), [(4.0, 1000, 50, 1), (4.0, 1000, 50, 9), (2.0, 100, 10, 15)]
-)
-def test_epsilon_is_the_accountants(noise, clients, per_round, rounds):
-    import dp_accounting as dp
-    from dp_accounting.rdp import RdpAccountant
-
-    accountant = RdpAccountant(neighboring_relation=dp.NeighboringRelation.REPLACE_ONE)
-    for _ in range(rounds):
-        event = dp.SampledWithoutReplacementDpEvent(clients, per_round, dp.GaussianDpEvent(noise / 2))
-        accountant.compose(event)
-    assert epsilon(noise, clients, per_round, rounds, 1e-3) == pytest.approx(accountant.get_epsilon(1e-3), rel=1e-9)
+    assert exact <= epsilon(noise, 100, 100, rounds, 1e-3) <= 1.25 * exact + 0.05
 
 
 def sampled_at_most(noise, q, rounds, delta):
@@ -73,12 +58,12 @@ def sampled_at_least(noise, q, rounds, delta):
     """
     deviation = noise / 2
     x = np.linspace(-1 - 12 * deviation, 1 + 12 * deviation, 400_001)
-    ours = (1 - q) * norm.pdf(x, 0, deviation) + q * norm.pdf(x, 0.5, deviation)
-    theirs = (1 - q) * norm.pdf(x, 0, deviation) + q * norm.pdf(x, -0.5, deviation)
+    plus = (1 - q) * norm.pdf(x, 0, deviation) + q * norm.pdf(x, 0.5, deviation)
+    minus = (1 - q) * norm.pdf(x, 0, deviation) + q * norm.pdf(x, -0.5, deviation)
     step = 1e-4
-    cells = np.floor(np.log(ours / theirs) / step).astype(int)
+    cells = np.floor(np.log(plus / minus) / step).astype(int)
     low = cells.min()
-    mass = np.bincount(cells - low, weights=ours * (x[1] - x[0]))
+    mass = np.bincount(cells - low, weights=plus * (x[1] - x[0]))
     size = 1 << int(np.ceil(np.log2(len(mass) * rounds)))
     whole = np.fft.irfft(np.fft.rfft(mass, size) ** rounds, size)
     losses = (np.arange(size) + low * rounds) * step
@@ -98,10 +83,10 @@ def sampled_at_least(noise, q, rounds, delta):
     ("noise", "clients", "per_round", "rounds"), [(4.0, 1000, 50, 1), (4.0, 1000, 50, 9), (2.0, 100, 10, 15)]
 )
 def test_epsilon_with_sampling_lies_between_an_attack_and_the_published_bound(noise, clients, per_round, rounds):
-    found = epsilon(noise, clients, per_round, rounds, 1e-3)
     settings = noise, per_round / clients, rounds, 1e-3
-    assert sampled_at_least(*settings) <= found <= sampled_at_most(*settings) + 1e-9
-    assert found > 0.8 * sampled_at_most(*settings)
+    bound = sampled_at_most(*settings)
+    reported = epsilon(noise, clients, per_round, rounds, 1e-3)
+    assert max(sampled_at_least(*settings), 0.8 * bound) <= reported <= bound + 1e-9
 
 
 def test_more_noise_fewer_rounds_and_fewer_clients_a_round_cost_less():

@@ -14,24 +14,17 @@ def test_the_estimate_is_the_true_covariance_on_average():
     rng = np.random.default_rng(0)
     root = np.array([[1.0, 0.0, 0.0], [0.7, 0.5, 0.0], [-0.3, 0.2, 0.9]])
     truth, trials = root @ root.T, 20_000
-    draws = np.array(
-        [
-            class_covariance(2.0 + (rng.normal(size=(4, 3)) / np.sqrt(COUNTS)[:, None]) @ root.T, COUNTS)
-            for _ in range(trials)
-        ]
-    )
-    error = draws.std(0) / np.sqrt(trials)
-    assert (np.abs(draws.mean(0) - truth) < 4 * error).all()
-    divided_by_all = draws.mean(0) * 3 / 4  # what K_c instead of K_c - 1 would give
+    means = 2.0 + (rng.normal(size=(trials, 4, 3)) / np.sqrt(COUNTS)[:, None]) @ root.T
+    estimates = np.array([class_covariance(sample, COUNTS) for sample in means])
+    error = estimates.std(0) / np.sqrt(trials)
+    assert (np.abs(estimates.mean(0) - truth) < 4 * error).all()
+    divided_by_all = estimates.mean(0) * 3 / 4  # what K_c instead of K_c - 1 would give
     assert (np.abs(divided_by_all - truth) > 4 * error).any()
 
 
-def test_from_one_image_per_client_it_is_the_sample_covariance():
+def test_from_one_image_per_client_it_is_the_sample_covariance_and_a_single_client_shows_no_spread():
     images = np.random.default_rng(1).normal(size=(7, 4))
     np.testing.assert_allclose(class_covariance(images, np.ones(7)), np.cov(images.T), rtol=1e-12)
-
-
-def test_a_single_client_shows_no_spread():
     np.testing.assert_array_equal(class_covariance(np.array([[3.0, -1.0]]), np.array([8.0])), np.zeros((2, 2)))
 
 
@@ -62,7 +55,7 @@ def test_with_one_image_per_client_the_gram_matrix_is_that_of_the_images_without
     images = rng.normal(size=(12, 4)) + labels[:, None]
     clients = [{"sums": np.eye(3)[c][:, None] * z, "counts": np.eye(3)[c]} for c, z in zip(labels, images, strict=True)]
     means = np.stack([images[labels == c].mean(0) for c in range(3)])
-    between = sum(4 * np.outer(one, one) for one in means) - 12 * np.outer(images.mean(0), images.mean(0))
+    between = sum(4 * np.outer(mean, mean) for mean in means) - 12 * np.outer(images.mean(0), images.mean(0))
     np.testing.assert_allclose(gram_matrix(clients, 0.0), images.T @ images - between, rtol=1e-10)
 
 
@@ -77,8 +70,8 @@ def test_without_shrinkage_a_singular_matrix_still_gives_a_classifier():
     np.testing.assert_allclose(strategy.shared["weights"], [np.array([1.0, 2.0, 3.0]) / np.sqrt(14)], rtol=1e-9)
 
 
-@pytest.mark.parametrize("wrong", [{"shrinkage": -1}, {"temperature": 0}, {"temperature": float("nan")}])
-def test_values_out_of_range_are_named(wrong):
-    (name,) = wrong
+@pytest.mark.parametrize("settings", [{"shrinkage": -1}, {"temperature": 0}, {"temperature": float("nan")}])
+def test_values_out_of_range_are_named(settings):
+    (name,) = settings
     with pytest.raises(ConfigError, match=f"method.strategy.{name}="):
-        FedCOF(**wrong)
+        FedCOF(**settings)

@@ -46,11 +46,11 @@ def test_permuted_copies_of_a_set_are_matched_back_to_it():
 
 
 def test_the_result_does_not_depend_on_the_order_of_a_clients_prompts():
-    sent = RNG.normal(size=(4, 5, 3)) * 0.4
-    shuffled = sent.copy()
+    prompts = RNG.normal(size=(4, 5, 3)) * 0.4
+    shuffled = prompts.copy()
     order = RNG.permutation(5)
-    shuffled[2] = sent[2][order]
-    one, other = (summarise(prompts, 0.5, 1.0, 10) for prompts in (sent, shuffled))
+    shuffled[2] = prompts[2][order]
+    one, other = (summarise(prompts, 0.5, 1.0, 10) for prompts in (prompts, shuffled))
     np.testing.assert_array_equal(other.activated[2], one.activated[2][order])
     np.testing.assert_allclose(other.prompts, one.prompts)
 
@@ -65,9 +65,9 @@ def test_a_tiny_aggregate_by_hand():
     np.testing.assert_allclose(shared["server.set.0"], [[1.2], [5.0], [9.0]], rtol=1e-6)
     assert shared["server.activated"].tolist() == [[[0, 1]], [[2, 0]]]
     np.testing.assert_allclose(shared["generator.base"], [[[1.2], [5.0]]], rtol=1e-6)
-    sent, labels = np.array([[[1.0], [5.0]], [[9.0], [1.4]]]), np.array([[0, 1], [2, 0]])
+    prompts, labels = np.array([[[1.0], [5.0]], [[9.0], [1.4]]]), np.array([[0, 1], [2, 0]])
     # 0! 1! / 2! of the shared one, 1! 0! / 2! of each of the others
-    assert log_likelihood(sent, labels, 1.0, 1.0) == pytest.approx(3 * math.log(1 / 2) - 0.04)
+    assert log_likelihood(prompts, labels, 1.0, 1.0) == pytest.approx(3 * math.log(1 / 2) - 0.04)
 
 
 def test_at_the_threshold_between_joining_and_standing_alone():
@@ -75,30 +75,30 @@ def test_at_the_threshold_between_joining_and_standing_alone():
     for mass in (1.0, 0.25):
         edge = 2 * math.sqrt(math.log(2 / mass))
         for factor, size in ((0.99, 1), (1.01, 2)):
-            found = summarise(np.array([[[0.0]], [[factor * edge]]]), 1.0, mass, 5)
-            assert len(found.prompts) == size, (mass, factor)
+            result = summarise(np.array([[[0.0]], [[factor * edge]]]), 1.0, mass, 5)
+            assert len(result.prompts) == size, (mass, factor)
 
 
 def test_a_match_is_the_likeliest_of_all_matchings_given_the_others():
-    sent = RNG.normal(size=(4, 3, 2))
+    prompts = RNG.normal(size=(4, 3, 2))
     labels = np.array([[0, 1, 2], [2, 0, 3], [4, 1, 0], [9, 9, 9]])
     known, fresh = (0, 1, 2, 3, 4), (5, 6, 7)
-    found = match(sent, labels, 3, 0.6, 0.8, among=4)
+    result = match(prompts, labels, 3, 0.6, 0.8, among=4)
 
-    def score(mine):
-        return log_likelihood(sent, np.vstack([labels[:3], mine]), 0.6, 0.8)
+    def score(matching):
+        return log_likelihood(prompts, np.vstack([labels[:3], matching]), 0.6, 0.8)
 
-    best = max(score(one) for one in itertools.permutations(known + fresh, 3))
-    assert score(found) == pytest.approx(best)
+    best = max(score(matching) for matching in itertools.permutations(known + fresh, 3))
+    assert score(result) == pytest.approx(best)
     assert score((0, 1, 2)) < best
-    assert len(set(found)) == 3
+    assert len(set(result)) == 3
 
 
 def test_every_sweep_makes_it_likelier():
-    sent = RNG.normal(size=(6, 4, 2)) * 0.7
-    found = [log_likelihood(sent, summarise(sent, 0.4, 1.0, sweeps).activated, 0.4, 1.0) for sweeps in range(5)]
-    assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(found))
-    assert found[-1] > found[0]
+    prompts = RNG.normal(size=(6, 4, 2)) * 0.7
+    result = [log_likelihood(prompts, summarise(prompts, 0.4, 1.0, sweeps).activated, 0.4, 1.0) for sweeps in range(5)]
+    assert all(later >= earlier - 1e-9 for earlier, later in itertools.pairwise(result))
+    assert result[-1] > result[0]
 
 
 def test_the_set_grows_where_clients_disagree_and_shrinks_where_they_agree_again():
@@ -107,8 +107,8 @@ def test_the_set_grows_where_clients_disagree_and_shrinks_where_they_agree_again
     apart[0, 3] += 5
     strategy = make()
     sizes = []
-    for sent in ((plain, plain), (plain, apart), (plain, plain)):
-        shared = serve(strategy, *(update(p, prompts) for p, prompts in enumerate(sent)))
+    for prompts in ((plain, plain), (plain, apart), (plain, plain)):
+        shared = serve(strategy, *(update(p, prompts) for p, prompts in enumerate(prompts)))
         sizes.append(len(shared["server.set.0"]))
         assert shared["generator.base"].shape == (1, 4, 8)
     assert sizes == [4, 5, 4]
@@ -118,10 +118,10 @@ def test_a_client_is_sent_what_it_activated_and_a_stranger_what_most_did():
     plain, odd = RNG.normal(size=(1, 3, 8)), RNG.normal(size=(1, 3, 8)) + 9
     strategy = make()
     serve(strategy, *(update(p, odd if p == 4 else plain, head=np.ones(2)) for p in (1, 4, 6)))
-    sent = {p: strategy.outgoing(2, p)["generator.base"] for p in (1, 4, 6, 0)}
+    prompts = {p: strategy.outgoing(2, p)["generator.base"] for p in (1, 4, 6, 0)}
     for partition in (0, 1, 6):
-        np.testing.assert_allclose(sent[partition], plain, rtol=1e-6)
-    np.testing.assert_allclose(sent[4], odd, rtol=1e-6)
+        np.testing.assert_allclose(prompts[partition], plain, rtol=1e-6)
+    np.testing.assert_allclose(prompts[4], odd, rtol=1e-6)
     assert set(strategy.outgoing(2, 0)) == {"generator.base", "head"}
 
 
@@ -133,14 +133,9 @@ def test_deep_prompts_have_a_set_for_each_block():
     assert shared["server.activated"].tolist() == [[[0, 1, 2]] * 2, [[2, 0, 1], [0, 1, 2]]]
 
 
-def test_equal_prompts_of_a_client_stay_as_many():
-    twice = np.repeat(RNG.normal(size=(1, 1, 8)), 3, axis=1)
-    shared = serve(make(), update(0, twice), update(1, twice))
-    np.testing.assert_allclose(shared["server.set.0"], twice[0], rtol=1e-6)
-
-
-def test_one_client_alone_gets_back_what_it_sent():
-    plain = RNG.normal(size=(1, 3, 8))
+def test_equal_prompts_of_a_client_stay_as_many_and_a_client_alone_gets_back_what_it_returned():
+    twice, plain = np.repeat(RNG.normal(size=(1, 1, 8)), 3, axis=1), RNG.normal(size=(1, 3, 8))
+    np.testing.assert_allclose(serve(make(), update(0, twice), update(1, twice))["server.set.0"], twice[0], rtol=1e-6)
     np.testing.assert_allclose(serve(make(), update(2, plain))["generator.base"], plain, rtol=1e-6)
 
 
@@ -184,26 +179,22 @@ def test_on_clients_of_equal_size_the_noise_of_its_file_gives_fedvpt_and_a_small
 
 def test_a_federation_of_two_rounds():
     cfg, client = smoke("method=pfpt", "prompts.depth=deep")
-    progress = play_rounds(cfg, client)
-    shared = progress.arrays
-    for name, like in client.initial().items():
-        assert shared[name].shape == like.shape
-        assert shared[name].dtype == like.dtype
+    shared = play_rounds(cfg, client).arrays
+    assert {n: (shared[n].shape, shared[n].dtype) for n in client.initial()} == {
+        name: (array.shape, array.dtype) for name, array in client.initial().items()
+    }
     assert all(np.isfinite(array).all() for array in shared.values())
     assert shared["server.partitions"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("shared", "found"),
-    [
-        ({"head.bias": np.ones(1)}, "no prompts"),
-        ({"generator.base": 1, "generator.hidden.bias": 1}, "generator.hidden"),
-    ],
+    ("shared", "names"),
+    [({"head.bias": 1}, "no prompts"), ({"generator.base": 1, "generator.hidden.bias": 1}, "generator.hidden")],
 )
-def test_anything_but_one_plain_set_of_prompts_is_refused(shared, found):
+def test_anything_but_one_plain_set_of_prompts_is_refused(shared, names):
     strategy = make()
     strategy.shared = shared
-    with pytest.raises(ConfigError, match=f"clients share .*{found}"):
+    with pytest.raises(ConfigError, match=f"clients share .*{names}"):
         strategy.outgoing(1, 0)
 
 

@@ -51,10 +51,10 @@ def after(strategy, size=1, rounds=1, clients=4):
 
 
 def test_steps_are_clipped_over_all_numbers_together_and_clients_count_alike():
-    found = after(private(noise=1e-9, clip=math.sqrt(8.0)))
+    result = after(private(noise=1e-9, clip=math.sqrt(8.0)))
     # Steps (1, 1), (2, 2), (3, 3), (4, 4): the last two are clipped to length sqrt 8, which is (2, 2).
-    assert found["a.w"].tolist() == pytest.approx([(1 + 2 + 2 + 2) / 4], abs=1e-6)
-    assert found["b.w"].tolist() == pytest.approx([7 / 4], abs=1e-6)
+    assert result["a.w"].tolist() == pytest.approx([(1 + 2 + 2 + 2) / 4], abs=1e-6)
+    assert result["b.w"].tolist() == pytest.approx([7 / 4], abs=1e-6)
 
 
 @pytest.mark.parametrize(("noise", "clip"), [(1.0, 1.0), (0.5, 3.0)])
@@ -77,27 +77,24 @@ class Absent(Steps):
 
     def train(self, requests):
         answers = super().train(requests)
-        for one in answers:
-            if one.partition == 3:
-                one.arrays["a.w"][:] = np.nan
+        answers[-1].arrays["a.w"][:] = np.nan
         return answers
 
 
 def test_a_reply_that_is_dropped_is_no_step_and_changes_no_noise():
     """Whether it is dropped may depend on its data: a smaller divisor, and noise of another size, would tell."""
     size = 20_000
-    found = {}
+    results = {}
     for noise in (1.0, 1e-12):
         progress, journal, _ = play(Absent(size), strategy=private(noise, math.sqrt(2 * size)), clients=4, rounds=1)
         assert [row["replies"] for row in journal.rows if row["phase"] == "train"] == [3]
-        found[noise] = progress.arrays["a.w"]
-    assert found[1e-12][0] == pytest.approx(3 / 4)  # three steps clipped to 1 in every number, of four clients
-    deviation = math.sqrt(2 * size) / 4
-    assert (found[1.0] - found[1e-12]).std() == pytest.approx(deviation, rel=0.03)
+        results[noise] = progress.arrays["a.w"]
+    assert results[1e-12][0] == pytest.approx(3 / 4)  # three steps clipped to 1 in every number, of four clients
+    assert (results[1.0] - results[1e-12]).std() == pytest.approx(math.sqrt(2 * size) / 4, rel=0.03)
 
 
-class Others(Steps):
-    """The last client walks elsewhere."""
+class Mirrored(Steps):
+    """The last client steps in the opposite direction."""
 
     def train(self, requests):
         answers = super().train(requests)
@@ -107,28 +104,15 @@ class Others(Steps):
 
 def test_a_round_computed_again_with_other_replies_has_noise_of_its_own():
     """The same noise on two means would cancel in their difference, and show the client."""
-    size, settings = 20_000, (1.0, math.sqrt(2 * 20_000))
-    added = []
-    for client in (Steps, Others, Absent):
-        ends = [play(client(size), strategy=private(z, settings[1]), clients=4, rounds=1)[0] for z in (1.0, 1e-12)]
-        added.append(np.subtract(*[end.arrays["a.w"] for end in ends]))
-    for one, two in ((0, 1), (0, 2), (1, 2)):
-        assert abs(np.corrcoef(added[one], added[two])[0, 1]) < 0.04
-
-
-class Majority(Steps):
-    """All but the last answer in another form."""
-
-    def train(self, requests):
-        answers = super().train(requests)
-        for one in answers[:-1]:
-            one.arrays["c.w"] = one.arrays.pop("b.w")
-        return answers
-
-
-def test_no_clients_answer_decides_whether_anothers_counts():
-    journal = play(Majority(3), strategy=private(), clients=4, rounds=1)[1]
-    assert [row["replies"] for row in journal.rows if row["phase"] == "train"] == [1]
+    size = 20_000
+    noises = []
+    for client in (Steps, Mirrored, Absent):
+        noisy, clean = (
+            play(client(size), strategy=private(noise, math.sqrt(2 * size)), clients=4, rounds=1)[0].arrays["a.w"]
+            for noise in (1.0, 1e-12)
+        )
+        noises.append(noisy - clean)
+    assert np.abs(np.corrcoef(noises) - np.eye(3)).max() < 0.04
 
 
 def test_a_method_that_shares_nothing_has_nothing_to_hide(tmp_path):
@@ -145,20 +129,15 @@ def test_rounds_draw_anew():
 
 
 def test_only_chosen_groups_are_learnt_and_the_others_stay():
-    found = after(private(noise=1e-9, clip=100.0, groups=["a"]))
-    assert found["a.w"].tolist() == pytest.approx([2.5], abs=1e-6)
-    assert found["b.w"].tolist() == [0.0]
+    result = after(private(noise=1e-9, clip=100.0, groups=["a"]))
+    assert result["a.w"].tolist() == pytest.approx([2.5], abs=1e-6)
+    assert result["b.w"].tolist() == [0.0]
     with pytest.raises(ConfigError, match=r"privacy\.groups: c\. has no shared part"):
         after(private(groups=["c"]))
 
 
-def epsilon(*settings):
-    """After the last round."""
-    return spent(*settings)[-1]
-
-
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "key"),
     [
         ({"noise": 0}, r"privacy\.noise=0"),
         ({"clip": 0}, r"privacy\.clip=0"),
@@ -170,16 +149,17 @@ def epsilon(*settings):
         ({"groups": {}}, r"privacy\.groups=\{\}"),
     ],
 )
-def test_values_out_of_range_are_refused(settings, said):
-    with pytest.raises(ConfigError, match=said):
+def test_values_out_of_range_are_refused(settings, key):
+    with pytest.raises(ConfigError, match=key):
         private(**settings)
 
 
 @pytest.mark.parametrize(
-    "overrides", [["method=fedncm"], ["method=pfedpg"], ["method=sgpt"], ["method.strategy.aggregate=median"]]
+    "choice",
+    ["method=fedncm", "method=pfedpg", "method=sgpt", "method.strategy.aggregate=median", "method=centralised"],
 )
-def test_what_is_no_plain_average_is_refused(overrides):
-    cfg = compose([*overrides, "privacy.noise=1"])
+def test_what_is_no_plain_average_of_several_clients_is_refused(choice):
+    cfg = compose([choice, "privacy.noise=1", "clients=30"])
     with pytest.raises(ConfigError, match=r"privacy\.noise=1"):
         build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
 
@@ -187,33 +167,34 @@ def test_what_is_no_plain_average_is_refused(overrides):
 DEPLOYED = ["simulation=flower", "privacy.noise=1", "clients=30", "participation=0.2", "privacy.delta=0.01"]
 
 
-def drawn(overrides):
-    """Whom a server draws in the first rounds, and the noise that it adds."""
+def samples(overrides):
+    """The clients that a server samples in the first rounds, and the noise that it adds."""
     cfg = compose(overrides)
     loop = build.loop(cfg, build.sampling(cfg))
-    made = build.strategy(cfg, loop)
-    return [loop.sampling.train(one) for one in range(1, 9)], after(made, 5)["a.w"].tolist(), OmegaConf.to_yaml(cfg)
+    strategy = build.strategy(cfg, loop)
+    clients = [loop.sampling.train(server_round) for server_round in range(1, 9)]
+    return clients, after(strategy, 5)["a.w"].tolist(), OmegaConf.to_yaml(cfg)
 
 
-def test_clients_of_a_flower_app_cannot_repeat_the_noise_or_who_was_drawn(monkeypatch):
+def test_clients_of_a_flower_app_cannot_repeat_the_noise_or_the_sample(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
-    one, other = drawn(DEPLOYED), drawn(DEPLOYED)
-    assert one[0] != other[0]
-    assert one[1] != other[1]
-    monkeypatch.setenv(VARIABLE, own := "my own secret, of many characters")
-    one, other = drawn(DEPLOYED), drawn(DEPLOYED)
-    assert one == other
-    assert own not in one[2]
-    monkeypatch.setenv(VARIABLE, own[::-1])
-    assert drawn(DEPLOYED)[1] != one[1]
-    here = drawn(DEPLOYED[1:])
+    first, second = samples(DEPLOYED), samples(DEPLOYED)
+    assert first[0] != second[0]
+    assert first[1] != second[1]
+    monkeypatch.setenv(VARIABLE, secret := "my own secret, of many characters")
+    first = samples(DEPLOYED)
+    assert first == samples(DEPLOYED)
+    assert secret not in first[2]
+    monkeypatch.setenv(VARIABLE, secret[::-1])
+    assert samples(DEPLOYED)[1] != first[1]
+    simulated = samples(DEPLOYED[1:])
     monkeypatch.delenv(VARIABLE)
-    assert here == drawn(DEPLOYED[1:]), "a simulation goes by its seed"
+    assert simulated == samples(DEPLOYED[1:]), "a simulation goes by its seed"
     assert build.sampling(compose(["simulation=flower"])).key == 0, "and so does a run without privacy"
     monkeypatch.setenv(VARIABLE, "short")
-    with pytest.raises(ConfigError, match="FEDBAYES_PRIVACY_SECRET has 5 characters") as refused:
+    with pytest.raises(ConfigError, match="FEDBAYES_PRIVACY_SECRET has 5 characters") as error:
         build.sampling(compose(DEPLOYED))
-    assert "short" not in str(refused.value)
+    assert "short" not in str(error.value)
 
 
 def test_a_missing_accountant_is_said(monkeypatch):
@@ -230,24 +211,17 @@ def test_a_run_writes_down_what_it_spent_and_an_optimiser_may_follow(tmp_path):
         "server.name=adam",
         f"run_dir={tmp_path / 'run'}",
     ])  # fmt: skip
-    said = summary["privacy"]
-    assert (said["noise"], said["clip"], said["delta"]) == (2.0, 1.0, 0.01)
-    assert said["epsilon"] == list(spent(2.0, 4, 2, 2, 0.01)) == [epsilon(2.0, 4, 2, done, 0.01) for done in (1, 2)]
+    epsilons = list(spent(2.0, 4, 2, 2, 0.01))
+    assert summary["privacy"] == {"noise": 2.0, "clip": 1.0, "delta": 0.01, "epsilon": epsilons}
+    assert epsilons[:1] == list(spent(2.0, 4, 2, 1, 0.01))
     assert simulate(["experiment=smoke", f"run_dir={tmp_path / 'open'}"])["privacy"] is None
 
 
-def test_a_method_that_pools_everybodys_images_hides_nobody():
-    cfg = compose(["method=centralised", "privacy.noise=8", "clients=30"])
-    with pytest.raises(ConfigError, match="hides nobody in method=centralised"):
-        build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
-
-
-def test_the_accountant_knows_who_may_be_drawn_and_strangers_get_no_heads_without_noise():
+def test_the_accountant_knows_the_clients_that_may_be_sampled_and_new_ones_get_no_heads_without_noise():
     cfg = compose(["method=fedper", "clients=30", "privacy.noise=2", "evaluate.new_clients=10", "participation=0.5"])
     loop = build.loop(cfg, build.sampling(cfg))
-    made = build.strategy(cfg, loop)
+    strategy = build.strategy(cfg, loop)
+    assert strategy.privacy_spent(3)["epsilon"] == list(spent(2.0, 20, 10, 3, strategy.delta))
     assert not loop.assessment.shares_personal
     cfg = compose(["method=fedper"])
-    open_loop = build.loop(cfg, build.sampling(cfg))
-    assert open_loop.assessment.shares_personal
-    assert made.privacy_spent(3)["epsilon"] == list(spent(2.0, 20, 10, 3, made.delta))
+    assert build.loop(cfg, build.sampling(cfg)).assessment.shares_personal

@@ -15,21 +15,15 @@ OLD = {
     "generator.choices": np.array([5.0, 0.0, 1.0]),
     "head.weight": RNG.standard_normal((4, 10)),
 }
-CHOICES = np.array([[8, 0, 2], [0, 0, 30]])
+CHOICES = np.array([[8, 0, 2], [0, 0, 30]], np.float32)
 
 
 def replies():
     return [
         ClientUpdate(
-            i,
-            {
-                name: CHOICES[i].astype(np.float32) if name == "generator.choices" else value + 1 + i
-                for name, value in OLD.items()
-            },
-            int(CHOICES[i].sum()),
-            {},
+            i, {name: value + 1 + i for name, value in OLD.items()} | {"generator.choices": row}, row.sum(), {}
         )
-        for i in range(2)
+        for i, row in enumerate(CHOICES)
     ]
 
 
@@ -42,25 +36,22 @@ def after(momentum):
 
 def test_groups_and_keys_are_averaged_among_those_who_chose_them():
     for name in ("generator.groups", "generator.keys"):
-        found = after(0.0)[name]
-        np.testing.assert_allclose(found[0], OLD[name][0] + 1, err_msg="only client 0 chose it")
-        np.testing.assert_array_equal(found[1], OLD[name][1], err_msg="nobody did")
-        np.testing.assert_allclose(found[2], OLD[name][2] + (2 * 1 + 30 * 2) / 32)
+        result = after(0.0)[name]
+        np.testing.assert_allclose(result[0], OLD[name][0] + 1, err_msg="only client 0 chose it")
+        np.testing.assert_array_equal(result[1], OLD[name][1], err_msg="nobody did")
+        np.testing.assert_allclose(result[2], OLD[name][2] + (2 * 1 + 30 * 2) / 32)
 
 
 def test_momentum_keeps_its_share_of_the_old():
     for name in ("generator.groups", "generator.keys"):
-        found = after(0.75)[name]
-        np.testing.assert_allclose(found[0], OLD[name][0] + 0.25)
-        np.testing.assert_allclose(found[2], OLD[name][2] + 0.25 * 62 / 32)
+        result = after(0.75)[name]
+        np.testing.assert_allclose(result[0], OLD[name][0] + 0.25)
+        np.testing.assert_allclose(result[2], OLD[name][2] + 0.25 * 62 / 32)
 
 
-def test_everything_else_is_averaged_by_images_without_momentum():
+def test_everything_else_is_averaged_by_images_without_momentum_and_choices_add_up():
     for name in ("generator.shared", "head.weight"):
         np.testing.assert_allclose(after(0.75)[name], OLD[name] + (10 * 1 + 30 * 2) / 40)
-
-
-def test_choices_add_up_over_rounds():
     np.testing.assert_array_equal(after(0.5)["generator.choices"], [13, 0, 33])
 
 
