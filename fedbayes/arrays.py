@@ -53,9 +53,9 @@ def mean_arrays(states: Sequence[Arrays]) -> Arrays:
     return {name: np.asarray(np.mean(each, axis=0, dtype=np.float64), each[0].dtype) for name, each in rows.items()}
 
 
-def base(sent: Arrays, name: str, like: np.ndarray) -> np.ndarray:
+def base(start: Arrays, name: str, like: np.ndarray) -> np.ndarray:
     """Return where an array of an answer started, float64."""
-    values = sent.get(name)
+    values = start.get(name)
     return np.zeros(like.shape) if values is None or values.shape != like.shape else values.astype(np.float64)
 
 
@@ -66,22 +66,22 @@ def norm(arrays: Iterable[np.ndarray]) -> float:
         return math.sqrt(sum(float(array @ array) for array in flat))
 
 
-def length(sent: Arrays, learnt: Arrays) -> float:
+def length(start: Arrays, learnt: Arrays) -> float:
     """Return `|u - w|`, of all floating-point numbers together."""
-    return norm(array - base(sent, name, array) for name, array in learnt.items() if array.dtype.kind == "f")
+    return norm(array - base(start, name, array) for name, array in learnt.items() if array.dtype.kind == "f")
 
 
-def moved(sent: Arrays, learnt: Arrays, scale: float) -> Arrays:
+def moved(start: Arrays, learnt: Arrays, scale: float) -> Arrays:
     """Return `w + scale (u - w)`."""
     steps: Arrays = {}
     for name, array in learnt.items():
-        start = base(sent, name, array)
-        step = np.asarray(start + scale * (array - start), dtype=array.dtype)
+        origin = base(start, name, array)
+        step = np.asarray(origin + scale * (array - origin), dtype=array.dtype)
         steps[name] = step if array.dtype.kind == "f" else array
     return steps
 
 
-def clipped(sent: Arrays, learnt: Arrays, longest: float) -> Arrays:
+def clipped(start: Arrays, learnt: Arrays, longest: float) -> Arrays:
     """Return u, its step scaled down to `longest` if it is longer."""
-    distance = length(sent, learnt)
-    return learnt if distance <= longest else moved(sent, learnt, longest / distance)
+    distance = length(start, learnt)
+    return learnt if distance <= longest else moved(start, learnt, longest / distance)

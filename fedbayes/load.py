@@ -100,10 +100,10 @@ class Run:
     @cached_property
     def clients(self) -> TrainedClients:
         """The run's clients with the parameters after its last round; data and backbone are read at the first use."""
-        stored = checkpoint.latest(self.directory)
+        latest = checkpoint.latest(self.directory)
         parts = build.assemble(self.config, build.NoEngine())
         require_same_inputs(self.directory, parts)
-        return build.trained(self.config, parts, stored)
+        return build.trained(self.config, parts, latest)
 
 
 def load(run_dir: str | Path) -> Run:

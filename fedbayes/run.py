@@ -59,7 +59,7 @@ def run(cfg: DictConfig, run_dir: Path | None = None, engine: Any = None, *, res
                 tracker,
                 parts.sizes,
                 save=tracker.keep,
-                stored=restart.checkpoint,
+                checkpoint=restart.checkpoint,
                 uplinks=parts.uplinks,
             ),
         )

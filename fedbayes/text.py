@@ -38,6 +38,6 @@ def fraction(value: object) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as `0:41` or `1:02:03`."""
-    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    minutes, seconds = divmod(round(max(seconds, 0.0)), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

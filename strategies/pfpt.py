@@ -60,25 +60,25 @@ class PFPT(AbstractStrategy):
                 f"PFPT matches {PROMPTS} alone, but clients share {', '.join(names) or 'no prompts'}; use "
                 "generator.kind=fixed and leave generator out of method.client.personal."
             )
-        sent = sendable(self.shared)
+        outgoing = sendable(self.shared)
         known = self.shared.get(PARTITIONS, np.zeros(0, np.int64)).tolist()
         if partition in known:
             rows = self.shared[ACTIVATED][known.index(partition)]  # (blocks, length)
-            sent[PROMPTS] = np.stack([self.shared[f"{SET}{block}"][row] for block, row in enumerate(rows)])
-        return sent
+            outgoing[PROMPTS] = np.stack([self.shared[f"{SET}{block}"][row] for block, row in enumerate(rows)])
+        return outgoing
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:
         """Find the set that explains the clients' prompts; `generator.base` is what most clients activated of it."""
-        sent = np.stack([update.arrays[PROMPTS] for update in updates])  # (M, blocks, length, dim)
-        blocks = [block.astype(np.float64) for block in sent.swapaxes(0, 1)]
+        replies = np.stack([update.arrays[PROMPTS] for update in updates])  # (M, blocks, length, dim)
+        blocks = [block.astype(np.float64) for block in replies.swapaxes(0, 1)]
         summaries = [summarise(block, self.noise, self.mass, self.sweeps) for block in blocks]
-        common = [prompts[most_activated(activated, sent.shape[2])] for prompts, activated in summaries]
+        common = [prompts[most_activated(activated, replies.shape[2])] for prompts, activated in summaries]
         self.shared = {
             **weighted_mean(updates),
-            PROMPTS: np.stack(common).astype(sent.dtype),
+            PROMPTS: np.stack(common).astype(replies.dtype),
             PARTITIONS: np.array([update.partition for update in updates]),
             ACTIVATED: np.stack([summary.activated for summary in summaries], axis=1),
-            **{f"{SET}{block}": summary.prompts.astype(sent.dtype) for block, summary in enumerate(summaries)},
+            **{f"{SET}{block}": summary.prompts.astype(replies.dtype) for block, summary in enumerate(summaries)},
         }
 
 
@@ -90,43 +90,43 @@ class Summary(NamedTuple):
     activated: np.ndarray  # index into phi of each prompt of each client, (M, length)
 
 
-def summarise(sent: np.ndarray, noise: float, mass: float, sweeps: int) -> Summary:
+def summarise(prompts: np.ndarray, noise: float, mass: float, sweeps: int) -> Summary:
     """Match every client's prompts in turn to those before it, then, `sweeps` times at most, to all others.
 
-    `sent` has the clients' prompts, `(M, length, dim)`, float64; `noise` is sigma, `mass` gamma.
+    `prompts` are the clients', `(M, length, dim)`, float64; `noise` is sigma, `mass` gamma.
     """
-    clients, length, dim = sent.shape
+    clients, length, dim = prompts.shape
     labels = np.full((clients, length), -1)
     for t in range(clients):
-        labels[t] = match(sent, labels, t, noise, mass, among=t + 1)
-    likelihood = log_likelihood(sent, labels, noise, mass)
+        labels[t] = match(prompts, labels, t, noise, mass, among=t + 1)
+    likelihood = log_likelihood(prompts, labels, noise, mass)
     for _ in range(sweeps):
         for t in range(clients):
-            labels[t] = match(sent, labels, t, noise, mass, among=clients)
-        before, likelihood = likelihood, log_likelihood(sent, labels, noise, mass)
+            labels[t] = match(prompts, labels, t, noise, mass, among=clients)
+        before, likelihood = likelihood, log_likelihood(prompts, labels, noise, mass)
         if likelihood <= before + 1e-9:
             break
     _, first, place = np.unique(labels, return_index=True, return_inverse=True)
     activated = np.argsort(np.argsort(first))[place].reshape(clients, length)
     sums, counts = np.zeros((len(first), dim)), np.zeros(len(first))
-    np.add.at(sums, activated, sent)
+    np.add.at(sums, activated, prompts)
     np.add.at(counts, activated, 1)
     return Summary(sums / counts[:, None], activated)
 
 
-def match(sent: np.ndarray, labels: np.ndarray, t: int, noise: float, mass: float, among: int) -> np.ndarray:
+def match(prompts: np.ndarray, labels: np.ndarray, t: int, noise: float, mass: float, among: int) -> np.ndarray:
     """Return the likeliest labels of client t's prompts, `(length,)`, given the others'; new ones where it is alone.
 
     `labels`, `(M, length)`, has the summarising prompt of each prompt, -1 for clients that are not matched yet;
     `among` is M of the formulas: clients that are matched, t included.
     """
-    length = sent.shape[1]
+    length = prompts.shape[1]
     is_matched = labels >= 0
     is_matched[t] = False
     known, place, counts = np.unique(labels[is_matched], return_inverse=True, return_counts=True)
-    sums = np.zeros((len(known), sent.shape[2]))
-    np.add.at(sums, place, sent[is_matched])
-    squares = np.square(sent[t][:, None] - sums / counts[:, None]).sum(-1)  # (length, K)
+    sums = np.zeros((len(known), prompts.shape[2]))
+    np.add.at(sums, place, prompts[is_matched])
+    squares = np.square(prompts[t][:, None] - sums / counts[:, None]).sum(-1)  # (length, K)
     gains = np.log(counts / (among - counts)) - counts / (counts + 1) * squares / (2 * noise**2)
     alone = np.full((length, length), math.log(mass / among))
     _, columns = linear_sum_assignment(np.concatenate([gains, alone], axis=1), maximize=True)
@@ -135,18 +135,18 @@ def match(sent: np.ndarray, labels: np.ndarray, t: int, noise: float, mass: floa
     return matched
 
 
-def log_likelihood(sent: np.ndarray, labels: np.ndarray, noise: float, mass: float) -> float:
+def log_likelihood(prompts: np.ndarray, labels: np.ndarray, noise: float, mass: float) -> float:
     r"""Return what the matchings maximise, nats, with phi at its best and without the constants of the Gaussians.
 
     `sum_k [log gamma + log (M - n_k)! (n_k - 1)! / M! - sum_{s at k} |s - phi_k|^2 / (2 sigma^2)]`; arguments as of
     `match`.
     """
-    clients, total = len(sent), 0.0
+    clients, total = len(prompts), 0.0
     for label in np.unique(labels):
-        prompts = sent[labels == label]
-        n = len(prompts)
+        rows = prompts[labels == label]
+        n = len(rows)
         total += math.log(mass) + math.lgamma(clients - n + 1) + math.lgamma(n) - math.lgamma(clients + 1)
-        total -= float(np.square(prompts - prompts.mean(0)).sum()) / (2 * noise**2)
+        total -= float(np.square(rows - rows.mean(0)).sum()) / (2 * noise**2)
     return total
 
 

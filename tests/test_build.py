@@ -24,9 +24,9 @@ def test_equal_configurations_build_equal_initial_parameters():
         data = build.data(cfg)
         return build.client(cfg, data, build.model(cfg, data, "cpu")).initial()
 
-    one, same, other = initial(), initial("clients=5", "partition.seed=3"), initial("seed=1")
-    assert all(np.array_equal(array, same[name]) for name, array in one.items())
-    assert not all(np.array_equal(array, other[name]) for name, array in one.items())
+    first, same, other = initial(), initial("clients=5", "partition.seed=3"), initial("seed=1")
+    assert all(np.array_equal(array, same[name]) for name, array in first.items())
+    assert not all(np.array_equal(array, other[name]) for name, array in first.items())
 
 
 def test_names_of_choices_are_written_down():
@@ -43,30 +43,23 @@ def test_names_of_choices_are_written_down():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
-        (["+method.strategy.eta=1"], "method.strategy: Averaging got an unexpected keyword argument 'eta'"),
-        (["+method.client.foo=1"], "method.client: PromptTuningClient got an unexpected keyword argument 'foo'"),
-        (["+optim.foo=1"], "optim: .*got an unexpected keyword argument 'foo'"),
-        (["+generator.foo=1"], "generator: GeneratorSettings got an unexpected keyword argument 'foo'"),
-        (["+prompts.foo=1"], "prompts: PromptedViT got an unexpected keyword argument 'foo'"),
-        (["+data.foo=1"], "data: styled_digits.* got an unexpected keyword argument 'foo'"),
-        (["+partition.foo=1"], "partition: .*unexpected keyword argument 'foo'"),
+        (["+method.strategy.eta=1"], "method.strategy: Averaging .*'eta'"),
+        (["+method.client.foo=1"], "method.client: PromptTuningClient .*'foo'"),
+        (["+optim.foo=1"], "optim: .*'foo'"),
+        (["+generator.foo=1"], "generator: GeneratorSettings .*'foo'"),
+        (["+prompts.foo=1"], "prompts: PromptedViT .*'foo'"),
+        (["+data.foo=1"], "data: styled_digits.*'foo'"),
+        (["+partition.foo=1"], "partition: .*'foo'"),
         (["~optim.clip"], "optim: .*missing .*required .*argument: 'clip'"),
         (["method.strategy._target_=nowhere.Foo"], "nowhere.Foo is not installed"),
         (["method.strategy._target_=strategies.averaging.Foo"], "strategies.averaging has no Foo"),
     ],
 )
-def test_keys_that_nothing_takes_are_named_with_their_place(overrides, said):
-    cfg = compose(["experiment=smoke", *overrides])
-    with pytest.raises(ConfigError, match=said):
-        everything(cfg)
-
-
-def everything(cfg):
-    build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
-    data = build.data(cfg)
-    return build.client(cfg, data, build.model(cfg, data, "cpu"))
+def test_keys_that_nothing_takes_are_named_with_their_place(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        build.assemble(compose(["experiment=smoke", *overrides]), build.NoEngine())
 
 
 def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
@@ -80,82 +73,77 @@ def test_a_fault_of_ours_is_not_dressed_up_as_the_users(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        (lambda server: server.pop("head.weight"), "head.weight is .* but the checkpoint lacks it"),
-        (
-            lambda server: server.update({"head.bias": np.zeros((3, 4))}),
-            r"head.bias is .* but the checkpoint has \(3, 4\)",
-        ),
+        (lambda server: server.pop("head.weight"), "head.weight is .* checkpoint lacks it"),
+        (lambda server: server.update({"head.bias": np.zeros((3, 4))}), r"head.bias is .* checkpoint has \(3, 4\)"),
     ],
 )
-def test_a_checkpoint_of_another_configuration_is_refused(change, said):
+def test_a_checkpoint_of_another_configuration_is_refused(change, message):
     cfg = compose(["experiment=smoke"])
-    parts = build.assemble(cfg)
+    parts = build.assemble(cfg, build.NoEngine())
     server = parts.client.initial()
     build.trained(cfg, parts, Checkpoint(1, server, {}))
     change(server)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         build.trained(cfg, parts, Checkpoint(1, server, {}))
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["method=fedvp"], "did you mean fedvpt or fedvpt_deep"),
         (["method=foo"], "method=foo does not exist; .*fedbayes-info method"),
         (["partition=foo"], "partition=foo does not exist; .*fedbayes-info partition"),
-        (["promts.length=3"], r"promts.length is no key of the configuration; did you mean prompts.length\."),
+        (["promts.length=3"], r"promts.length is no key .* did you mean prompts.length\."),
         (["data=imagefolder", "data.rooot=/x"], r"did you mean data.root\."),
-        (["data.colour=3"], r"data.colour is no key of the configuration; data has image_size\."),
+        (["data.colour=3"], r"data.colour is no key .* data has image_size\."),
         (["colour=3"], "there are attack, augment, backbone, .*tracking"),
         (["rounds"], "rounds cannot be understood as KEY=VALUE"),
         (["rounds=[1"], r"rounds=\[1 cannot be understood as KEY=VALUE"),
     ],
 )
-def test_hydras_complaints_come_in_one_line_with_the_choices(overrides, said):
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_hydras_complaints_come_in_one_line_with_the_choices(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
         compose(overrides)
     assert "\n" not in str(caught.value)
 
 
-def test_one_text_is_no_list_of_overrides():
-    with pytest.raises(ConfigError) as caught:
+def test_a_text_is_no_list_of_overrides():
+    with pytest.raises(ConfigError, match=r"overrides='method=fedvpt rounds=3'.*\['method=fedvpt', 'rounds=3'\]"):
         compose("method=fedvpt rounds=3")
-    said = "overrides='method=fedvpt rounds=3' is one text; give a list of such, as in ['method=fedvpt', 'rounds=3']."
-    assert str(caught.value) == said
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["data=imagefolder"], "data.root has no default; add data.root=VALUE"),
         (["optim=sgd"], "optim=sgd replaces a whole section"),
         (["optim.clip=${foo}"], "Interpolation key 'foo' not found"),
     ],
 )
-def test_values_that_are_missing_or_point_to_nothing_are_named(overrides, said):
-    with pytest.raises(ConfigError, match=said) as caught:
+def test_values_that_are_missing_or_point_to_nothing_are_named(overrides, message):
+    with pytest.raises(ConfigError, match=message) as caught:
         resolved(compose(overrides))
     assert "\n" not in str(caught.value)
 
 
-EMPTY, SOME = np.empty(0, np.int64), np.arange(3)
+EMPTY, ROWS = np.empty(0, np.int64), np.arange(3)
 
 
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ([ClientSplit(SOME, SOME, SOME)], "1 entries for clients=2"),
-        ([ClientSplit(SOME, SOME, SOME), SOME], "2 entries for clients=2"),
+        ([ClientSplit(ROWS, ROWS, ROWS)], "1 entries for clients=2"),
+        ([ClientSplit(ROWS, ROWS, ROWS), ROWS], "2 entries for clients=2"),
         (None, "NoneType for clients=2"),
-        ([ClientSplit(SOME, SOME, SOME), ClientSplit(EMPTY, SOME, SOME)], "client 1 of 2.* train .*empty"),
-        ([ClientSplit(SOME, EMPTY, SOME)] * 2, "client 0 of 2.* validation .*empty"),
-        ([ClientSplit(SOME, SOME, EMPTY)] * 2, "client 0 of 2.* test .*empty"),
-        ([ClientSplit(SOME, SOME, SOME - 1)] * 2, r"test .*0\.\.1796"),
-        ([ClientSplit(SOME + 1795, SOME, SOME)] * 2, r"train .*0\.\.1796"),
-        ([ClientSplit([0, 1], SOME, SOME)] * 2, "train .*list"),
-        ([ClientSplit(SOME > 1, SOME, SOME)] * 2, r"train .*0\.\.1796"),
+        ([ClientSplit(ROWS, ROWS, ROWS), ClientSplit(EMPTY, ROWS, ROWS)], "client 1 of 2.* train .*empty"),
+        ([ClientSplit(ROWS, EMPTY, ROWS)] * 2, "client 0 of 2.* validation .*empty"),
+        ([ClientSplit(ROWS, ROWS, EMPTY)] * 2, "client 0 of 2.* test .*empty"),
+        ([ClientSplit(ROWS, ROWS, ROWS - 1)] * 2, r"test .*0\.\.1796"),
+        ([ClientSplit(ROWS + 1795, ROWS, ROWS)] * 2, r"train .*0\.\.1796"),
+        ([ClientSplit([0, 1], ROWS, ROWS)] * 2, "train .*list"),
+        ([ClientSplit(ROWS > 1, ROWS, ROWS)] * 2, r"train .*0\.\.1796"),
     ],
 )
 def test_a_partition_from_elsewhere_that_divides_nothing_is_named(result, message, monkeypatch):

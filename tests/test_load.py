@@ -31,40 +31,41 @@ def images():
 
 def test_a_run_shows_itself_in_one_line(run):
     accuracy = f"{run.summary['final']['accuracy']['mean']:.3f}".removeprefix("0")
-    what = "pfedbayespt on styled_digits (domain_mixture), seed 0, 3 clients, 2 rounds"
-    assert repr(run) == f"<Run {run.directory}: {what}, accuracy {accuracy}>"
+    title = "pfedbayespt on styled_digits (domain_mixture), seed 0, 3 clients, 2 rounds"
+    assert repr(run) == f"<Run {run.directory}: {title}, accuracy {accuracy}>"
 
 
 def test_predictions_are_distributions_whose_entropy_splits(run, images):
-    said = run.predict(images)
-    assert said.probabilities.shape == (12, 10)
-    np.testing.assert_allclose(said.probabilities.sum(1), 1, atol=1e-6)
-    entropy = -(said.probabilities * np.log(said.probabilities)).sum(1)
-    np.testing.assert_allclose(said.entropy, entropy, atol=1e-6)
-    np.testing.assert_allclose(said.expected_entropy + said.prompt_uncertainty, said.entropy, atol=1e-6)
-    assert said.labels == [said.classes[i] for i in said.probabilities.argmax(1)]
+    prediction = run.predict(images)
+    assert prediction.probabilities.shape == (12, 10)
+    np.testing.assert_allclose(prediction.probabilities.sum(1), 1, atol=1e-6)
+    entropy = -(prediction.probabilities * np.log(prediction.probabilities)).sum(1)
+    np.testing.assert_allclose(prediction.entropy, entropy, atol=1e-6)
+    np.testing.assert_allclose(
+        prediction.expected_entropy + prediction.prompt_uncertainty, prediction.entropy, atol=1e-6
+    )
+    assert prediction.labels == [prediction.classes[i] for i in prediction.probabilities.argmax(1)]
 
 
 def test_equal_images_in_any_form_give_equal_predictions(run, images, tmp_path):
     last = images.permute(0, 2, 3, 1).numpy()
-    opened = [Image.fromarray(one) for one in last]
-    paths = []
-    for i, one in enumerate(opened):
-        paths.append(tmp_path / f"{i}.png")
-        one.save(paths[-1])
+    opened = [Image.fromarray(pixels) for pixels in last]
+    paths = [tmp_path / f"{i}.png" for i in range(len(opened))]
+    for image, path in zip(opened, paths, strict=True):
+        image.save(path)
     expected = run.predict(images).probabilities
     for form in (last, opened, paths, images.numpy(), list(last), list(images)):
         np.testing.assert_array_equal(run.predict(form).probabilities, expected)
-    for one in (images[0], last[0], opened[0], paths[0], str(paths[0])):
-        np.testing.assert_array_equal(run.predict(one).probabilities, run.predict(images[:1]).probabilities)
+    for image in (images[0], last[0], opened[0], paths[0], str(paths[0])):
+        np.testing.assert_array_equal(run.predict(image).probabilities, run.predict(images[:1]).probabilities)
 
 
 def test_a_client_predicts_with_what_it_kept_and_strangers_with_the_mean_of_that(run, images):
     stored, client = run.clients.checkpoint, run.clients.client
     trained = sorted(stored.personal)
     assert 0 < len(trained) <= 3
-    own = run.predict(images, partition=trained[0]).probabilities
-    assert not np.array_equal(own, run.predict(images, partition=trained[-1]).probabilities)
+    personal = run.predict(images, partition=trained[0]).probabilities
+    assert not np.array_equal(personal, run.predict(images, partition=trained[-1]).probabilities)
     mean = {name: np.mean([stored.personal[p][name] for p in trained], axis=0) for name in stored.personal[trained[0]]}
     client.model.stack([{**stored.server, **mean}])
     used = client.model.trainable()["head.weight"].detach().clone()
@@ -73,12 +74,9 @@ def test_a_client_predicts_with_what_it_kept_and_strangers_with_the_mean_of_that
 
 
 def test_what_cannot_be_predicted_is_refused_by_name(run, images, tmp_path):
-    with pytest.raises(DataError, match="float32"):
-        run.predict(images.float())
-    with pytest.raises(DataError, match="no images"):
-        run.predict([])
-    with pytest.raises(DataError, match=r"nowhere\.png"):
-        run.predict([tmp_path / "nowhere.png"])
+    for wrong, message in ((images.float(), "float32"), ([], "no images"), ([tmp_path / "nowhere.png"], "nowhere")):
+        with pytest.raises(DataError, match=message):
+            run.predict(wrong)
     with pytest.raises(RunError, match="partition=7"):
         run.predict(images, partition=7)
     with pytest.raises(RunError, match="holds no finished run"):
@@ -98,7 +96,7 @@ def test_importing_fedbayes_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-SOME = ["participation=0.34", "rounds=1"]
+PARTIAL = ["participation=0.34", "rounds=1"]
 """One client of three trains; the others are strangers that hold images."""
 
 
@@ -106,21 +104,21 @@ SOME = ["participation=0.34", "rounds=1"]
     ("method", "more"),
     [
         *((method, []) for method in ("pfedpg", "fedper", "fedbabu", "pep_fedpt", "ditto")),
-        *(("fedper", SOME), ("fedper", [*SOME, "privacy.noise=1"]), ("ditto", SOME)),
+        *(("fedper", PARTIAL), ("fedper", [*PARTIAL, "privacy.noise=1"]), ("ditto", PARTIAL)),
     ],
 )
 def test_a_clients_prediction_is_the_one_it_was_evaluated_with(method, more, tmp_path):
-    """Through the run directory and back: what the server sends this client, what it kept and adapts, its images."""
+    """Through the run directory and back: what the server sends this client, what it stored and adapts, its images."""
     fedbayes.simulate([f"method={method}", "experiment=smoke", *more, f"run_dir={tmp_path}/run"])
     loaded = fedbayes.load(tmp_path / "run")
     data = loaded.clients.client.data
-    kept = load_file(tmp_path / "run" / "predictions.safetensors")
+    stored = load_file(tmp_path / "run" / "predictions.safetensors")
     for partition in range(3):
-        mine = data.indices(partition, "test")
-        said = loaded.predict(data.images.images[mine], partition=partition)
-        rows = kept["partitions"] == partition
-        np.testing.assert_allclose(said.probabilities, kept["probabilities"][rows], atol=1e-5)
-        np.testing.assert_array_equal(data.images.labels[mine].numpy(), kept["labels"][rows])
+        rows = data.indices(partition, "test")
+        prediction = loaded.predict(data.images.images[rows], partition=partition)
+        is_client = stored["partitions"] == partition
+        np.testing.assert_allclose(prediction.probabilities, stored["probabilities"][is_client], atol=1e-5)
+        np.testing.assert_array_equal(data.images.labels[rows].numpy(), stored["labels"][is_client])
     _stranger(loaded, data.images.images[:2])
 
 
@@ -129,9 +127,9 @@ def test_what_a_server_sends_that_depends_on_what_it_remembers_is_sent_again(tmp
     fedbayes.simulate(["method=pfedbayes_product", "experiment=smoke", f"run_dir={tmp_path}/run"])
     loaded = fedbayes.load(tmp_path / "run")
     stored = loaded.clients.checkpoint
-    sent = [loaded.clients.outgoing(partition) for partition in range(3)]
-    priors = [{name: array for name, array in one.items() if name not in stored.server} for one in sent]
-    assert all("prior.head.weight" in one for one in priors)
+    outgoing = [loaded.clients.outgoing(partition) for partition in range(3)]
+    priors = [{name: array for name, array in arrays.items() if name not in stored.server} for arrays in outgoing]
+    assert all("prior.head.weight" in prior for prior in priors)
     assert not np.array_equal(priors[0]["prior.head.weight"], priors[1]["prior.head.weight"])
 
 

@@ -54,7 +54,7 @@ class RoundLoop:
         sizes: PartitionSizes,
         *,
         save: Save | None = None,
-        stored: Checkpoint | None = None,
+        checkpoint: Checkpoint | None = None,
         uplinks: UplinkGame | None = None,
     ) -> Progress:
         """Run all rounds, from the initial parameters to the final evaluation.
@@ -66,7 +66,7 @@ class RoundLoop:
             log: takes what happens.
             sizes: what is known of the clients' images.
             save: takes checkpoints.
-            stored: the checkpoint of this run to go on from.
+            checkpoint: the checkpoint of this run to go on from.
             uplinks: see `Session`.
 
         Raises:
@@ -78,10 +78,10 @@ class RoundLoop:
             grid, self.sampling.clients, self.validator, sizes, patience=self.patience, timeout=self.training.timeout
         )
         self.require(strategy)
-        progress = Progress(initial) if stored is None else Progress.restored(stored)
+        progress = Progress(initial) if checkpoint is None else Progress.restored(checkpoint)
         strategy.shared = progress.arrays
-        if stored is not None:
-            strategy.restore(stored.strategy)
+        if checkpoint is not None:
+            strategy.restore(checkpoint.strategy)
             federation.restore(progress.personal, progress.accepted)
         session = Session(federation, strategy, progress, strategy.expected_reply(initial), log, uplinks)
         saved = progress.server_round

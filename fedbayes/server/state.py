@@ -83,34 +83,34 @@ class Progress:
         """Return what has been learnt, to be stored, with what the strategy remembers."""
         evaluations = {"best": self.best, "final": self.final}
         evaluations |= {f"{_NEW_CLIENTS}{steps}": evaluation for steps, evaluation in self.new_clients.items()}
-        stored = {name: evaluation.stored() for name, evaluation in evaluations.items() if evaluation is not None}
+        records = {name: evaluation.stored() for name, evaluation in evaluations.items() if evaluation is not None}
         history = {
             **{name: getattr(self, name) for name in _PLAIN},
             "accepted": {str(partition): done for partition, done in self.accepted.items()},
             "elapsed": self.before + time.perf_counter() - self.started,
             "complete": not self.uncollected,
-            "evaluations": {name: facts for name, (_, facts) in stored.items()},
+            "evaluations": {name: facts for name, (_, facts) in records.items()},
         }
-        arrays = {f"{name}/{key}": array for name, (named, _) in stored.items() for key, array in named.items()}
+        arrays = {f"{name}/{key}": array for name, (fields, _) in records.items() for key, array in fields.items()}
         return Checkpoint(self.server_round, self.arrays, self.personal, strategy, arrays, history)
 
     @classmethod
-    def restored(cls, stored: Checkpoint) -> "Progress":
+    def restored(cls, checkpoint: Checkpoint) -> "Progress":
         """Return what a checkpoint stored; the clock starts now."""
-        history = stored.history
+        history = checkpoint.history
         evaluations = {
-            name: Evaluation.restored(under(f"{name}/", stored.evaluations), facts)
+            name: Evaluation.restored(under(f"{name}/", checkpoint.evaluations), facts)
             for name, facts in history["evaluations"].items()
         }
         accepted = {int(partition): int(done) for partition, done in history["accepted"].items()}
         return cls(
-            stored.server,
-            server_round=stored.server_round,
+            checkpoint.server,
+            server_round=checkpoint.server_round,
             accepted=accepted,
             best=evaluations.pop("best", None),
             final=evaluations.pop("final", None),
             new_clients={int(name.removeprefix(_NEW_CLIENTS)): evaluation for name, evaluation in evaluations.items()},
             before=history["elapsed"],
-            personal=dict(stored.personal),
+            personal=dict(checkpoint.personal),
             **{name: history[name] for name in _PLAIN},
         )

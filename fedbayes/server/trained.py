@@ -58,8 +58,8 @@ class TrainedClients:
                 )
             new: Arrays = self.client.for_new_clients({**self.checkpoint.server, **self._others})
             return new
-        sent, personal = self.outgoing(partition), self.checkpoint.personal.get(partition, {})
-        sent = sent if personal else {**sent, **self._others}
-        request = ClientRequest(partition, self.checkpoint.server_round, "evaluate", "test", sent, personal)
-        adapted: Arrays = self.client.adapt([{**sent, **personal}], [request])[0]
+        personal = self.checkpoint.personal.get(partition, {})
+        shared = self.outgoing(partition) | ({} if personal else self._others)
+        request = ClientRequest(partition, self.checkpoint.server_round, "evaluate", "test", shared, personal)
+        adapted: Arrays = self.client.adapt([{**shared, **personal}], [request])[0]
         return adapted

@@ -45,7 +45,7 @@ STRATEGIES = {
     "Bulyan": {"num_malicious_nodes": 0},
     "QFedAvg": {"client_learning_rate": 0.1},
 }
-"""Those that do more than one that is not listed: FedAvg, FedAdagrad, FedYogi, Krum."""
+"""FedAvg, FedAdagrad, FedYogi and Krum take the same ways as these."""
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -108,4 +108,4 @@ def play(client, grid=None, strategy=None, save=None, stored=None, sizes=SIZES, 
     loop, journal = round_loop(**settings), Journal()
     grid = grid or InProcessGrid(client, loop.sampling.clients)
     strategy = strategy or Averaging()
-    return loop.run(grid, strategy, client.initial(), journal, sizes, save=save, stored=stored), journal, grid
+    return loop.run(grid, strategy, client.initial(), journal, sizes, save=save, checkpoint=stored), journal, grid
