@@ -83,14 +83,12 @@ class PFedPG(AbstractStrategy):
         """Add the initial parameters around the prompts that clients start from, once."""
         if DESCRIPTORS in self.shared:
             return
-        base = self.shared.get(PROMPTS)
-        if base is None:
-            raise ConfigError(
-                f"pFedPG generates {PROMPTS}, but clients share none; use generator.kind=fixed and leave generator out "
-                "of method.client.personal."
-            )
+        base = self.shared.get(PROMPTS, np.zeros(0))
         if base.size == 0:
-            raise ConfigError("prompts.length=0 leaves pFedPG no prompts to generate; set prompts.length=1 or more.")
+            raise ConfigError(
+                f"pFedPG generates {PROMPTS}, but clients share none; use generator.kind=fixed with prompts.length=1 or "
+                "more, and leave generator out of method.client.personal."
+            )
         basis = base.reshape(-1, base.shape[-1])
         size, rng = basis.shape[1], seeded(self.seed, "prompt generator")
 
@@ -109,7 +107,8 @@ def generate(learnt: Arrays, descriptors: np.ndarray) -> np.ndarray:
 
     `learnt` has, in the order of `LEARNT`, P_base `(K, l)`, W_Q, W_K and W_V `(l, l_k)`, W_O `(l_k, l)`.
     """
-    prompts = _attend(*(torch.from_numpy(array).double() for array in _leaves(learnt, descriptors)))
+    arrays = [*(learnt[name] for name in LEARNT), descriptors]
+    prompts = _attend(*(torch.from_numpy(array).double() for array in arrays))
     return np.asarray(prompts.numpy(), dtype=learnt[BASIS].dtype)
 
 
@@ -121,7 +120,7 @@ def descend(
     The clients are those that returned P'_n, `(n, K, l)`. The learning rate is halved, for the steps that are left,
     whenever a step would not come closer.
     """
-    arrays = _leaves(learnt, descriptors)
+    arrays = [*(learnt[name] for name in LEARNT), descriptors]
     scales = [1 / len(descriptors)] * len(LEARNT) + [1.0]
     values, goal = [torch.from_numpy(array).double() for array in arrays], torch.from_numpy(returned).double()
 
@@ -140,10 +139,6 @@ def descend(
                 lr /= 2  # a step too far leads away, in the end to infinity, and takes every later round with it
     after = [value.detach().numpy().astype(array.dtype) for value, array in zip(values, arrays, strict=True)]
     return dict(zip(LEARNT, after[:-1], strict=True)), after[-1]
-
-
-def _leaves(learnt: Arrays, descriptors: np.ndarray) -> list[np.ndarray]:
-    return [*(learnt[name] for name in LEARNT), descriptors]
 
 
 def _attend(basis: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, descriptors: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ which leaves every step in closed form. With n other clients at phi_k, whose mea
     ... at a summarising prompt of its own:   log gamma / M
 
 The set may grow, but a ViT sees as many prompts as ever: a client is sent the summarising prompts that it activated
-(the paper: all of them, or a choice from a pool), a client that did not take part in the last round those that most
-clients activated. With `prompts.depth=deep`, each block has a set of its own. Heads are averaged, weighted by images.
+(the paper: all of them, or a choice from a pool), or without a part in the last round those that most clients did.
+Each block of a ViT with deep prompts has its own set. Heads are averaged, weighted by images.
 """
 
 import math
@@ -138,8 +138,7 @@ def match(prompts: np.ndarray, labels: np.ndarray, t: int, noise: float, mass: f
 def log_likelihood(prompts: np.ndarray, labels: np.ndarray, noise: float, mass: float) -> float:
     r"""Return what the matchings maximise, nats, with phi at its best and without the constants of the Gaussians.
 
-    `sum_k [log gamma + log (M - n_k)! (n_k - 1)! / M! - sum_{s at k} |s - phi_k|^2 / (2 sigma^2)]`; arguments as of
-    `match`.
+    `sum_k [log gamma + log (M - n_k)! (n_k - 1)! / M! - sum_{s at k} |s - phi_k|^2 / (2 sigma^2)]`
     """
     clients, total = len(prompts), 0.0
     for label in np.unique(labels):

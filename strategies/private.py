@@ -11,14 +11,12 @@ are sampled without replacement, by Renyi differential privacy (dp_accounting, e
 federations that differ in one client's data. A failed round releases nothing; that it failed is not covered.
 
 The noise is keyed by the clipped steps too: a round that is computed again after a break has the same noise if its
-steps are the same, and other noise if not. Whoever knows the key and the steps knows the noise; whoever knows the key
-knows who is sampled, which the accountant takes for unknown. In a simulation the key is the run's seed, and the
-guarantee one against readers who do not know it; in a Flower App, whose clients do, it is a secret of the server's
-process (`fedbayes.server.sampling`). The generator is NumPy's, which was not made for cryptography.
+steps are the same, and other noise if not. Whoever knows the key knows who is sampled, which the accountant takes for
+unknown, and with the steps the noise. In a simulation the key is the run's seed; in a Flower App, whose clients know
+that, a secret of the server's process (`fedbayes.server.sampling`). NumPy's generator is not cryptographic.
 
-Private are the parameters that the server hands out. Not covered are the run's own log (losses, evaluations) and
-personal parameters: they are in no reply, but a simulation asks for them and its checkpoints hold them; a node with
-images of its own hands them out only with `share-personal=true`.
+Private are the parameters that the server hands out. Not covered are the run's log (losses, evaluations) and personal
+parameters, which a simulation's checkpoints hold; a node hands them out only with `share-personal=true`.
 """
 
 import hashlib
@@ -64,8 +62,8 @@ class PrivateAveraging(AbstractWrapper):
     ) -> None:
         if not strategy.plain_mean:
             raise ConfigError(
-                f"privacy.noise={noise}: {strategy.name} is no plain average of what clients send, so the "
-                "noise it would need is unknown; choose a method that averages, with method.strategy.aggregate=mean."
+                f"privacy.noise={noise}: {strategy.name} does not only average what clients send; choose a method that "
+                "does, with method.strategy.aggregate=mean."
             )
         if groups is not None and (isinstance(groups, str) or not isinstance(groups, Sequence) or not groups):
             raise ConfigError(f"privacy.groups={groups} is not a list of groups; write e.g. [head], or null for all.")
@@ -77,8 +75,7 @@ class PrivateAveraging(AbstractWrapper):
         self.delta = require_number("privacy.delta", default if delta is None else delta, 0, 1, open_low=True)
         if self.delta >= 1 / clients:
             raise ConfigError(
-                f"privacy.delta={self.delta} allows to show one of clients={clients} to everybody; choose less than "
-                f"{1 / clients:.3g}."
+                f"privacy.delta={self.delta} allows to show one of clients={clients}; choose below {1 / clients:.3g}."
             )
         self._key, self._clients, self._per_round, self._round = key, clients, per_round, 0
         self.privacy_spent(1)  # a missing library is reported before the first round
@@ -100,8 +97,7 @@ class PrivateAveraging(AbstractWrapper):
         self._round = server_round
         if not shared:
             raise ConfigError("privacy.noise: clients share nothing in this method, so there is nothing to hide.")
-        counted = [name for name, array in shared.items() if array.dtype.kind != "f"]
-        if counted:
+        if counted := [name for name, array in shared.items() if array.dtype.kind != "f"]:
             raise ConfigError(f"privacy.noise: {counted[0]} is counted, not learnt, and noise would not hide it.")
         if not all(any(name.startswith(group) for name in shared) for group in self.groups):
             parts = ", ".join(sorted({name.split(".")[0] for name in shared}))

@@ -29,12 +29,10 @@ FIRST, SECOND, WRAPPED = "first/", "second/", "inner/"  # lead the names of m, o
 
 @final
 class ServerOptimiser(AbstractWrapper):
-    """A strategy whose aggregate becomes a step of an optimiser; it wraps any, also Flower's own.
+    """A strategy, ours or Flower's, whose aggregate becomes a step of an optimiser.
 
     Floating-point arrays of unchanged shape are optimised, unless the strategy says that they are counted or computed
-    anew; all others are passed on.
-
-    `name` is `momentum`, `adam` or `yogi`; for `lr` None stands the optimiser's own of `RATES`.
+    anew; all others are passed on. `name` is one of those above; `lr=None` stands for the one in `RATES`.
 
     Raises:
         ConfigError: if a value is out of range, or the strategy computes its parameters anew each round.

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import final
 
 from fedbayes.arrays import Arrays, mean_arrays
@@ -17,6 +17,7 @@ from fedbayes.server.validation import evaluation_problem
 
 
 @final
+@dataclass(kw_only=True, eq=False)
 class Assessment:
     """Evaluates the clients, and keeps the best evaluation; `evaluate` in `conf/config.yaml` explains the settings.
 
@@ -24,25 +25,24 @@ class Assessment:
     trained are sent the mean personal parameters of those that did.
     """
 
-    def __init__(
-        self,
-        *,
-        sampling: Sampling,
-        every: int,
-        best_by: str,
-        temperature: bool,
-        held_out: bool,
-        backdoor: bool,
-        adapt_steps: Sequence[int],
-        timeout: float | None,
-        shares_personal: bool = True,
-    ) -> None:
-        self.shares_personal = shares_personal
-        self.sampling, self.held_out, self.backdoor, self.timeout = sampling, held_out, backdoor, timeout
-        self.every = require_whole("evaluate.every", every, 1)
-        self.adapt_steps = _steps(adapt_steps)
-        self.best_by = require_choice("evaluate.best_by", best_by, ("accuracy", "nll"))
-        self.temperature = require_bool("evaluate.temperature", temperature)
+    sampling: Sampling
+    every: int
+    best_by: str
+    temperature: bool
+    held_out: bool
+    backdoor: bool
+    adapt_steps: Sequence[int]
+    timeout: float | None
+    shares_personal: bool = True
+
+    def __post_init__(self) -> None:
+        require_whole("evaluate.every", self.every, 1)
+        require_choice("evaluate.best_by", self.best_by, ("accuracy", "nll"))
+        require_bool("evaluate.temperature", self.temperature)
+        if not isinstance(self.adapt_steps, list | tuple):
+            raise ConfigError(f"evaluate.adapt_steps={self.adapt_steps} is not a list; write e.g. [0,1,5].")
+        for steps in self.adapt_steps:
+            require_whole("evaluate.adapt_steps", steps, 0)
 
     def after_round(self, session: Session, *, last: bool) -> None:
         """Evaluate on validation; on test only if that was better than before, or the run is at its end.
@@ -65,7 +65,7 @@ class Assessment:
             progress.best, progress.best_validation, progress.best_train = test, score, progress.train
         if last:
             progress.final = test
-        for steps in self.adapt_steps if last and self.sampling.new_clients else ():
+        for steps in dict.fromkeys(self.adapt_steps) if last and self.sampling.new_clients else ():
             progress.new_clients[steps] = self._evaluate(session, "test", adapt=steps)
 
     def _evaluate(
@@ -140,10 +140,3 @@ def _with_mean_personal(requests: dict[int, Arrays], progress: Progress) -> dict
     return {
         partition: merged[id(arrays)] if partition in untrained else arrays for partition, arrays in requests.items()
     }
-
-
-def _steps(adapt_steps: object) -> tuple[int, ...]:
-    """Return `evaluate.adapt_steps`, each once."""
-    if not isinstance(adapt_steps, Sequence) or isinstance(adapt_steps, str):
-        raise ConfigError(f"evaluate.adapt_steps={adapt_steps} is not a list; write e.g. [0,1,5].")
-    return tuple(dict.fromkeys(require_whole("evaluate.adapt_steps", steps, 0) for steps in adapt_steps))

@@ -16,8 +16,7 @@ from fedbayes.simulation.client import QUERY_PERSONAL, QUERY_RESTORE, ClientGrid
 
 log = logging.getLogger("fedbayes")
 
-MOST_LINES = 200
-"""Lines of a traceback that are logged."""
+MOST_LINES = 200  # of a traceback that are logged
 MESSAGE_TYPES: dict[Kind, str] = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 
 
@@ -153,7 +152,7 @@ def _present(grid: ClientGrid, clients: int, patience: float) -> list[int]:
 def _holders(grid: ClientGrid, nodes: Sequence[int], clients: int, patience: float) -> dict[int, int]:
     """The node of each partition; nodes whose answer cannot be read are passed over.
 
-    A node may have to read its images before it answers, so silence alone is no reason to do without its partition.
+    Silence alone is no reason to do without a partition: a node may have to read its images before it answers.
     """
     holders: dict[int, int] = {}
     silent, turn = dict.fromkeys(nodes), max(patience, 1.0)

@@ -19,10 +19,8 @@ from fedbayes.errors import ConfigError
 from fedbayes.server.strategy import ServerStrategy
 from fedbayes.simulation.flower_private import require_identity
 
-WRAPPED = "strategy"
-"""Attribute under which Flower's wrappers hold another strategy."""
-LOSS = "loss"
-"""The metric of our clients that Flower's QFedAvg takes as `train_loss`."""
+WRAPPED = "strategy"  # attribute under which Flower's wrappers hold another strategy
+LOSS = "loss"  # the metric of our clients that Flower's QFedAvg takes as `train_loss`
 
 
 @final
@@ -43,10 +41,11 @@ class FlowerStrategy(ServerStrategy):
                     f"method.strategy: {type(layer).__name__} combines boosted trees, and clients here train networks; "
                     "choose another strategy."
                 )
-            if WRAPPED in vars(layer) and not isinstance(vars(layer)[WRAPPED], Strategy):
+            inner = vars(layer).get(WRAPPED)
+            if inner is not None and not isinstance(inner, Strategy):
                 raise ConfigError(
-                    f"method.strategy: {type(layer).__name__} of Flower wraps {type(vars(layer)[WRAPPED]).__name__}, "
-                    "which is not Flower's; wrap flwr.serverapp.strategy.FedAvg."
+                    f"method.strategy: {type(layer).__name__} of Flower wraps {type(inner).__name__}, which is not "
+                    "Flower's; wrap flwr.serverapp.strategy.FedAvg."
                 )
 
     @property
@@ -113,11 +112,8 @@ class FlowerStrategy(ServerStrategy):
 
     def require_sizes(self, trained: int, evaluated: int) -> None:
         """Check that the strategy neither samples a second time nor waits for clients that never come."""
-        visible = {
-            "min_train_nodes": trained,
-            "min_available_nodes": min(trained, evaluated),
-            "min_evaluate_nodes": evaluated,
-        }
+        visible = {"min_train_nodes": trained, "min_available_nodes": min(trained, evaluated)}
+        visible["min_evaluate_nodes"] = evaluated
         for layer in _layers(self.flower):
             for name in ("fraction_train", "fraction_evaluate"):
                 if (fraction := getattr(layer, name, 1.0)) != 1.0:
@@ -130,8 +126,7 @@ class FlowerStrategy(ServerStrategy):
                 remedy = " ".join(f"+method.strategy.{name}={most}" for name, most in too_large.items())
                 raise ConfigError(
                     f"method.strategy: {type(layer).__name__} waits for ever: {' and '.join(too_large)} exceed the "
-                    f"clients of a round ({trained}) or of an evaluation ({evaluated}); set {remedy}, or raise "
-                    "participation."
+                    f"{trained} clients of a round or {evaluated} of an evaluation; set {remedy}."
                 )
 
 

@@ -1,12 +1,14 @@
 """The one round loop: sample by partition -> train (train_round) -> evaluate (evaluate_round) -> checkpoint."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import final
 
 from fedbayes.arrays import Arrays
 from fedbayes.errors import StoppedError, require_number, require_whole
 from fedbayes.server.evaluate_round import Assessment
 from fedbayes.server.federation import Federation, named_clients
+from fedbayes.server.sampling import Sampling
 from fedbayes.server.session import RoundLog, Session
 from fedbayes.server.state import Progress
 from fedbayes.server.strategy import ServerStrategy
@@ -21,24 +23,26 @@ Save = Callable[[Checkpoint], object]
 
 
 @final
+@dataclass(kw_only=True, eq=False)
 class RoundLoop:
     """Rounds of training and evaluation over a grid; `conf/config.yaml` explains the settings."""
 
-    def __init__(
-        self,
-        *,
-        rounds: int,
-        training: Training,
-        assessment: Assessment,
-        validator: ReplyValidator,
-        checkpoint_every: int,
-        patience: float,
-    ) -> None:
-        self.rounds = require_whole("rounds", rounds, 1)
-        self.training, self.assessment, self.validator = training, assessment, validator
-        self.sampling = training.sampling
-        self.checkpoint_every = require_whole("checkpoint.every", checkpoint_every, 1)
-        self.patience = require_number("simulation.patience", patience, 0)
+    rounds: int
+    training: Training
+    assessment: Assessment
+    validator: ReplyValidator
+    checkpoint_every: int
+    patience: float
+
+    def __post_init__(self) -> None:
+        require_whole("rounds", self.rounds, 1)
+        require_whole("checkpoint.every", self.checkpoint_every, 1)
+        require_number("simulation.patience", self.patience, 0)
+
+    @property
+    def sampling(self) -> Sampling:
+        """The clients of a round and of an evaluation."""
+        return self.training.sampling
 
     def require(self, strategy: ServerStrategy) -> None:
         """Raise a ConfigError unless the strategy works with the clients of a round and of an evaluation."""

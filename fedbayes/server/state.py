@@ -14,8 +14,7 @@ from fedbayes.metrics.evaluation import Evaluation
 from fedbayes.storage.checkpoint import Checkpoint
 
 _NEW_CLIENTS = "new-clients-"  # leads the names of evaluations of new clients in a checkpoint
-_PLAIN = ("best_validation", "best_train", "train", "bytes_up", "bytes_down", "seconds", "images")
-"""What a checkpoint keeps as it is."""
+_PLAIN = ("best_validation", "best_train", "train", "bytes_up", "bytes_down", "seconds", "images")  # stored as they are
 
 
 @final
@@ -71,8 +70,7 @@ class Progress:
                 f"the mixing has collapsed (mixing ratio {ratio:.3f}, below {COLLAPSED}): the posterior is but its "
                 "conditional; raise generator.init_mixing, or lower generator.init_scale"
             )
-        saturation = self.train.get("bound_saturation")
-        if saturation is not None and saturation > SATURATED:
+        if (saturation := self.train.get("bound_saturation", 0.0)) > SATURATED:
             warnings.append(
                 f"the bound is limited by K (saturation {saturation:.2f}, above {SATURATED}): raise "
                 "inference.num_extra, lower generator.noise_dim, or set inference.reverse=gaussian"

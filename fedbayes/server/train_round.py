@@ -44,31 +44,29 @@ class _Cost:
 
 
 @final
+@dataclass(kw_only=True, eq=False)
 class Training:
     """Trains the clients of a round; `conf/config.yaml` and `conf/simulation` explain the settings."""
 
-    def __init__(
-        self,
-        *,
-        sampling: Sampling,
-        min_replies: int,
-        retries: int,
-        faults: Faults,
-        timeout: float | None,
-        passes: int,
-        max_update_norm: float | None,
-    ) -> None:
-        self.max_update_norm = max_update_norm
-        if max_update_norm is not None:
-            require_number("update_clipping.max_norm", max_update_norm, 0, open_low=True)
-        self.sampling, self.faults, self.passes = sampling, faults, passes
-        self.min_replies = require_whole("simulation.min_replies", min_replies, 1)
-        self.retries = require_whole("simulation.retries", retries, 0)
-        self.timeout = None if timeout is None else require_number("simulation.timeout", timeout, 0, open_low=True)
-        if sampling.per_round < self.min_replies:
+    sampling: Sampling
+    min_replies: int
+    retries: int
+    faults: Faults
+    timeout: float | None
+    passes: int
+    max_update_norm: float | None
+
+    def __post_init__(self) -> None:
+        require_whole("simulation.min_replies", self.min_replies, 1)
+        require_whole("simulation.retries", self.retries, 0)
+        if self.max_update_norm is not None:
+            require_number("update_clipping.max_norm", self.max_update_norm, 0, open_low=True)
+        if self.timeout is not None:
+            self.timeout = require_number("simulation.timeout", self.timeout, 0, open_low=True)
+        if self.sampling.per_round < self.min_replies:
             raise ConfigError(
-                f"simulation.min_replies={self.min_replies} can never be reached: a round samples {sampling.per_round} "
-                f"of {sampling.clients} clients; lower it or raise participation."
+                f"simulation.min_replies={self.min_replies} is more than the {self.sampling.per_round} clients of a "
+                "round; lower it or raise participation."
             )
 
     def round(self, session: Session, server_round: int) -> None:
