@@ -86,8 +86,8 @@ class PFedPG(AbstractStrategy):
         base = self.shared.get(PROMPTS, np.zeros(0))
         if base.size == 0:
             raise ConfigError(
-                f"pFedPG generates {PROMPTS}, but clients share none; use generator.kind=fixed with prompts.length=1 or "
-                "more, and leave generator out of method.client.personal."
+                f"pFedPG generates {PROMPTS}, but clients share none; use generator.kind=fixed, prompts.length=1 "
+                "or more, and leave generator out of method.client.personal."
             )
         basis = base.reshape(-1, base.shape[-1])
         size, rng = basis.shape[1], seeded(self.seed, "prompt generator")
