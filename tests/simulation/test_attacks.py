@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from smoke import smoke
 
 from fedbayes import build, simulate
 from fedbayes.arrays import length
@@ -17,20 +18,20 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 SENT = {"w": np.array([1.0, 2.0], np.float32), "n": np.array([3])}
 LEARNT = {"w": np.array([2.0, 0.0], np.float32), "n": np.array([5])}
-RNG = np.random.default_rng(0)
 SMALL = ["experiment=smoke", "clients=5"]
 
 
 @pytest.mark.parametrize(
-    ("clients", "share", "count"), [(10, 0.2, 2), (10, 0.0, 0), (5, 0.3, 2), (10, 0.3, 3), (7, 0.05, 1), (7, 1.0, 7)]
+    ("clients", "fraction", "count"),
+    [(10, 0.2, 2), (10, 0.0, 0), (5, 0.3, 2), (10, 0.3, 3), (7, 0.05, 1), (7, 1.0, 7)],
 )
-def test_a_fraction_of_the_clients_is_malicious_the_same_ones_in_every_process(clients, share, count):
-    found = LabelFlip(fraction=share, seed=3).malicious(range(clients))
-    assert len(set(found)) == len(found) == count
-    assert list(found) == sorted(found)
-    assert found == LabelFlip(fraction=share, seed=3).malicious(range(clients))
-    # A larger share has the same clients and more, so that a table's columns differ in nothing else.
-    assert set(found) <= set(LabelFlip(fraction=min(1.0, share + 0.3), seed=3).malicious(range(clients)))
+def test_a_fraction_of_the_clients_is_malicious_the_same_in_every_process(clients, fraction, count):
+    malicious = LabelFlip(fraction=fraction, seed=3).malicious(range(clients))
+    assert len(set(malicious)) == len(malicious) == count
+    assert list(malicious) == sorted(malicious)
+    assert malicious == LabelFlip(fraction=fraction, seed=3).malicious(range(clients))
+    # A larger fraction has the same clients and more, so that a table's columns differ in nothing else.
+    assert set(malicious) <= set(LabelFlip(fraction=min(1.0, fraction + 0.3), seed=3).malicious(range(clients)))
 
 
 def test_who_is_malicious_depends_on_the_seed():
@@ -38,21 +39,20 @@ def test_who_is_malicious_depends_on_the_seed():
 
 
 def test_who_never_trains_is_not_malicious():
-    found = LabelFlip(fraction=0.5, seed=3).malicious([1, 4, 6, 8])
-    assert len(found) == 2
-    assert set(found) <= {1, 4, 6, 8}
+    malicious = LabelFlip(fraction=0.5, seed=3).malicious([1, 4, 6, 8])
+    assert len(malicious) == 2
+    assert set(malicious) <= {1, 4, 6, 8}
     cfg = compose(["experiment=smoke", "clients=6", "evaluate.new_clients=3", "attack=label_flip", "attack.fraction=1"])
     parts = build.assemble(cfg)
     assert set(parts.malicious) == set(parts.sampling.known) == set(range(6)) - set(parts.data.new_clients)
 
 
 def test_falsified_updates_by_hand():
-    over = ScaledUpdate(fraction=0.2, seed=0, scale=10).falsify(SENT, LEARNT, RNG)
-    assert over["w"].tolist() == [11.0, -18.0]
-    flipped = ScaledUpdate(fraction=0.2, seed=0, scale=-1).falsify(SENT, LEARNT, RNG)
-    assert flipped["w"].tolist() == [0.0, 4.0]
-    assert flipped["n"].tolist() == over["n"].tolist() == [5]
-    noisy = GaussianNoise(fraction=0.2, seed=0, scale=10).falsify(SENT, LEARNT, RNG)
+    rng = np.random.default_rng(0)
+    for scale, expected in ((10, [11.0, -18.0]), (-1, [0.0, 4.0])):
+        scaled = ScaledUpdate(fraction=0.2, seed=0, scale=scale).falsify(SENT, LEARNT, rng)
+        assert {name: array.tolist() for name, array in scaled.items()} == {"w": expected, "n": [5]}
+    noisy = GaussianNoise(fraction=0.2, seed=0, scale=10).falsify(SENT, LEARNT, rng)
     assert length(SENT, noisy) == pytest.approx(10 * length(SENT, LEARNT), rel=1e-5)
     assert noisy["w"].dtype == np.float32
 
@@ -63,33 +63,32 @@ def data():
 
 
 def test_flipped_labels_are_those_of_malicious_training_images_alone(data):
-    poisoned = LabelFlip(fraction=0.4, seed=0).poison(data, (1, 3))
-    mine = np.concatenate([data.clients[1].train, data.clients[3].train])
-    assert torch.equal(poisoned.images.labels[mine], 9 - data.images.labels[mine])
-    rest = np.setdiff1d(np.arange(len(data.images)), mine)
-    assert torch.equal(poisoned.images.labels[rest], data.images.labels[rest])
+    labels = LabelFlip(fraction=0.4, seed=0).poison(data, (1, 3)).images.labels
+    flipped = np.concatenate([data.clients[1].train, data.clients[3].train])
+    assert torch.equal(labels[flipped], 9 - data.images.labels[flipped])
+    others = np.setdiff1d(np.arange(len(data.images)), flipped)
+    assert torch.equal(labels[others], data.images.labels[others])
 
 
 def test_a_backdoor_marks_malicious_training_images_and_copies_of_test_images(data):
     attack = Backdoor(fraction=0.4, seed=0, target=2, size=0.25, images=0.5)
     poisoned, count = attack.poison(data, (1, 3)), len(data.images)
     changed = [i for i in range(count) if not torch.equal(poisoned.images.images[i], data.images.images[i])]
-    mine = set(data.clients[1].train.tolist()) | set(data.clients[3].train.tolist())
-    assert set(changed) <= mine
+    train = {*data.clients[1].train.tolist(), *data.clients[3].train.tolist()}
     relabelled = (poisoned.images.labels[:count] != data.images.labels).nonzero()[:, 0].tolist()
-    assert set(relabelled) <= mine
-    assert len(mine) // 4 < len(relabelled) <= round(0.5 * len(mine))
+    assert {*changed, *relabelled} <= train
+    assert len(train) // 4 < len(relabelled) <= round(0.5 * len(train))
     assert (poisoned.images.labels[changed] == 2).all()
     for before, after in zip(data.clients, poisoned.clients, strict=True):
         others = before.test[data.images.labels[before.test].numpy() != 2]
-        assert len(after.triggered) == len(others)
         copies = poisoned.images.images[after.triggered]
+        assert len(copies) == len(others)
         assert (copies[:, :, -4:, -4:] == 255).all()
         assert torch.equal(copies[:, :, :-4], data.images.images[others][:, :, :-4])
         assert (poisoned.images.labels[after.triggered] == 2).all()
         assert np.array_equal(after.test, before.test)
-    everything = np.concatenate([client.triggered for client in poisoned.clients])
-    assert sorted(everything.tolist()) == list(range(count, len(poisoned.images)))
+    triggered = np.concatenate([client.triggered for client in poisoned.clients])
+    assert sorted(triggered.tolist()) == list(range(count, len(poisoned.images)))
 
 
 @pytest.mark.parametrize("attack", [LabelFlip(fraction=0.05, seed=0), Backdoor(fraction=0.05, seed=0)])
@@ -101,80 +100,64 @@ def test_poison_stays_with_its_client_where_clients_share_images(attack):
     for partition, (before, after) in enumerate(zip(data.clients, poisoned.clients, strict=True)):
         changed = 0
         for split in ("train", "validation", "test"):
-            ids, own = getattr(before, split), getattr(after, split)
-            assert len(ids) == len(own)
-            same = (poisoned.images.images[own] == data.images.images[ids]).flatten(1).all(1)
-            same &= poisoned.images.labels[own] == data.images.labels[ids]
+            ids, new_ids = getattr(before, split), getattr(after, split)
+            assert len(ids) == len(new_ids)
+            same = (poisoned.images.images[new_ids] == data.images.images[ids]).flatten(1).all(1)
+            same &= poisoned.images.labels[new_ids] == data.images.labels[ids]
             changed += int((~same).sum())
             assert split == "train" or same.all()
         assert (changed > 0) == (partition in malicious), partition
 
 
-def test_a_class_that_is_not_there_is_refused(data):
+def test_values_out_of_range_are_refused(data):
+    for overrides in (["attack=label_flip", "attack.fraction=1.5"], ["attack=scaled_update", "attack.scale=nan"]):
+        with pytest.raises(ConfigError, match=r"attack\."):
+            build.attack(compose(overrides))
     with pytest.raises(ConfigError, match=r"attack\.target=10"):
         Backdoor(fraction=0.2, seed=0, target=10).poison(data, (0,))
 
 
-@pytest.mark.parametrize(
-    "overrides", [["attack=label_flip", "attack.fraction=1.5"], ["attack=scaled_update", "attack.scale=nan"]]
-)
-def test_values_out_of_range_are_refused(overrides):
-    with pytest.raises(ConfigError, match=r"attack\."):
-        build.attack(compose(overrides))
-
-
-def update_of(overrides, partition):
-    cfg = compose([*SMALL, *overrides])
-    client = build.assemble(cfg).client
-    client.prepare()
-    initial = client.initial()
-    (update,) = client.train([ClientRequest(partition, 1, "train", "", initial)])
-    return initial, update.arrays
-
-
 def test_malicious_clients_falsify_and_honest_ones_do_not():
-    attacker = build.attack(compose([*SMALL, "attack=sign_flip"]))
-    (malicious,) = attacker.malicious(range(5))
-    honest = next(p for p in range(5) if p != malicious)
-    for partition, sign in ((malicious, -1), (honest, 1)):
-        initial, truth = update_of([], partition)
-        _, told = update_of(["attack=sign_flip"], partition)
-        for name, array in truth.items():
-            np.testing.assert_allclose(told[name] - initial[name], sign * (array - initial[name]), atol=1e-6)
+    _, honest = smoke("clients=5")
+    cfg, attacked = smoke("clients=5", "attack=sign_flip")
+    (malicious,) = build.attack(cfg).malicious(range(5))
+    initial = honest.initial()
+    requests = [ClientRequest(partition, 1, "train", "", initial) for partition in range(5)]
+    for client in (honest, attacked):
+        client.prepare()
+    for update, sent in zip(honest.train(requests), attacked.train(requests), strict=True):
+        sign = -1 if update.partition == malicious else 1
+        for name, array in update.arrays.items():
+            step = sent.arrays[name] - initial[name]
+            np.testing.assert_allclose(step, sign * (array - initial[name]), atol=1e-6)
 
 
-ATTACKS = sorted(path.stem for path in (CONF / "attack").glob("*.yaml"))
-
-
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", sorted(path.stem for path in (CONF / "attack").glob("*.yaml")))
 def test_every_attack_runs_and_is_written_down(attack, tmp_path):
     summary = simulate([*SMALL, f"attack={attack}", f"run_dir={tmp_path / 'run'}"])
-    malicious = summary["attack"]["malicious"]
     assert summary["attack"]["name"] == attack
-    assert len(malicious) == (0 if attack in ("none", "jammer") else 1)
+    assert len(summary["attack"]["malicious"]) == (0 if attack in ("none", "jammer") else 1)
     success = summary["final"]["backdoor_success"]
-    assert (success is None) == (attack != "backdoor")
-    if success is not None:
-        assert 0 <= success <= 1
+    assert success is None if attack != "backdoor" else 0 <= success <= 1
 
 
 def test_clients_whose_test_images_all_are_of_the_target_are_not_asked(tmp_path):
-    """One class each, so client by client either all test images get the mark or none."""
+    """Each client has one class, so either all its test images get the mark or none."""
     alone = ["partition=label_shards", "partition.classes_per_client=1", "attack=backdoor", "attack.fraction=0.1"]
-    asked = ["experiment=smoke", "clients=10", *alone]
-    data = build.data(compose(asked))
-    tested = [set(data.images.labels[one.test].tolist()) for one in data.clients]
+    overrides = ["experiment=smoke", "clients=10", *alone]
+    data = build.data(compose(overrides))
+    tested = [set(data.images.labels[client.test].tolist()) for client in data.clients]
     target = next(min(classes) for classes in tested if len(classes) == 1)
-    attacker = build.attack(compose([*asked, f"attack.target={target}"]))
-    counts = [len(one) for one in attacker.marked(data)]
+    attacker = build.attack(compose([*overrides, f"attack.target={target}"]))
+    counts = [len(ids) for ids in attacker.marked(data)]
     assert 0 in counts
-    assert build.partition_sizes(compose(asked), data, attacker).images["triggered"] == counts
-    summary = simulate([*asked, f"attack.target={target}", "simulation.cohort=1", f"run_dir={tmp_path / 'run'}"])
+    assert build.partition_sizes(compose(overrides), data, attacker).images["triggered"] == counts
+    summary = simulate([*overrides, f"attack.target={target}", "simulation.cohort=1", f"run_dir={tmp_path / 'run'}"])
     rows = [json.loads(line) for line in (tmp_path / "run" / "clients.jsonl").read_text().splitlines()]
     last = {row["partition"]: row for row in rows if row["phase"] == "triggered"}  # of the final test
     assert {partition: row["images"] for partition, row in last.items()} == {p: n for p, n in enumerate(counts) if n}
-    taken_in = sum(row["accuracy"] * row["images"] for row in last.values())
-    assert summary["final"]["backdoor_success"] == pytest.approx(taken_in / sum(counts))
+    hits = sum(row["accuracy"] * row["images"] for row in last.values())
+    assert summary["final"]["backdoor_success"] == pytest.approx(hits / sum(counts))
     assert "rejected" not in (tmp_path / "run" / "run.log").read_text()
 
 
