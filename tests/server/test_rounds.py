@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, RecordDict
 from scripted import Scripted, play, round_loop
 from smoke import smoke
 
@@ -85,22 +85,22 @@ def test_an_update_that_is_not_finite_is_dropped_named_and_counted():
 
 
 def test_answers_that_are_no_answers_are_dropped_and_named():
-    class Odd(InProcessGrid):
+    contents = {
+        FIRST_NODE + 1: {"config": ConfigRecord()},
+        FIRST_NODE + 2: {"arrays": ArrayRecord(), "metrics": MetricRecord({"num-examples": 0})},
+    }
+
+    class Changed(InProcessGrid):
         def send_and_receive(self, messages, *, timeout=None):
             for reply in super().send_and_receive(messages, timeout=timeout):
-                if reply.metadata.message_type == MessageType.TRAIN:
-                    partition = reply.metadata.src_node_id - FIRST_NODE
-                    if partition == 0:
-                        continue
-                    if partition == 1:
-                        reply.content = RecordDict({"config": ConfigRecord()})
-                    if partition == 2:
-                        weightless = MetricRecord({"num-examples": 0})
-                        reply.content = RecordDict({"arrays": ArrayRecord(), "metrics": weightless})
-                yield reply
+                node, is_training = reply.metadata.src_node_id, reply.metadata.message_type == MessageType.TRAIN
+                if is_training and node in contents:
+                    reply.content = RecordDict(contents[node])
+                if node != FIRST_NODE or not is_training:
+                    yield reply
 
     client = Scripted()
-    progress, journal, _ = play(client, grid=Odd(client, 4), clients=4, rounds=1)
+    progress, journal, _ = play(client, grid=Changed(client, 4), clients=4, rounds=1)
     reasons = [note.partition("rejected: ")[2] for note in journal.notes]
     assert reasons[0] == "no reply in time"
     assert "expected arrays and metrics" in reasons[1]
@@ -122,20 +122,16 @@ def test_the_loop_never_touches_the_global_generators():
     assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
 
 
-def test_messages_of_one_round_share_no_content():
+def test_each_request_says_which_reply_was_accepted_last():
     batches = []
 
     class Spy(InProcessGrid):
         def send_and_receive(self, messages, *, timeout=None):
-            messages: list[Message] = list(messages)
-            batches.append(messages)
-            return super().send_and_receive(messages, timeout=timeout)
+            batches.append(list(messages))
+            return super().send_and_receive(batches[-1], timeout=timeout)
 
     client = Scripted(broken={(1, 0)})
     play(client, grid=Spy(client, 2), clients=2)
-    accepted = [
-        [m.content.config_records["config"]["accepted-round"] for m in messages]
-        for messages in batches
-        if messages[0].metadata.message_type == MessageType.TRAIN
-    ]
+    train = [batch for batch in batches if batch[0].metadata.message_type == MessageType.TRAIN]
+    accepted = [[message.content["config"]["accepted-round"] for message in batch] for batch in train]
     assert accepted == [[0, 0], [0, 1]]

@@ -13,7 +13,7 @@ from smoke import smoke
 from fedbayes import build
 from fedbayes.comm.messages import ClientRequest, ClientUpdate, write_reply
 from fedbayes.config.compose import compose
-from fedbayes.errors import ConfigError, RunError
+from fedbayes.errors import ConfigError
 from fedbayes.server.validation import PartitionSizes, Rejection, ReplyValidator, evaluation_problem, form_problem
 from fedbayes.simulation.flower_private import claim_identity
 
@@ -234,20 +234,3 @@ def test_predictions_that_cannot_be_are_a_problem(changes, reason):
     arrays = {name: array for name, array in {**VALID, **changes}.items() if array is not None}
     problem = evaluation_problem(ClientUpdate(0, arrays, 2, {}), PartitionSizes(classes=5, domains=3, images={}))
     assert re.match(reason, str(problem))
-
-
-def test_a_domain_that_does_not_exist_costs_its_client_alone():
-    class Elsewhere(Scripted):
-        def evaluate(self, requests):
-            updates = super().evaluate(requests)
-            updates[1].arrays["domains"][:] = 999
-            return updates
-
-    progress, journal, _ = play(Elsewhere(), clients=3, rounds=1)
-    assert progress.final.partitions.unique().tolist() == [0, 2]
-    assert any("test reply of client 1 rejected: domains" in note for note in journal.notes)
-
-
-def test_a_round_without_a_valid_reply_fails_with_its_first_reason():
-    with pytest.raises(RunError, match="w is not finite"):
-        play(Scripted(broken={(1, 0), (1, 1)}), clients=2, rounds=1)

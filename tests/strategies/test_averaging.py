@@ -33,12 +33,6 @@ def test_sums_run_in_float64():
     assert mean["w"].item() == np.float32((2**24 + 3) / 3)
 
 
-def test_the_mean_does_not_change_its_parts():
-    updates = [update(p, 1 + p, w=np.full(3, float(p))) for p in range(3)]
-    weighted_mean(updates)
-    assert [u.arrays["w"].tolist() for u in updates] == [[float(p)] * 3 for p in range(3)]
-
-
 def test_a_round_through_the_contract():
     strategy = Averaging()
     strategy.shared = {"w": np.zeros(2)}
@@ -50,14 +44,14 @@ def test_a_round_through_the_contract():
 
 
 def test_a_method_may_send_each_client_something_else():
-    class Own(AbstractStrategy):
+    class Numbered(AbstractStrategy):
         def outgoing(self, server_round, partition):
             return {"w": self.shared["w"] + 10 * server_round + partition}
 
         def aggregate(self, updates):
             raise NotImplementedError
 
-    strategy = Own()
+    strategy = Numbered()
     strategy.shared = {"w": np.ones(1)}
     requests = strategy.requests(2, [0, 1, 2], "train")
     assert [arrays["w"].item() for arrays in requests.values()] == [21.0, 22.0, 23.0]

@@ -7,7 +7,6 @@ from hydra.utils import instantiate
 
 from fedbayes.comm.messages import ClientUpdate, from_record, to_record
 from fedbayes.config.compose import compose
-from fedbayes.errors import ConfigError
 from fedbayes.inference.mean_field import Natural, rho_of, std_of
 from strategies.pfedbayes import PFedBayes
 
@@ -203,18 +202,6 @@ def test_a_strategy_goes_on_from_its_state():
     for name, array in serve(resumed, shared, *replies).items():
         assert array.tobytes() == expected[name].tobytes(), name
     assert PFedBayes("mean").state() == {}
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"aggregate": "median"}, r"method\.strategy\.aggregate=median"),
-        ({"aggregate": "mean", "beta": 0}, r"method\.strategy\.beta=0"),
-    ],
-)
-def test_values_that_cannot_work_are_refused(options, message):
-    with pytest.raises(ConfigError, match=message):
-        PFedBayes(**options)
 
 
 def test_a_product_of_no_precision_stands_where_the_last_prior_stood():

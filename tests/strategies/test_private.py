@@ -122,9 +122,9 @@ def test_a_method_that_shares_nothing_has_nothing_to_hide(tmp_path):
 
 def test_rounds_draw_anew():
     size = 5_000
-    one, two = after(private(clip=1e-6, noise=1e6), size), after(private(clip=1e-6, noise=1e6), size, rounds=2)
-    second = two["a.w"] - one["a.w"]
-    assert abs(np.corrcoef(one["a.w"], second)[0, 1]) < 0.06
+    first, both = (after(private(clip=1e-6, noise=1e6), size, rounds=rounds)["a.w"] for rounds in (1, 2))
+    second = both - first
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.06
     assert second.std() == pytest.approx(0.25, rel=0.05)
 
 
@@ -134,24 +134,6 @@ def test_only_chosen_groups_are_learnt_and_the_others_stay():
     assert result["b.w"].tolist() == [0.0]
     with pytest.raises(ConfigError, match=r"privacy\.groups: c\. has no shared part"):
         after(private(groups=["c"]))
-
-
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"noise": 0}, r"privacy\.noise=0"),
-        ({"clip": 0}, r"privacy\.clip=0"),
-        ({"delta": 2.0}, r"privacy\.delta=2"),
-        ({"delta": 0.999}, r"privacy\.delta=0\.999 allows to show one of clients="),
-        ({"noise": 1e300}, r"privacy\.noise=1e\+300 is out of range"),
-        ({"groups": "head"}, r"privacy\.groups=head"),
-        ({"groups": []}, r"privacy\.groups=\[\]"),
-        ({"groups": {}}, r"privacy\.groups=\{\}"),
-    ],
-)
-def test_values_out_of_range_are_refused(settings, key):
-    with pytest.raises(ConfigError, match=key):
-        private(**settings)
 
 
 @pytest.mark.parametrize(

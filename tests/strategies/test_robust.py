@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from fedbayes.comm.messages import ClientUpdate
-from fedbayes.errors import ConfigError
 from strategies.averaging import Averaging
 from strategies.robust import ROBUST, combined, geometric_median, krum
 
@@ -119,10 +118,3 @@ def test_one_client_and_no_parameters():
         alone = [ClientUpdate(0, {"w": np.array([1.5])}, 3, {})]
         assert combined(alone, name, 0.2)["w"].tolist() == [1.5]
         assert combined([ClientUpdate(0, {}, 3, {})], name, 0.2) == {}
-
-
-def test_what_is_no_aggregate_or_no_minority_is_refused():
-    with pytest.raises(ConfigError, match=r"method\.strategy\.aggregate=mode"):
-        Averaging("mode")
-    with pytest.raises(ConfigError, match=r"malicious_fraction=0\.5 leaves no honest majority"):
-        Averaging("krum", malicious_fraction=0.5)

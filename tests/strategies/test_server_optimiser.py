@@ -159,21 +159,6 @@ def test_a_round_that_the_strategy_gives_up_moves_nothing():
     assert strategy.state() == before
 
 
-@pytest.mark.parametrize(
-    ("settings", "key"),
-    [
-        ({"name": "sgd"}, "server.name=sgd"),
-        ({"name": "adam", "lr": 0}, "server.lr=0"),
-        ({"name": "adam", "tau": 0}, "server.tau=0"),
-        ({"name": "adam", "beta2": 1.5}, "server.beta2=1.5"),
-        ({"name": "momentum", "momentum": -0.1}, "server.momentum=-0.1"),
-    ],
-)
-def test_values_out_of_range_are_named(settings, key):
-    with pytest.raises(ConfigError, match=key):
-        ServerOptimiser(Averaging(), **settings)
-
-
 def configured(*overrides):
     cfg = compose(["experiment=smoke", *overrides])
     return build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))

@@ -1,10 +1,8 @@
 """SGPT's server by hand: groups and keys by choices and with momentum, the rest by images."""
 
 import numpy as np
-import pytest
 
 from fedbayes.comm.messages import ClientUpdate
-from fedbayes.errors import ConfigError
 from strategies.sgpt import SGPT
 
 RNG = np.random.default_rng(0)
@@ -53,12 +51,6 @@ def test_everything_else_is_averaged_by_images_without_momentum_and_choices_add_
     for name in ("generator.shared", "head.weight"):
         np.testing.assert_allclose(after(0.75)[name], OLD[name] + (10 * 1 + 30 * 2) / 40)
     np.testing.assert_array_equal(after(0.5)["generator.choices"], [13, 0, 33])
-
-
-@pytest.mark.parametrize("momentum", [-0.1, 1.5, "half"])
-def test_a_momentum_out_of_range_is_refused(momentum):
-    with pytest.raises(ConfigError, match=r"method\.strategy\.momentum"):
-        SGPT(momentum)
 
 
 def test_choices_that_no_images_can_have_made_are_impossible():
