@@ -20,9 +20,9 @@ def shell(tmp_path):
     """Runs commands in a folder whose name has a space, and ends what they leave behind."""
     folder = tmp_path / "a folder"
     folder.mkdir()
-    made = Marked(folder)
-    yield made
-    made.end()
+    commands = Marked(folder)
+    yield commands
+    commands.end()
 
 
 def numbers(run_dir):
@@ -54,31 +54,32 @@ def test_a_run_that_fails_has_another_exit_status(shell):
     ran = shell.run(APP / "run.sh", *SMALL, "partition.min_images=100000", "run_dir=nothing here")
     assert ran.returncode == 1
     last = ran.stderr.splitlines()[-1]
-    assert last.startswith("the run is finished:failed: Simulation failed with exception: clients=4 with partition.min")
+    assert "finished:failed" in last
+    assert "partition.min_images" in last
     assert not (shell.folder / "nothing here").exists()
     assert shell.left(5) == []
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "key"),
     [
-        ("method=nonsense", "ConfigError: method=nonsense does not exist"),
-        ("data=imagefolder", "ConfigError: data.root has no default; add data.root=VALUE."),
-        ("clients=0", "ConfigError: clients=0 is not a whole number of at least 1; give one, e.g. clients=1."),
-        ("simulation=ray", "ConfigError: simulation=ray does not run in a Flower App; leave it out, or run fedbayes."),
-        ("dry_run=true", "ConfigError: dry_run=True does not run in a Flower App; ask fedbayes, it starts nothing."),
+        ("method=nonsense", "method=nonsense"),
+        ("data=imagefolder", "data.root"),
+        ("clients=0", "clients=0"),
+        ("simulation=ray", "simulation=ray"),
+        ("dry_run=true", "dry_run=True"),
     ],
 )
-def test_a_bad_override_is_one_line_before_anything_starts(overrides, said, shell):
+def test_a_bad_override_is_one_line_before_anything_starts(overrides, key, shell):
     ran = shell.run(APP / "run.sh", overrides)
     assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
-    assert ran.stderr.startswith(said)
+    assert ran.stderr.startswith(f"ConfigError: {key} ")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
 def test_stopping_leaves_no_process(sign, shell):
-    running = shell.start(APP / "run.sh", "experiment=smoke rounds=100000 run_dir=stopped", log="said.txt")
+    running = shell.start(APP / "run.sh", "experiment=smoke rounds=100000 run_dir=stopped", log="output.txt")
     rows = shell.folder / "stopped" / "metrics.jsonl"
     end = time.monotonic() + 200
     while not (rows.exists() and rows.stat().st_size) and time.monotonic() < end:

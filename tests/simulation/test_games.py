@@ -22,10 +22,7 @@ CONCAVE = np.array([[[1.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 1.0]]])
 
 
 def values(payoffs, prior, weights):
-    return (
-        informed_security(payoffs, prior, weights).value,
-        uninformed_security(payoffs, weights, prior=prior).value,
-    )
+    return informed_security(payoffs, prior, weights).value, uninformed_security(payoffs, weights, prior=prior).value
 
 
 @pytest.mark.parametrize(

@@ -79,30 +79,30 @@ def test_no_jammer_jams_nothing_and_the_server_comes_to_believe_it():
 
 @pytest.mark.parametrize("horizon", [1, 2])
 def test_no_jammer_gets_more_than_the_security_policy_guarantees(horizon):
-    """At the end of every history of 4 stages, of which all strategies are mixtures: gain and what the rest allows."""
+    """At the end of every history of 4 stages, of which all strategies are mixtures: the gain, and what may follow."""
     start = game(horizon=horizon)
     weights = stage_weights(horizon, 0.5)
     guarantee = uninformed_security(start.payoffs, weights, prior=list(PRIOR.values())).by_type
 
     def play(player, gain, stage):
-        rest = uninformed_security(start.payoffs, weights, regret=player.regret)
+        later = uninformed_security(start.payoffs, weights, regret=player.regret)
         assert player.regret == pytest.approx((gain - guarantee) / 0.5**stage)
-        assert (gain + 0.5**stage * rest.by_type <= guarantee + 1e-7).all()
+        assert (gain + 0.5**stage * later.by_type <= guarantee + 1e-7).all()
         for action in range(1, len(start.jams)) if stage < 4 else ():
             after = copy(player)
-            after.observe(rest.mixture, action)
-            play(after, gain + 0.5 * 0.5**stage * start.payoffs[:, action] @ rest.mixture, stage + 1)
+            after.observe(later.mixture, action)
+            play(after, gain + 0.5 * 0.5**stage * start.payoffs[:, action] @ later.mixture, stage + 1)
 
     play(start._uninformed, np.zeros(len(PRIOR)), 0)
 
 
 def test_a_greedy_jammer_gains_less_against_security_than_against_uniform_sampling():
     for seed in range(4):
-        both = {}
+        gains = {}
         for policy in ("uniform", "security"):
             played = game(policy, seed=seed, strategy="greedy")
-            both[policy] = sum(played.round(server_round).payoff for server_round in range(1, 9))
-        assert both["security"] < both["uniform"]
+            gains[policy] = sum(played.round(server_round).payoff for server_round in range(1, 9))
+        assert gains["security"] < gains["uniform"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,6 @@ def test_a_greedy_jammer_gains_less_against_security_than_against_uniform_sampli
         ({"strategy": "loud"}, r"attack\.strategy"),
     ],
 )
-def test_bad_values_end_in_one_line(changes, word):
-    with pytest.raises(ConfigError, match=word) as caught:
+def test_bad_values_are_refused(changes, word):
+    with pytest.raises(ConfigError, match=word):
         game(**changes)
-    assert "\n" not in str(caught.value)
