@@ -71,7 +71,7 @@ class LocalTraining:
         self.lr = require_number("optim.lr", lr, 0)
         self.head_lr = require_number("optim.head_lr", head_lr, 0)
         self.weights_lr = self.lr if weights_lr is None else require_number("optim.weights_lr", weights_lr, 0)
-        if self.lr == self.head_lr == 0:
+        if self.lr == self.head_lr == self.weights_lr == 0:
             raise ConfigError("optim.lr=0 and optim.head_lr=0 would train nothing; raise one of them.")
         self.local_epochs = require_whole("optim.local_epochs", local_epochs, 1)
         self.batch_size = require_whole("optim.batch_size", batch_size, 1)

@@ -172,3 +172,25 @@ def test_a_finished_run_predicts_as_its_clients_did(variant, tmp_path):
     (expected,) = client.evaluate([ClientRequest(1, 2, "evaluate", "test", arrays)])
     np.testing.assert_allclose(predicted, expected.arrays["probabilities"], atol=1e-6)
     assert expected.metrics["accuracy"] > 0.2, "it has learnt: ten classes"
+
+
+@pytest.mark.parametrize("method", ["method=fedvpt_lora", "method=deterministic_lora", "method=pfedbayespt_lora"])
+@pytest.mark.parametrize("part", ["generator", "weights", "head"])
+def test_prompts_low_rank_changes_and_head_learn_each_at_its_rate(method, part):
+    rates = {"generator": "optim.lr", "weights": "optim.weights_lr", "head": "optim.head_lr"}
+    _, client = smoke(
+        method, "head.init_std=0.3", *(f"{key}={0.01 if name == part else 0}" for name, key in rates.items())
+    )
+    start = client.initial()
+    (update,) = train(client, 1)
+    moved = {name for name, array in update.arrays.items() if not np.array_equal(array, start[name])}
+    assert {name.split(".")[0] for name in moved} == {part}
+
+
+def test_an_untrained_adapter_changes_no_prediction_of_pfedbayespt():
+    probabilities = []
+    for overrides in (["method=pfedbayespt"], ["method=pfedbayespt_lora", "method.weights.start_layer=2"]):
+        _, client = smoke(*overrides, "head.init_std=0.3", "prompts.start_layer=2")
+        (update,) = client.evaluate([ClientRequest(0, 1, "evaluate", "test", client.initial())])
+        probabilities.append(update.arrays["probabilities"])
+    np.testing.assert_array_equal(*probabilities)
