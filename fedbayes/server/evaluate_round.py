@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from fedbayes.arrays import Arrays, mean_arrays
-from fedbayes.comm.messages import encode_once, write_request
 from fedbayes.errors import ConfigError, StoppedError, require_bool, require_choice, require_whole
 from fedbayes.metrics.calibration import fit_temperature
 from fedbayes.metrics.evaluation import Evaluation, detection
@@ -94,17 +93,7 @@ class Assessment:
         requests = {partition: arrays for partition, arrays in requests.items() if sizes.of(split, partition) != 0}
         if self.shares_personal and len(progress.accepted) < len(session.federation.partitions):
             requests = _with_mean_personal(requests, progress)
-        contents = {
-            partition: write_request(
-                record,
-                server_round,
-                split,
-                accepted=progress.accepted.get(partition, 0),
-                adapt=adapt,
-                seconds=self.timeout,
-            )
-            for partition, record in encode_once(requests).items()
-        }
+        contents = session.messages(requests, server_round, split, self.timeout, adapt=adapt)
         replies = session.federation.ask(contents, "evaluate", split)
         replies = replies.checked(lambda update: evaluation_problem(update, sizes))
         for note in replies.notes(f"{phase} reply"):

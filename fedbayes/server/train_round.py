@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from flwr.app.exception import AppExitException
 
 from fedbayes.arrays import Arrays, clipped, non_finite
-from fedbayes.comm.messages import ClientUpdate, encode_once, payload_bytes, write_request
+from fedbayes.comm.messages import ClientUpdate, payload_bytes
 from fedbayes.errors import ConfigError, StoppedError, require_number, require_whole
 from fedbayes.inference.diagnostics import mixing_ratio
 from fedbayes.metrics.evaluation import over_images
@@ -88,17 +88,7 @@ class Training:
             reachable = {
                 partition: arrays for partition, arrays in requests.items() if faults[partition].kind != "drop"
             }
-            contents = {
-                partition: write_request(
-                    record,
-                    server_round,
-                    "train",
-                    accepted=session.progress.accepted.get(partition, 0),
-                    fault=faults[partition].kind,
-                    seconds=self.timeout,
-                )
-                for partition, record in encode_once(reachable).items()
-            }
+            contents = session.messages(reachable, server_round, "train", self.timeout, faults=faults)
             started = time.perf_counter()
             replies = self._replies(session, contents, faults)
             cost.add(time.perf_counter() - started, contents, replies)

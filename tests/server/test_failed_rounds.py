@@ -14,7 +14,7 @@ from strategies.base import AbstractStrategy
 def test_a_failed_round_ends_the_run_with_what_was_learnt_before_in_a_checkpoint():
     checkpoints = []
     client = Scripted(broken={(3, 0), (3, 1)})
-    with pytest.raises(RunError, match=r"round 3 failed in 2 .*simulation\.min_replies=2; first reason: w is not"):
+    with pytest.raises(RunError, match=r"round 3 failed .*min_replies=2; .*: w"):
         play(client, clients=3, rounds=4, min_replies=2, retries=1, checkpoint_every=9, save=checkpoints.append)
     assert [checkpoint.server_round for checkpoint in checkpoints] == [2]
     assert checkpoints[0].server["w"].tolist() == pytest.approx([140 / 60])
@@ -87,7 +87,7 @@ def test_an_aggregate_that_is_not_finite_fails_the_round_and_leaves_no_trace(wra
             assert {n: a.tobytes() for n, a in arrays.items()} == {n: a.tobytes() for n, a in expected.items()}
 
     error, checkpoints = run(malicious=True, checkpoint_every=4)
-    assert error.startswith("round 3 failed in 1 attempts: the aggregate of PFedBayes")
+    assert error.startswith("round 3 failed in 1 attempts")
     assert [checkpoint.server_round for checkpoint in checkpoints] == [2]
     assert checkpoints[0].strategy.keys() == honest[1].strategy.keys()
     for name, array in honest[1].strategy.items():

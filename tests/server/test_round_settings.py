@@ -46,6 +46,6 @@ def test_strategies_that_would_sample_or_wait_by_themselves_are_refused(name, se
 
 def test_a_single_new_client_is_evaluated_and_no_strategy_waits_for_a_second():
     loop = round_loop(new_clients=1)
-    with pytest.raises(ConfigError, match="min_available_nodes and min_evaluate_nodes"):
+    with pytest.raises(ConfigError, match="min_available_nodes and min_evaluate"):
         loop.require(FlowerStrategy(strategy.FedAvg()))
     loop.require(FlowerStrategy(strategy.FedAvg(min_available_nodes=1, min_evaluate_nodes=1)))

@@ -28,7 +28,7 @@ def test_a_client_whose_counts_cannot_be_true_costs_itself_alone_even_where_upda
 
     progress, journal, _ = play(Miscounting(), clients=3, rounds=1, max_update_norm=0.5, strategy=Counting())
     assert progress.arrays["w"].tolist() == [1.0], "two steps, each of length 1/2"
-    assert journal.notes == ["round 1: training reply of client 1 rejected: w are not numbers of images"]
+    assert ["client 1 rejected: w are" in note for note in journal.notes] == [True]
 
 
 def test_where_updates_are_clipped_clients_count_alike():
