@@ -32,7 +32,7 @@ class ClientRequest:
 
     Attributes:
         server_round: keys the client's random numbers.
-        split: the images to evaluate on; unused in training.
+        split: the images to evaluate on.
         personal: the personal parameters of the last round that the server accepted; empty if never trained.
         adapt: steps of training before an evaluation; None for the method's number.
         fault: a simulated fault of the client, see `fedbayes.simulation.faults`; empty for none.

@@ -67,7 +67,7 @@ def root_of(node: Mapping[str, object], clients: int, *, needed: bool) -> str | 
     Args:
         node: the node's configuration.
         clients: partitions of the run.
-        needed: whether the run is one of nodes with their own images (`partition=local_folder`).
+        needed: whether nodes have their own images in this run (`partition=local_folder`).
 
     Raises:
         ConfigError: if node and run do not fit each other.

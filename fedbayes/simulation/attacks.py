@@ -37,13 +37,10 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
     Args:
         fraction: of the clients that are malicious, rounded up to whole clients.
         seed: samples who they are, and their noise.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     measures_success = False
-    """Whether predictions of some images tell how well the attack worked; `marked` says which."""
+    """Whether predictions of the `marked` images tell how well the attack worked."""
 
     def __init__(self, *, fraction: float, seed: int) -> None:
         self.fraction = require_number("attack.fraction", fraction, 0, 1)
@@ -69,13 +66,7 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
 
 @final
 class MaliciousClients:
-    """A client object some of whose clients are malicious; predictions are the server's own measure, so all are honest.
-
-    Args:
-        client: trains and evaluates all of them, on poisoned data.
-        attack: what malicious clients do.
-        malicious: their partitions.
-    """
+    """A client object on poisoned data, some of whose clients are malicious; all predict honestly."""
 
     def __init__(self, client: CohortClient, attack: AbstractAttack, malicious: Sequence[int]) -> None:
         self._client, self._attack, self._malicious = client, attack, frozenset(malicious)

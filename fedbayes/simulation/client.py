@@ -72,23 +72,18 @@ class CohortClient(Protocol):
     @property
     def data(self) -> FederatedData:
         """All images, and which client has which."""
-        ...
 
     def prepare(self) -> None:
         """Do whatever is needed once, before the first round."""
-        ...
 
     def initial(self) -> Arrays:
         """Return the server's parameters before the first round."""
-        ...
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Return one update a request, in order; a negative partition is a stand-in, see `FederatedData.indices`."""
-        ...
 
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Return predictions for each request, as `train` returns updates."""
-        ...
 
 
 class ClientGrid(Protocol):
@@ -96,11 +91,9 @@ class ClientGrid(Protocol):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the nodes that are there."""
-        ...
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and return the replies that come in time, in any order."""
-        ...
 
 
 ClientFactory = Callable[[], CohortClient]
@@ -129,8 +122,8 @@ def answer(
         kind: Flower's message type.
         partitions: the client of each message.
         contents: of the messages.
-        states: personal parameters of each client; changed in place where a client has trained without an error.
-        debug: whether the first exception is raised here instead of becoming a client's answer.
+        states: personal parameters of each client; changed in place where it has trained without an error.
+        debug: whether exceptions are raised here instead of becoming a client's answer.
     """
     if kind == MessageType.QUERY:
         return [write_partition(partition) for partition in partitions]

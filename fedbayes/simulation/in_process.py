@@ -28,9 +28,6 @@ class InProcess:
         device: `cpu`, `cuda`, or `auto` for a GPU if there is one.
         threads: of torch on the CPU; null for as many as this process may use.
         debug: whether the first exception of a client ends the run with its traceback, on one thread.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(self, *, cohort: int | None, device: str, threads: int | None, debug: bool = False) -> None:
@@ -52,11 +49,11 @@ class InProcess:
 
 @final
 class InProcessGrid(Grid):
-    """Answers messages by calling a cohort client.
+    """Answers messages by calling a cohort client; partition p is node `FIRST_NODE + p`.
 
     Args:
         client: answers them.
-        clients: partitions of the federation; partition p is node `FIRST_NODE + p`.
+        clients: partitions of the federation.
         cohort: messages answered together; None for all that are sent together.
         debug: whether exceptions of clients are raised here.
     """

@@ -74,15 +74,11 @@ class Policy:
     """How the server invites clients and waits for them: the group `sampling`.
 
     Args:
-        name: `uniform`; `security`, the server's security strategy; `expected`, the same where the server cannot see
-            what is jammed.
+        name: `uniform`; `security`, the server's security strategy; `expected`, where it cannot see what is jammed.
         fewer: invitations of the group that is invited less, as a multiple of uniform ones.
         invite: multiples of the needed clients that the server chooses from; the first is what a uniform server does.
         wait: multiples of the least time that it chooses from; the first is what a uniform server does.
         price: of a further multiple of invitations and of time, in update mass.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(
@@ -122,9 +118,6 @@ class Jammer(AbstractAttack):
         link: the budget of an uplink, see `Link`.
         discount: of the game.
         horizon: stages that the programs of both players look ahead.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(
@@ -188,13 +181,8 @@ class Jammer(AbstractAttack):
 class UplinkGame:
     """The game of a jammer and a server over the uplinks of a federation, played round by round.
 
-    Args:
-        groups: the partitions of each uplink, G of them.
-        values: what each group is worth to each type, `(K, G)`, rows summing to 1; for `none`, to the server.
-
-    Attributes:
-        payoffs: to the jammer, `(K, A, B)`.
-        type: of the jammer; an index of its types.
+    `groups` are the partitions of each of the G uplinks, and `values` what each is worth to each type, `(K, G)`, rows
+    summing to 1; for `none`, to the server. `payoffs` to the jammer are `(K, A, B)`, and `type` is an index of types.
     """
 
     def __init__(self, jammer: Jammer, groups: Sequence[Sequence[int]], values: np.ndarray, policy: Policy) -> None:

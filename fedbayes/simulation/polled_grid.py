@@ -21,10 +21,7 @@ from fedbayes.errors import RunError
 class PolledGrid:
     """Looks for replies often while they come, and less often while none do; a client gets one message at a time.
 
-    Args:
-        grid: its clients answer elsewhere.
-        stop: once set, waiting ends with an error.
-        longest: seconds between two looks, at most.
+    Once `stop` is set, waiting ends with an error; `longest` is the most seconds between two looks.
     """
 
     def __init__(self, grid: Grid, stop: threading.Event, longest: float = 0.05) -> None:
@@ -46,10 +43,9 @@ class PolledGrid:
             RunError: if waiting was ended.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        waiting = list(messages)
+        waiting, pause = list(messages), 0.001
         sent: set[str] = set()
         replies: list[Message] = []
-        pause = 0.001
         while True:
             busy = set(self._open.values())
             free = [message for message in waiting if message.metadata.dst_node_id not in busy]

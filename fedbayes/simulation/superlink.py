@@ -25,9 +25,6 @@ class Served:
         device: of a client's process: `cpu`, `cuda`, or `auto` for a GPU if there is one. The server needs none.
         threads: of torch on the CPU, in the server and in every client's process; null for 1.
         grid: the federation; None in a client's process, and in one that no SuperLink has started.
-
-    Raises:
-        ConfigError: if a value is out of range.
     """
 
     def __init__(self, *, device: str, threads: int | None, grid: Grid | None = None) -> None:

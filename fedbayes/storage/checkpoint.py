@@ -119,14 +119,7 @@ def save(run_dir: Path, checkpoint: Checkpoint) -> Path:
 @final
 @dataclass(frozen=True, eq=False)
 class Restart:
-    """Where a run goes on.
-
-    Attributes:
-        run_dir: the run's directory.
-        resumed: whether it was begun before.
-        checkpoint: the newest that can be used; None for the start.
-        damage: why each newer checkpoint cannot be used.
-    """
+    """Where a run goes on, if it was begun before: the newest checkpoint, and why each newer one cannot be used."""
 
     run_dir: Path
     resumed: bool = False
@@ -143,9 +136,7 @@ class Restart:
 def newest(run_dir: Path, written: float = math.inf) -> Restart:
     """Return the newest checkpoint that a run can go on from; None if all are damaged: the run starts again.
 
-    Args:
-        run_dir: of the run.
-        written: the last round that the run's other files have; what comes after it has to be done again.
+    `written` is the last round that the run's other files have; what comes after it has to be done again.
 
     Raises:
         RunError: if one is of another version or cannot be opened, or all lack the personal parameters of clients.

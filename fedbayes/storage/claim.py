@@ -30,9 +30,6 @@ def run_directory(run_dir: Path | None, cfg: DictConfig, *, resumed: bool) -> It
         cfg: the configuration.
         resumed: whether the directory holds this very run, to go on from its newest checkpoint.
 
-    Yields:
-        The directory, and where a resumed run goes on.
-
     Raises:
         RunError: see `claim`, `reopened` and `checkpoint.newest`.
     """
@@ -59,30 +56,24 @@ def new_folder(path: str) -> Path:
     Raises:
         RunError: if it cannot be made.
     """
-    for number in count(1):
-        folder = Path(path if number == 1 else f"{path}-{number}")
+    folder, numbers = Path(path), count(2)
+    while True:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
+            return folder
         except FileExistsError as error:
             if not folder.exists():
                 raise RunError(f"{folder.parent} cannot be a directory: a file is in the way; remove it.") from error
+            folder = Path(f"{path}-{next(numbers)}")
         except OSError as error:
             raise RunError(f"{folder} cannot be made ({error.strerror}); choose run_dir=DIR.") from error
-        else:
-            return folder
-    raise AssertionError("numbers do not end")
 
 
 def claim(run_dir: Path, config: str) -> Path:
-    """Take a directory for a new run; of two processes that ask for the same one, exactly one gets it.
+    """Take a directory for a new run, made where it is missing; of two processes that ask for it, exactly one gets it.
 
-    Args:
-        run_dir: the directory; it and its parents are made where they are missing.
-        config: the text of `config.yaml`, which appears whole or not at all: whatever has it can be resumed.
-
-    Returns:
-        The same directory, with `config.yaml` and an empty `metrics.jsonl`.
+    Its `config.yaml` with the text `config` appears whole or not at all: whatever has it can be resumed.
 
     Raises:
         RunError: if it already holds a run, or cannot be created or written.
