@@ -7,6 +7,7 @@ from typing import final
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientUpdate
 from fedbayes.errors import ConfigError, require_choice, require_number
+from fedbayes.models.adapters import exact_pairs
 from fedbayes.models.anchoring import anchored, noise_layers
 from strategies.base import AbstractStrategy, weighted_mean
 from strategies.robust import ROBUST, combined
@@ -19,12 +20,14 @@ class Averaging(AbstractStrategy):
     `aggregate` is `mean`; `anchored`: each generator's noise coordinates are first turned back onto those that were
     handed out (`fedbayes.models.anchoring`), so that equal posteriors average to themselves; or a name in
     `strategies.robust`, which has no weights and allows for `malicious_fraction` of the clients. Without noise to
-    anchor, the first message is a ConfigError.
+    anchor, the first message is a ConfigError. `exact` averages the products of low-rank changes, the rest as `mean`.
     """
 
     def __init__(self, aggregate: str = "mean", malicious_fraction: float = 0.2) -> None:
         super().__init__()
-        self.aggregate_name = require_choice("method.strategy.aggregate", aggregate, ("mean", "anchored", *ROBUST))
+        self.aggregate_name = require_choice(
+            "method.strategy.aggregate", aggregate, ("mean", "anchored", "exact", *ROBUST)
+        )
         self.plain_mean = aggregate == "mean"
         self.malicious_fraction = require_number("method.strategy.malicious_fraction", malicious_fraction, 0)
         if malicious_fraction >= 0.5:
@@ -46,3 +49,7 @@ class Averaging(AbstractStrategy):
         if self.aggregate_name == "anchored":
             updates = [replace(update, arrays=anchored(update.arrays, self.shared)) for update in updates]
         self.shared = weighted_mean(updates)
+        if self.aggregate_name == "exact":
+            total = sum(update.num_examples for update in updates)
+            fractions = [update.num_examples / total for update in updates]
+            self.shared |= exact_pairs([update.arrays for update in updates], fractions)

@@ -10,7 +10,9 @@ one `A`; the paper changes each matrix by another pair. The merged `W_c` is what
 
 Averaging `A` and `B` apart, as FedIT does (Zhang et al., ICASSP 2024, arXiv 2305.05644), is not averaging the changes:
 the mean of `B_c A_c` is not the product of the means. With one frozen `A` for everybody it is (FFA-LoRA, Sun et al.,
-ICLR 2024, arXiv 2403.12313); that `A` follows from the seed and is never sent.
+ICLR 2024, arXiv 2403.12313); that `A` follows from the seed and is never sent. `exact_pairs` averages the products
+(FlexLoRA, Bai et al., NeurIPS 2024, arXiv 2402.11505). Where `B` is personal, only `A` is averaged (FedSA-LoRA, Guo et
+al., ICLR 2025, arXiv 2410.01463).
 
 The frozen backbone itself is never touched: its modules are run with other weights by `torch.func.functional_call`.
 """
@@ -20,14 +22,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from fedbayes.arrays import Arrays
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.blocks import class_feature
+
+A, B = "weights.a.", "weights.b."
+"""Lead the names of the factors of a low-rank change, among a client's parameters."""
 
 
 class AbstractWeights(nn.Module, ABC):
@@ -129,20 +136,51 @@ class LowRankWeights(AbstractWeights):
         for name in self._names:
             outputs, inputs = backbone.vit.get_submodule(name).weight.shape
             a = inputs**-0.5 * torch.randn(1, rank, inputs, generator=rng)
-            place = _nested(self, name)
+            block, _, leaf = name.rpartition(".")
             if freeze_a:
-                place.register_buffer("a", a)
+                _nested(self, f"a.{block}").register_buffer(leaf, a)
             else:
-                place.register_parameter("a", nn.Parameter(a))
-            place.register_parameter("b", nn.Parameter(torch.zeros(1, outputs, rank)))
+                _nested(self, f"a.{block}").register_parameter(leaf, nn.Parameter(a))
+            _nested(self, f"b.{block}").register_parameter(leaf, nn.Parameter(torch.zeros(1, outputs, rank)))
 
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:
         """Return the merged matrices."""
         merged = {}
         for name in self._names:
-            pair: Any = self.get_submodule(name)
-            merged[f"{name}.weight"] = backbone.vit.get_submodule(name).weight + self.scale * (pair.b @ pair.a)
+            block, _, leaf = name.rpartition(".")
+            a, b = (getattr(self.get_submodule(f"{letter}.{block}"), leaf) for letter in "ab")
+            merged[f"{name}.weight"] = backbone.vit.get_submodule(name).weight + self.scale * (b @ a)
         return merged
+
+
+def exact_pairs(clients: Sequence[Arrays], weights: Sequence[float]) -> Arrays:
+    """Return pairs whose product is nearest to the mean of the clients' products, at the same rank r.
+
+    With the singular values S of `sum_c w_c B_c A_c = U S V'`, largest first: `B = U_r S_r^1/2`, `A = S_r^1/2 V_r'`.
+    The decomposition is of the factors side by side, of M r columns for M clients.
+
+    Args:
+        clients: parameters of each client by name, pairs as `weights.a.NAME` and `weights.b.NAME` among others.
+        weights: w, of the clients, summing to 1.
+
+    Raises:
+        ConfigError: if there is no pair.
+    """
+    names = [name for name in clients[0] if name.startswith(A) and B + name.removeprefix(A) in clients[0]]
+    if not names:
+        raise ConfigError("method.strategy.aggregate=exact: clients send no pairs of A and B; choose mean.")
+    exact: Arrays = {}
+    for name in names:
+        pair = B + name.removeprefix(A)
+        scaled = [w * arrays[pair].astype(np.float64) for w, arrays in zip(weights, clients, strict=True)]
+        tall, wide = np.concatenate(scaled, 1), np.concatenate([arrays[name] for arrays in clients]).astype(np.float64)
+        (left, upper), (right, lower) = np.linalg.qr(tall), np.linalg.qr(wide.T)
+        u, s, v = np.linalg.svd(upper @ lower.T)
+        rank, like = clients[0][name].shape[0], clients[0][name].dtype
+        root = np.sqrt(s[:rank])
+        exact[name] = (root[:, None] * (v[:rank] @ right.T)).astype(like)
+        exact[pair] = (left @ u[:, :rank] * root).astype(like)
+    return exact
 
 
 @final

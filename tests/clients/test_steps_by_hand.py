@@ -232,12 +232,12 @@ def test_the_first_step_of_fedlora_moves_b_along_the_merged_matrixs_gradient_tim
     features = vit.forward_head(vit.forward_features(pixels), pre_logits=True)
     scores = features @ torch.tensor(start[WEIGHT]) + torch.tensor(start[BIAS])
     F.cross_entropy(scores, client.data.images.labels[index]).backward()
-    names = [name.removeprefix("weights.").removesuffix(".a") for name in start if name.endswith(".a")]
+    names = [name.removeprefix("weights.a.") for name in start if name.startswith("weights.a.")]
     assert len(names) == 2 * backbone.depth
     found = trained(client, 0, start)
     for name in names:
-        a = start[f"weights.{name}.a"]
-        np.testing.assert_array_equal(found[f"weights.{name}.a"], a)
+        a = start[f"weights.a.{name}"]
+        np.testing.assert_array_equal(found[f"weights.a.{name}"], a)
         expected = -PROMPT_RATE * (6 / 2) * vit.get_submodule(name).weight.grad.numpy() @ a.T
         assert np.abs(expected).max() > 1e-5
-        np.testing.assert_allclose(found[f"weights.{name}.b"], expected, rtol=1e-3, atol=2e-6)
+        np.testing.assert_allclose(found[f"weights.b.{name}"], expected, rtol=1e-3, atol=2e-6)

@@ -74,11 +74,11 @@ def test_low_rank_weights_are_w_plus_alpha_over_r_b_a(backbone, images, kind):
     tokens = entering(model, images)
     found = model.weights.features(backbone, tokens)[0]
     state = model.weights.state_dict()
-    names = [name[:-2] for name in state if name.endswith(".b")]
+    names = [name.removeprefix("b.") for name in state if name.startswith("b.")]
     for c in range(3):
         merged = copy.deepcopy(backbone)
         for name in names:
-            a, b = state[f"{name}.a"].expand(3, -1, -1)[c], state[f"{name}.b"][c]
+            a, b = state[f"a.{name}"].expand(3, -1, -1)[c], state[f"b.{name}"][c]
             assert (a.shape[0], b.shape[1]) == (2, 2), "the rank"
             merged.vit.get_submodule(name).weight += 6.0 / 2 * b @ a
         expected = merged.features(images(3 * IMAGES, 16)[c * IMAGES : (c + 1) * IMAGES])
@@ -202,20 +202,20 @@ def test_one_frozen_a_makes_the_average_of_changes_the_change_of_averages(backbo
 
 def test_a_frozen_a_follows_from_the_seed_and_is_no_parameter(backbone):
     first, second, other = (prompted(backbone, "frozen_a", seed=seed) for seed in (0, 0, 1))
-    assert not any(name.endswith(".a") for name in first.initial)
-    a = [model.weights.get_buffer("blocks.1.attn.qkv.a") for model in (first, second, other)]
+    assert not any(name.startswith("weights.a") for name in first.initial)
+    a = [model.weights.get_buffer("a.blocks.1.attn.qkv") for model in (first, second, other)]
     assert torch.equal(a[0], a[1])
     assert not torch.equal(a[0], a[2])
     trained = prompted(backbone, "low_rank")
-    np.testing.assert_array_equal(trained.initial["weights.blocks.1.attn.qkv.a"], a[0][0].numpy())
+    np.testing.assert_array_equal(trained.initial["weights.a.blocks.1.attn.qkv"], a[0][0].numpy())
 
 
 def test_a_starts_with_columns_of_unit_length_on_average_and_b_at_zero(random_vit):
     wide = FrozenViT(random_vit(embed_dim=240), "wide", (0.5,) * 3, (0.25,) * 3)
     made = LowRankWeights(backbone=wide, rng=torch.Generator().manual_seed(0), **SETTINGS | {"rank": 50})
     state = made.state_dict()
-    assert state["blocks.2.attn.proj.a"].std().item() == pytest.approx(240**-0.5, rel=0.03)
-    assert not any(value.any() for name, value in state.items() if name.endswith(".b"))
+    assert state["a.blocks.2.attn.proj"].std().item() == pytest.approx(240**-0.5, rel=0.03)
+    assert not any(value.any() for name, value in state.items() if name.startswith("b."))
 
 
 def test_what_enters_is_tokens_below_the_first_changed_block_or_pixels(backbone, images):
@@ -241,7 +241,7 @@ def test_bf16_features_are_close_and_learn_in_float32(random_vit, images, kind):
         model.stack([model.initial] * 3)
         assert {p.dtype for p in model.trainable().values()} == {torch.float32}
         features.append(model.weights.features(backbone, entering(model, images))[0])
-    (gradient,) = torch.autograd.grad(features[1].sum(), [model.trainable()["weights.blocks.1.attn.qkv." + LEAF[kind]]])
+    (gradient,) = torch.autograd.grad(features[1].sum(), [model.trainable()[LEAF[kind]]])
     assert gradient.dtype == torch.float32
     assert gradient.abs().max() > 0
     torch.testing.assert_close(features[1], features[0], rtol=0, atol=0.15)
@@ -262,7 +262,7 @@ def test_on_a_cpu_attention_is_fused_in_float32_alone(random_vit, images, precis
     assert all(block.attn.fused_attn for block in backbone.vit.blocks), "as it was"
 
 
-LEAF = {"low_rank": "b", "all": "weight"}
+LEAF = {"low_rank": "weights.b.blocks.1.attn.qkv", "all": "weights.blocks.1.attn.qkv.weight"}
 
 
 @pytest.mark.parametrize(
