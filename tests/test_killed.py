@@ -60,11 +60,11 @@ def killed_at_random(overrides, tmp_path, kills, seed):
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
                 hits += 1
-                stored = sorted(path.name for path in run_dir.glob("checkpoint/round-*"))
+                checkpoints = sorted(path.name for path in run_dir.glob("checkpoint/round-*"))
                 is_writing = any(run_dir.glob("checkpoint/.round-*"))
-                phases.add("during one" if is_writing else "after" if stored else "before the first")
+                phases.add("during one" if is_writing else "after" if checkpoints else "before the first")
                 begun = (run_dir / "config.yaml").exists()
-                expected = f"resumed after round {int(stored[-1][6:]) if stored else 0};" if begun else ""
+                expected = f"resumed after round {int(checkpoints[-1][6:]) if checkpoints else 0};" if begun else ""
             else:
                 assert process.exitcode == 0
                 assert expected in (run_dir / "run.log").read_text()

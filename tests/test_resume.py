@@ -66,9 +66,9 @@ class Remembers(AbstractWrappingClient):
 
     def adapt(self, parameters, requests):
         return [
-            {name: array for name, array in own.items() if name != "memory"}
-            | {"head.bias": own["head.bias"] + own.get("memory", 0)}
-            for own in parameters
+            {name: array for name, array in arrays.items() if name != "memory"}
+            | {"head.bias": arrays["head.bias"] + arrays.get("memory", 0)}
+            for arrays in parameters
         ]
 """
 

@@ -59,8 +59,8 @@ class AbstractAttack(ABC):  # noqa: B024  (each attack has one of the two hooks)
         """Return the test images of each client, by id, whose marked copies tell success; none without a mark."""
         return [np.empty(0, np.int64) for _ in data.clients]
 
-    def falsify(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002  (a hook)
-        """Return what a malicious client sends to the server in the place of `learnt`; `sent` is what it was sent."""
+    def falsify(self, received: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002  (a hook)
+        """Return what a malicious client sends in the place of `learnt`, which it made of what it received."""
         return learnt
 
 
@@ -91,9 +91,9 @@ class ScaledUpdate(AbstractAttack):
         super().__init__(fraction=fraction, seed=seed)
         self._scale = require_number("attack.scale", scale, -math.inf)
 
-    def falsify(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
+    def falsify(self, received: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
         """`w + scale (u - w)`."""
-        return moved(sent, learnt, self._scale)
+        return moved(received, learnt, self._scale)
 
 
 @final
@@ -104,13 +104,13 @@ class GaussianNoise(AbstractAttack):
         super().__init__(fraction=fraction, seed=seed)
         self._scale = require_number("attack.scale", scale, 0)
 
-    def falsify(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:
+    def falsify(self, received: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:
         """`w + scale |u - w| n / |n|`."""
         floats = {name: array for name, array in learnt.items() if array.dtype.kind == "f"}
         noise = {name: rng.standard_normal(array.shape) for name, array in floats.items()}
-        far = self._scale * length(sent, learnt) / max(length({}, noise), 1e-300)
+        far = self._scale * length(received, learnt) / max(length({}, noise), 1e-300)
         return learnt | {
-            name: np.asarray(base(sent, name, array) + far * noise[name], dtype=array.dtype)
+            name: np.asarray(base(received, name, array) + far * noise[name], dtype=array.dtype)
             for name, array in floats.items()
         }
 
@@ -174,9 +174,9 @@ class Backdoor(AbstractAttack):
         labels = data.images.labels.numpy()
         return [client.test[labels[client.test] != self._target] for client in data.clients]
 
-    def falsify(self, sent: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
+    def falsify(self, received: Arrays, learnt: Arrays, rng: np.random.Generator) -> Arrays:  # noqa: ARG002
         """`w + scale (u - w)`."""
-        return moved(sent, learnt, self._scale)
+        return moved(received, learnt, self._scale)
 
 
 def _training(data: FederatedData, partitions: Sequence[int]) -> np.ndarray:

@@ -145,17 +145,17 @@ def newest(run_dir: Path, written: float = math.inf) -> Restart:
     is_incomplete = False
     for folder in reversed(finished(run_dir)):
         try:
-            stored = _read(folder)
+            checkpoint = _read(folder)
         except DamagedError as error:
             damage.append(str(error))
             continue
-        if stored.server_round > written:
+        if checkpoint.server_round > written:
             damage.append(f"{folder} is not used: metrics.jsonl or clients.jsonl lacks rounds after {written}")
-        elif not stored.history.get("complete", True):
+        elif not checkpoint.history.get("complete", True):
             is_incomplete = True
             damage.append(f"{folder} lacks personal parameters of clients")
         else:
-            return Restart(run_dir, True, stored, damage)
+            return Restart(run_dir, True, checkpoint, damage)
     if is_incomplete:
         raise RunError(
             f"{run_dir} cannot go on: its clients do not share their personal parameters, so no checkpoint has them; "

@@ -69,8 +69,8 @@ def test_personal_parameters_of_the_accepted_round_come_with_the_request():
         content = request(**{"accepted-round": accepted, "server-round": server_round})
         keep_personal(state, ClientUpdate(0, {}, 1, {}, {"head": np.full(1, float(server_round))}), content)
     assert len(state) == 2
-    stored = [read_request(request(**{"accepted-round": r}), 0, "train", state, {}).personal for r in (0, 1, 2, 3)]
-    assert stored == [{}, {"head": np.ones(1)}, {}, {"head": np.full(1, 3.0)}]
+    personal = [read_request(request(**{"accepted-round": r}), 0, "train", state, {}).personal for r in range(4)]
+    assert personal == [{}, {"head": np.ones(1)}, {}, {"head": np.full(1, 3.0)}]
     keep_personal(empty := RecordDict(), ClientUpdate(0, {"w": np.ones(1)}, 1, {}), request())
     assert len(empty) == 0
 

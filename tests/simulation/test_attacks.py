@@ -125,10 +125,10 @@ def test_malicious_clients_falsify_and_honest_ones_do_not():
     requests = [ClientRequest(partition, 1, "train", "", initial) for partition in range(5)]
     for client in (honest, attacked):
         client.prepare()
-    for update, sent in zip(honest.train(requests), attacked.train(requests), strict=True):
+    for update, reply in zip(honest.train(requests), attacked.train(requests), strict=True):
         sign = -1 if update.partition == malicious else 1
         for name, array in update.arrays.items():
-            step = sent.arrays[name] - initial[name]
+            step = reply.arrays[name] - initial[name]
             np.testing.assert_allclose(step, sign * (array - initial[name]), atol=1e-6)
 
 

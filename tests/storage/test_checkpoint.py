@@ -37,13 +37,13 @@ def test_everything_comes_back_in_its_order(tmp_path):
     save(tmp_path, Checkpoint(15, SERVER, PERSONAL, {"m/w": np.ones(3)}, {"best/labels": np.arange(4)}, history))
     restart = newest(tmp_path)
     assert (restart.damage, restart.after) == ([], 15)
-    for stored in (restart.checkpoint, latest(tmp_path)):
-        assert (stored.server_round, stored.history, sorted(stored.personal)) == (15, history, [2, 11])
-        assert_equal(stored.server, SERVER)
-        assert_equal(stored.strategy, {"m/w": np.ones(3)})
-        assert_equal(stored.evaluations, {"best/labels": np.arange(4)})
+    for loaded in (restart.checkpoint, latest(tmp_path)):
+        assert (loaded.server_round, loaded.history, sorted(loaded.personal)) == (15, history, [2, 11])
+        assert_equal(loaded.server, SERVER)
+        assert_equal(loaded.strategy, {"m/w": np.ones(3)})
+        assert_equal(loaded.evaluations, {"best/labels": np.arange(4)})
         for partition, arrays in PERSONAL.items():
-            assert_equal(stored.personal[partition], arrays)
+            assert_equal(loaded.personal[partition], arrays)
 
 
 def test_without_shared_or_personal_parameters(tmp_path):
@@ -79,8 +79,8 @@ def test_any_changed_byte_is_seen_and_the_one_before_takes_its_place(tmp_path):
         for place in rng.sample(range(len(whole)), 25):
             file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
             restart = newest(tmp_path)
-            stored, damage = restart.checkpoint, restart.damage
-            assert stored.server_round == 1 if damage else stored.history == {"images": 2}, (file.name, place)
+            loaded, damage = restart.checkpoint, restart.damage
+            assert loaded.server_round == 1 if damage else loaded.history == {"images": 2}, (file.name, place)
             # A change of blanks, or of one way to write a number into another, is none.
             assert damage or file.name == "state.json", (file.name, place)
         file.write_bytes(whole)

@@ -13,8 +13,8 @@ class AppGrid(Grid):
         claim_identity()
         self._app, self._run, self._sent = app, empty_run(), 0
         self.contexts = {
-            FIRST_NODE + i: Context(1, FIRST_NODE + i, dict(one), RecordDict(), dict(run_config))
-            for i, one in enumerate(node_configs)
+            FIRST_NODE + i: Context(1, FIRST_NODE + i, dict(config), RecordDict(), dict(run_config))
+            for i, config in enumerate(node_configs)
         }
         self.replies = {}
         self.asked = []
@@ -47,7 +47,7 @@ class AppGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids):
-        return [self.replies.pop(one) for one in list(message_ids) if one in self.replies]
+        return [self.replies.pop(i) for i in list(message_ids) if i in self.replies]
 
     def send_and_receive(self, messages, *, timeout=None):
         return self.pull_messages(self.push_messages(messages))

@@ -62,31 +62,31 @@ class Marked:
     def left(self, patience: float = 0.0) -> list[int]:
         """After at most `patience` seconds; empty where there is no `/proc` to look at."""
         end = time.monotonic() + patience
-        while (found := self._found()) and time.monotonic() < end:
+        while (pids := self._running()) and time.monotonic() < end:
             time.sleep(0.1)
-        return found
+        return pids
 
     def end(self) -> None:
         """Kill what is left, for a test that has failed."""
         for pid in self.left():
             os.kill(pid, signal.SIGKILL)
 
-    def _found(self) -> list[int]:
+    def _running(self) -> list[int]:
         sign = f"{MARK}={self.mark}".encode()
-        found = []
+        pids = []
         for path in Path("/proc").glob("[0-9]*/environ"):
             try:
                 if sign in path.read_bytes().split(b"\0"):
-                    found.append(int(path.parent.name))
+                    pids.append(int(path.parent.name))
             except OSError:
                 continue
-        return found
+        return pids
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def run_config(path: Path, **values: str) -> Path:
