@@ -201,22 +201,21 @@ def test_ray_is_loaded_only_where_it_runs():
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc/self/environ, which Linux has")
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "sign", "is_group", "moment"),
+    ("sign", "is_group", "moment"),
     [
-        ("in_process", signal.SIGINT, False, 2),
-        ("in_process", signal.SIGTERM, False, 2),
-        pytest.param("ray", signal.SIGINT, True, 2, marks=pytest.mark.slow),
-        pytest.param("ray", signal.SIGINT, False, 2, marks=pytest.mark.slow),
-        pytest.param("ray", signal.SIGTERM, False, 2, marks=pytest.mark.slow),
-        pytest.param("ray", signal.SIGINT, True, 0, marks=pytest.mark.slow),
-        pytest.param("ray", signal.SIGINT, False, 0, marks=pytest.mark.slow),
+        (signal.SIGINT, True, 2),
+        (signal.SIGINT, False, 2),
+        (signal.SIGTERM, False, 2),
+        (signal.SIGINT, True, 0),
+        (signal.SIGINT, False, 0),
     ],
 )
-def test_an_interrupted_run_ends_at_once_and_leaves_nothing_behind(tmp_path, kind, sign, is_group, moment):
+def test_an_interrupted_run_ends_at_once_and_leaves_nothing_behind(tmp_path, sign, is_group, moment):
     """`moment` is the number of rows that the run has logged by then; 0 is while the engine starts."""
     shell, run_dir = Marked(tmp_path), tmp_path / "run"
-    overrides = ["experiment=smoke", f"simulation={kind}", "rounds=500", "simulation.threads=1", f"run_dir={run_dir}"]
+    overrides = ["experiment=smoke", "simulation=ray", "rounds=500", "simulation.threads=1", f"run_dir={run_dir}"]
     process = shell.start(sys.executable, "-m", "fedbayes.run", *overrides, log="output")
     try:
         rows, end = run_dir / "metrics.jsonl", time.monotonic() + 120

@@ -113,6 +113,7 @@ def test_signals_in_every_phase_end_it_with_130_and_it_can_go_on(tmp_path, sign,
         assert process.returncode in (130, 1, -sign), (output, errors)
     else:
         assert (process.returncode, errors.strip()) == (130, "interrupted"), output
+        assert phase == "config.yaml" or "interrupted" in (run_dir / "run.log").read_text()
     if (run_dir / "config.yaml").exists():
         resume(run_dir)
         assert (run_dir / "metrics.jsonl").read_text().count('"train"') == 40
