@@ -104,6 +104,9 @@ def test_every_method_goes_on_exactly(method, tmp_path, monkeypatch):
         ["faults.drop=0.3", "faults.nan=0.2", "simulation.retries=9", "method=fedper"],
         ["evaluate.best_by=nll", "inference.beta_warmup=3"],
         ["attack=backdoor", "attack.fraction=0.4"],
+        ["attack=jammer", "attack.groups=2", "attack.horizon=2", "sampling=security", "clients=4", "participation=0.5"],
+        ["attack=jammer", "attack.groups=2", "attack.horizon=2", "sampling=expected", "simulation.retries=9"],
+        ["head.prior=estimated", "partition=label_dirichlet", "evaluate.label_shift=uniform"],
     ],
     ids=" ".join,
 )
