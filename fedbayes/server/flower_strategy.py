@@ -11,7 +11,7 @@ from typing import Any, final
 import numpy as np
 from flwr.app import ConfigRecord, Message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import FedXgbBagging, FedXgbCyclic, QFedAvg, Strategy
 
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ARRAYS, CONFIG, ROUND, ClientUpdate, Kind, from_record, to_record, write_reply
@@ -28,7 +28,7 @@ class FlowerStrategy(ServerStrategy):
     """One of Flower's strategies, wrapped or not.
 
     Raises:
-        ConfigError: if it wraps something else, or relies on clients to follow a setting.
+        ConfigError: if it is made for trees, wraps something else, or relies on clients to follow a setting.
     """
 
     def __init__(self, strategy: Strategy) -> None:
@@ -36,6 +36,8 @@ class FlowerStrategy(ServerStrategy):
         self.shared: Arrays = {}
         self._round, self._messages = 0, dict[int, Message]()  # of the training requests sent last
         for layer in _layers(strategy):
+            if isinstance(layer, FedXgbBagging | FedXgbCyclic):
+                raise ConfigError(f"method.strategy: {type(layer).__name__} is for trees; choose another strategy.")
             inner = vars(layer).get(WRAPPED)
             if inner is not None and not isinstance(inner, Strategy):
                 raise ConfigError(
@@ -89,6 +91,13 @@ class FlowerStrategy(ServerStrategy):
         record, _ = self.flower.aggregate_train(self._round, replies)
         if record is not None:
             self.shared = from_record(record)
+
+    def rejection_reason(self, update: ClientUpdate) -> str | None:
+        """Reject a reply without the training loss that QFedAvg weighs by."""
+        for layer in _layers(self.flower):
+            if isinstance(layer, QFedAvg) and layer.train_loss_key not in {"train_loss": LOSS, **update.metrics}:
+                return f"it lacks the metric {layer.train_loss_key}"
+        return None
 
     def state(self) -> Arrays:
         """Return what the strategy remembers; see `state_of`."""

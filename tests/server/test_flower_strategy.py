@@ -7,7 +7,9 @@ import pytest
 from flwr.serverapp import strategy as flower
 from scripted import Scripted, play
 
+from fedbayes import build
 from fedbayes.comm.messages import ClientUpdate, from_record, to_record
+from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.server.flower_strategy import FlowerStrategy, SampledGrid
 from fedbayes.server.strategy import snapshot
@@ -78,6 +80,19 @@ def test_qfedavg_weighs_by_the_training_loss():
     np.testing.assert_allclose(plain, np.mean(replies, axis=0), rtol=1e-5)
     assert np.abs(fair - replies[0]).sum() > 0
     assert not np.allclose(plain, fair)
+
+
+def test_qfedavg_rejects_a_reply_without_its_loss_and_says_so():
+    strategy = FlowerStrategy(flower.QFedAvg(client_learning_rate=0.1, train_loss_key="pain", **ALONE))
+    with pytest.raises(RunError, match="lacks the metric pain"):
+        play(Scripted(), strategy=strategy, rounds=1)
+
+
+@pytest.mark.parametrize("name", ["FedXgbBagging", "FedXgbCyclic"])
+def test_strategies_for_trees_are_refused_in_one_line(name):
+    cfg = compose([f"method.strategy._target_=flwr.serverapp.strategy.{name}"])
+    with pytest.raises(ConfigError, match=rf"method\.strategy: {name}"):
+        build.strategy(cfg, build.loop(cfg, build.sampling(cfg)))
 
 
 def test_a_strategy_that_relies_on_settings_of_clients_is_refused():
