@@ -46,7 +46,7 @@ SECTIONS = {
         *("posteriors_digits", "posteriors_office", "posteriors_samples", "posteriors_cost", "posterior_logistic"),
         *("posterior_counts", "posterior_gaussian", "toy_densities", "toy_collapse"),
     ],
-    "Faults, attacks, privacy": ["soak", "attacks", "privacy"],
+    "Faults, attacks, privacy": ["soak", "jammer", "attacks", "privacy"],
     "Speed": ["engines", "engines_flower", "engines_scale", "step_profile"],
     "The shipped backbone": ["backbone_probe"],
 }

@@ -33,17 +33,21 @@ def numbers(run_dir):
     "overrides",
     [
         pytest.param(["method=pfedbayespt"], marks=pytest.mark.slow),
-        ["method=fedvpt", "method.client.personal=[head]", "participation=0.5"],
+        ["method=of_a_folder", "method.client.personal=[head]", "participation=0.5"],
         pytest.param(["participation=0.5"], marks=pytest.mark.slow),
     ],
-    ids=["pfedbayespt", "fedvpt", "half"],
+    ids=["pfedbayespt", "method outside", "half"],
 )
 def test_a_run_gives_the_numbers_of_one_process(overrides, shell):
     app = shutil.copytree(APP, shell.folder / "the app", ignore=shutil.ignore_patterns("__pycache__"))
+    methods = shell.folder / "conf" / "method"
+    methods.mkdir(parents=True)
+    (methods / "of_a_folder.yaml").write_text("# @package _global_\ndefaults: [fedvpt, _self_]\n")
     words = [*SMALL, *overrides]
-    ran = shell.run(app / "run.sh", " ".join([*words, "run_dir=app"]))
+    ran = shell.run(app / "run.sh", " ".join([*words, "hydra.searchpath=[file://conf]", "run_dir=app"]))
     assert ran.returncode == 0, ran.stderr + ran.stdout
     assert f"report: {shell.folder}/app/report.html" in ran.stdout
+    words.append(f"hydra.searchpath=['file://{methods.parent}']")
     simulate([*words, "simulation.cohort=1", f"run_dir='{shell.folder / 'process'}'"])
     assert numbers(shell.folder / "app") == numbers(shell.folder / "process")
     assert len(numbers(shell.folder / "app")) > 4
