@@ -1,13 +1,12 @@
 """Where the images of a folder lie: in `<domain>/<class>/` or `<class>/`, with folders for splits or without.
 
 Files are sorted by plain string comparison of their folders and names, as torchvision's `ImageFolder` does ("10" before
-"2"), so that nothing depends on the order of the file system. What is left out is counted and logged with the reason.
+"2"). What is left out is counted and logged with the reason.
 """
 
-import logging
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple, final
@@ -31,22 +30,13 @@ USUAL_SPLIT = re.compile(
 UNREAD = re.compile(r"\.(avif|heic|heif|jp2|j2k|jxl|svg|psd|raw|dng|cr2|nef|arw|tga|ico|dcm|npy)")
 """Extensions of image files that may not be read here; `EXTENSIONS` goes first."""
 
-logger = logging.getLogger("fedbayes")
-
 Parts = tuple[str, ...]
 """A file's path below the root: folders, then the file's name."""
 
 
 @final
 class ImageFile(NamedTuple):
-    """An image file and what its folders say of it.
-
-    Attributes:
-        path: below the root, with `/`.
-        split: as in `ImageSet.given_split`.
-        domain: name of the domain.
-        label: name of the class.
-    """
+    """An image file: its path below the root, with `/`, and what its folders say of it (`split` as in `ImageSet`)."""
 
     path: str
     split: int
@@ -55,26 +45,16 @@ class ImageFile(NamedTuple):
 
 
 @final
-class Skipped:
-    """What is left out of a folder: counts by reason, each with its first path."""
-
-    def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
-        self._first: dict[str, str] = {}
-
-    def add(self, reason: str, path: str) -> None:
-        """Count one file or folder."""
-        self._counts[reason] += 1
-        self._first.setdefault(reason, path)
+class Skipped(defaultdict[str, list[str]]):
+    """Paths that are left out of a folder, by reason."""
 
     def __str__(self) -> str:
-        """Return all counts in one line."""
-        return "; ".join(f"{count} {reason}, the first {self._first[reason]}" for reason, count in self._counts.items())
+        """Return the counts and first paths in one line."""
+        return "; ".join(f"{len(paths)} {reason}, the first {paths[0]}" for reason, paths in self.items())
 
 
 def read_layout(
     root: str,
-    folder: str,
     skipped: Skipped,
     *,
     ignore: Sequence[str] = (),
@@ -86,8 +66,7 @@ def read_layout(
     """Return all image files below a folder, sorted by path.
 
     Args:
-        root: the folder as the user gave it, for messages.
-        folder: its path.
+        root: the folder.
         skipped: takes what is left out.
         ignore: patterns of paths or names to leave out.
         splits: the split of each split folder; None: folders with the usual names of splits.
@@ -98,71 +77,61 @@ def read_layout(
     Raises:
         DataError: if there are no images, or they are laid out in another way.
     """
-    paths = sorted(_scan(root, folder, ignore, skipped))
+    paths = sorted(_scan(root, ignore, skipped))
     if not paths:
-        has_folders = any(os.path.isdir(os.path.join(folder, name)) for name in os.listdir(folder))
+        has_folders = any(os.path.isdir(os.path.join(root, name)) for name in os.listdir(root))
         missing = f"no images ({' '.join(sorted(EXTENSIONS))})" if has_folders else "no class folders"
-        details = f" but {skipped}" if str(skipped) else ""
-        raise DataError(f"data.root={root} has {missing}{details}; {expected}.")
+        raise DataError(f"data.root={root} has {missing}{f' but {skipped}' if skipped else ''}; {expected}.")
     levels = _split_levels(paths, root, splits, classes, domains)
-    single = os.path.basename(folder) or "root"
-    files = []
-    by_depth: dict[int, list[str]] = {}
-    for parts in paths:
-        names = [name for level, name in enumerate(parts[:-1]) if level not in levels]
-        given = {levels[level][parts[level]] for level in levels if level < len(parts) - 1}
-        path = "/".join(parts)
-        if len(given) > 1:
+    root_name = os.path.basename(os.path.abspath(root)) or "root"
+    files, by_depth = [], defaultdict[int, list[str]](list)
+    for *folders, name in paths:
+        names = [folder for level, folder in enumerate(folders) if level not in levels]
+        kinds = {levels[level][folder] for level, folder in enumerate(folders) if level in levels}
+        path = "/".join((*folders, name))
+        if len(kinds) > 1:
             raise DataError(f"data.root={root}: {path} lies in folders of two splits; move it, or set data.splits.")
-        by_depth.setdefault(len(names), []).append(path)
-        domain, label = names[0] if len(names) > 1 else single, names[-1] if names else ""
-        files.append(ImageFile(path, given.pop() if given else GIVEN_NONE, domain, label))
+        by_depth[len(names)].append(path)
+        domain, label = names[0] if len(names) > 1 else root_name, names[-1] if names else ""
+        files.append(ImageFile(path, kinds.pop() if kinds else GIVEN_NONE, domain, label))
     _require_one_depth(by_depth, root, expected)
-    return _without_links(files, root, folder, skipped)
+    return _without_links(files, root, skipped)
 
 
-def _scan(root: str, top: str, ignore: Sequence[str], skipped: Skipped) -> list[Parts]:
-    """Return the paths of all image files below `top`, down to one folder more than any layout has."""
+def _scan(root: str, ignore: Sequence[str], skipped: Skipped) -> list[Parts]:
+    """Return the paths of all image files, down to one folder more than any layout has."""
     files: list[Parts] = []
-    seen: dict[tuple[int, int], str] = {}
 
-    def scan(folder: str, parts: Parts, above: frozenset[tuple[int, int]]) -> None:
-        status, shown, before = os.stat(folder), "/".join(parts), len(files)
+    def scan(parts: Parts, above: frozenset[tuple[int, int]]) -> None:
+        folder = os.path.join(root, *parts)
+        status, before = os.stat(folder), len(files)
         identity = (status.st_dev, status.st_ino)
         if identity in above:
-            skipped.add("links to a folder that they lie in", shown)
+            skipped["links to a folder that they lie in"].append("/".join(parts))
             return
-        if identity in seen:
-            raise DataError(
-                f"data.root={root}: {shown} and {seen[identity]} are the same folder, so its images would count twice; "
-                f"remove the link, or leave it out with data.ignore=[{shown}]."
-            )
-        seen[identity] = shown
         try:
             names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
         except OSError as error:
             raise DataError(f"data.root={root}: cannot list {folder} ({error.strerror}); allow reading it.") from error
         for name in names:
-            if not name.isprintable() and name != name.encode("utf-8", "replace").decode():
-                raise DataError(
-                    f"data.root={root}: the name of {'/'.join(map(visible, (*parts, name)))} is no UTF-8; rename it."
-                )
             path, suffix = "/".join((*parts, name)), os.path.splitext(name)[1].lower()
+            if not name.isprintable() and name != name.encode("utf-8", "replace").decode():
+                raise DataError(f"data.root={root}: the name of {visible(path)} is no UTF-8; rename it.")
             if any(fnmatchcase(path, pattern) or fnmatchcase(name, pattern) for pattern in ignore):
-                skipped.add("files or folders in data.ignore", path)
+                skipped["files or folders in data.ignore"].append(path)
             elif os.path.isdir(os.path.join(folder, name)):
                 if len(parts) <= MAX_FOLDERS:
-                    scan(os.path.join(folder, name), (*parts, name), above | {identity})
+                    scan((*parts, name), above | {identity})
                 else:
-                    skipped.add("folders too deep down to be looked into", path)
+                    skipped["folders too deep down to be looked into"].append(path)
             elif suffix in EXTENSIONS:
                 files.append((*parts, name))
             elif UNREAD.fullmatch(suffix):
-                skipped.add(f"{suffix} files, a type that is not read", path)
+                skipped[f"{suffix} files, a type that is not read"].append(path)
         if parts and len(files) == before:
-            skipped.add("folders without images", shown)
+            skipped["folders without images"].append("/".join(parts))
 
-    scan(top, (), frozenset())
+    scan((), frozenset())
     return files
 
 
@@ -186,18 +155,18 @@ def _split_levels(
     Raises:
         DataError: if folders look like splits but stand beside others or lack training images.
     """
-    named: Callable[[str], int | None] = _usual_split
+    split_of: Callable[[str], int | None] = _usual_split
     if splits is not None:
-        named = {name: SPLITS[split] for name, split in splits.items()}.get
+        split_of = {name: SPLITS[split] for name, split in splits.items()}.get
     levels = {}
     for level in range(MAX_FOLDERS + 1):
         inside = [parts for parts in paths if len(parts) > level + 1]
-        holds_images = all(len(parts) == level + 2 for parts in inside)
-        exempt = classes if holds_images else domains
+        has_images = all(len(parts) == level + 2 for parts in inside)
         names = {parts[level] for parts in inside}
-        kinds = {name: kind for name in sorted(names) if name not in exempt and (kind := named(name)) is not None}
+        candidates = sorted(names.difference(classes if has_images else domains))
+        kinds = {name: kind for name in candidates if (kind := split_of(name)) is not None}
         others = sorted(names - kinds.keys())
-        if not kinds or (splits is None and others and holds_images and len(set(kinds.values())) == 1):
+        if not kinds or (splits is None and others and has_images and len(set(kinds.values())) == 1):
             continue
         if others or (splits is None and GIVEN_TRAIN not in kinds.values()):
             beside = f"beside {', '.join(others[:12])}" if others else "without a folder to train on"
@@ -207,7 +176,7 @@ def _split_levels(
                 "none, or leave folders out with data.ignore=[NAME]."
             )
         levels[level] = kinds
-    if unknown := set(splits or ()) - {name for kinds in levels.values() for name in kinds}:
+    if unknown := set(splits or ()).difference(*levels.values()):
         raise DataError(f"data.root={root} has no folder {', '.join(sorted(unknown))}; correct data.splits.")
     return levels
 
@@ -215,41 +184,37 @@ def _split_levels(
 def _require_one_depth(by_depth: Mapping[int, list[str]], root: str, expected: str) -> None:
     """Raise a `DataError` if images lie at several depths, or at a depth that no layout has."""
     usual = max(by_depth, key=lambda depth: len(by_depth[depth]))
-    if len(by_depth) > 1:
-        strays = [path for depth, paths in by_depth.items() if depth != usual for path in paths]
+    first = by_depth[usual][0]
+    if strays := [path for depth, paths in by_depth.items() if depth != usual for path in paths]:
         raise DataError(
-            f"data.root={root} mixes layouts: {len(by_depth[usual])} images lie as {by_depth[usual][0]} does, "
+            f"data.root={root} mixes layouts: {len(by_depth[usual])} images lie as {first} does, "
             f"{len(strays)} as {strays[0]}; move these, or leave them out with "
             f"'data.ignore=[{os.path.dirname(strays[0]) or strays[0]}]'; {expected}."
         )
-    if usual < 1:
-        raise DataError(f"data.root={root} has no class folders above {by_depth[usual][0]}; {expected}.")
-    if usual > 2:
-        raise DataError(f"data.root={root} has images too deep down, as {by_depth[usual][0]}; {expected}.")
+    if not 1 <= usual <= 2:
+        problem = "images too deep down, as" if usual else "no class folders above"
+        raise DataError(f"data.root={root} has {problem} {first}; {expected}.")
 
 
-def _without_links(files: Sequence[ImageFile], root: str, folder: str, skipped: Skipped) -> list[ImageFile]:
+def _without_links(files: Sequence[ImageFile], root: str, skipped: Skipped) -> list[ImageFile]:
     """Return each file once where several paths lead to it.
 
     Raises:
         DataError: if they differ in split, domain or class.
     """
-    first: dict[tuple[int, int], ImageFile] = {}
-    unique = []
+    first: dict[object, ImageFile] = {}
     for file in files:
         try:
-            status = os.stat(os.path.join(folder, file.path))
+            status = os.stat(os.path.join(root, file.path))
         except OSError:  # a link to nowhere is an unreadable image
-            unique.append(file)
+            first[file.path] = file
             continue
-        known = first.setdefault((status.st_dev, status.st_ino), file)
-        if known is file:
-            unique.append(file)
-        elif known[1:] == file[1:]:
-            skipped.add("links to files that count once", file.path)
-        else:
+        other = first.setdefault((status.st_dev, status.st_ino), file)
+        if other[1:] != file[1:]:
             raise DataError(
-                f"data.root={root}: {known.path} and {file.path} are the same file in two places; remove one of them, "
-                f"or leave it out with 'data.ignore=[{file.path}]'."
+                f"data.root={root}: {other.path} and {file.path} are the same file in two places; remove one of them, "
+                f"or leave it or its folder out, as with 'data.ignore=[{file.path}]'."
             )
-    return unique
+        if other is not file:
+            skipped["links to files that count once"].append(file.path)
+    return list(first.values())

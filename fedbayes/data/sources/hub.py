@@ -27,20 +27,18 @@ def hub(
 ) -> ImageSet:
     """Download a set, or take it from the Hub's own cache, and decode all of it.
 
+    Classes and domains are in the order of the set's own names, or sorted where a column has none.
+
     Args:
         name: on the Hub, as in "uoft-cs/cifar10"; or a local folder that `datasets.load_dataset` reads.
         image_size: side of the square images, in pixels, at least 8.
         subset: the set's configuration, where it has several.
-        train: its split to train on; clients' validation and test images are taken from it where none are given.
-        validation: its split for validation; None: none given.
-        test: its split for tests; None: none given.
+        train: split to train on; clients' validation and test images are taken from it where those are None.
+        validation: split for validation.
+        test: split for tests.
         image: column of the images; None: the first that holds images.
         label: column of the labels; None: the first that holds class labels.
         domain: column of the domains; None: one domain, called `name`.
-
-    Returns:
-        The images split by split, in the set's order. Classes and domains are in the order of the set's own names, or
-        sorted where a column has none.
 
     Raises:
         ConfigError: if `image_size` cannot work, the extra is not installed, or there is no such column.
@@ -48,7 +46,7 @@ def hub(
     """
     require_side(image_size)
     splits = {GIVEN_TRAIN: train, GIVEN_VALIDATION: validation, GIVEN_TEST: test}
-    parts = {given: _load(name, subset, split) for given, split in splits.items() if split is not None}
+    parts = {split_id: _load(name, subset, split) for split_id, split in splits.items() if split is not None}
     features = parts[GIVEN_TRAIN].features
     image = _column(features, image, "image", "Image", name)
     label = _column(features, label, "label", "ClassLabel", name)
@@ -59,9 +57,9 @@ def hub(
         domain_names, domains = (name,), [0] * len(labels)
     images = empty_images(len(labels), image_size)
     rows, names = images.numpy(), list[str]()
-    for given, part in parts.items():
+    for split_id, part in parts.items():
         for i in range(len(part)):
-            names.append(f"{name}/{splits[given]}/{i}")
+            names.append(f"{name}/{splits[split_id]}/{i}")
             try:
                 rows[len(names) - 1] = square(part[i][image], image_size)
             except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
@@ -97,20 +95,13 @@ def _load(name: str, subset: str | None, split: str) -> Any:
 
 
 def _column(features: Any, column: str | None, key: str, kind: str, name: str) -> str:
-    """Return the column if the set has it; the first of a kind if `column` is None.
-
-    Raises:
-        ConfigError: if there is no such column.
-    """
-    if column is None:
-        column = next((str(name) for name, feature in features.items() if type(feature).__name__ == kind), None)
-        if column is None:
-            raise ConfigError(
-                f"data.name={name} has no column of kind {kind}; choose data.{key} among {', '.join(features)}."
-            )
-    if column not in features:
-        raise ConfigError(f"data.{key}={column} is no column of {name}; choose among {', '.join(features)}.")
-    return column
+    """Return the column if the set has it; the first of a kind if `column` is None."""
+    kinds = {str(option): type(feature).__name__ for option, feature in features.items()}
+    columns = [option for option in kinds if option == column or (column is None and kinds[option] == kind)]
+    if not columns:
+        problem = f"data.{key}={column} is no column of {name}" if column else f"{name} has no column of kind {kind}"
+        raise ConfigError(f"{problem}; choose data.{key} among {', '.join(features)}.")
+    return columns[0]
 
 
 def _encode(parts: dict[int, Any], column: str, name: str) -> tuple[tuple[str, ...], list[int]]:

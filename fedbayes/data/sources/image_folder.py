@@ -1,12 +1,9 @@
-"""Images from folders: `<domain>/<class>/*` or `<class>/*`, either of them inside `train`, `val` and `test` or not.
-
-`fedbayes.data.sources.folder_layout` finds the files, `fedbayes.data.pixels` decodes them, once.
-"""
+"""Images from folders: `<domain>/<class>/*` or `<class>/*`, either of them inside `train`, `val` and `test` or not."""
 
 import logging
 import os
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -19,7 +16,12 @@ from fedbayes.data.pixels import decode, empty_images, require_side
 from fedbayes.data.sources.folder_layout import EXPECTED, SPLITS, ImageFile, Skipped, read_layout
 from fedbayes.errors import ConfigError, DataError, require_choice
 
+MOST_NAMES = 12
+"""Names that a message lists."""
+
 logger = logging.getLogger("fedbayes")
+
+Names = tuple[str, ...]
 
 
 def image_folder(
@@ -33,7 +35,7 @@ def image_folder(
     splits: Mapping[str, str] | None = None,
     ignore: Sequence[str] | None = None,
 ) -> ImageSet:
-    """Read every image below a folder; the layout is told from where the images lie.
+    """Read every image below a folder, sorted by path; the layout is told from where the images lie.
 
     Without domain folders there is one domain, named after the root. All domains share the union of the classes. Hidden
     files and folders and files of other types are left out. A file that several links lead to counts once.
@@ -43,21 +45,18 @@ def image_folder(
         image_size: side of the square images, in pixels, at least 8.
         on_error: what to do with an unreadable image: "raise", or "skip" it and warn with the count.
         classes: all class names in the order of their ids, so that machines agree on them; None: those of the folders.
-        domains: all domain names in the order of their ids; None: those of the folders.
+        domains: the same for domains.
         others: what to do with folders that are not among these names: "raise", or "ignore" them; then each of these
             names must have images, as a misspelt name would go unnoticed.
         source: where to get a known data set and where to put it, for the error of a missing one.
         splits: the split ("train", "validation" or "test") of each split folder, at any level; empty if there are no
             split folders; None: folders with the usual names of splits, wherever all folders of a level have them.
-        ignore: patterns of paths below the root, or of names, to leave out; None: no patterns.
-
-    Returns:
-        All images, sorted by path, in RGB.
+        ignore: patterns of paths below the root, or of names, to leave out.
 
     Raises:
         ConfigError: if a value other than `root` cannot work.
-        DataError: if the folder is missing, empty, laid out in another way, has an unreadable image, or has a class or
-            domain that is not among the names, or lacks one of them where others are ignored.
+        DataError: if the folder is missing, empty, laid out in another way, has an unreadable image, or its classes or
+            domains are not those of the names.
     """
     require_side(image_size)
     require_choice("data.on_error", on_error, ("raise", "skip"))
@@ -75,15 +74,13 @@ def image_folder(
                 "both, or data.root=DIR."
             )
         return _image_set([], empty_images(0, image_size), class_names, domain_names)
-    folder = os.path.abspath(str(root))
     expected = f"{EXPECTED}; {source}" if source else EXPECTED
-    if not root or not os.path.isdir(folder):
-        problem = "is not a folder" if os.path.exists(folder) else "does not exist"
+    if not os.path.isdir(root):
+        problem = "is not a folder" if os.path.exists(root) else "does not exist"
         raise DataError(f"data.root={root} {problem}; {expected}.")
-    skipped = Skipped()
+    skipped = Skipped(list)
     files = read_layout(
         root,
-        folder,
         skipped,
         ignore=patterns,
         splits=splits,
@@ -92,11 +89,11 @@ def image_folder(
         expected=expected,
     )
     if others == "ignore":
-        files = _chosen(files, class_names, domain_names, root)
+        files = _choose(files, class_names, domain_names, root)
     class_names = _require_known("classes", class_names, {file.label for file in files}, root)
     domain_names = _require_known("domains", domain_names, {file.domain for file in files}, root)
-    pixels, files = _decode_all(files, folder, root, image_size, on_error, skipped)
-    if str(skipped):
+    pixels, files = _decode_all(files, root, image_size, on_error, skipped)
+    if skipped:
         logger.warning("data.root=%s: left out %s.", root, skipped)
     labels = {file.label for file in files}
     if len(labels) < 2 and classes is None:
@@ -104,9 +101,7 @@ def image_folder(
     return _image_set(files, pixels, class_names, domain_names)
 
 
-def _image_set(
-    files: Sequence[ImageFile], pixels: torch.Tensor, classes: tuple[str, ...], domains: tuple[str, ...]
-) -> ImageSet:
+def _image_set(files: Sequence[ImageFile], pixels: torch.Tensor, classes: Names, domains: Names) -> ImageSet:
     class_ids, domain_ids = ({name: i for i, name in enumerate(names)} for names in (classes, domains))
     return ImageSet(
         images=pixels,
@@ -119,7 +114,7 @@ def _image_set(
     )
 
 
-def _names(key: str, names: Sequence[object] | None, fewest: int) -> tuple[str, ...] | None:
+def _names(key: str, names: Sequence[object] | None, fewest: int) -> Names | None:
     """Return a list of names from the configuration as text; None where the folders decide."""
     if names is None:
         return None
@@ -131,7 +126,7 @@ def _names(key: str, names: Sequence[object] | None, fewest: int) -> tuple[str, 
     return tuple(map(str, names))
 
 
-def _require_known(key: str, names: tuple[str, ...] | None, present: set[str], root: str) -> tuple[str, ...]:
+def _require_known(key: str, names: Names | None, present: set[str], root: str) -> Names:
     """Return the names if they include all that are present; those that are present, in plain order, without names."""
     if names is None:
         return tuple(sorted(present))
@@ -143,62 +138,55 @@ def _require_known(key: str, names: tuple[str, ...] | None, present: set[str], r
     return names
 
 
-def _chosen(
-    files: Sequence[ImageFile], classes: Collection[str] | None, domains: Collection[str] | None, root: str
-) -> list[ImageFile]:
-    """Return the files whose class and domain are among the names, where there are names.
-
-    Raises:
-        DataError: if a name has no file.
-    """
+def _choose(files: list[ImageFile], classes: Names | None, domains: Names | None, root: str) -> list[ImageFile]:
+    """Return the files whose class and domain are among the names, where there are names; each name needs a file."""
     chosen = [
         file
         for file in files
         if (classes is None or file.label in classes) and (domains is None or file.domain in domains)
     ]
     for key, names, field in (("classes", classes, "label"), ("domains", domains, "domain")):
-        lacking = set(names or ()) - {getattr(file, field) for file in chosen}
-        if lacking:
-            present = sorted({getattr(file, field) for file in files})
+        present, chosen_names = ({getattr(file, field) for file in group} for group in (files, chosen))
+        if lacking := set(names or ()) - chosen_names:
             raise DataError(
-                f"data.root={root} has no images of {_shortened(sorted(lacking))}, among data.{key}, but of "
+                f"data.root={root} has no images of {_shortened(lacking)}, among data.{key}, but of "
                 f"{_shortened(present)}; add or rename folders, or choose data.{key}=[...] among those."
             )
     return chosen
 
 
-def _shortened(names: Sequence[str], most: int = 12) -> str:
-    """Return the names, the last ones of many left out."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _shortened(names: set[str]) -> str:
+    """Return the names in plain order, the last ones of many left out."""
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(sorted(names)[:MOST_NAMES]) + more
 
 
 def _decode_all(
-    files: list[ImageFile], folder: str, root: str, image_size: int, on_error: str, skipped: Skipped
+    files: list[ImageFile], root: str, image_size: int, on_error: str, skipped: Skipped
 ) -> tuple[torch.Tensor, list[ImageFile]]:
     """Return the decoded images (M, 3, size, size) uint8 and the files that they come from."""
     images = empty_images(len(files), image_size)
     rows = images.numpy()
     readable: list[ImageFile] = []
-    reason = ""
-    paths = [os.path.join(folder, file.path) for file in files]
-    # Pillow lets go of the interpreter while it decodes and resizes. Its warning about huge images becomes an error
-    # out here, because warning filters belong to the process and not to a thread.
+    key = "images that cannot be read"
+    paths = [os.path.join(root, file.path) for file in files]
+    # Pillow's warning about huge images becomes an error out here, because warning filters belong to the process and
+    # not to a thread.
     with warnings.catch_warnings(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of damaged metadata
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for file, pixels in zip(files, pool.map(partial(_try_decode, size=image_size), paths), strict=True):
-            if isinstance(pixels, str):
-                reason = reason or f"{file.path} cannot be read ({pixels})"
-                skipped.add("images that cannot be read", f"{file.path} ({pixels})")
-                if on_error == "raise":
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    remedy = "mend or remove the file, or set data.on_error=skip"
-                    raise DataError(f"data.root={root}: {reason}; {remedy}.")
-            else:
+            if not isinstance(pixels, str):
                 rows[len(readable)] = pixels
                 readable.append(file)
+                continue
+            skipped[key].append(f"{file.path} ({pixels})")
+            if on_error == "raise":
+                pool.shutdown(wait=False, cancel_futures=True)
+                remedy = "mend or remove the file, or set data.on_error=skip"
+                raise DataError(f"data.root={root}: {file.path} cannot be read ({pixels}); {remedy}.")
     if not readable:
-        raise DataError(f"data.root={root} has no readable image: {reason}; {EXPECTED}.")
+        raise DataError(f"data.root={root} has no readable image: {skipped[key][0]}; {EXPECTED}.")
     # A copy only where something was left out, so that the usual case needs the memory once.
     return images if len(readable) == len(files) else images[: len(readable)].clone(), readable
 

@@ -143,16 +143,10 @@ def assign_styles(labels: np.ndarray[tuple[int], np.dtype[np.int64]]) -> Tensor:
 
 
 def styled_digits(image_size: int = 32) -> ImageSet:
-    """Draw all 1,797 digits.
-
-    Args:
-        image_size: side of the images, in pixels.
-
-    Returns:
-        The digits in scikit-learn's order; classes are "0" to "9", domains the five styles, no split is given.
+    """Draw all 1,797 digits in scikit-learn's order, without splits.
 
     Raises:
-        ConfigError: if image_size cannot work.
+        ConfigError: if `image_size`, in pixels, cannot work.
     """
     small = require_side(image_size) <= CACHED_SIDE
     source = _source()

@@ -27,12 +27,9 @@ def three_digits(root: str, image_size: int, on_error: str = "raise", source: st
 
     Args:
         root: the folder that holds `mnist/` and `usps/`; it may hold more, which is ignored.
-        image_size: side of the images, in pixels, at least 8.
-        on_error: what to do with an unreadable image: "raise", or "skip" it and warn.
+        image_size: side of the images, in pixels.
+        on_error: as for `image_folder`.
         source: where to get the folders, for the error of a missing one.
-
-    Returns:
-        Images by domain: mnist, usps, digits. Classes are "0" to "9".
 
     Raises:
         ConfigError: if `image_size` or `on_error` cannot work.

@@ -19,13 +19,9 @@ BROKEN = (RuntimeError, OSError, ValueError, LookupError, TypeError, AssertionEr
 
 @final
 class _Source(NamedTuple):
-    """How torchvision is asked for a set.
+    """A class of `torchvision.datasets`, its files and where to get them, and the names of its classes if it has none.
 
-    Attributes:
-        kind: class in `torchvision.datasets`.
-        files: what has to lie in the root, and where to get it.
-        classes: names in the order of the labels; None: as torchvision has them.
-        names_split: whether the class takes `split="train"` in place of `train=True`.
+    `names_split` asks whether the class takes `split="train"` in place of `train=True`.
     """
 
     kind: str
@@ -44,16 +40,13 @@ SETS = {
 
 
 def torchvision_set(name: str, root: str, image_size: int, download: bool = False) -> ImageSet:
-    """Read a set with its given split.
+    """Read the training images of one of `SETS`, then its test images, as one domain called `name`.
 
     Args:
         name: one of `SETS`.
         root: the folder in which torchvision looks for it.
         image_size: side of the square images, in pixels, at least 8.
-        download: whether torchvision may fetch what is missing.
-
-    Returns:
-        The training images, then the test images, in the set's own order; one domain, called `name`.
+        download: whether torchvision may fetch missing files.
 
     Raises:
         ConfigError: if `name` or `image_size` cannot work.

@@ -188,7 +188,7 @@ def test_damaged_metadata_leave_the_pixels_as_they_are(root, name):
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_picture_is_named_or_left_out_on_request(root, name, caplog):
+def test_a_file_that_is_no_picture_is_named_or_skipped(root, name, caplog):
     (root / "cat" / name).write_bytes(UNREADABLE[name])
     unread(root, name)
     assert len(image_folder(str(root), SIZE, on_error="skip")) == 2
@@ -202,27 +202,19 @@ def test_damaged_bytes_give_a_picture_or_a_reason(root, seed):
     assert 2 <= len(image_folder(str(root), SIZE, on_error="skip")) <= 7
 
 
-def test_links_to_nowhere_and_to_themselves_are_named(root):
-    for name, target in (("loop.png", "loop.png"), ("dangling.png", "nothing.png")):
-        link = root / "cat" / name
-        link.symlink_to(target)
-        unread(root, name)
-        link.unlink()
-
-
-def test_two_links_that_lead_to_each_other_are_named(root):
-    (root / "cat" / "a.png").symlink_to("b.png")
-    (root / "cat" / "b.png").symlink_to("a.png")
-    unread(root, "a.png")
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("target", ["x.png", "nothing.png", "y.png", "/dev/zero"])
+def test_links_to_nowhere_to_each_other_and_to_endless_files_are_named(root, target):
+    (root / "cat" / "x.png").symlink_to(target)
+    if target == "y.png":
+        (root / "cat" / target).symlink_to("x.png")
+    assert ("not a regular file" in unread(root, "x.png")) == (target == "/dev/zero")
 
 
 @pytest.mark.timeout(20)
-def test_what_would_never_end_is_not_opened(root):
+def test_a_pipe_is_not_opened(root):
     os.mkfifo(root / "cat" / "pipe.png")
     assert "not a regular file" in unread(root, "pipe.png")
-    (root / "cat" / "pipe.png").unlink()
-    (root / "cat" / "zero.png").symlink_to("/dev/zero")
-    assert "not a regular file" in unread(root, "zero.png")
 
 
 def test_a_file_that_may_not_be_read_is_named(root, monkeypatch):
@@ -230,23 +222,17 @@ def test_a_file_that_may_not_be_read_is_named(root, monkeypatch):
     path.write_bytes(PNG)
     path.chmod(0)
     if os.access(path, os.R_OK):  # root reads everything: the system's answer to others, then
-        opened = Image.open
+        image_open = Image.open
 
-        def refused(file, *args, **more):
+        def open_or_refuse(file, **settings):
             if Path(file) == path:
                 raise PermissionError(13, "Permission denied", str(file))
-            return opened(file, *args, **more)
+            return image_open(file, **settings)
 
-        monkeypatch.setattr(Image, "open", refused)
+        monkeypatch.setattr(Image, "open", open_or_refuse)
     assert "Permission denied" in unread(root, "secret.png")
 
 
 def test_a_folder_called_like_a_picture_is_a_folder(root):
     (root / "cat" / "folder.png").mkdir()
     assert len(image_folder(str(root), SIZE)) == 2
-
-
-def test_a_file_of_the_users_is_never_changed(root):
-    before = {path: path.read_bytes() for path in Path(root).rglob("*.png")}
-    image_folder(str(root), SIZE)
-    assert {path: path.read_bytes() for path in Path(root).rglob("*.png")} == before

@@ -54,12 +54,12 @@ SPLITS = {
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def calls(monkeypatch):
     """Installs the stand-in; gives the arguments that it was called with."""
-    calls = []
+    settings_of_calls = []
 
-    def federated_dataset(**given):
-        calls.append(given)
+    def federated_dataset(**settings):
+        settings_of_calls.append(settings)
 
         def load_split(name):
             if name not in SPLITS:
@@ -71,10 +71,10 @@ def asked(monkeypatch):
     module = ModuleType("flwr_datasets")
     module.FederatedDataset = federated_dataset
     monkeypatch.setitem(sys.modules, "flwr_datasets", module)
-    return calls
+    return settings_of_calls
 
 
-def test_columns_are_found_by_kind_and_classes_keep_the_sets_order(asked):
+def test_columns_are_found_by_kind_and_classes_keep_the_sets_order(calls):
     images = hub("org/animals", 8, test="test")
     assert images.classes == ("zebra", "ant")
     assert images.labels.tolist() == [1, 0, 1]
@@ -82,10 +82,10 @@ def test_columns_are_found_by_kind_and_classes_keep_the_sets_order(asked):
     assert images.given_split.tolist() == [0, 0, 2]
     assert images.domain_names == ("org/animals",)
     assert images.names[-1] == "org/animals/test/0"
-    assert asked[0] == {"dataset": "org/animals", "subset": None, "partitioners": {}, "shuffle": False}
+    assert calls[0] == {"dataset": "org/animals", "subset": None, "partitioners": {}, "shuffle": False}
 
 
-def test_a_column_of_words_gives_sorted_domains_over_all_splits(asked):
+def test_a_column_of_words_gives_sorted_domains_over_all_splits(calls):
     images = hub("org/animals", 8, test="test", domain="style", label="style")
     assert images.domain_names == images.classes == ("photo", "sketch", "web")
     assert images.domains.tolist() == [2, 0, 1]
@@ -94,32 +94,32 @@ def test_a_column_of_words_gives_sorted_domains_over_all_splits(asked):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"domain": "weather"}, "data.domain=weather is no column of org/animals; choose among id, img, style, fine"),
-        ({"label": "weather"}, "data.label=weather is no column"),
+        ({"domain": "weather"}, r"data\.domain=weather .* among id, img, style, fine"),
+        ({"label": "weather"}, r"data\.label=weather"),
+        ({"image": "picture"}, r"data\.image=picture"),
         ({"test": "exam"}, r"split exam .*\(no split exam\)"),
         ({"image": "id"}, "org/animals/train/0 cannot be read"),
-        ({"image": "picture"}, "data.image=picture is no column of org/animals; choose among id, img, style, fine"),
     ],
 )
-def test_what_is_not_there_is_named(asked, settings, message):
+def test_unknown_columns_and_splits_are_named(calls, settings, message):
     with pytest.raises((ConfigError, DataError), match=message) as caught:
         hub("org/animals", 8, **settings)
     assert "\n" not in str(caught.value)
 
 
-def test_labels_that_are_kept_back_are_said(asked, monkeypatch):
+def test_unpublished_labels_are_an_error(calls, monkeypatch):
     monkeypatch.setitem(SPLITS["test"][0], "fine", -1)
-    with pytest.raises(DataError, match=r"org/animals: 1 images have no fine; set data\.test or data\.validation"):
+    with pytest.raises(DataError, match=r"1 images have no fine; .*data\.test"):
         hub("org/animals", 8, test="test")
 
 
-def test_without_a_column_of_the_kind_one_is_to_be_chosen(asked, monkeypatch):
+def test_without_a_column_of_the_kind_the_key_is_named(calls, monkeypatch):
     monkeypatch.setitem(FEATURES, "fine", Value())
-    with pytest.raises(ConfigError, match=r"no column of kind ClassLabel; choose data\.label among id, img, style"):
+    with pytest.raises(ConfigError, match=r"ClassLabel; .*data\.label among id, img, style"):
         hub("org/animals", 8)
 
 
-def test_without_the_extra_one_line_says_how_to_install_it(monkeypatch):
+def test_without_the_extra_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
-    with pytest.raises(ConfigError, match=r"needs flwr-datasets, .* not installed; pip install fedbayes\[hub\]\.$"):
+    with pytest.raises(ConfigError, match=r"pip install fedbayes\[hub\]"):
         build.data(compose(["data=hub", "data.name=uoft-cs/cifar10"]))
