@@ -29,12 +29,15 @@ class ClassSumsClient(AbstractClient):
         setup: images, model and seed; sums are of the images without augmentation.
         personal: must be empty: these clients have no parameters.
         squares: also send the sum of the features' squared lengths, which a variance needs.
+        gram: also send `sum z z^T`, which a ridge regression needs.
 
     Raises:
         ConfigError: if a part is to be personal, or a head is to have a class prior.
     """
 
-    def __init__(self, *, setup: ClientSetup, personal: Sequence[str], squares: bool = False) -> None:
+    def __init__(
+        self, *, setup: ClientSetup, personal: Sequence[str], squares: bool = False, gram: bool = False
+    ) -> None:
         if personal:
             raise ConfigError(
                 f"method.client.personal={list(personal)}: clients send sums and have no parameters; leave it []."
@@ -42,7 +45,7 @@ class ClassSumsClient(AbstractClient):
         if setup.priors.kind != "none":
             raise ConfigError(f"head.prior={setup.priors.kind}: this method has no head that is trained; choose none.")
         super().__init__(setup=setup, personal=personal)
-        self.squares = squares
+        self.squares, self.gram = squares, gram
 
     def initial(self) -> Arrays:
         """Return a classifier that has seen no class."""
@@ -58,6 +61,8 @@ class ClassSumsClient(AbstractClient):
             arrays = class_sums(z, batch.labels[0], self.model.classes)
             if self.squares:
                 arrays["squares"] = z.square().sum().reshape(1).cpu().numpy()
+            if self.gram:
+                arrays["gram"] = (z.T @ z).cpu().numpy()
             updates.append(ClientUpdate(request.partition, arrays, len(z), {}))
         return updates
 

@@ -22,16 +22,19 @@ class AbstractClassSums(AbstractStrategy):
 
     def expected_reply(self, initial: Arrays) -> Arrays:
         """Return sums, which are no parameters of the server's."""
+        width = initial["weights"].shape[1]
         forms = {"sums": initial["weights"], "counts": initial["counts"], "squares": np.zeros(1)}
+        forms["gram"] = np.zeros((width, width))
         return {name: forms[name] for name in self.summed}
 
     def rejection_reason(self, update: ClientUpdate) -> str | None:
         """Reject counts or lengths that no images can have: `sum |z|^2` is at least `sum_c |sum z|^2 / n_c`."""
         reason = miscounted(update, "counts")
-        if reason is not None or "squares" not in self.summed:
+        arrays = update.arrays
+        if reason is not None or not {"squares", "gram"} & arrays.keys():
             return reason
-        squares, sums = update.arrays["squares"].item(), update.arrays["sums"]
-        least = (np.square(sums).sum(1) / np.maximum(update.arrays["counts"], 1)).sum()
+        squares = float(arrays["squares"].item() if "squares" in arrays else np.trace(arrays["gram"]))
+        least = (np.square(arrays["sums"]).sum(1) / np.maximum(update.arrays["counts"], 1)).sum()
         return None if squares >= least * (1 - 1e-6) else f"squares are {squares:g}, and by its sums at least {least:g}"
 
     def aggregate(self, updates: Sequence[ClientUpdate]) -> None:

@@ -137,14 +137,22 @@ class PromptedViT(nn.Module):
         tokens: Num[Tensor, "clients images *entering"],
         prompts: Float[Tensor, "*samples clients images_or_1 blocks length d"],
     ) -> Float[Tensor, "*samples clients images classes"]:
-        """Return class scores for every sample of prompts; all go through the backbone in one batch."""
+        """Return class scores for every sample of prompts."""
+        return self.head(self.features(tokens, prompts))  # type: ignore[no-any-return]
+
+    def features(
+        self,
+        tokens: Num[Tensor, "clients images *entering"],
+        prompts: Float[Tensor, "*samples clients images_or_1 blocks length d"],
+    ) -> Float[Tensor, "*samples clients images d"]:
+        """Return class features for every sample of prompts; all go through the backbone in one batch."""
         blocks, length, dim = prompts.shape[-3:]
         lead = (*prompts.shape[:-5], *tokens.shape[:2])
         sets = prompts.expand(*lead, blocks, length, dim) if length else None
         if self.weights is not None:
             samples = None if sets is None else sets.reshape(-1, *sets.shape[-5:])
             feature = self.weights.features(self.backbone, tokens, samples, self.prompt_layer)
-            return self.head(feature.expand(*lead, dim) if sets is None else feature.view(*lead, dim))  # type: ignore[no-any-return]
+            return feature.expand(*lead, dim) if sets is None else feature.view(*lead, dim)
         flat = tokens.expand(*lead, *tokens.shape[2:]).reshape(-1, *tokens.shape[2:])  # (S*C*B, t, d)
         feature = self.backbone(flat, None if sets is None else sets.flatten(0, -4), self.start_layer)
-        return self.head(feature.view(*lead, dim))  # type: ignore[no-any-return]
+        return feature.view(*lead, dim)  # type: ignore[no-any-return]
