@@ -43,8 +43,8 @@ def image_set(cells: dict[tuple[int, int], int], given_split: list[int] | None =
         images=torch.zeros(count, 3, 1, 1, dtype=torch.uint8),
         labels=torch.tensor(labels, dtype=torch.int64),
         domains=torch.tensor(domains, dtype=torch.int64),
-        classes=tuple(f"class{i}" for i in range(max(labels) + 1)),
-        domain_names=tuple(f"domain{i}" for i in range(max(domains) + 1)),
+        classes=tuple(f"class{i}" for i in range(1 + max(label for _, label in cells))),
+        domain_names=tuple(f"domain{i}" for i in range(1 + max(domain for domain, _ in cells))),
         given_split=torch.tensor(given_split or [-1] * count, dtype=torch.int8),
         names=tuple(map(str, range(count))),
     )

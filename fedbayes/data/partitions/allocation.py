@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 def allocate_by_mixture(
     image_set: ImageSet, groups: Ints, mixtures: Floats, sizes: Floats, rng: np.random.Generator
 ) -> Ints:
-    """Allocate all images; clients choose one image at a time by their mixtures, renormalised over what is left.
+    """Return the client of each image, (N,): clients choose in turn by their mixtures, renormalised over what is left.
 
     Args:
         image_set: the images.
@@ -25,9 +25,6 @@ def allocate_by_mixture(
         mixtures: how much each client wants of each group, (clients, groups).
         sizes: fraction of all images that each client gets, (clients,).
         rng: random generator.
-
-    Returns:
-        The client of each image, (N,).
     """
     owner = np.full(len(image_set), -1)
     totals = np.zeros(len(sizes), np.int64)
@@ -41,17 +38,9 @@ def allocate_by_mixture(
 def allocate_by_group(
     image_set: ImageSet, groups: Ints, has_group: NDArray[np.bool_], sizes: Floats, rng: np.random.Generator
 ) -> Ints:
-    """Allocate every group's images to the clients that have the group, in proportion to `sizes`.
+    """Return the client of each image, (N,): the clients that have its group share it in proportion to `sizes`.
 
-    Args:
-        image_set: the images.
-        groups: group of each image, (N,).
-        has_group: which client has which group, (clients, groups).
-        sizes: relative sizes of the clients, (clients,).
-        rng: random generator.
-
-    Returns:
-        The client of each image, (N,); -1 for groups that no client has.
+    `has_group` is (clients, groups), `sizes` is (clients,). Images of groups that no client has get -1.
     """
     owner = np.full(len(image_set), -1)
     totals = np.zeros(len(sizes), np.int64)
@@ -68,9 +57,8 @@ def allocate_by_group(
 
 def _pools(image_set: ImageSet) -> Iterator[Ints]:
     """Yield the indices of training, of given validation and of given test images, those that are not empty."""
-    given_split = image_set.given_split.numpy()
-    for low, high in ((-1, GIVEN_TRAIN), (GIVEN_VALIDATION, GIVEN_VALIDATION), (GIVEN_TEST, GIVEN_TEST)):
-        pool = np.flatnonzero((given_split >= low) & (given_split <= high))
+    split = image_set.given_split.numpy().clip(GIVEN_TRAIN)
+    for pool in (np.flatnonzero(split == kind) for kind in (GIVEN_TRAIN, GIVEN_VALIDATION, GIVEN_TEST)):
         if len(pool):
             yield pool
 

@@ -51,7 +51,7 @@ class AbstractPartition(ABC):
 
         Raises:
             ConfigError: if a value is out of range.
-            PartitionError: if the images cannot be divided in this way.
+            PartitionError: if the images cannot be divided in this way, or are too few for some client.
         """
 
     def generator(self, *purpose: str | int) -> np.random.Generator:
@@ -61,13 +61,7 @@ class AbstractPartition(ABC):
     def dirichlet(self, key: str, clients: int, groups: int) -> Floats:
         """Sample each client's mixture of groups from a symmetric Dirichlet distribution, (clients, groups).
 
-        Args:
-            key: the field with the concentration, which also keys the generator.
-            clients: number of clients.
-            groups: number of groups.
-
-        Raises:
-            ConfigError: if the concentration is not positive and finite.
+        `key` is the field with the concentration, and also keys the generator.
         """
         alpha = require_number(f"partition.{key}", getattr(self, key), 0, open_low=True)
         return self.generator(key).dirichlet(np.full(groups, alpha), size=clients)
@@ -89,19 +83,23 @@ class AbstractPartition(ABC):
             image_set: the images.
             owner: the client of each image or -1, (N,).
             clients: number of clients.
-            min_images: fewest images of any client over its three splits.
+            min_images: fewest images of any client over its three splits, at least 3.
             max_train: most training images of any client; None: no cap.
-            settings: what was asked for, for the error message.
-            remedy: what to change when a client received too little, for the error message.
+            settings: of the partition, for the error message.
+            remedy: how a client would receive more, for the error message.
 
         Raises:
+            ConfigError: if `min_images` or `max_train` is out of range.
             PartitionError: if a client has fewer than `min_images` images or lacks one of the three splits.
         """
+        require_whole("partition.min_images", min_images, 3)
+        if max_train is not None:
+            require_whole("partition.max_train", max_train, 1)
         by_client = np.argsort(owner, kind="stable")
         bounds = np.searchsorted(owner[by_client], np.arange(clients + 1))
-        given = set(image_set.given_split.unique().tolist())
-        validation = 0.0 if GIVEN_VALIDATION in given else self.validation
-        test = 0.0 if GIVEN_TEST in given else self.test
+        kinds = set(image_set.given_split.tolist())
+        validation = 0.0 if GIVEN_VALIDATION in kinds else self.validation
+        test = 0.0 if GIVEN_TEST in kinds else self.test
         splits = []
         for client in range(clients):
             images = by_client[bounds[client] : bounds[client + 1]]  # ascending, as the order above is stable
@@ -121,22 +119,19 @@ class AbstractPartition(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractScheme(AbstractPartition):
-    """A partition that assigns each image to one client; a scheme says how in `assign`.
+    """A partition that assigns each image to one client, as `assign` says.
 
     Images that the source gives as validation or test images stay that; they are assigned by the same rule as the
     others, but apart from them.
 
     Args:
-        seed: see `AbstractPartition`.
-        validation: see `AbstractPartition`.
-        test: see `AbstractPartition`.
         min_images: fewest images of any client over its three splits, at least 3.
         quantity: standard deviation of the logarithm of the client sizes; None: equal sizes.
         max_train: most training images of any client; None: no cap.
     """
 
     remedy: ClassVar[str] = "lower clients, partition.quantity or partition.min_images"
-    """What to change when a client received too little, for the error message."""
+    """See `split`."""
 
     min_images: int
     quantity: float | None
@@ -147,16 +142,9 @@ class AbstractScheme(AbstractPartition):
         """Return the client of each image, (N,); -1 for an image that no client gets."""
 
     def __call__(self, image_set: ImageSet, clients: int) -> tuple[ClientSplit, ...]:
-        """Return the images of each client.
-
-        Raises:
-            ConfigError: if a value is out of range.
-            PartitionError: if the images are too few, or some client received too little.
-        """
+        """Return the images of each client; see `AbstractPartition`."""
         require_whole("clients", clients, 1)
         require_whole("partition.min_images", self.min_images, 3)
-        if self.max_train is not None:
-            require_whole("partition.max_train", self.max_train, 1)
         if self.quantity is not None:
             require_number("partition.quantity", self.quantity, 0)
         return self.split(
@@ -186,11 +174,7 @@ class AbstractScheme(AbstractPartition):
         return {name: getattr(self, name) for name in (*names, "quantity")}
 
     def _relative_sizes(self, clients: int, images: int) -> Floats:
-        """Return the fraction of all images that each client is to get, (clients,).
-
-        Raises:
-            PartitionError: if the images cannot give every client `min_images`.
-        """
+        """Return the fraction of all images that each client is to get, (clients,)."""
         if images < clients * self.min_images:
             raise PartitionError(
                 f"clients={clients} with partition.min_images={self.min_images} need at least "

@@ -19,10 +19,6 @@ def hold_out(image_set: ImageSet, domains: object) -> tuple[ImageSet, ImageSet]:
 
     Domains are renumbered in the same way: those that stay first, then those held out, each part as the data has it.
 
-    Args:
-        image_set: the images.
-        domains: names of the domains held out; for none both results are the images as they are.
-
     Raises:
         ConfigError: if `domains` is not a list of names that the data has, or leaves no domain with images.
     """
@@ -59,9 +55,6 @@ def share_held_out(splits: Sequence[ClientSplit], inside: int, total: int, seed:
         inside: how many those are; held-out images are numbered from there.
         total: images altogether.
         seed: of the partition.
-
-    Returns:
-        The same splits, each with its `held_out`.
 
     Raises:
         PartitionError: if there are fewer held-out images than clients, as every client is asked for predictions.

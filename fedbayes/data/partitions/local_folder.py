@@ -28,15 +28,7 @@ class LocalFolder(AbstractPartition):
     max_train: int | None
 
     def __call__(self, image_set: ImageSet, clients: int) -> tuple[ClientSplit, ...]:
-        """Return the images of each client, none but for the holder.
-
-        Raises:
-            ConfigError: if a value is out of range.
-            PartitionError: if images lie where no client is, or are too few.
-        """
-        require_whole("partition.min_images", self.min_images, 3)
-        if self.max_train is not None:
-            require_whole("partition.max_train", self.max_train, 1)
+        """Return the images of each client, none but for the holder; see `AbstractPartition`."""
         empty = np.empty(0, np.int64)
         splits = [ClientSplit(empty, empty, empty)] * clients
         if self.holder is not None:

@@ -33,12 +33,7 @@ class Resampled(AbstractPartition):
     images: int
 
     def __call__(self, image_set: ImageSet, clients: int) -> tuple[ClientSplit, ...]:
-        """Return the images of each client.
-
-        Raises:
-            ConfigError: if a value is out of range.
-            PartitionError: if there are fewer than three images.
-        """
+        """Return the images of each client; see `AbstractPartition`."""
         require_whole("clients", clients, 1)
         require_whole("partition.images", self.images, 3)
         owner = np.zeros(len(image_set), np.int64)
@@ -58,13 +53,13 @@ class Resampled(AbstractPartition):
 def _sample(pool: Ints, domains: Ints, mixtures: Floats, count: int, rng: np.random.Generator) -> Ints:
     """Sample `(clients, count)` images of the pool, each row sorted: a domain by the mixture, then any of its images.
 
-    A domain without images in the pool counts as not there.
+    Domains without images in the pool are left out.
     """
     pool = pool[np.argsort(domains[pool], kind="stable")]
     sizes = np.bincount(domains[pool], minlength=mixtures.shape[1])
-    wanted = np.where(sizes > 0, mixtures, 0.0)
-    wanted[wanted.sum(1) <= 0] = sizes  # a mixture of domains that are not there
-    edges = np.cumsum(wanted, axis=1)
+    weights = np.where(sizes > 0, mixtures, 0.0)
+    weights[weights.sum(1) <= 0] = sizes  # a mixture of domains without images
+    edges = np.cumsum(weights, axis=1)
     chosen = (rng.random((len(mixtures), count))[:, :, None] >= (edges / edges[:, -1:])[:, None]).sum(2)
     chosen = np.minimum(chosen, np.flatnonzero(sizes)[-1])  # rounding at the upper edge
     first = np.cumsum(sizes) - sizes

@@ -15,7 +15,7 @@ import numpy as np
 from fedbayes.data.datasets import ImageSet
 from fedbayes.data.partitions.allocation import Ints
 from fedbayes.data.partitions.base import AbstractScheme
-from fedbayes.errors import ConfigError, PartitionError, require_whole
+from fedbayes.errors import PartitionError, require_whole
 
 logger = logging.getLogger("fedbayes")
 
@@ -46,11 +46,7 @@ class OneDomain(AbstractScheme):
     name: ClassVar[str] = "one_domain"
 
     def assign(self, image_set: ImageSet, clients: int) -> Ints:
-        """Return the client of each image, (N,).
-
-        Raises:
-            PartitionError: if there are fewer clients than domains.
-        """
+        """Return the client of each image, (N,); a domain without a client is a `PartitionError`."""
         domains = image_set.domains.numpy()
         images = np.bincount(domains, minlength=len(image_set.domain_names))
         largest_first = np.argsort(-images, kind="stable")[: np.count_nonzero(images)]
@@ -68,11 +64,7 @@ class OneDomain(AbstractScheme):
 @final
 @dataclass(frozen=True, kw_only=True)
 class LabelDirichlet(AbstractScheme):
-    """Every client mixes the labels by a sample of Dirichlet(alpha).
-
-    Args:
-        alpha: concentration over labels; small: few labels each, large: all labels alike.
-    """
+    """Every client mixes the labels by a sample of Dirichlet(alpha)."""
 
     name: ClassVar[str] = "label_dirichlet"
     alpha: float
@@ -86,13 +78,10 @@ class LabelDirichlet(AbstractScheme):
 @final
 @dataclass(frozen=True, kw_only=True)
 class LabelShards(AbstractScheme):
-    """Every client has k classes; a class's images are shared equally among the clients that have it.
+    """Every client has `classes_per_client` classes; the clients that have a class share its images equally.
 
-    Classes have equally many clients, give or take one. With fewer than (classes / k) clients some classes have none:
-    their images are left out, and a warning says how many.
-
-    Args:
-        classes_per_client: k.
+    Classes have equally many clients, give or take one. With too few clients some classes have none: their images are
+    left out, and a warning says how many.
     """
 
     name: ClassVar[str] = "label_shards"
@@ -100,19 +89,10 @@ class LabelShards(AbstractScheme):
     classes_per_client: int
 
     def assign(self, image_set: ImageSet, clients: int) -> Ints:
-        """Return the client of each image, (N,); -1 for images of classes that no client has.
-
-        Raises:
-            ConfigError: if there are not so many classes.
-        """
+        """Return the client of each image, (N,); -1 for images of classes that no client has."""
         labels = image_set.labels.numpy()
         present = np.unique(labels)
-        require_whole("partition.classes_per_client", self.classes_per_client, 1)
-        if self.classes_per_client > len(present):
-            raise ConfigError(
-                f"partition.classes_per_client={self.classes_per_client} is more than the {len(present)} classes that "
-                f"have images; choose 1 to {len(present)}."
-            )
+        require_whole("partition.classes_per_client", self.classes_per_client, 1, len(present))
         has_class = np.zeros((clients, len(image_set.classes)), bool)
         rng = self.generator("classes")
         times = np.zeros(len(present), np.int64)  # how many clients have each class so far
@@ -135,10 +115,6 @@ class DomainAndLabel(AbstractScheme):
     """Every client mixes domains by Dirichlet(alpha) and labels by Dirichlet(label_alpha), independently.
 
     It wants each pair of a domain and a label by the product of the two.
-
-    Args:
-        alpha: concentration over domains.
-        label_alpha: concentration over labels.
     """
 
     name: ClassVar[str] = "domain_and_label"

@@ -47,25 +47,23 @@ def split_client(
 ) -> ClientSplit:
     """Divide a client's images, stratified by label and domain to within about two images.
 
-    Images given as validation or test images stay what they are.
-
     Args:
-        image_set: all images.
+        image_set: all images; those given as validation or test images stay that.
         images: indices of the client's images, ascending.
         fractions: of validation and of test images, among the images that are not given as either.
         max_train: most training images; None: no cap.
         rng: random generator.
     """
     given_split = image_set.given_split.numpy()[images]
-    rest = images[given_split <= GIVEN_TRAIN]
-    strata = (image_set.labels[rest] * len(image_set.domain_names) + image_set.domains[rest]).numpy()
-    rest = rest[_spread(strata, rng)]
-    num_validation, num_test = split_sizes(len(rest), *fractions)
+    pool = images[given_split <= GIVEN_TRAIN]
+    strata = (image_set.labels[pool] * len(image_set.domain_names) + image_set.domains[pool]).numpy()
+    pool = pool[_spread(strata, rng)]
+    num_validation, num_test = split_sizes(len(pool), *fractions)
     start = num_test + num_validation
     return ClientSplit(
-        train=np.sort(rest[start:][:max_train]),
-        validation=np.sort(np.concatenate([images[given_split == GIVEN_VALIDATION], rest[num_test:start]])),
-        test=np.sort(np.concatenate([images[given_split == GIVEN_TEST], rest[:num_test]])),
+        train=np.sort(pool[start:][:max_train]),
+        validation=np.sort(np.concatenate([images[given_split == GIVEN_VALIDATION], pool[num_test:start]])),
+        test=np.sort(np.concatenate([images[given_split == GIVEN_TEST], pool[:num_test]])),
     )
 
 
@@ -83,16 +81,12 @@ def split_sizes(total: int, validation: float, test: float) -> tuple[int, int]:
 def require_partition(
     result: object, images: int, clients: int, *, may_be_empty: bool = False
 ) -> tuple[ClientSplit, ...]:
-    """Return the result of a partition if it divides these images among these clients.
+    """Return the result of a partition if it is a `ClientSplit` of so many images for each client.
 
-    Args:
-        result: a `ClientSplit` for each client.
-        images: how many there are to divide.
-        clients: number of clients.
-        may_be_empty: whether a client may have no images here, since it has them elsewhere.
+    With `may_be_empty` a client may have no images here, since it has them elsewhere.
 
     Raises:
-        PartitionError: naming the client and what is wrong.
+        PartitionError: naming the client and its fault.
     """
     splits = tuple(result) if isinstance(result, Sequence) else ()
     if len(splits) != clients or not all(isinstance(split, ClientSplit) for split in splits):
@@ -116,16 +110,9 @@ def require_partition(
 
 
 def describe(splits: Sequence[ClientSplit], image_set: ImageSet, scheme: str) -> dict[str, Any]:
-    """Return the object of `partition.json`: how many images of what each client has, and which.
+    """Return the object of `partition.json`: which images each client has, and how many by label and by domain.
 
-    Args:
-        splits: the images of each client.
-        image_set: the images.
-        scheme: the partition's name.
-
-    Returns:
-        Only lists, dicts, text and numbers. Counts per label and per domain are images over the three splits that
-        have been partitioned. Held-out images are listed where any client has some.
+    These counts leave held-out images out, which are listed where any client has some.
     """
     labels, domains = image_set.labels.numpy(), image_set.domains.numpy()
     held_out = any(len(split.held_out) for split in splits)

@@ -1,4 +1,4 @@
-"""Held-out domains: who keeps which image, in what order, and what is refused."""
+"""Held-out domains: which client has which image, in what order, and which requests are refused."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ DOMAINS = ("ink", "noise", "chalk", "empty", "paint")
 
 @pytest.fixture
 def image_set():
-    """400 images whose pixels say which one they are; domain 3 has none."""
+    """400 images whose pixels are their numbers; domain 3 has none."""
     number = torch.arange(400)
     return ImageSet(
         images=(number % 256).to(torch.uint8)[:, None, None, None].expand(-1, 3, 2, 2).contiguous(),
@@ -66,13 +66,19 @@ def test_no_client_has_a_held_out_image_in_its_own_splits(image_set, name):
         for split in ("train", "validation", "test"):
             assert not (whole.domains[data.indices(client, split)] == noise).any()
         assert (whole.domains[data.indices(client, "held_out")] == noise).all()
-    shares = [client.held_out for client in splits]
-    assert sorted(np.concatenate(shares).tolist()) == list(range(len(inside), len(whole)))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert all(np.array_equal(share, np.sort(share)) for share in shares)
+    parts = [client.held_out for client in splits]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(inside), len(whole)))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert all(np.array_equal(part, np.sort(part)) for part in parts)
+    description = describe(splits, whole, name)
+    assert description["domains"] == list(whole.domain_names)
+    for row, client in zip(description["clients"], splits, strict=True):
+        assert row["held_out"] == len(row["indices"]["held_out"]) == len(client.held_out)
+        assert row["domains"][-1] == 0
+        assert sum(row["domains"]) == row["train"] + row["validation"] + row["test"]
 
 
-def test_shares_are_drawn_from_the_partitions_seed_alone(image_set):
+def test_held_out_images_depend_on_the_partitions_seed_alone(image_set):
     splits = scheme("iid")(image_set, 3)
     first, same, other = (share_held_out(splits, 300, 400, seed) for seed in (0, 0, 1))
     assert all(np.array_equal(a.held_out, b.held_out) for a, b in zip(first, same, strict=True))
@@ -81,36 +87,22 @@ def test_shares_are_drawn_from_the_partitions_seed_alone(image_set):
 
 def test_fewer_held_out_images_than_clients(image_set):
     splits = scheme("iid")(image_set, 5)
-    with pytest.raises(PartitionError, match=r"clients=5 cannot share the 4 images .* lower clients to 4 or hold out"):
+    with pytest.raises(PartitionError, match=r"clients=5 .* 4 images .*evaluate\.held_out"):
         share_held_out(splits, 400, 404, seed=0)
     assert [len(client.held_out) for client in share_held_out(splits, 400, 405, seed=0)] == [1] * 5
-
-
-def test_the_partition_is_written_down_with_the_shares(image_set):
-    inside, whole = hold_out(image_set, ["noise"])
-    splits = share_held_out(scheme("iid")(inside, 4), len(inside), len(whole), seed=0)
-    text = describe(splits, whole, "iid")
-    assert text["domains"] == list(whole.domain_names)
-    for row, client in zip(text["clients"], splits, strict=True):
-        assert row["held_out"] == len(row["indices"]["held_out"]) == len(client.held_out)
-        assert row["domains"][-1] == 0
-        assert sum(row["domains"]) == row["train"] + row["validation"] + row["test"]
 
 
 @pytest.mark.parametrize(
     ("domains", "message"),
     [
-        ("noise", r"evaluate.held_out=noise is not a list; write \[noise\]"),
-        (None, r"evaluate.held_out=None is not a list; write \[\]"),
-        (
-            ["noise", "snow"],
-            r"held_out=\[noise, snow\]: snow is no domain of the data; choose among ink, noise",
-        ),
-        (["empty"], "empty has no images; choose among ink, noise, chalk, paint"),
-        (["ink", "noise", "chalk", "paint"], "leaves no domain to train on; take at least one off"),
+        ("noise", r"evaluate.held_out=noise .*write \[noise\]"),
+        (None, r"evaluate.held_out=None .*write \[\]"),
+        (["noise", "snow"], r"held_out=\[noise, snow\]: snow .* ink, noise"),
+        (["empty"], "empty .* ink, noise, chalk, paint"),
+        (["ink", "noise", "chalk", "paint"], "no domain to train on"),
     ],
 )
-def test_impossible_domains_is_refused(image_set, domains, message):
+def test_impossible_domains_are_refused(image_set, domains, message):
     with pytest.raises(ConfigError, match=message):
         hold_out(image_set, domains)
 

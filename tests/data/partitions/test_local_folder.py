@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
+from schemes import grid
 
-from fedbayes.data.datasets import ImageSet
 from fedbayes.data.partitions.local_folder import LocalFolder
 from fedbayes.data.partitions.schemes import Iid
 from fedbayes.errors import FedbayesError
@@ -12,23 +11,9 @@ from fedbayes.errors import FedbayesError
 RULES = {"seed": 3, "min_images": 10, "max_train": None, "validation": 0.2, "test": 0.3}
 
 
-def images(count: int) -> ImageSet:
-    """Two classes in turn, one domain."""
-    ids = torch.arange(count) % 2
-    return ImageSet(
-        images=torch.zeros((count, 3, 8, 8), dtype=torch.uint8),
-        labels=ids,
-        domains=torch.zeros_like(ids),
-        classes=("a", "b"),
-        domain_names=("d",),
-        given_split=torch.full((count,), -1, dtype=torch.int8),
-        names=tuple(map(str, range(count))),
-    )
-
-
 def splits_of(count: int, clients: int, holder: int | None, **changes):
-    """The partition of so many images."""
-    return LocalFolder(holder=holder, **{**RULES, **changes})(images(count), clients)
+    """The partition of `count` images of two classes."""
+    return LocalFolder(holder=holder, **{**RULES, **changes})(grid(1, 2, count // 2), clients)
 
 
 def test_the_holder_has_every_image_and_the_others_none():
@@ -40,21 +25,20 @@ def test_the_holder_has_every_image_and_the_others_none():
     assert {ids.dtype for split in splits for ids in split.parts().values()} == {np.dtype(np.int64)}
 
 
+def test_a_server_has_no_images():
+    assert [len(split.train) for split in splits_of(0, 4, holder=None)] == [0] * 4
+
+
 def test_the_splits_follow_the_rules_of_every_partition():
     holder = splits_of(40, 2, holder=0)[0]
-    (alone,) = Iid(quantity=None, **RULES)(images(40), 1)
+    (alone,) = Iid(quantity=None, **RULES)(grid(1, 2, 20), 1)
     for name, ids in holder.parts().items():
         assert len(ids) == len(alone.parts()[name])
-        labels = np.bincount(ids % 2)
-        assert abs(int(labels[0]) - int(labels[1])) <= 2, "stratified"
+        assert abs(np.count_nonzero(ids < 20) - len(ids) / 2) <= 1, "stratified"
     assert np.array_equal(splits_of(40, 2, holder=0)[0].train, holder.train), "by the seed alone"
     capped = splits_of(40, 2, holder=0, max_train=5)[0]
     assert len(capped.train) == 5
     assert np.array_equal(capped.test, holder.test)
-
-
-def test_a_server_has_no_images():
-    assert [len(split.train) for split in splits_of(0, 4, holder=None)] == [0] * 4
 
 
 @pytest.mark.parametrize(

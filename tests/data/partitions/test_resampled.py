@@ -11,21 +11,16 @@ from fedbayes.errors import ConfigError
 SETTINGS = {"seed": 0, "alpha": 0.3, "images": 20, "validation": 0.15, "test": 0.35}
 
 
-def test_more_clients_than_images_have_all_three_splits():
-    images = grid(2, 3, 10)
-    splits = Resampled(**SETTINGS)(images, 500)
+def test_more_clients_than_images_have_all_three_splits_and_no_image_is_in_two():
+    splits = Resampled(**SETTINGS)(grid(2, 3, 10), 500)
     assert {(len(client.train), len(client.validation), len(client.test)) for client in splits} == {(10, 3, 7)}
-
-
-def test_no_image_is_in_two_splits_of_anybody():
-    splits = Resampled(**SETTINGS)(grid(2, 3, 10), 300)
     pools = [
         set(np.concatenate([getattr(client, name) for client in splits])) for name in ("train", "validation", "test")
     ]
     assert sum(map(len, pools)) == len(set.union(*pools)) == 60
 
 
-def test_clients_draw_by_their_mixtures():
+def test_clients_sample_by_their_mixtures():
     images = grid(4, 2, 25)
     splits = Resampled(**SETTINGS | {"alpha": 100.0, "images": 400})(images, 200)
     rows = np.array([row["domains"] for row in describe(splits, images, "")["clients"]])

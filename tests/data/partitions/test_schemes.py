@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,25 +12,37 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemes import ALL, grid, image_set, scheme
 
+from fedbayes.data.datasets import ImageSet
+from fedbayes.data.partitions.base import AbstractScheme
 from fedbayes.data.partitions.splits import ClientSplit, describe
 from fedbayes.errors import PartitionError
 
 MIXTURES = ["domain_and_label", "domain_mixture", "iid", "label_dirichlet"]
 
 
-def everything(client: ClientSplit) -> np.ndarray:
-    """All images of a client."""
+def images_of(client: ClientSplit) -> np.ndarray:
     return np.concatenate([client.train, client.validation, client.test])
 
 
 def sizes(splits: tuple[ClientSplit, ...]) -> list[int]:
-    """Images of each client."""
-    return [len(everything(client)) for client in splits]
+    return [len(images_of(client)) for client in splits]
 
 
 def same(a: tuple[ClientSplit, ...], b: tuple[ClientSplit, ...]) -> bool:
-    """Whether two partitions are equal."""
-    return json.dumps(describe(a, grid(4, 6, 40), "")) == json.dumps(describe(b, grid(4, 6, 40), ""))
+    return describe(a, grid(4, 6, 40), "") == describe(b, grid(4, 6, 40), "")
+
+
+def rows_of(scheme: AbstractScheme, images: ImageSet, clients: int) -> list[dict[str, Any]]:
+    """The clients as `partition.json` describes them."""
+    rows: list[dict[str, Any]] = describe(scheme(images, clients), images, "")["clients"]
+    return rows
+
+
+def effective(rows: list[dict[str, Any]], key: str) -> np.ndarray:
+    """Number of labels or domains that matter to each client: the exponential of the entropy of its mixture."""
+    counts = np.array([row[key] for row in rows])
+    fractions = counts / counts.sum(1, keepdims=True)
+    return np.exp(-(fractions * np.log(fractions + 1e-12)).sum(1))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -39,14 +52,14 @@ def test_every_image_is_used_once_and_every_client_has_all_three_splits(name: st
     counts = data.draw(st.lists(st.integers(0, 30), min_size=6, max_size=6).filter(lambda counts: sum(counts) >= 30))
     images = image_set({(d, c): counts[3 * d + c] for d in range(2) for c in range(3)} | {(1, 2): counts[5] + 1})
     clients = data.draw(st.integers(1, 9))
-    make = scheme(name, seed=data.draw(st.integers(0, 2**40)), validation=data.draw(st.floats(0.01, 0.49)))
+    partition = scheme(name, seed=data.draw(st.integers(0, 2**40)), validation=data.draw(st.floats(0.01, 0.49)))
     try:
-        splits = make(images, clients)
+        splits = partition(images, clients)
     except PartitionError as error:
         if name in MIXTURES or "client" not in str(error):  # sizes of the others follow the supply
             raise
         return
-    used = np.concatenate([everything(client) for client in splits])
+    used = np.concatenate([images_of(client) for client in splits])
     assert len(np.unique(used)) == len(used)
     assert len(splits) == clients
     if name in MIXTURES:
@@ -70,10 +83,7 @@ def test_the_seed_alone_decides(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_cap_keeps_the_other_splits_and_is_nested(name: str) -> None:
-    images = grid(4, 6, 40)
-    full = scheme(name)(images, 12)
-    fewer = scheme(name, max_train=20)(images, 12)
-    few = scheme(name, max_train=5)(images, 12)
+    full, fewer, few = (scheme(name, max_train=most)(grid(4, 6, 40), 12) for most in (None, 20, 5))
     for a, b, c in zip(full, fewer, few, strict=True):
         assert len(b.train) == 20
         assert len(c.train) == 5
@@ -96,23 +106,19 @@ def test_splits_are_stratified_to_within_two_images(name: str) -> None:
     images = grid(3, 4, 100)
     strata = (images.domains * 4 + images.labels).numpy()
     for client in scheme(name)(images, 6):
-        held = np.bincount(strata[everything(client)], minlength=12)
-        for part, share in ((client.train, 0.5), (client.validation, 0.15), (client.test, 0.35)):
-            assert abs(len(part) - share * held.sum()) <= 1
-            assert (abs(np.bincount(strata[part], minlength=12) - share * held) <= 2.5).all()
+        counts = np.bincount(strata[images_of(client)], minlength=12)
+        for part, fraction in ((client.train, 0.5), (client.validation, 0.15), (client.test, 0.35)):
+            assert abs(len(part) - fraction * counts.sum()) <= 1
+            assert (abs(np.bincount(strata[part], minlength=12) - fraction * counts) <= 2.5).all()
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_given_splits_are_kept_and_follow_the_same_mixture(name: str) -> None:
-    images = image_set(
-        {(d, c): 300 for d in range(3) for c in range(4)},
-        given_split=([0] * 200 + [2] * 100) * 12,
-    )
+    images = grid(3, 4, 300, given_split=([0] * 200 + [2] * 100) * 12)
     test_images = set(np.flatnonzero(images.given_split.numpy() == 2))
     splits = scheme(name)(images, 12)
     used: set[int] = set()
     for client in splits:
-        assert set(client.test) <= test_images
         assert not (set(client.train) | set(client.validation)) & test_images
         assert len(client.validation) == pytest.approx(0.15 * (len(client.train) + len(client.validation)), abs=1)
         used |= set(client.test)
@@ -135,8 +141,8 @@ def test_domain_mixture_with_tiny_alpha_fills_from_what_is_left() -> None:
     images = image_set({(0, 0): 30, (1, 0): 50})
     seen = set()
     for seed in range(12):
-        splits = scheme("domain_mixture", alpha=1e-4, seed=seed)(images, 2)
-        table = sorted(tuple(row["domains"]) for row in describe(splits, images, "")["clients"])
+        rows = rows_of(scheme("domain_mixture", alpha=1e-4, seed=seed), images, 2)
+        table = sorted(tuple(row["domains"]) for row in rows)
         assert sum(row[0] for row in table) == 30
         assert [sum(row) for row in table] == [40, 40]
         seen.add(table[0] if table[0][0] == 0 else "shared")
@@ -144,75 +150,61 @@ def test_domain_mixture_with_tiny_alpha_fills_from_what_is_left() -> None:
 
 
 def test_domain_mixture_with_huge_alpha_makes_clients_alike() -> None:
-    images = grid(4, 2, 500)
-    for row in describe(scheme("domain_mixture", alpha=1e6)(images, 4), images, "")["clients"]:
+    for row in rows_of(scheme("domain_mixture", alpha=1e6), grid(4, 2, 500), 4):
         assert np.array(row["domains"]) == pytest.approx(250, abs=60)  # four standard deviations of 1000 draws
 
 
 def test_clients_are_mixed_inside_and_different_outside() -> None:
-    images = grid(5, 10, 100)
-    rows = describe(scheme("domain_mixture")(images, 20), images, "")["clients"]
-    shares = np.array([row["domains"] for row in rows]) / 250
-    effective = np.exp(-(shares * np.log(shares + 1e-12)).sum(1))  # number of domains that matter
-    assert 1.5 < effective.mean() < 3.5
-    assert shares.std(0).mean() > 0.2
+    rows = rows_of(scheme("domain_mixture"), grid(5, 10, 100), 20)
+    assert 1.5 < effective(rows, "domains").mean() < 3.5
+    assert (np.array([row["domains"] for row in rows]) / 250).std(0).mean() > 0.2
 
 
 def test_one_domain_deals_clients_to_domains_largest_first() -> None:
     images = image_set({(0, 0): 10, (1, 0): 40, (2, 0): 21})
-    rows = describe(scheme("one_domain")(images, 5), images, "")["clients"]
+    rows = rows_of(scheme("one_domain"), images, 5)
     assert [row["domains"] for row in rows] == [[0, 20, 0], [0, 0, 11], [10, 0, 0], [0, 20, 0], [0, 0, 10]]
 
 
 def test_label_dirichlet_with_tiny_alpha_gives_one_label_where_supply_permits() -> None:
-    images = image_set({(0, c): 1000 for c in range(4)})
-    rows = describe(scheme("label_dirichlet", alpha=1e-4)(images, 40), images, "")["clients"]
+    images = grid(1, 4, 1000)
+    rows = rows_of(scheme("label_dirichlet", alpha=1e-4), images, 40)
     assert [sum(row["labels"]) for row in rows] == [100] * 40
-    shares = np.array([row["labels"] for row in rows]) / 100
-    effective = np.exp(-(shares * np.log(shares + 1e-12)).sum(1))  # number of labels that matter
-    assert (effective < 1.01).sum() >= 8
-    assert effective.mean() < 2, "labels that many want run out"
-    rows = describe(scheme("label_dirichlet", alpha=100.0)(images, 40), images, "")["clients"]
-    shares = np.array([row["labels"] for row in rows]) / 100
-    assert np.exp(-(shares * np.log(shares + 1e-12)).sum(1)).mean() > 3.5
-    rows = describe(scheme("label_dirichlet", alpha=1e-4)(grid(1, 50, 20), 3), grid(1, 50, 20), "")["clients"]
+    labels = effective(rows, "labels")
+    assert (labels < 1.01).sum() >= 8
+    assert labels.mean() < 2, "labels that many want run out"
+    assert effective(rows_of(scheme("label_dirichlet", alpha=100.0), images, 40), "labels").mean() > 3.5
+    rows = rows_of(scheme("label_dirichlet", alpha=1e-4), grid(1, 50, 20), 3)
     assert [sum(row["labels"]) for row in rows] == [334, 333, 333]
-    small = image_set({(0, c): 1000 for c in range(2)})
-    rows = describe(scheme("label_dirichlet", alpha=1e-4, quantity=0.0)(small, 1), small, "")["clients"]
-    assert rows[0]["labels"] == [1000, 1000]
+    (row,) = rows_of(scheme("label_dirichlet", alpha=1e-4, quantity=0.0), grid(1, 2, 1000), 1)
+    assert row["labels"] == [1000, 1000]
 
 
-def test_label_shards_shares_each_class_equally_among_its_holders() -> None:
-    images = grid(2, 4, 30)
-    rows = describe(scheme("label_shards")(images, 6), images, "")["clients"]
-    labels = np.array([row["labels"] for row in rows])
-    assert ((labels == 20).sum(1) == 2).all()  # 6 clients x 2 classes = 3 holders for each of 4 classes of 60 images
+def test_label_shards_shares_each_class_equally_among_its_clients() -> None:
+    labels = np.array([row["labels"] for row in rows_of(scheme("label_shards"), grid(2, 4, 30), 6)])
+    assert ((labels == 20).sum(1) == 2).all()  # 6 clients x 2 classes = 3 clients for each of 4 classes of 60 images
     assert ((labels == 20).sum(0) == 3).all()
     assert labels.sum() == 240
 
 
-def test_label_shards_leaves_classes_out_when_nobody_holds_them(caplog: pytest.LogCaptureFixture) -> None:
-    images = grid(1, 10, 12)
+def test_label_shards_leaves_out_classes_of_no_client(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "fedbayes"):
-        splits = scheme("label_shards")(images, 3)
-    assert sizes(splits) == [24, 24, 24]
+        assert sizes(scheme("label_shards")(grid(1, 10, 12), 3)) == [24, 24, 24]
     assert "6 of 10 classes; 48 images" in caplog.text
 
 
 def test_domain_and_label_wants_the_product_of_both_mixtures() -> None:
-    images = grid(3, 4, 100)
     rows = []
     for seed in range(9):
-        splits = scheme("domain_and_label", alpha=1e-4, label_alpha=1e6, seed=seed)(images, 3)
-        assert sizes(splits) == [400, 400, 400]
-        rows += describe(splits, images, "")["clients"]
+        rows += rows_of(scheme("domain_and_label", alpha=1e-4, label_alpha=1e6, seed=seed), grid(3, 4, 100), 3)
+    assert [sum(row["labels"]) for row in rows] == [400] * 27
     assert any(sorted(row["domains"]) == [0, 0, 400] for row in rows)
     assert all(max(row["labels"]) - min(row["labels"]) <= 60 for row in rows)
 
 
 def test_iid_clients_follow_the_whole() -> None:
     images = image_set({(0, 0): 3000, (1, 1): 1000})
-    for row in describe(scheme("iid")(images, 4), images, "")["clients"]:
+    for row in rows_of(scheme("iid"), images, 4):
         assert row["labels"] == row["domains"]
         assert row["labels"][0] == pytest.approx(750, abs=48)  # four standard deviations
 
@@ -223,11 +215,9 @@ def test_clients_of_three_images_have_one_of_each() -> None:
 
 
 def test_thousands_of_clients_take_seconds() -> None:
-    images = grid(6, 10, 200)
-    start = time.process_time()
-    totals = scheme("domain_mixture")(images, 2000)
+    images, start = grid(6, 10, 200), time.process_time()
+    assert sizes(scheme("domain_mixture")(images, 2000)) == [6] * 2000
     assert time.process_time() - start < 4
-    assert sizes(totals) == [6] * 2000
 
 
 def test_description_is_json_and_counts_all_splits() -> None:
