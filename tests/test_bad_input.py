@@ -17,7 +17,7 @@ from fedbayes.run import main
 
 @pytest.fixture
 def fails(tmp_path, monkeypatch, capsys):
-    """Runs the command, which must fail properly, and gives the one line it says."""
+    """Run the command, which must fail properly, and return its line of error."""
 
     def run(*overrides, run_dir=tmp_path / "run"):
         monkeypatch.setattr(sys, "argv", ["fedbayes", "experiment=smoke", f"run_dir={run_dir}", *overrides])
@@ -25,13 +25,12 @@ def fails(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit) as caught:
             main()
         assert caught.value.code == 2
-        said = capsys.readouterr()
-        assert len(said.out.splitlines()) <= 1, "a title at most"
-        assert "Traceback" not in said.err
-        assert len(said.err.splitlines()) == 1, said.err
+        output = capsys.readouterr()
+        assert len(output.out.splitlines()) <= 1, "a title at most"
+        assert len(output.err.splitlines()) == 1, output.err
         assert set(run_dir.rglob("*")) == existed
         assert run_dir.exists() == bool(existed)
-        return said.err.strip()
+        return output.err.strip()
 
     return run
 
@@ -49,11 +48,11 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("method=foo", "ConfigError: method=foo does not exist; "),
         ("partition=foo", "ConfigError: partition=foo does not exist; "),
-        ("promts.length=3", "ConfigError: promts.length is no key of the configuration; did you mean prompts.length."),
+        ("promts.length=3", "ConfigError: promts.length is no key of the"),
         ("rounds=0", "ConfigError: rounds=0 "),
         ("rounds=abc", "ConfigError: rounds=abc "),
         ("rounds=1.5", "ConfigError: rounds=1.5 "),
@@ -67,96 +66,84 @@ def photos(tmp_path_factory):
         ("simulation.cache_mb=-1", "ConfigError: simulation.cache_mb=-1 "),
         ("simulation.min_replies=9", "ConfigError: simulation.min_replies=9 "),
         ("optim.lr=nan", "ConfigError: optim.lr=nan "),
-        ("optim.name=foo", "ConfigError: optim.name=foo is unknown; choose one of sgd, adam, adamw."),
+        ("optim.name=foo", "ConfigError: optim.name=foo is unknown; choose one"),
         ("optim.local_epochs=0", "ConfigError: optim.local_epochs=0 "),
         ("optim=sgd", "ConfigError: optim=sgd replaces a whole section"),
         ("inference.num_extra=-1", "ConfigError: inference.num_extra=-1 "),
         ("prompts.start_layer=99", "ConfigError: prompts.start_layer=99 "),
         ("prompts.length=-1", "ConfigError: prompts.length=-1 "),
-        ("generator.kind=foo", "ConfigError: generator.kind=foo is unknown; choose one of fixed, "),
+        ("generator.kind=foo", "ConfigError: generator.kind=foo is unknown; choose"),
         ("generator.code_dim=0", "ConfigError: generator.code_dim=0 "),
         ("partition.alpha=-1", "ConfigError: partition.alpha=-1 "),
         ("data.image_size=30", "BackboneError: data.image_size=30 "),
         ("data.image_size=abc", "ConfigError: data.image_size=abc "),
         ("augment.flip=maybe", "ConfigError: augment.flip=maybe "),
-        ("attack.fraction=0.5", "ConfigError: attack.fraction=0.5 has no attack; choose one, as in attack=sign_flip."),
-        ("evaluate.gallery=no", "ConfigError: evaluate.gallery=no is neither true nor false; choose one of them."),
-        ("dry_run=off", "ConfigError: dry_run=off is neither true nor false; choose one of them."),
+        ("attack.fraction=0.5", "ConfigError: attack.fraction=0.5 has no attack;"),
+        ("evaluate.gallery=no", "ConfigError: evaluate.gallery=no is neither true nor"),
+        ("dry_run=off", "ConfigError: dry_run=off is neither true nor false;"),
         ("method.client.personal=[foo]", "ConfigError: method.client.personal=['foo']: "),
-        ("method.client.personal=head", "ConfigError: method.client.personal=head is not a list; write [head]."),
-        ("clients=10000000", "ConfigError: clients=10000000 is not a whole number from 1 to 1000000"),
-        ("simulation.threads=99999", "ConfigError: simulation.threads=99999 is not a whole number from 1 to 1024"),
-        ("data.image_size=1000000", "ConfigError: data.image_size=1000000 is not a whole number from 8 to 4096"),
+        ("method.client.personal=head", "ConfigError: method.client.personal=head is not a"),
+        ("clients=10000000", "ConfigError: clients=10000000 is not a whole number"),
+        ("simulation.threads=99999", "ConfigError: simulation.threads=99999 is not a whole"),
+        ("data.image_size=1000000", "ConfigError: data.image_size=1000000 is not a whole"),
         ("data=null", "ConfigError: data=null names no choice; "),
         ("~method", "ConfigError: method has no choice; "),
-        ("method.client=null", "ConfigError: method.client=None replaces a whole section"),
-        ("~evaluate.held_out", "ConfigError: evaluate.held_out is missing; leave out what removes it."),
+        ("method.client=null", "ConfigError: method.client=None replaces a whole"),
+        ("~evaluate.held_out", "ConfigError: evaluate.held_out is missing; leave out"),
         ("~data._target_", "ConfigError: data._target_=None names nothing; "),
-        ("data._target_=builtins.dict", "ConfigError: data._target_=builtins.dict makes a dict, which has no images; "),
+        ("data._target_=builtins.dict", "ConfigError: data._target_=builtins.dict makes a"),
         ("optim._target_=''", "ConfigError: optim._target_= is not installed; "),
-        ("inference._target_=3", "ConfigError: method.client.inference: Expected a callable target, got '3'"),
-        ("faults._target_=builtins.dict", "ConfigError: faults: dict does not say what it takes; "),
-        ("faults._partial_=false", "ConfigError: faults._partial_=False cannot work here; set it to true."),
+        ("inference._target_=3", "ConfigError: method.client.inference: Expected a"),
+        ("faults._target_=builtins.dict", "ConfigError: faults: dict does not say what it"),
+        ("faults._partial_=false", "ConfigError: faults._partial_=False cannot work"),
         ("tracking.destinations=x", "ConfigError: tracking.destinations=x is no list; "),
-        ("method.strategy._target_=builtins.dict", "ConfigError: method.strategy: dict does not say what it takes"),
-        ("method.strategy._target_=os.getcwd", "ConfigError: method.strategy._target_=os.getcwd makes no strategy"),
+        ("method.strategy._target_=builtins.dict", "ConfigError: method.strategy: dict does not say what"),
+        ("method.strategy._target_=os.getcwd", "ConfigError: method.strategy._target_=os.getcwd"),
         ("method.strategy._target_=flwr.serverapp.strategy.Strategy", "ConfigError: method.strategy: Strategy is abst"),
-        ("+method.strategy.foo=1", "ConfigError: method.strategy: Averaging got an unexpected keyword argument 'foo'"),
+        ("+method.strategy.foo=1", "ConfigError: method.strategy: Averaging got an"),
     ],
 )
-def test_a_value_that_cannot_work(fails, override, said):
-    assert fails(override).startswith(said)
+def test_a_value_that_cannot_work(fails, override, message):
+    assert fails(override).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["--round", "3"], "--round is no option; values are given as KEY=VALUE, without dashes; did you mean rounds."),
-        (["--seed=3"], "--seed=3 is no option; values are given as KEY=VALUE, without dashes; did you mean seed."),
-        (["--resolve"], "--resolve shows nothing by itself; `fedbayes --cfg job --resolve` shows the configuration."),
-        (["-m", "--method", "fedvpt"], "--method is no option; values are given as KEY=VALUE, without dashes; did you"),
-        (
-            ["--prompts.lenght=3"],
-            "--prompts.lenght=3 is no option; values are given as KEY=VALUE, without dashes; did you",
-        ),
-        (["--cfg", "foo"], "argument --cfg/-c: invalid choice: 'foo' (choose from "),
-        (["--cfg"], "argument --cfg/-c: expected one argument; see `fedbayes --help` for values"),
+        (["--round", "3"], "--round is no option; .*did you mean rounds"),
+        (["--seed=3"], "--seed=3 is no option; .*did you mean seed"),
+        (["--resolve"], "--resolve .*--cfg job --resolve"),
+        (["-m", "--method", "fedvpt"], "--method is no option; .*did you mean method"),
+        (["--prompts.lenght=3"], r"--prompts\.lenght=3 is no option; .*did you mean prompts\.length"),
+        (["--cfg", "foo"], "argument --cfg/-c: .*'foo'"),
+        (["--cfg"], "argument --cfg/-c: .*fedbayes --help"),
     ],
 )
-def test_an_option_that_there_is_not(fails, words, said):
-    assert fails(*words).startswith(f"ConfigError: {said}")
+def test_an_unknown_option(fails, words, message):
+    assert re.match(f"ConfigError: {message}", fails(*words))
 
 
-def test_a_folder_without_classes(fails, tmp_path):
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert fails("data=imagefolder", f"data.root={empty}").startswith(
-        f"DataError: data.root={empty} has no class folders"
-    )
-    (empty / "a.png").write_bytes(b"")
-    assert "has no class folders" in fails("data=imagefolder", f"data.root={empty}")
-
-
-def test_a_folder_that_is_missing_or_was_not_given(fails, tmp_path):
-    assert fails("data=imagefolder", f"data.root={tmp_path}/no").startswith(
-        f"DataError: data.root={tmp_path}/no does not"
-    )
-    assert fails("data=imagefolder") == "ConfigError: data.root has no default; add data.root=VALUE."
+def test_a_folder_that_is_missing_or_has_no_classes(fails, tmp_path):
+    assert "data.root" in fails("data=imagefolder")
+    folder = ["data=imagefolder", f"data.root={tmp_path}/photos"]
+    assert fails(*folder).startswith(f"DataError: data.root={tmp_path}/photos does not exist")
+    (tmp_path / "photos").mkdir()
+    assert "has no class folders" in fails(*folder)
 
 
 def test_an_unreadable_image_is_named_and_skipped_only_on_request(fails, photos, tmp_path, monkeypatch, caplog):
     photos = Path(shutil.copytree(photos, tmp_path / "photos"))
     (photos / "day" / "cat" / "broken.png").write_bytes(b"no picture")
     chosen = ["data=imagefolder", f"data.root={photos}", "clients=2", "partition.test=0.3", "partition.validation=0.2"]
-    said = fails(*chosen)
-    assert said.startswith(f"DataError: data.root={photos}: day/cat/broken.png cannot be read")
-    assert "data.on_error=skip" in said
+    message = fails(*chosen)
+    assert message.startswith(f"DataError: data.root={photos}: day/cat/broken.png ")
+    assert "data.on_error=skip" in message
     run_dir = tmp_path / "skipped"
     arguments = ["fedbayes", "experiment=smoke", *chosen, "data.on_error=skip", "rounds=1", f"run_dir={run_dir}"]
     monkeypatch.setattr(sys, "argv", arguments)
     main()
     assert (run_dir / "summary.json").is_file()
-    assert "left out 1 images that cannot be read, the first day/cat/broken.png" in caplog.text
+    assert "the first day/cat/broken.png" in caplog.text
 
 
 def nest(root):
@@ -197,44 +184,35 @@ def test_keys_of_image_folders(fails, photos, override, message):
 
 
 def test_more_clients_than_images(fails, photos):
-    said = fails("data=imagefolder", f"data.root={photos}", "clients=40")
-    assert said.startswith("PartitionError: clients=40 ")
-    assert "the data has 48" in said
+    message = fails("data=imagefolder", f"data.root={photos}", "clients=40")
+    assert re.match("PartitionError: clients=40 .* the data has 48", message)
 
 
 def test_a_checkpoint_that_does_not_fit(fails, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save({"blocks.0.attn.qkv.weight": torch.zeros(3, 3)}, path)
     timm = ["backbone=timm", "backbone.name=vit_tiny_patch16_224"]
-    said = fails(*timm, f"backbone.checkpoint={path}", "prompts.start_layer=0")
-    assert said.startswith(f"BackboneError: backbone.checkpoint={path} does not fit")
-    assert fails(*timm, "backbone.checkpoint=/no").startswith("BackboneError: backbone.checkpoint=/no does not exist")
+    message = fails(*timm, f"backbone.checkpoint={path}", "prompts.start_layer=0")
+    assert message.startswith(f"BackboneError: backbone.checkpoint={path} does not fit")
+    assert fails(*timm, "backbone.checkpoint=/no").startswith("BackboneError: backbone.checkpoint=/no ")
 
 
 def test_a_directory_that_holds_a_run(fails, tmp_path):
-    held = tmp_path / "held"
-    held.mkdir()
-    (held / "summary.json").write_text("{}")
-    assert fails(run_dir=held).startswith(f"RunError: run_dir={held} already holds a run")
-    assert (held / "summary.json").read_text() == "{}"
+    (tmp_path / "summary.json").write_text("{}")
+    assert fails(run_dir=tmp_path).startswith(f"RunError: run_dir={tmp_path} already holds a run")
+    assert (tmp_path / "summary.json").read_text() == "{}"
 
 
-def test_what_fails_after_the_directory_was_claimed_leaves_nothing_either(fails):
-    fedprox = "method.strategy._target_=flwr.serverapp.strategy.FedProx"
-    assert "sends proximal-mu" in fails(fedprox, "+method.strategy.proximal_mu=1")
+def test_a_failure_after_the_directory_was_claimed_removes_nothing_else(fails, tmp_path):
+    fedprox = ["method.strategy._target_=flwr.serverapp.strategy.FedProx", "+method.strategy.proximal_mu=1"]
+    assert "sends proximal-mu" in fails(*fedprox)
     assert "tracking.destinations.mode=foo" in fails("tracking=wandb", "tracking.destinations.0.mode=foo")
+    (tmp_path / "notes.txt").write_text("notes of the user")
+    fails(*fedprox, run_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_a_directory_of_the_users_stays_with_what_lay_in_it(fails, tmp_path):
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "notes.txt").write_text("mine")
-    fedprox = "method.strategy._target_=flwr.serverapp.strategy.FedProx"
-    fails(fedprox, "+method.strategy.proximal_mu=1", run_dir=mine)
-    assert [path.name for path in mine.iterdir()] == ["notes.txt"]
-
-
-def test_details_are_there_for_those_who_ask(monkeypatch):
+def test_hydra_full_error_shows_the_traceback(monkeypatch):
     from hydra.errors import HydraException
 
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -254,19 +232,19 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["rounds=0", "run_dir=here"], "ConfigError: rounds=0"),
         (["method=foo", "run_dir=here"], "ConfigError: method=foo"),
     ],
 )
-def test_the_real_command(tmp_path: Path, arguments, said):
+def test_the_real_command(tmp_path: Path, arguments, message):
     environment = {**os.environ, "PYTHONPATH": str(CONF.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "fedbayes.run", *arguments],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(said)
-    assert len(done.stderr.splitlines()) == 1
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith(message)
+    assert len(process.stderr.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

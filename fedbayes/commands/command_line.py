@@ -25,9 +25,9 @@ from fedbayes.config import stored
 from fedbayes.config.compose import (
     CONF,
     CONFIGURATION_ERRORS,
-    at_home,
-    explained,
-    named,
+    expand_home,
+    explain,
+    name_choices,
     quoted,
     require_alone,
     require_overrides,
@@ -87,17 +87,17 @@ def command_line(actions: Actions) -> None:
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode != RunMode.MULTIRUN:
             try:
-                _single(actions, named(cfg, hydra_cfg.runtime), hydra_cfg.overrides.task)
+                _single(actions, name_choices(cfg, hydra_cfg.runtime), hydra_cfg.overrides.task)
             except FedbayesError as error:
                 fail(error)
             return None
         if cfg.dry_run:
             raise ConfigError("dry_run=true estimates one run; leave out -m, and choose one value of each.")
-        named(cfg, hydra_cfg.runtime)
+        name_choices(cfg, hydra_cfg.runtime)
         run_dir = Path(hydra_cfg.runtime.output_dir if cfg.run_dir is None else cfg.run_dir)
         return sweep.job(cfg, hydra_cfg, run_dir, partial(_job, actions, cfg, run_dir))
 
-    words = at_home(sys.argv[1:])
+    words = expand_home(sys.argv[1:])
     folder = None
     try:
         if require_options(words):
@@ -118,7 +118,7 @@ def command_line(actions: Actions) -> None:
     except CONFIGURATION_ERRORS as error:
         if full_error == "1" or isinstance(error, InstantiationException):
             raise
-        fail(explained(error, words))
+        fail(explain(error, words))
     finally:
         os.environ["HYDRA_FULL_ERROR"] = full_error
         if folder is not None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,13 +21,13 @@ from fedbayes.storage.names import SUBJECT
 from fedbayes.text import closest, in_one_line
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-"""The configuration files, beside the packages in a checkout, an editable install and a wheel alike."""
+"""Folder of the configuration files, beside the packages in a checkout and a wheel alike."""
 
 NAMED = (*SUBJECT, "simulation", "attack")
-"""Groups whose choice is written down; a configuration alone does not tell."""
+"""Groups whose choice is written under `names`."""
 
 SWITCHES = ("dry_run", "evaluate.gallery", "data.download", "backbone.pretrained")
-"""Values that are true or false, where a configuration has them, and that no constructor of ours checks."""
+"""Values that are true or false, and that no constructor checks."""
 
 SWEEPS = ("hydra/launcher/joblib", "hydra/sweeper/optuna")
 """Choices that Hydra has from the extra `[sweeps]`."""
@@ -38,46 +39,35 @@ SECTIONS = (
 """Parts of a configuration that hold keys, whatever is chosen."""
 
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
-"""What Hydra and OmegaConf raise about what the user asked for, or about a file of the user's."""
+"""Errors of Hydra and OmegaConf about the user's input or files."""
 
 PATHS = ("data.root", "backbone.checkpoint", "run_dir", "resume")
-"""Values that name a file or a folder, where a configuration has them."""
+"""Values that name a file or a folder."""
 
 _ABSENT = object()
 
 
 def compose(overrides: Sequence[str] = ()) -> DictConfig:
-    """Return the configuration that the command line would give.
-
-    Args:
-        overrides: as on the command line, e.g. `["method=fedvpt", "rounds=3"]`.
-
-    Returns:
-        The configuration, with the names of the chosen groups under `names`.
+    """Return the configuration that the command line would give, with the names of the chosen groups under `names`.
 
     Raises:
-        ConfigError: if an override names no key or no choice, or cannot be understood, or one text is given for a list.
+        ConfigError: if an override names no key or no choice, or cannot be understood, or is not in a list.
     """
     if isinstance(overrides, str):
         raise ConfigError(f"overrides={overrides!r} is one text; give a list of such, as in {overrides.split()!r}.")
-    overrides = at_home(overrides)
+    overrides = expand_home(overrides)
     require_overrides(overrides)
     try:
         cfg = _compose(overrides)
     except CONFIGURATION_ERRORS as error:
-        raise explained(error, overrides) from error
-    hydra_cfg = cfg.hydra
+        raise explain(error, overrides) from error
     with open_dict(cfg):
-        del cfg["hydra"]
-    return named(cfg, hydra_cfg.runtime)
+        runtime = cfg.pop("hydra").runtime
+    return name_choices(cfg, runtime)
 
 
-def named(cfg: DictConfig, runtime: Any) -> DictConfig:
-    """Write the names of the chosen groups under `names`, and make paths absolute.
-
-    Args:
-        cfg: the composed configuration.
-        runtime: `hydra.runtime`, which says what was chosen and where files were looked for.
+def name_choices(cfg: DictConfig, runtime: Any) -> DictConfig:
+    """Write the names of the chosen groups under `names`, as `hydra.runtime` has them, and make paths absolute.
 
     Raises:
         ConfigError: if a group has no single choice, or its file begins with a byte-order mark.
@@ -88,18 +78,21 @@ def named(cfg: DictConfig, runtime: Any) -> DictConfig:
     for source in runtime.config_sources:
         if source.schema == "file" and Path(source.path) != CONF:
             for group, name in runtime.choices.items():
-                _require_no_mark(Path(source.path) / group / f"{name}.yaml")
+                path = Path(source.path) / group / f"{name}.yaml"
+                # Hydra would not know the first line, such as `# @package _global_`, for an invisible sign.
+                if path.is_file() and path.read_bytes().startswith(BOM_UTF8):
+                    raise ConfigError(f"{path} begins with a byte-order mark; save it as UTF-8 without one.")
     with open_dict(cfg):
         cfg.names = {group: runtime.choices[group] for group in NAMED}
     for key in PATHS:
         with suppress(OmegaConfBaseException):  # what points to nothing, or has no parent, is said later
-            if isinstance(path := OmegaConf.select(cfg, key), str) and path:
-                OmegaConf.update(cfg, key, os.path.abspath(Path(path).expanduser()))
+            if isinstance(value := OmegaConf.select(cfg, key), str) and value:
+                OmegaConf.update(cfg, key, os.path.abspath(Path(value).expanduser()))
     return cfg
 
 
-def at_home(words: Sequence[str]) -> list[str]:
-    """Return the words of the command with the home directory in the place of `~`, which Hydra cannot read."""
+def expand_home(words: Sequence[str]) -> list[str]:
+    """Return the overrides with the home directory in the place of `~`, which Hydra cannot read."""
     result = []
     for word in words:
         key, _, value = word.partition("=")
@@ -110,48 +103,34 @@ def at_home(words: Sequence[str]) -> list[str]:
 
 
 def require_alone(overrides: Sequence[str]) -> None:
-    """Refuse other values beside `resume`: a run goes on as it began.
-
-    Raises:
-        ConfigError: naming the first.
-    """
-    others = [word for word in overrides if not word.startswith(("resume=", "hydra"))]
-    if others:
+    """Raise a `ConfigError` if there are other values beside `resume`: a run goes on as it began."""
+    if others := [word for word in overrides if not word.startswith(("resume=", "hydra"))]:
         raise ConfigError(f"{others[0]} cannot be given beside resume: a run goes on as it began; leave it out.")
 
 
 def require_overrides(words: Sequence[str]) -> None:
-    """Refuse words that Hydra cannot read as KEY=VALUE, and choices that are no names.
-
-    Raises:
-        ConfigError: naming the first.
-    """
+    """Raise a `ConfigError` for a word that Hydra cannot read as KEY=VALUE, and for a choice without a name."""
     parser = OverridesParser.create()
     for word in words:
         try:
             override = parser.parse_override(word)
         except HydraException as error:
             key, equals, value = word.partition("=")
-            remedy = (
-                f"quote the value for Hydra, and both for the shell: '{key}=\"{value}\"'" if equals else "add =VALUE"
-            )
+            quoting = f"quote the value for Hydra, and both for the shell: '{key}=\"{value}\"'"
+            remedy = quoting if equals else "add =VALUE"
             raise ConfigError(f"{word} cannot be understood as KEY=VALUE; {remedy}.") from error
         if (CONF / override.key_or_group).is_dir() and not override.is_delete() and override.value() is None:
             raise ConfigError(f"{word} names no choice; choose one by name, as in method=fedvpt.")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """Return the configuration as plain values.
-
-    Raises:
-        ConfigError: if a value is missing or points to nothing, or a switch is neither true nor false.
-    """
+    """Return the configuration as plain values; a missing value or section is a `ConfigError`."""
     for name in SWITCHES:
         require_bool(name, OmegaConf.select(cfg, name, default=False))
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise explained(error, ()) from error
+        raise explain(error, ()) from error
     assert isinstance(values, dict)
     for name in SECTIONS:
         value = OmegaConf.select(cfg, name)
@@ -173,13 +152,8 @@ def absent(cfg: DictConfig) -> list[str]:
     return [name for name in keys if OmegaConf.select(cfg, name, default=_ABSENT) is _ABSENT]
 
 
-def explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
-    """Return what Hydra says over several lines in one, with the remedy.
-
-    Args:
-        error: one of `CONFIGURATION_ERRORS`.
-        overrides: those that led to it.
-    """
+def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
+    """Return one of `CONFIGURATION_ERRORS` that overrides led to as a single line with a remedy."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         if any(choice in error.missing_cfg_file for choice in SWEEPS):
             return ConfigError(f"{error.missing_cfg_file} is not installed; install fedbayes[sweeps].")
@@ -196,7 +170,7 @@ def explained(error: Exception, overrides: Sequence[str]) -> ConfigError:
     keys = [word.partition("=")[0].lstrip("+") for word in overrides]
     for key in keys if unknown else ():
         if key == unknown or key.startswith(f"{unknown}."):
-            return ConfigError(f"{key} is no key of the configuration; {_instead(key, overrides)}.")
+            return ConfigError(f"{key} is no key of the configuration; {suggestion(key, overrides)}.")
     if isinstance(error, OverrideParseException):
         return ConfigError(f"{error.override} cannot be understood as KEY=VALUE; see `fedbayes --help`.")
     return ConfigError(in_one_line(error))
@@ -211,23 +185,13 @@ def quoted(value: object) -> str:
     return f"'{text}'"
 
 
-def suggestion(key: str) -> str:
-    """Return the keys that a misspelt one may stand for, in words."""
-    return _instead(key, ())
-
-
 def _compose(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         return hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
 
 
-def _require_no_mark(path: Path) -> None:
-    """Refuse a file whose first line Hydra would not know, such as `# @package _global_`, for an invisible sign."""
-    if path.is_file() and path.read_bytes().startswith(b"\xef\xbb\xbf"):
-        raise ConfigError(f"{path} begins with a byte-order mark; save it as UTF-8 without one.")
-
-
-def _instead(key: str, overrides: Sequence[str]) -> str:
+def suggestion(key: str, overrides: Sequence[str] = ()) -> str:
+    """Return the keys that a misspelt one may stand for, in words, where overrides choose groups."""
     choices = [word for word in overrides if (CONF / word.partition("=")[0]).is_dir() and "," not in word]
     try:
         cfg = _compose(choices)
@@ -235,7 +199,7 @@ def _instead(key: str, overrides: Sequence[str]) -> str:
         cfg = _compose(())
     with open_dict(cfg):
         del cfg["hydra"]
-    keys = list(_keys(OmegaConf.to_container(cfg), ""))
+    keys = list(_keys(OmegaConf.to_container(cfg)))
     if close := closest(key, keys, 1):
         return f"did you mean {close[0]}"
     place = key.rpartition(".")[0]
@@ -243,8 +207,8 @@ def _instead(key: str, overrides: Sequence[str]) -> str:
     return f"{place} has {', '.join(beside)}" if place and beside else f"there are {', '.join(sorted(map(str, cfg)))}"
 
 
-def _keys(node: object, prefix: str) -> Iterator[str]:
-    """Full names of all single values."""
+def _keys(node: object, prefix: str = "") -> Iterator[str]:
+    """Yield the full names of all single values."""
     if not isinstance(node, Mapping):
         yield prefix[:-1]
         return

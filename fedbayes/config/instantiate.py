@@ -1,4 +1,4 @@
-"""What a node of the configuration names by its `_target_`; a user's mistake comes out as one."""
+"""Objects that nodes of the configuration name by their `_target_`; a user's mistake becomes a `ConfigError`."""
 
 import inspect
 import re
@@ -19,17 +19,13 @@ from fedbayes.text import closest
 
 ROOT = Path(__file__).resolve().parents[2]
 METHOD_PACKAGES = ("strategies", "clients")
-NOWHERE = ("Are you sure", "Empty path")
-"""Hydra's words for a name that is not there; another ImportError is a fault inside what was found."""
+UNKNOWN_NAME = ("Are you sure", "Empty path")
+"""Hydra's words for a name that cannot be imported; another ImportError is a fault inside the module."""
 
 
 @lru_cache(maxsize=1)
 def require_own() -> None:
-    """Refuse to take methods from elsewhere: `python -m` and PYTHONPATH put other folders first.
-
-    Raises:
-        ConfigError: naming the package that is in the way.
-    """
+    """Raise a `ConfigError` if methods come from elsewhere: `python -m` and PYTHONPATH put other folders first."""
     for name in METHOD_PACKAGES:
         spec = find_spec(name)
         if spec is None:
@@ -44,12 +40,12 @@ def require_own() -> None:
 
 
 def plain(node: DictConfig) -> dict[str, Any]:
-    """A node's values."""
+    """Return a node's values."""
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))
 
 
-def made_of(place: str, node: object, *, having: Sequence[str] = (), **extra: Any) -> Any:
-    """What a node names, called with the arguments that it gives.
+def instance_of(place: str, node: object, *, having: Sequence[str] = (), **extra: Any) -> Any:
+    """Call the target of a node with the node's arguments.
 
     Args:
         place: full name of the node, for messages.
@@ -58,37 +54,36 @@ def made_of(place: str, node: object, *, having: Sequence[str] = (), **extra: An
         extra: further arguments.
 
     Raises:
-        ConfigError: if that is not to be had, does not take these arguments, or makes something else.
+        ConfigError: if the target is unknown, does not take these arguments, or its result lacks an attribute.
     """
-    instance = _instantiated(place, node, later=False, **extra)
-    lacking = [name for name in having if not hasattr(instance, name)]
-    if lacking:
-        description = f"{type(instance).__name__}, which has no {lacking[0]}"
-        raise ConfigError(f"{place}._target_={_target(node)} makes a {description}; choose one of the files in conf/.")
+    instance = _instantiate(place, node, is_partial=False, **extra)
+    for name in having:
+        if not hasattr(instance, name):
+            kind = type(instance).__name__
+            target = cast(DictConfig, node)["_target_"]
+            raise ConfigError(
+                f"{place}._target_={target} makes a {kind}, which has no {name}; choose one of the files in conf/."
+            )
     return instance
 
 
-def later(place: str, node: object) -> "partial[Any]":
-    """The same, yet to be called with the rest of its arguments: see `call`.
-
-    Raises:
-        ConfigError: see `made_of`.
-    """
-    return cast("partial[Any]", _instantiated(place, node, later=True))
+def deferred(place: str, node: object) -> "partial[Any]":
+    """Return the target of a node as a function of its other arguments; see `instance_of` and `call`."""
+    return cast("partial[Any]", _instantiate(place, node, is_partial=True))
 
 
 def call(place: str, function: Any, *args: Any, **settings: Any) -> Any:
-    """Call with settings from a user; a misspelt one is a user's mistake.
+    """Call a function with a user's settings.
 
     Raises:
-        ConfigError: if the function does not take them, or nothing can be made of it.
+        ConfigError: if the function does not take them, or is an abstract class.
     """
-    keywords = getattr(function, "keywords", {})
     target = getattr(function, "func", function)
     if inspect.isabstract(target):
         raise ConfigError(f"{place}: {target.__name__} is abstract; choose a class that says how.")
+    keywords = {**getattr(function, "keywords", {}), **settings}
     try:
-        inspect.signature(target).bind(*getattr(function, "args", ()), *args, **{**keywords, **settings})
+        inspect.signature(target).bind(*getattr(function, "args", ()), *args, **keywords)
     except TypeError as error:
         raise ConfigError(f"{place}: {target.__name__} {error}.") from error
     except ValueError as error:  # of a built-in
@@ -97,18 +92,37 @@ def call(place: str, function: Any, *args: Any, **settings: Any) -> Any:
 
 
 def takes(function: Any, name: str) -> bool:
-    """Whether a function has an argument of that name, as far as it says."""
+    """Return whether a function has an argument of that name, as far as its signature tells."""
     with suppress(ValueError):
         return name in inspect.signature(function).parameters
     return False
 
 
-def _target(node: object) -> object:
-    return node.get("_target_") if isinstance(node, DictConfig) else None
+def _instantiate(place: str, node: object, *, is_partial: bool, **extra: Any) -> Any:
+    require_own()
+    target = node.get("_target_") if isinstance(node, DictConfig) else None
+    if not isinstance(node, DictConfig) or not isinstance(target, str):
+        raise ConfigError(f"{place}._target_={target} names nothing; choose one of the files in conf/.")
+    if (value := node.get("_partial_", False)) is not is_partial:
+        raise ConfigError(f"{place}._partial_={value} cannot work here; set it to {str(is_partial).lower()}.")
+    try:
+        return instantiate(node, _convert_="all", **extra)
+    except InstantiationException as error:
+        cause, text = error.__cause__, str(error)
+        if isinstance(cause, FedbayesError):
+            raise cause from None
+        match = re.search(r"full_key: (\S+)", text)  # of a node inside this node
+        inner = match[1] if match else place
+        if cause is None or isinstance(cause, TypeError):  # no cause: the target is no function
+            raise ConfigError(f"{inner}: {cause or text.splitlines()[0]}.") from error
+        if isinstance(cause, ImportError) and any(words in str(cause) for words in UNKNOWN_NAME):
+            match = re.search(r"locating target '([^']*)'", text)
+            raise ConfigError(_not_importable(inner, match[1] if match else target)) from error
+        raise
 
 
-def _not_there(place: str, target: str) -> str:
-    """What is wrong with a target that cannot be imported: its module, or the name in it."""
+def _not_importable(place: str, target: str) -> str:
+    """Return why a target cannot be imported: its module is unknown, or the name in it."""
     module, _, name = target.rpartition(".")
     with suppress(ImportError, ValueError):
         if module and find_spec(module) is not None:
@@ -116,28 +130,3 @@ def _not_there(place: str, target: str) -> str:
             remedy = f"did you mean {close[0]}" if close else "correct it"
             return f"{place}._target_={target}: {module} has no {name}; {remedy}."
     return f"{place}._target_={target} is not installed; install or correct it."
-
-
-def _instantiated(place: str, node: object, *, later: bool, **extra: Any) -> Any:
-    require_own()
-    target = _target(node)
-    if not isinstance(node, DictConfig) or not isinstance(target, str):
-        raise ConfigError(f"{place}._target_={target} names nothing; choose one of the files in conf/.")
-    if (said := node.get("_partial_", False)) is not later:
-        raise ConfigError(f"{place}._partial_={said} cannot work here; set it to {str(later).lower()}.")
-    try:
-        return instantiate(node, _convert_="all", **extra)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, FedbayesError):
-            raise cause from None
-        match = re.search(r"full_key: (\S+)", str(error))  # of a node inside this one
-        inner = match[1] if match else place
-        if isinstance(cause, TypeError):
-            raise ConfigError(f"{inner}: {cause}.") from error
-        if cause is None:  # what it names is no function
-            raise ConfigError(f"{inner}: {str(error).splitlines()[0]}.") from error
-        if isinstance(cause, ImportError) and any(words in str(cause) for words in NOWHERE):
-            named = re.search(r"locating target '([^']*)'", str(error))
-            raise ConfigError(_not_there(inner, named[1] if named else target)) from error
-        raise

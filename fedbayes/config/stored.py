@@ -1,13 +1,12 @@
-"""Configurations read back from a run directory, whoever wrote it: plain values, and only known targets.
+"""Configurations read back from a run directory of anybody: plain values, and only known targets.
 
-Hydra calls whatever a `_target_` names, with arguments from the same file. So what is read back may name what the files
-in `conf/` name, Flower's strategies, and whatever lies in the modules that the user lists in the environment variable
-FEDBAYES_TRUST (`my_methods,their_methods`), for methods outside of the repository. To lie in a package of ours is not
-enough: many a function there reads or writes a file that its argument names.
+Hydra calls the function that a `_target_` names, with arguments from the same file. So a file may name the targets of
+`conf/`, Flower's strategies, and the modules that the user lists in the environment variable FEDBAYES_TRUST
+(`my_methods,their_methods`). Not every function of this package may be named: many read or write files.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,10 @@ TRUST = "FEDBAYES_TRUST"
 
 
 def read(directory: Path) -> DictConfig:
-    """The configuration of a run.
+    """Return the configuration of a run.
 
     Raises:
-        RunError: if there is none, it cannot be read, it is of another version, or it names what may not be called.
+        RunError: if there is none, it cannot be read, it is of another version, or it names an unknown target.
     """
     path = directory / CONFIG
     if not path.is_file():
@@ -47,20 +46,11 @@ def read(directory: Path) -> DictConfig:
 
 
 def require_trusted(cfg: DictConfig, where: str) -> None:
-    """Refuse targets that neither `conf/` nor the user knows.
-
-    Args:
-        cfg: the configuration.
-        where: it comes from, for the message.
-
-    Raises:
-        RunError: naming the first such target.
-    """
-    trusted = tuple(filter(None, os.environ.get(TRUST, "").replace(",", " ").split()))
+    """Raise a `RunError`, which names the file `where`, for a target that neither `conf/` nor the user knows."""
+    modules = os.environ.get(TRUST, "").replace(",", " ").split()
     for target in _targets(OmegaConf.to_container(cfg, resolve=True)):
-        if not isinstance(target, str) or not (
-            target in _shipped() or _is_strategy(target) or _within(target, trusted)
-        ):
+        is_listed = any(f"{target}.".startswith(f"{module}.") for module in modules)
+        if not isinstance(target, str) or not (target in _shipped() or _is_strategy(target) or is_listed):
             raise RunError(
                 f"{where} names {target}, which is no target of fedbayes's configuration nor a strategy of Flower's; "
                 f"if you trust it, list its module in the environment variable {TRUST}."
@@ -68,7 +58,7 @@ def require_trusted(cfg: DictConfig, where: str) -> None:
 
 
 def values(path: Path) -> DictConfig:
-    """A file's plain values, whatever they name: nothing is called.
+    """Return a file's plain values; nothing is called.
 
     Raises:
         RunError: if it is no configuration, or holds aliases, or references that would be looked up here, such as
@@ -83,53 +73,38 @@ def values(path: Path) -> DictConfig:
         raise RunError(f"{path} cannot be read ({str(error).splitlines()[0]}); it is no configuration.") from error
     if not isinstance(cfg, DictConfig):
         raise RunError(f"{path} holds no mapping; it is no configuration.")
-    if path.name == CONFIG and any("${" in text for text in _texts(OmegaConf.to_container(cfg))):
+    if path.name == CONFIG and any(
+        isinstance(text, str) and "${" in text for pair in _entries(OmegaConf.to_container(cfg)) for text in pair
+    ):
         raise RunError(f"{path} holds a reference ($...), which no run writes; replace it by its value.")
     return cfg
 
 
-def _texts(node: Any) -> Iterator[str]:
-    """Every text in nested values, names included."""
-    if isinstance(node, str):
-        yield node
-    elif isinstance(node, dict):
-        for name, value in node.items():
-            yield from _texts(name)
-            yield from _texts(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _texts(value)
+def _entries(node: Any) -> Iterator[tuple[object, object]]:
+    """Yield every key and value of nested values; entries of a list have the key None."""
+    if not isinstance(node, dict | list):
+        return
+    for name, value in node.items() if isinstance(node, dict) else ((None, entry) for entry in node):
+        yield name, value
+        yield from _entries(value)
 
 
 def _targets(node: Any) -> Iterator[object]:
-    """Every `_target_` in nested values."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield node["_target_"]
-        for value in node.values():
-            yield from _targets(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _targets(value)
+    return (value for name, value in _entries(node) if name == "_target_")
 
 
 @cache
 def _shipped() -> frozenset[object]:
-    """All targets that the files in `conf/` name."""
-    files = [OmegaConf.to_container(OmegaConf.load(path)) for path in CONF.rglob("*.yaml")]
-    return frozenset(target for file in files for target in _targets(file))
+    """Return all targets that the files in `conf/` name."""
+    contents = [OmegaConf.to_container(OmegaConf.load(path)) for path in CONF.rglob("*.yaml")]
+    return frozenset(target for content in contents for target in _targets(content))
 
 
 def _is_strategy(target: str) -> bool:
-    """Whether it names one of Flower's strategies."""
     module, _, name = target.rpartition(".")
     if module != STRATEGIES:
         return False
     from flwr.serverapp import strategy
 
-    found = getattr(strategy, name, None)
-    return isinstance(found, type) and issubclass(found, strategy.Strategy)
-
-
-def _within(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
+    kind = getattr(strategy, name, None)
+    return isinstance(kind, type) and issubclass(kind, strategy.Strategy)

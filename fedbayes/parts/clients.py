@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedbayes.config.instantiate import call, later, made_of, plain
+from fedbayes.config.instantiate import call, deferred, instance_of, plain
 from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import FederatedData
 from fedbayes.data.label_shift import shift_labels
@@ -37,13 +37,13 @@ def engine(cfg: DictConfig) -> Any:
     """Return what runs the clients: this process, Ray, or a SuperLink."""
     if cfg.get("debug") and cfg.names.simulation != "in_process":
         raise ConfigError(f"debug=true runs clients in this process; leave out simulation={cfg.names.simulation}.")
-    return made_of("simulation.engine", cfg.simulation.engine, having=("prepare", "run", "device"))
+    return instance_of("simulation.engine", cfg.simulation.engine, having=("prepare", "run", "device"))
 
 
 def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
     """Return all images, and which client has which; `new_clients` are partitions that never train."""
     clients = require_whole("clients", cfg.clients, 1)
-    images = made_of("data", cfg.data, having=("images", "labels", "domains"))
+    images = instance_of("data", cfg.data, having=("images", "labels", "domains"))
     if len(images) == 0 and not _elsewhere(cfg):
         raise DataError(
             "data has no images; set data.root, or where SuperNodes have images of their own "
@@ -51,7 +51,7 @@ def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
         )
     settings = plain(cfg.evaluate)
     inside, images = hold_out(images, settings["held_out"])
-    partition = made_of("partition", cfg.partition, having=("__call__",))
+    partition = instance_of("partition", cfg.partition, having=("__call__",))
     splits = require_partition(partition(inside, clients), len(inside), clients, may_be_empty=_elsewhere(cfg))
     if cfg.get("debug"):
         splits = tuple(split.first(DEBUG_IMAGES) for split in splits)
@@ -69,7 +69,7 @@ def _elsewhere(cfg: DictConfig) -> bool:
 
 def backbone(cfg: DictConfig, image_size: int) -> FrozenViT:
     """Return the frozen ViT for square images of that many pixels a side."""
-    vit: FrozenViT = made_of("backbone", cfg.backbone, having=("cast",), image_size=require_side(image_size))
+    vit: FrozenViT = instance_of("backbone", cfg.backbone, having=("cast",), image_size=require_side(image_size))
     names = cfg.get("names", {})
     if names.get("backbone") == "letters" and names.get("data") not in LIKE_LETTERS:
         log.warning(
@@ -115,7 +115,7 @@ def _weights(cfg: DictConfig) -> MakeWeights | None:
 
 def _maker(place: str, node: DictConfig) -> Any:
     """Return a function that makes what a node names from the rest of its arguments."""
-    return partial(call, place, later(place, node))
+    return partial(call, place, deferred(place, node))
 
 
 def attack(cfg: DictConfig) -> AbstractAttack | None:
@@ -126,7 +126,7 @@ def attack(cfg: DictConfig) -> AbstractAttack | None:
                 f"attack.fraction={cfg.attack.fraction} has no attack; choose one, as in attack=sign_flip."
             )
         return None
-    return cast(AbstractAttack, call("attack", later("attack", cfg.attack), seed=cfg.seed))
+    return cast(AbstractAttack, call("attack", deferred("attack", cfg.attack), seed=cfg.seed))
 
 
 def malicious(sampled: Sampling, attacker: AbstractAttack | None) -> tuple[int, ...]:
@@ -145,6 +145,6 @@ def client(
     if attacker is not None:
         honest = client(cfg, attacker.poison(federated, partitions), prompted)
         return MaliciousClients(honest, attacker, partitions)
-    augment, priors = made_of("augment", cfg.augment), ClassPriors(cfg.head.prior, cfg.head.prior_count)
+    augment, priors = instance_of("augment", cfg.augment), ClassPriors(cfg.head.prior, cfg.head.prior_count)
     setup = ClientSetup(federated, prompted, augment, cfg.simulation.cache_mb, cfg.seed, priors)
-    return cast(CohortClient, call("method.client", later("method.client", cfg.method.client), setup=setup))
+    return cast(CohortClient, call("method.client", deferred("method.client", cfg.method.client), setup=setup))

@@ -9,7 +9,7 @@ import numpy as np
 from flwr.serverapp.strategy import Strategy
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from fedbayes.config.instantiate import call, later, made_of, plain, takes
+from fedbayes.config.instantiate import call, deferred, instance_of, plain, takes
 from fedbayes.data.federated import SPLITS, FederatedData
 from fedbayes.errors import ConfigError
 from fedbayes.server.evaluate_round import Assessment
@@ -43,9 +43,9 @@ def loop(cfg: DictConfig, sampled: Sampling, attacker: AbstractAttack | None = N
         sampling=sampled,
         min_replies=cfg.simulation.min_replies,
         retries=0 if cfg.get("debug") else cfg.simulation.retries,
-        faults=call("faults", later("faults", cfg.faults), seed=cfg.seed),
+        faults=call("faults", deferred("faults", cfg.faults), seed=cfg.seed),
         timeout=cfg.simulation.timeout,
-        passes=made_of("optim", cfg.optim, having=("passes",)).passes,
+        passes=instance_of("optim", cfg.optim, having=("passes",)).passes,
         max_update_norm=cfg.update_clipping.max_norm,
     )
     assessment = Assessment(
@@ -71,7 +71,7 @@ def loop(cfg: DictConfig, sampled: Sampling, attacker: AbstractAttack | None = N
 
 def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
     """Return the server's side: ours or Flower's, if it fits the loop's samples, with privacy and an optimiser."""
-    build = later("method.strategy", cfg.method.strategy)
+    build = deferred("method.strategy", cfg.method.strategy)
     settings = dict(build.keywords)
     if settings.get("aggregate") == "mean" and not takes(build.func, "aggregate"):
         del settings["aggregate"]  # Flower's own strategies have each their one way to aggregate
@@ -93,9 +93,9 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
             )
         sample = rounds.sampling
         size = {"clients": len(sample.known), "per_round": sample.per_round}
-        server = call("privacy", later("privacy", cfg.privacy), server, **size, key=sample.key)
+        server = call("privacy", deferred("privacy", cfg.privacy), server, **size, key=sample.key)
     if cfg.server.name not in (None, "none"):
-        server = call("server", later("server", cfg.server), server)
+        server = call("server", deferred("server", cfg.server), server)
     return cast(ServerStrategy, server)
 
 
@@ -120,7 +120,7 @@ def uplinks(
 
     A policy against a jammer is a ConfigError where there is none, and where privacy counts on uniform sampling.
     """
-    policy: Policy = made_of("sampling", cfg.sampling)
+    policy: Policy = instance_of("sampling", cfg.sampling)
     if policy.name != "uniform" and (not isinstance(attacker, Jammer) or cfg.privacy.noise is not None):
         reason = "privacy.noise counts on uniform sampling" if cfg.privacy.noise is not None else "there is no jammer"
         raise ConfigError(f"sampling={policy.name}: {reason}; choose sampling=uniform, or attack=jammer without noise.")
@@ -140,4 +140,4 @@ def destinations(cfg: DictConfig, run_dir: Path) -> Sequence[Any]:
     if not isinstance(chosen, ListConfig):
         raise ConfigError(f"tracking.destinations={chosen} is no list; choose tracking=local or tracking=wandb.")
     place = "tracking.destinations"
-    return [call(place, later(place, node), run_dir, plain(cfg)) for node in chosen]
+    return [call(place, deferred(place, node), run_dir, plain(cfg)) for node in chosen]
