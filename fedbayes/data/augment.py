@@ -15,14 +15,7 @@ from fedbayes.seeding import Streams
 class Augment:
     """Flip, shift, scale and rotate each image at random; off unless something is switched on.
 
-    Args:
-        flip: whether to mirror half of the images.
-        shift: largest shift, as a fraction of the side.
-        scale: largest change of size, as a fraction.
-        degrees: largest rotation, degrees.
-
-    Raises:
-        ConfigError: if a value is out of range.
+    Half of the images are flipped; the largest shift is a fraction of the side, and so is the largest change of size.
     """
 
     def __init__(self, *, flip: bool, shift: float, scale: float, degrees: float) -> None:
@@ -48,11 +41,8 @@ class Augment:
         mirror = torch.where((unit[..., 2] < 0.5) & self.flip, -1.0, 1.0).to(images.dtype)
         cos, sin = angle.cos() / size, angle.sin() / size
         shift = spread[..., 3:5] * 2 * self.shift
-        rows = [
-            torch.stack([cos * mirror, -sin, shift[..., 0]], -1),
-            torch.stack([sin * mirror, cos, shift[..., 1]], -1),
-        ]
-        matrix = torch.stack(rows, -2).flatten(0, 1)  # (C*B, 2, 3)
+        rows = torch.stack([cos * mirror, -sin, shift[..., 0], sin * mirror, cos, shift[..., 1]], -1)
+        matrix = rows.view(-1, 2, 3)  # (C*B, 2, 3)
         flat = images.flatten(0, 1)
         grid = F.affine_grid(matrix, list(flat.shape), align_corners=False)
         changed = F.grid_sample(flat, grid, padding_mode="border", align_corners=False)

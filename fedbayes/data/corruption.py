@@ -43,12 +43,9 @@ Pixels = NDArray[np.float64]  # (3, H, W) in [0, 1]
 
 @final
 class _Corruption(NamedTuple):
-    """A kind of corruption.
+    """A function of pixels, a constant, the image's side over the constant's, and a generator; and its constants.
 
-    Attributes:
-        apply: from pixels, a severity's constant, the image's side over the constant's, and a generator, to pixels.
-        small: constants of CIFAR-10-C, one per severity.
-        large: constants of ImageNet-C.
+    `small` has those of CIFAR-10-C, `large` those of ImageNet-C, one per severity.
     """
 
     apply: Callable[[Pixels, Any, float, np.random.Generator], Pixels]
@@ -57,16 +54,7 @@ class _Corruption(NamedTuple):
 
 
 def corrupt_test(images: ImageSet, clients: Sequence[ClientSplit], corruption: object, severity: object) -> ImageSet:
-    """Corrupt every image that is in a client's test split; the others stay as they are.
-
-    Args:
-        images: all images.
-        clients: the images of each client.
-        corruption: one of `CORRUPTIONS`; None for none.
-        severity: 1 to 5.
-
-    Returns:
-        The images; a copy where any is changed.
+    """Corrupt every image that is in a client's test split, in a copy, by one of `CORRUPTIONS` or None.
 
     Raises:
         ConfigError: if there is no such corruption or severity.
@@ -83,17 +71,7 @@ def corrupt_test(images: ImageSet, clients: Sequence[ClientSplit], corruption: o
 
 
 def corrupt(image: NDArray[np.uint8], kind: str, severity: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Corrupt one square image.
-
-    Args:
-        image: pixels 0 to 255, (3, H, H).
-        kind: one of `CORRUPTIONS`.
-        severity: 1 to 5.
-        rng: random generator of this image.
-
-    Returns:
-        Pixels of the same shape.
-    """
+    """Corrupt a square image, (3, H, H) with pixels 0 to 255, by one of `CORRUPTIONS` at a severity of 1 to 5."""
     side, corruption = image.shape[-1], CORRUPTIONS[kind]
     near, constants = (SMALL, corruption.small) if side * side < SMALL * LARGE else (LARGE, corruption.large)
     changed = corruption.apply(image / 255, constants[severity - 1], max(side, SMALL) / near, rng)

@@ -18,13 +18,13 @@ class ImageSet:
         images: pixels 0 to 255, (N, 3, H, W) uint8.
         labels: index into `classes`, (N,) int64.
         domains: index into `domain_names`, (N,) int64.
-        classes: class names, in the order that labels count them.
-        domain_names: domain names, in the order that domains count them.
+        classes: class names.
+        domain_names: domain names.
         given_split: -1 none given, 0 train, 1 validation, 2 test, (N,) int8.
         names: where each image came from, for error messages.
 
     Raises:
-        ValueError: if lengths, types or ranges contradict each other; sources check what users supply before.
+        ValueError: if lengths, types or ranges contradict each other.
     """
 
     images: Tensor

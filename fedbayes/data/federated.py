@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from typing import Literal, final
 
 import numpy as np
@@ -24,7 +25,7 @@ class Batch:
 
     Attributes:
         index: image ids, `(C, B)`; padding repeats image 0.
-        mask: True where there is an image, `(C, B)`; each row's images come first.
+        mask: True for images, which come first in each row, `(C, B)`.
         labels: class ids, `(C, B)`; 0 in the padding.
         class_counts: training images of each client by class, `(C, classes)`.
     """
@@ -97,23 +98,15 @@ class FederatedData:
 
         An epoch of n images is cut into `ceil(n / batch_size)` batches of equal size (to one image), so no step is
         taken on a small remainder. Clients with fewer batches have none in the later ones.
-
-        Args:
-            partitions: the cohort.
-            count: passes over the images.
-            batch_size: images of a client per batch, at most.
-            order: streams of the same cohort.
         """
         schedules: list[list[Tensor]] = []
         for c, partition in enumerate(partitions):
             ids = self.indices(partition, "train")
             steps = -(-len(ids) // batch_size)
-            schedules.append([])
-            for _ in range(count):
-                schedules[c].extend(ids[order.permutation(c, len(ids))].tensor_split(steps))
-        empty = torch.empty(0, dtype=torch.long)
-        for step in range(max(len(schedule) for schedule in schedules)):
-            yield self._pad(partitions, [schedule[step] if step < len(schedule) else empty for schedule in schedules])
+            epochs = [ids[order.permutation(c, len(ids))].tensor_split(steps) for _ in range(count)]
+            schedules.append([batch for epoch in epochs for batch in epoch])
+        for rows in zip_longest(*schedules, fillvalue=torch.empty(0, dtype=torch.long)):
+            yield self._pad(partitions, rows)
 
     @cached_property
     def class_counts(self) -> Tensor:
@@ -122,7 +115,7 @@ class FederatedData:
         return torch.stack([labels.bincount(minlength=self.num_classes) for labels in rows])
 
     def _pad(self, partitions: Sequence[int], rows: Sequence[Tensor]) -> Batch:
-        width = max(1, *(len(row) for row in rows)) if rows else 1
+        width = max([1, *map(len, rows)])
         index = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.zeros(len(rows), width, dtype=torch.bool)
         for c, row in enumerate(rows):

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from typing import Any, NamedTuple, final
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from fedbayes.data.datasets import ImageSet
 from fedbayes.data.federated import FederatedData, Split
 
 LISTED = 50_000
-"""Most images that are listed one by one, in about 3 MB; beyond it there is one digest per client and split."""
+"""Most images that are listed one by one, in about 3 MB."""
 
 BLOCK = 1000
 """Images that a thread hashes at a time."""
@@ -22,27 +22,12 @@ BLOCK = 1000
 SPLITS: tuple[Split, ...] = ("train", "validation", "test", "held_out")
 
 
-@final
-class _Entry(NamedTuple):
-    """An image in the list of a fingerprint."""
-
-    name: str
-    digest: str
-    place: str
-
-
 def fingerprint(data: FederatedData) -> dict[str, Any]:
     """Return which images each client has, as text and numbers for JSON.
 
     An image is the same if its path below the root, its class, its domain and its pixels as decoded are the same: a
-    folder may move, and a file may be compressed anew without loss.
-
-    Args:
-        data: the images as clients get them, before any attack.
-
-    Returns:
-        The `shape` of the images, `classes`, `domains`, and for each client and split a `digest` over its images in the
-        order of the partition; with at most `LISTED` images also `names` and `digests` of each.
+    folder may move, and a file may be compressed anew without loss. Each client and split has a `digest` over its
+    images in the order of the partition, and with at most `LISTED` images also `names` and `digests` of each.
     """
     indices = [{split: data.indices(client, split) for split in SPLITS} for client in range(len(data))]
     used = torch.cat([torch.empty(0, dtype=torch.long), *(ids for splits in indices for ids in splits.values())])
@@ -64,61 +49,50 @@ def fingerprint(data: FederatedData) -> dict[str, Any]:
     }
 
 
-def first_difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
-    """Return the first difference between two fingerprints in words; None if they are equal.
-
-    Args:
-        stored: of the run.
-        current: of the images as they are now.
-    """
-    if stored == current:
+def first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return the first difference between the fingerprints of a run and of the images now; None if they are equal."""
+    if before == now:
         return None
     try:
-        return _difference(stored, current)
-    except (LookupError, TypeError, AttributeError, ValueError):
-        return "what was stored of them is damaged"
+        return next(_differences(before, now))
+    except (StopIteration, LookupError, TypeError, AttributeError, ValueError):
+        return "the fingerprint of the run is damaged"
 
 
-def _difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    if stored["shape"] != current["shape"]:
-        return f"images had the shape {stored['shape']} and have {current['shape']}"
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    if before["shape"] != now["shape"]:
+        yield f"images had the shape {before['shape']} and have {now['shape']}"
     for key in ("classes", "domains"):
-        if stored[key] != current[key]:
-            missing = [name for name in stored[key] if name not in current[key]]
-            added = [name for name in current[key] if name not in stored[key]]
-            changes = [*(f"{name} is missing" for name in missing[:5]), *(f"{name} is new" for name in added[:5])]
-            return f"{key} differ: {', '.join(changes) or 'they are in another order'}"
-    before, now = ({entry.name: entry for entry in _entries(part)} for part in (stored, current))
-    added = [entry for name, entry in now.items() if name not in before]
-    for name, entry in before.items():
-        if name not in now:
-            renamed = [other.name for other in added if other.digest == entry.digest]
-            return f"{name} ({entry.place}) is {f'called {renamed[0]} now' if renamed else 'missing or left out'}"
-    if added:
-        return f"{added[0].name} ({added[0].place}) is new"
-    for name, entry in before.items():
-        if now[name].digest != entry.digest:
-            return f"{name} ({entry.place}) has other contents"
-    if len(stored["clients"]) != len(current["clients"]):
-        return f"there were {len(stored['clients'])} clients and are {len(current['clients'])}"
-    for client, (old, new) in enumerate(zip(stored["clients"], current["clients"], strict=True)):
+        if before[key] != now[key]:
+            missing = [f"{name} is missing" for name in before[key] if name not in now[key]]
+            added = [f"{name} is new" for name in now[key] if name not in before[key]]
+            yield f"{key} differ: {', '.join(missing[:5] + added[:5]) or 'they are in another order'}"
+    old, new = _images(before), _images(now)
+    yield from (f"{name} ({place}) is missing or left out" for name, (_, place) in old.items() if name not in new)
+    yield from (f"{name} ({place}) is new" for name, (_, place) in new.items() if name not in old)
+    yield from (
+        f"{name} ({place}) has other contents" for name, (digest, place) in old.items() if new[name][0] != digest
+    )
+    if len(before["clients"]) != len(now["clients"]):
+        yield f"there were {len(before['clients'])} clients and are {len(now['clients'])}"
+    for client, (then, today) in enumerate(zip(before["clients"], now["clients"], strict=True)):
         for split in SPLITS:
-            if old[split]["digest"] != new[split]["digest"]:
-                return f"the {split} images of client {client} differ"
-    return "what was stored of them is damaged"
+            if then[split]["digest"] != today[split]["digest"]:
+                yield f"the {split} images of client {client} differ"
 
 
-def _entries(stored: Mapping[str, Any]) -> Iterator[_Entry]:
-    """Yield every image that a fingerprint lists; none where there are too many."""
-    for client, splits in enumerate(stored["clients"]):
-        for split in SPLITS:
-            names, digests = splits[split].get("names", []), splits[split].get("digests", [])
-            for name, digest in zip(names, digests, strict=True):
-                yield _Entry(name, digest, f"{split} image of client {client}")
+def _images(fingerprint: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Return the digest and the place of every image that a fingerprint lists, by name."""
+    return {
+        name: (digest, f"{split} image of client {client}")
+        for client, splits in enumerate(fingerprint["clients"])
+        for split in SPLITS
+        for name, digest in zip(splits[split].get("names", []), splits[split].get("digests", []), strict=True)
+    }
 
 
 def _digests(images: ImageSet, ids: list[int]) -> dict[int, str]:
-    """Return a digest of the pixels, the class and the domain of each of some images."""
+    """Return a digest of the pixels, the class and the domain of each image."""
     pixels = np.ascontiguousarray(images.images.numpy())
     labels, domains = images.labels.tolist(), images.domains.tolist()
 

@@ -19,12 +19,8 @@ def shift_labels(images: ImageSet, splits: Sequence[ClientSplit], kind: object, 
     They come without replacement from the test images of all clients that are neither training nor validation images of
     the client.
 
-    Args:
-        images: all images.
-        splits: the images of each client.
-        kind: `uniform` for equally many of each class; `reversed` for as many of a client's rarest training class as it
-            had of its most frequent one, and so on; None leaves the splits as they are.
-        seed: of the samples.
+    `kind` is `uniform` for equally many of each class, `reversed` for as many of a client's rarest training class as it
+    had of its most frequent one, and so on, or None for the splits as they are.
 
     Raises:
         ConfigError: if there is no such kind.
@@ -48,14 +44,11 @@ def shift_labels(images: ImageSet, splits: Sequence[ClientSplit], kind: object, 
         parts = []
         for label, size in enumerate(sizes):
             members = candidates[labels[candidates] == label]
-            weights = (
-                mixture[domains[members]] / np.bincount(domains[members], minlength=len(mixture))[domains[members]]
-            )
-            chosen = min(size, len(members))
-            parts.append(
-                rng.choice(members, chosen, replace=False, p=weights / weights.sum()) if chosen else members[:0]
-            )
-        test = np.sort(np.concatenate(parts))
+            of_domains = domains[members]
+            weights = mixture[of_domains] / np.bincount(of_domains, minlength=len(mixture))[of_domains]
+            if count := min(size, len(members)):
+                parts.append(rng.choice(members, count, replace=False, p=weights / weights.sum()))
+        test = np.sort(np.concatenate(parts)) if parts else candidates[:0]
         if not len(test):
             raise PartitionError(
                 f"evaluate.label_shift={kind}: no test image is left for client {client}; leave it out."

@@ -22,9 +22,9 @@ from fedbayes.errors import ConfigError, DataError, require_whole
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", *(["AVIF"] if features.check("avif") else []))
 EXTENSIONS = frozenset(
     (
-        ".jpg .jpeg .jfif .jpe .png .apng .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm"
-        + (" .avif" if "AVIF" in FORMATS else "")
-    ).split()
+        *(".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".apng", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", *([".avif"] if "AVIF" in FORMATS else [])),
+    )
 )
 """Extensions of files that are looked into; their contents decide how they are read."""
 
@@ -36,20 +36,12 @@ Images = ImageLike | Sequence[ImageLike]
 
 
 def require_side(size: object) -> int:
-    """Return `size` if images can have that many pixels on a side.
-
-    Raises:
-        ConfigError: if not.
-    """
+    """Return `size` if images can have that many pixels on a side; else raise a `ConfigError`."""
     return require_whole("data.image_size", size, *SIDES)
 
 
 def empty_images(count: int, size: int) -> Tensor:
-    """Return uninitialised pixels `(count, 3, size, size)` uint8.
-
-    Raises:
-        ConfigError: if `size` cannot work, or they would fill more than half of this machine's memory.
-    """
+    """Return uninitialised pixels `(count, 3, size, size)` uint8; too many for this machine are a `ConfigError`."""
     require_side(size)
     needed, memory = count * 3 * size**2, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory / 2:
@@ -80,10 +72,7 @@ def square(image: Image.Image, size: int) -> np.ndarray:
 def to_square(images: Images, size: int) -> Tensor:
     """Return images of any of the usual kinds as `(N, 3, size, size)` uint8.
 
-    Args:
-        images: uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, PIL images or paths of image files; or a single image of
-            these kinds, or a list of them.
-        size: side of the result, pixels.
+    Images are uint8 pixels `(N, 3, H, W)` or `(N, H, W, 3)`, PIL images or paths, alone or in a list.
 
     Raises:
         DataError: if the array has another shape or type, or a file cannot be read.
@@ -104,11 +93,7 @@ def to_square(images: Images, size: int) -> Tensor:
 
 
 def _from_array(array: Tensor | np.ndarray) -> Image.Image:
-    """Return an image from uint8 pixels `(3, H, W)` or `(H, W, 3)`.
-
-    Raises:
-        DataError: if they have another shape or type.
-    """
+    """Return an image from uint8 pixels `(3, H, W)` or `(H, W, 3)`."""
     pixels = np.asarray(array.cpu() if isinstance(array, Tensor) else array)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or 3 not in (pixels.shape[0], pixels.shape[2]):
         raise DataError(
@@ -118,11 +103,7 @@ def _from_array(array: Tensor | np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in 8-bit RGB, on white where it is transparent.
-
-    Raises:
-        ValueError: if its pixel values have no known range.
-    """
+    """Return the image in 8-bit RGB, on white where it is transparent."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:

@@ -1,4 +1,4 @@
-"""Fingerprints: every kind of changed images is told, with the first difference; what changes nothing is not."""
+"""Fingerprints: every kind of changed images is named; equal images have no difference, wherever they lie."""
 
 import json
 import re
@@ -31,10 +31,10 @@ def photos(root: Path) -> Path:
 
 
 def of_folder(root: Path) -> dict:
-    """The fingerprint of a folder's images among three clients, as a run directory gives it back."""
+    """The fingerprint of a folder's images among three clients, read back from JSON."""
     images = image_folder(str(root), 16)
-    stored: dict = json.loads(json.dumps(fingerprint(FederatedData(images, scheme("iid")(images, 3)))))
-    return stored
+    content: dict = json.loads(json.dumps(fingerprint(FederatedData(images, scheme("iid")(images, 3)))))
+    return content
 
 
 def swap(root: Path, a: str, b: str) -> None:
@@ -56,21 +56,14 @@ CHANGES = {
     "deleted": (lambda root: (root / "web/cat/3.png").unlink(), r"web/cat/3\.png \(.* image of client \d\) is missing"),
     "added": (lambda root: Image.new("RGB", (9, 9)).save(root / "web/cat/9.png"), r"web/cat/9\.png \(.* is new"),
     "replaced": (lambda root: Image.new("RGB", (9, 9)).save(root / "web/cat/3.png"), r"web/cat/3\.png .* contents"),
-    "renamed": (
-        lambda root: (root / "web/cat/3.png").rename(root / "web/cat/x.png"),
-        r"web/cat/3\.png .* called web/cat/x\.png",
-    ),
     "moved": (lambda root: (root / "web/cat/3.png").rename(root / "web/dog/x.png"), r"web/cat/3\.png .* missing"),
     "encoded with loss": (lambda root: encode_again(root, 50), r"web/cat/3\.png .* contents"),
     "two images swapped": (lambda root: swap(root, "web/cat/1.png", "web/cat/2.png"), r"web/cat/[12]\.png .* contents"),
     "a class renamed": (
         lambda root: [(root / d / "cat").rename(root / d / "zebra") for d in ("web", "photo")],
-        "classes differ: cat is missing, zebra is new",
+        "classes .*: cat is missing, zebra is new",
     ),
-    "a domain renamed": (
-        lambda root: (root / "web").rename(root / "www"),
-        "domains differ: web is missing, www is new",
-    ),
+    "a domain renamed": (lambda root: (root / "web").rename(root / "www"), "domains .*: web is missing, www is new"),
     "two classes swapped": (lambda root: swap(root, "web/cat", "web/dog"), r"web/.*/\d\.png .* contents"),
     "two domains swapped": (lambda root: swap(root, "web", "photo"), r"contents"),
 }
@@ -86,7 +79,7 @@ def test_changed_images_are_named(tmp_path, change):
     assert re.search(message, str(first_difference(before, of_folder(root))))
 
 
-def test_what_leaves_every_pixel_alone_is_no_difference(tmp_path, monkeypatch):
+def test_equal_pixels_are_no_difference(tmp_path, monkeypatch):
     root = photos(tmp_path / "photos")
     before = of_folder(root)
     encode_again(root, None)
@@ -98,26 +91,21 @@ def test_what_leaves_every_pixel_alone_is_no_difference(tmp_path, monkeypatch):
     assert first_difference(before, of_folder(moved)) is None
 
 
-def test_another_folder_at_the_same_path_is_told(tmp_path):
-    before = of_folder(photos(tmp_path / "a/photos"))
-    other = photos(tmp_path / "b/photos")
-    for path in other.rglob("*.png"):
-        Image.open(path).rotate(90).save(path)
-    assert "contents" in str(first_difference(before, of_folder(other)))
-
-
-def test_another_partition_size_or_order_is_told():
+def test_another_partition_size_or_order_is_named():
     images = styled_digits(8)
     splits = scheme("iid")(images, 4)
     before = fingerprint(FederatedData(images, splits))
-    assert "client 0" in str(first_difference(before, fingerprint(FederatedData(images, splits[::-1]))))
-    assert "were 4 clients" in str(first_difference(before, fingerprint(FederatedData(images, [*splits, splits[0]]))))
-    assert "shape" in str(first_difference(before, fingerprint(FederatedData(styled_digits(9), splits))))
     reordered = ImageSet(**{**vars(images), "domain_names": images.domain_names[::-1]})
-    assert "order" in str(first_difference(before, fingerprint(FederatedData(reordered, splits))))
+    for word, changed, clients in (
+        ("client 0", images, splits[::-1]),
+        ("were 4 clients", images, [*splits, splits[0]]),
+        ("shape", styled_digits(9), splits),
+        ("order", reordered, splits),
+    ):
+        assert word in str(first_difference(before, fingerprint(FederatedData(changed, clients))))
 
 
-def test_held_out_images_count(monkeypatch):
+def test_held_out_images_count():
     inside, whole = hold_out(styled_digits(8), ["ink"])
     splits = share_held_out(scheme("iid")(inside, 4), len(inside), len(whole), 0)
     before = fingerprint(FederatedData(whole, splits))
@@ -125,7 +113,7 @@ def test_held_out_images_count(monkeypatch):
     assert "held_out image of client" in str(first_difference(before, fingerprint(FederatedData(whole, splits))))
 
 
-def test_without_a_list_the_client_and_the_split_are_told(monkeypatch):
+def test_without_a_list_the_client_and_the_split_are_named(monkeypatch):
     monkeypatch.setattr(module, "LISTED", 100)
     images = styled_digits(8)
     splits = scheme("iid")(images, 4)
@@ -136,12 +124,12 @@ def test_without_a_list_the_client_and_the_split_are_told(monkeypatch):
     assert first_difference(before, changed) == "the test images of client 2 differ"
 
 
-@pytest.mark.parametrize("damaged", [{}, {"shape": 3}, {"shape": [3, 8, 8], "classes": None, "domains": 1}])
-def test_damaged_fingerprints_are_told(damaged):
+@pytest.mark.parametrize("damaged", [{}, {"shape": [3, 8, 8]}, {"shape": [3, 8, 8], "classes": None, "domains": 1}])
+def test_damaged_fingerprints_differ(damaged):
     images = styled_digits(8)
     current = fingerprint(FederatedData(images, scheme("iid")(images, 4)))
-    assert first_difference(damaged, current)
-    assert first_difference({**current, "clients": [1]}, current)
+    assert "damaged" in str(first_difference(damaged, current))
+    assert "damaged" in str(first_difference({**current, "clients": [1]}, current))
 
 
 def test_a_server_without_images_has_a_fingerprint():

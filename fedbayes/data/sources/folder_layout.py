@@ -95,7 +95,7 @@ def read_layout(
         domain, label = names[0] if len(names) > 1 else root_name, names[-1] if names else ""
         files.append(ImageFile(path, kinds.pop() if kinds else GIVEN_NONE, domain, label))
     _require_one_depth(by_depth, root, expected)
-    return _without_links(files, root, skipped)
+    return files
 
 
 def _scan(root: str, ignore: Sequence[str], skipped: Skipped) -> list[Parts]:
@@ -151,9 +151,6 @@ def _split_levels(
     """Return the levels at which all folders are splits, each with the split of each folder's name.
 
     A class may be called "train" (the vehicle); beside "test" it is a split.
-
-    Raises:
-        DataError: if folders look like splits but stand beside others or lack training images.
     """
     split_of: Callable[[str], int | None] = _usual_split
     if splits is not None:
@@ -194,27 +191,3 @@ def _require_one_depth(by_depth: Mapping[int, list[str]], root: str, expected: s
     if not 1 <= usual <= 2:
         problem = "images too deep down, as" if usual else "no class folders above"
         raise DataError(f"data.root={root} has {problem} {first}; {expected}.")
-
-
-def _without_links(files: Sequence[ImageFile], root: str, skipped: Skipped) -> list[ImageFile]:
-    """Return each file once where several paths lead to it.
-
-    Raises:
-        DataError: if they differ in split, domain or class.
-    """
-    first: dict[object, ImageFile] = {}
-    for file in files:
-        try:
-            status = os.stat(os.path.join(root, file.path))
-        except OSError:  # a link to nowhere is an unreadable image
-            first[file.path] = file
-            continue
-        other = first.setdefault((status.st_dev, status.st_ino), file)
-        if other[1:] != file[1:]:
-            raise DataError(
-                f"data.root={root}: {other.path} and {file.path} are the same file in two places; remove one of them, "
-                f"or leave it or its folder out, as with 'data.ignore=[{file.path}]'."
-            )
-        if other is not file:
-            skipped["links to files that count once"].append(file.path)
-    return list(first.values())
