@@ -94,9 +94,7 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
         sample = rounds.sampling
         size = {"clients": len(sample.known), "per_round": sample.per_round}
         server = call("privacy", deferred("privacy", cfg.privacy), server, **size, key=sample.key)
-    if cfg.server.name not in (None, "none"):
-        server = call("server", deferred("server", cfg.server), server)
-    return cast(ServerStrategy, server)
+    return cast(ServerStrategy, call("server", deferred("server", cfg.server), server))
 
 
 def partition_sizes(

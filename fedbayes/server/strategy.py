@@ -49,6 +49,11 @@ class ServerStrategy(ABC):
             updates: at least one, in the order of their partitions; valid, all of the expected form.
         """
 
+    @property
+    def evaluated(self) -> Arrays:
+        """The server's parameters that predictions are made with."""
+        return self.shared
+
     def arrays_for(self, server_round: int, partition: int) -> Arrays:
         """Return what one client would be sent for an evaluation, also where the others are not there."""
         return self.requests(server_round, [partition], "evaluate")[partition]

@@ -56,7 +56,8 @@ class TrainedClients:
                     f"optim.finetune_steps={self._finetune_steps}: clients of this method train on their own images "
                     "before they predict; give the partition of a client."
                 )
-            new: Arrays = self.client.for_new_clients({**self.checkpoint.server, **self._others})
+            self._strategy.shared = dict(self.checkpoint.server)
+            new: Arrays = self.client.for_new_clients({**self._strategy.evaluated, **self._others})
             return new
         personal = self.checkpoint.personal.get(partition, {})
         shared = self.outgoing(partition) | ({} if personal else self._others)
