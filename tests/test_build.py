@@ -142,7 +142,7 @@ EMPTY, ROWS = np.empty(0, np.int64), np.arange(3)
         ([ClientSplit(ROWS, ROWS, EMPTY)] * 2, "client 0 of 2.* test .*empty"),
         ([ClientSplit(ROWS, ROWS, ROWS - 1)] * 2, r"test .*0\.\.1796"),
         ([ClientSplit(ROWS + 1795, ROWS, ROWS)] * 2, r"train .*0\.\.1796"),
-        ([ClientSplit([0, 1], ROWS, ROWS)] * 2, "train .*list"),
+        ([ClientSplit([0, 1], ROWS, ROWS)] * 2, "train .*NumPy array"),
         ([ClientSplit(ROWS > 1, ROWS, ROWS)] * 2, r"train .*0\.\.1796"),
     ],
 )

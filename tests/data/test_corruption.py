@@ -33,7 +33,7 @@ def scene(side):
     return (0.5 * digit + 0.25 * ramp + 0.25 * ramp[:, None]).astype(np.uint8)
 
 
-@pytest.mark.parametrize("side", [8, 16, 32, 84, 85, 112])
+@pytest.mark.parametrize("side", [8, 16, 84, 85])
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 def test_every_kind_works_at_every_size(kind, side):
     image = scene(side)
@@ -42,7 +42,7 @@ def test_every_kind_works_at_every_size(kind, side):
         assert changed.shape == image.shape
         assert changed.dtype == np.uint8
     assert (changed != image).any()
-    assert np.array_equal(changed, corrupt(image, kind, 5, rng())), "draws decide"
+    assert np.array_equal(changed, corrupt(image, kind, 5, rng())), "the generator decides"
 
 
 @pytest.mark.parametrize("side", [32, 224])
@@ -60,7 +60,7 @@ def test_gaussian_noise_has_its_deviation_and_grows_with_the_severity():
     first, second = (corrupt(flat(128), "gaussian_noise", level, rng()) - 128.0 for level in (1, 2))
     assert first.std() == pytest.approx(0.08 * 255, rel=0.02)
     assert first.mean() == pytest.approx(0, abs=0.2)
-    assert abs(second - 1.5 * first)[abs(second) < 120].max() <= 1.5, "the same draws, 0.12 / 0.08 times as large"
+    assert abs(second - 1.5 * first)[abs(second) < 120].max() <= 1.5, "the same noise, 0.12 / 0.08 times as large"
 
 
 def test_shot_noise_has_the_variance_of_counted_photons():
@@ -69,7 +69,7 @@ def test_shot_noise_has_the_variance_of_counted_photons():
     assert changed.var() == pytest.approx(0.2 / 60, rel=0.03)
 
 
-def test_impulse_noise_makes_a_share_of_the_values_black_or_white():
+def test_impulse_noise_makes_a_fraction_of_the_values_black_or_white():
     changed = corrupt(flat(100), "impulse_noise", 4, rng())
     assert set(np.unique(changed)) == {0, 100, 255}
     assert (changed != 100).mean() == pytest.approx(0.17, abs=0.005)
@@ -172,18 +172,15 @@ def test_test_images_alone_are_corrupted():
     assert tested.any()
 
 
-def test_an_image_is_corrupted_in_the_same_way_whoever_holds_it():
+def test_an_image_is_corrupted_in_the_same_way_in_every_client():
     def corrupted(*overrides):
         data = build.data(compose([*SMOKE, "evaluate.corruption=gaussian_noise", *overrides]))
         tested = sorted({int(i) for client in data.clients for i in client.test})
         return {data.images.names[i]: data.images.images[i] for i in tested}
 
     first = corrupted()
-    for other in (
-        corrupted("seed=1"),
-        corrupted("partition.seed=1", "clients=5"),
-        corrupted("evaluate.held_out=[ink]"),
-    ):
+    for overrides in (["seed=1"], ["partition.seed=1", "clients=5"], ["evaluate.held_out=[ink]"]):
+        other = corrupted(*overrides)
         common = first.keys() & other.keys()
         assert len(common) > 20
         assert all(torch.equal(first[name], other[name]) for name in common)
@@ -193,13 +190,13 @@ def test_an_image_is_corrupted_in_the_same_way_whoever_holds_it():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluate.corruption=snow", r"evaluate\.corruption=snow is unknown; choose one of gaussian_noise, shot_noise"),
-        ("evaluate.severity=0", r"evaluate\.severity=0 is not a whole number from 1 to 5"),
-        ("evaluate.severity=6", r"evaluate\.severity=6 is not a whole number from 1 to 5"),
-        ("evaluate.severity=2.5", r"evaluate\.severity=2\.5 is not a whole number"),
+        ("evaluate.corruption=snow", r"evaluate\.corruption=snow .* gaussian_noise, shot_noise"),
+        ("evaluate.severity=0", r"evaluate\.severity=0 .* 1 to 5"),
+        ("evaluate.severity=6", r"evaluate\.severity=6 .* 1 to 5"),
+        ("evaluate.severity=2.5", r"evaluate\.severity=2\.5"),
     ],
 )
-def test_what_is_no_corruption_is_refused(override, message):
+def test_unknown_corruptions_and_severities_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         build.data(compose([*SMOKE, override]))
 

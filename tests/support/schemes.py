@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from fedbayes.data.datasets import ImageSet
@@ -53,3 +54,10 @@ def image_set(cells: dict[tuple[int, int], int], given_split: list[int] | None =
 def grid(domains: int, classes: int, each: int, given_split: list[int] | None = None) -> ImageSet:
     """Equally many images of every domain and class."""
     return image_set({(d, c): each for d in range(domains) for c in range(classes)}, given_split)
+
+
+def effective(rows: list[dict[str, Any]], key: str) -> np.ndarray:
+    """Number of labels or domains that matter to each client: the exponential of the entropy of its mixture."""
+    counts = np.array([row[key] for row in rows])
+    fractions = counts / counts.sum(1, keepdims=True)
+    return np.exp(-(fractions * np.log(fractions + 1e-12)).sum(1))

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,25 +153,24 @@ class AbstractScheme(AbstractPartition):
             clients,
             min_images=self.min_images,
             max_train=self.max_train,
-            settings=", ".join(f"{key}={value}" for key, value in self._settings().items()),
+            settings=", ".join(f"{name}={getattr(self, name)}" for name in self._setting_names()),
             remedy=self.remedy,
         )
 
     def by_mixture(self, image_set: ImageSet, groups: Ints, mixtures: Floats) -> Ints:
-        """Assign all images by mixtures of groups, (clients, groups); see `allocate_by_mixture`."""
+        """Assign all images by mixtures of groups; see `allocate_by_mixture`."""
         sizes = self._relative_sizes(len(mixtures), len(image_set))
         return allocate_by_mixture(image_set, groups, mixtures, sizes, self.generator("draw"))
 
     def by_group(self, image_set: ImageSet, groups: Ints, has_group: NDArray[np.bool_]) -> Ints:
-        """Assign whole groups to the clients that have them, (clients, groups); see `allocate_by_group`."""
+        """Assign whole groups to the clients that have them; see `allocate_by_group`."""
         sizes = self._relative_sizes(len(has_group), len(image_set))
         return allocate_by_group(image_set, groups, has_group, sizes, self.generator("draw"))
 
-    def _settings(self) -> dict[str, Any]:
-        """Return the fields that shape who gets what, those of the scheme first."""
+    def _setting_names(self) -> list[str]:
+        """Return the fields that shape the assignment, those of the scheme first."""
         common = {field.name for field in fields(AbstractScheme)}
-        names = [field.name for field in fields(self) if field.name not in common]
-        return {name: getattr(self, name) for name in (*names, "quantity")}
+        return [field.name for field in fields(self) if field.name not in common] + ["quantity"]
 
     def _relative_sizes(self, clients: int, images: int) -> Floats:
         """Return the fraction of all images that each client is to get, (clients,)."""

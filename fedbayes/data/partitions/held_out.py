@@ -29,11 +29,9 @@ def hold_out(image_set: ImageSet, domains: object) -> tuple[ImageSet, ImageSet]:
         return image_set, image_set
     known = image_set.domain_names
     images = dict(zip(known, image_set.domains.bincount(minlength=len(known)).tolist(), strict=True))
-    for name in names:
-        if not images.get(name):
-            problem = "has no images" if name in images else "is no domain of the data"
-            choices = ", ".join(domain for domain, count in images.items() if count)
-            raise ConfigError(f"{KEY}=[{', '.join(names)}]: {name} {problem}; choose among {choices}.")
+    if unknown := [name for name in names if not images.get(name)]:
+        choices = ", ".join(domain for domain, count in images.items() if count)
+        raise ConfigError(f"{KEY}=[{', '.join(names)}]: {unknown[0]} has no images; choose among {choices}.")
     staying = tuple(name for name in known if name not in names)
     count = sum(images[name] for name in staying)
     if not count:

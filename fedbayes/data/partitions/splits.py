@@ -17,13 +17,13 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 @final
 @dataclass(frozen=True, eq=False)
 class ClientSplit:
-    """The images of one client, as indices into an `ImageSet`; each array is sorted.
+    """The images of a client, as sorted indices into an `ImageSet`.
 
     Args:
         train: images the client learns from.
         validation: images that choose rounds and settings.
         test: images that are only ever reported on.
-        held_out: images of domains that no client's other images come from, reported on beside `test`.
+        held_out: images of domains that no client's other images come from.
         triggered: copies of test images with the mark of a backdoor, labelled as the attack wants them.
     """
 
@@ -90,9 +90,9 @@ def require_partition(
     """
     splits = tuple(result) if isinstance(result, Sequence) else ()
     if len(splits) != clients or not all(isinstance(split, ClientSplit) for split in splits):
-        received = f"{len(splits)} entries" if isinstance(result, Sequence) else type(result).__name__
+        entries = f"{len(splits)} entries" if isinstance(result, Sequence) else type(result).__name__
         raise PartitionError(
-            f"the partition returned {received} for clients={clients}; return one ClientSplit for each client."
+            f"the partition returned {entries} for clients={clients}; return a ClientSplit for each client."
         )
     for client, split in enumerate(splits):
         parts = split.parts()
@@ -100,10 +100,8 @@ def require_partition(
             continue
         for name, ids in parts.items():
             place = f"client {client} of {clients}: the partition's {name} split"
-            if not isinstance(ids, np.ndarray):
-                raise PartitionError(f"{place} is a {type(ids).__name__}; return a NumPy array.")
-            if not len(ids):
-                raise PartitionError(f"{place} is empty; give every client images for train, validation and test.")
+            if not isinstance(ids, np.ndarray) or not len(ids):
+                raise PartitionError(f"{place} is empty or no NumPy array; give every client indices of images.")
             if ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= images:
                 raise PartitionError(f"{place} has indices out of 0..{images - 1}; return indices of images.")
     return splits
@@ -143,7 +141,7 @@ def _spread(strata: Ints, rng: np.random.Generator) -> Ints:
     """Return an order in which every stretch has each stratum in proportion.
 
     Images are lined up by stratum, at random within each, and the i-th gets the key frac(u + i * golden ratio). Any run
-    of the line then puts its share of images, give or take two, into any interval of keys. And a prefix of the order
+    of the line then puts its part of images, give or take two, into any interval of keys. And a prefix of the order
     lies within every longer prefix, so the training images under a low cap are among those under a higher one.
     """
     shuffled = rng.permutation(len(strata))

@@ -17,7 +17,7 @@ from fedbayes.data.sources.folder_layout import EXPECTED, SPLITS, ImageFile, Ski
 from fedbayes.errors import ConfigError, DataError, require_choice
 
 MOST_NAMES = 12
-"""Names that a message lists."""
+"""Most names that a message lists."""
 
 logger = logging.getLogger("fedbayes")
 
@@ -148,17 +148,12 @@ def _choose(files: list[ImageFile], classes: Names | None, domains: Names | None
     for key, names, field in (("classes", classes, "label"), ("domains", domains, "domain")):
         present, chosen_names = ({getattr(file, field) for file in group} for group in (files, chosen))
         if lacking := set(names or ()) - chosen_names:
+            absent, others = (", ".join(sorted(group)[:MOST_NAMES]) for group in (lacking, present))
             raise DataError(
-                f"data.root={root} has no images of {_shortened(lacking)}, among data.{key}, but of "
-                f"{_shortened(present)}; add or rename folders, or choose data.{key}=[...] among those."
+                f"data.root={root} has no images of {absent}, among data.{key}, but of {others}; add or rename "
+                f"folders, or choose data.{key}=[...] among those."
             )
     return chosen
-
-
-def _shortened(names: set[str]) -> str:
-    """Return the names in plain order, the last ones of many left out."""
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(sorted(names)[:MOST_NAMES]) + more
 
 
 def _decode_all(

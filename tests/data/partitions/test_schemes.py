@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from schemes import ALL, grid, image_set, scheme
+from schemes import ALL, effective, grid, image_set, scheme
 
 from fedbayes.data.datasets import ImageSet
 from fedbayes.data.partitions.base import AbstractScheme
@@ -36,13 +36,6 @@ def rows_of(scheme: AbstractScheme, images: ImageSet, clients: int) -> list[dict
     """The clients as `partition.json` describes them."""
     rows: list[dict[str, Any]] = describe(scheme(images, clients), images, "")["clients"]
     return rows
-
-
-def effective(rows: list[dict[str, Any]], key: str) -> np.ndarray:
-    """Number of labels or domains that matter to each client: the exponential of the entropy of its mixture."""
-    counts = np.array([row[key] for row in rows])
-    fractions = counts / counts.sum(1, keepdims=True)
-    return np.exp(-(fractions * np.log(fractions + 1e-12)).sum(1))
 
 
 @pytest.mark.parametrize("name", ALL)
