@@ -2,7 +2,7 @@
 
 Eleven of their fifteen; glass blur, snow, frost and the elastic transform are left out. Constants are those of their
 CIFAR-10-C (32 px) and ImageNet-C (224 px): an image gets those of the set whose side is nearer in ratio to its own,
-and what they count in pixels (radii and widths of blurs) is multiplied by the ratio, which is 1 at 32 and 224 px, and
+and lengths in pixels (radii and widths of blurs) are multiplied by the ratio, which is 1 at 32 and 224 px, and
 below 32 px, too, where it would fall under a pixel.
 
 Ours are: that scaling; the fog, a sum of octaves of noise in place of a diamond-square fractal; whole-pixel steps of

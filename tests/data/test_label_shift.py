@@ -12,14 +12,10 @@ IMAGES = grid(domains=2, classes=2, each=100)
 LABELS, DOMAINS = IMAGES.labels.numpy(), IMAGES.domains.numpy()
 
 
-def of(label, domain, start, stop):
-    return np.flatnonzero((label == LABELS) & (domain == DOMAINS))[start:stop]
-
-
 def client(label, domain):
-    """A client with one class of one domain: 50 images to train on and 40 to test on."""
-    none = np.empty(0, np.int64)
-    return ClientSplit(train=of(label, domain, 0, 50), validation=none, test=of(label, domain, 50, 90))
+    """A client with a single class of a single domain: 50 images to train on and 40 to test on."""
+    ids = np.flatnonzero((label == LABELS) & (domain == DOMAINS))
+    return ClientSplit(train=ids[:50], validation=ids[:0], test=ids[50:90])
 
 
 CLIENTS = [client(label, domain) for label in (0, 1) for domain in (0, 1)]

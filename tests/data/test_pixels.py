@@ -47,12 +47,10 @@ def test_palette_and_transparency_are_laid_on_white(tmp_path: Path) -> None:
 
 def test_exif_orientation_is_respected(tmp_path: Path) -> None:
     two_classes(tmp_path)
-    stored = Image.fromarray(
-        np.repeat(np.array([0, 255], np.uint8), SIZE * SIZE // 2).reshape(SIZE, SIZE)
-    )  # dark top, bright base
+    rows = np.repeat(np.array([0, 255], np.uint8), SIZE * SIZE // 2).reshape(SIZE, SIZE)  # dark top, bright base
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: the top goes to the right
-    stored.save(tmp_path / "cat/turned.png", exif=exif)
+    Image.fromarray(rows).save(tmp_path / "cat/turned.png", exif=exif)
     turned = pixels_of(image_folder(str(tmp_path), SIZE), "cat/turned.png")
     assert turned[0, :, 0].tolist() == [255] * SIZE
     assert turned[0, :, -1].tolist() == [0] * SIZE

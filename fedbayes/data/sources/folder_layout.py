@@ -56,23 +56,20 @@ class Skipped(defaultdict[str, list[str]]):
 def read_layout(
     root: str,
     skipped: Skipped,
-    *,
-    ignore: Sequence[str] = (),
-    splits: Mapping[str, str] | None = None,
-    classes: Collection[str] = (),
-    domains: Collection[str] = (),
-    expected: str = EXPECTED,
+    ignore: Sequence[str],
+    splits: Mapping[str, str] | None,
+    classes: Collection[str],
+    domains: Collection[str],
 ) -> list[ImageFile]:
     """Return all image files below a folder, sorted by path.
 
     Args:
         root: the folder.
-        skipped: takes what is left out.
+        skipped: takes the paths that are left out.
         ignore: patterns of paths or names to leave out.
         splits: the split of each split folder; None: folders with the usual names of splits.
         classes: names that mean classes even if splits are often called so.
         domains: the same for domains.
-        expected: what the folder should hold, for messages.
 
     Raises:
         DataError: if there are no images, or they are laid out in another way.
@@ -81,7 +78,7 @@ def read_layout(
     if not paths:
         has_folders = any(os.path.isdir(os.path.join(root, name)) for name in os.listdir(root))
         missing = f"no images ({' '.join(sorted(EXTENSIONS))})" if has_folders else "no class folders"
-        raise DataError(f"data.root={root} has {missing}{f' but {skipped}' if skipped else ''}; {expected}.")
+        raise DataError(f"data.root={root} has {missing}{f' but {skipped}' if skipped else ''}; {EXPECTED}.")
     levels = _split_levels(paths, root, splits, classes, domains)
     root_name = os.path.basename(os.path.abspath(root)) or "root"
     files, by_depth = [], defaultdict[int, list[str]](list)
@@ -94,7 +91,7 @@ def read_layout(
         by_depth[len(names)].append(path)
         domain, label = names[0] if len(names) > 1 else root_name, names[-1] if names else ""
         files.append(ImageFile(path, kinds.pop() if kinds else GIVEN_NONE, domain, label))
-    _require_one_depth(by_depth, root, expected)
+    _require_one_depth(by_depth, root)
     return files
 
 
@@ -178,7 +175,7 @@ def _split_levels(
     return levels
 
 
-def _require_one_depth(by_depth: Mapping[int, list[str]], root: str, expected: str) -> None:
+def _require_one_depth(by_depth: Mapping[int, list[str]], root: str) -> None:
     """Raise a `DataError` if images lie at several depths, or at a depth that no layout has."""
     usual = max(by_depth, key=lambda depth: len(by_depth[depth]))
     first = by_depth[usual][0]
@@ -186,8 +183,8 @@ def _require_one_depth(by_depth: Mapping[int, list[str]], root: str, expected: s
         raise DataError(
             f"data.root={root} mixes layouts: {len(by_depth[usual])} images lie as {first} does, "
             f"{len(strays)} as {strays[0]}; move these, or leave them out with "
-            f"'data.ignore=[{os.path.dirname(strays[0]) or strays[0]}]'; {expected}."
+            f"'data.ignore=[{os.path.dirname(strays[0]) or strays[0]}]'; {EXPECTED}."
         )
     if not 1 <= usual <= 2:
         problem = "images too deep down, as" if usual else "no class folders above"
-        raise DataError(f"data.root={root} has {problem} {first}; {expected}.")
+        raise DataError(f"data.root={root} has {problem} {first}; {EXPECTED}.")

@@ -74,20 +74,11 @@ def image_folder(
                 "both, or data.root=DIR."
             )
         return _image_set([], empty_images(0, image_size), class_names, domain_names)
-    expected = f"{EXPECTED}; {source}" if source else EXPECTED
     if not os.path.isdir(root):
         problem = "is not a folder" if os.path.exists(root) else "does not exist"
-        raise DataError(f"data.root={root} {problem}; {expected}.")
+        raise DataError(f"data.root={root} {problem}; {EXPECTED}{f'; {source}' if source else ''}.")
     skipped = Skipped(list)
-    files = read_layout(
-        root,
-        skipped,
-        ignore=patterns,
-        splits=splits,
-        classes=class_names or (),
-        domains=domain_names or (),
-        expected=expected,
-    )
+    files = read_layout(root, skipped, patterns, splits, class_names or (), domain_names or ())
     if others == "ignore":
         files = _choose(files, class_names, domain_names, root)
     class_names = _require_known("classes", class_names, {file.label for file in files}, root)
@@ -161,8 +152,7 @@ def _decode_all(
 ) -> tuple[torch.Tensor, list[ImageFile]]:
     """Return the decoded images (M, 3, size, size) uint8 and the files that they come from."""
     images = empty_images(len(files), image_size)
-    rows = images.numpy()
-    readable: list[ImageFile] = []
+    rows, readable = images.numpy(), list[ImageFile]()
     key = "images that cannot be read"
     paths = [os.path.join(root, file.path) for file in files]
     # Pillow's warning about huge images becomes an error out here, because warning filters belong to the process and

@@ -168,12 +168,6 @@ def _source() -> Bunch:
     return load_digits()
 
 
-@lru_cache(maxsize=1)
-def _cached(image_size: int) -> Tensor:
-    """Return the same pictures as `_drawn`, drawn once."""
-    return _drawn(image_size)
-
-
 def _drawn(image_size: int) -> Tensor:
     """Return each digit in its style, `(N, 3, image_size, image_size)` in uint8."""
     source = _source()
@@ -185,3 +179,6 @@ def _drawn(image_size: int) -> Tensor:
         drawn = draw(digits[chosen], _Sampler(style, int(chosen.sum())), image_size)
         images[chosen] = drawn.clamp(0, 1).mul(255).round().to(torch.uint8)
     return images
+
+
+_cached = lru_cache(maxsize=1)(_drawn)

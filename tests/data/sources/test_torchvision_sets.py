@@ -37,7 +37,7 @@ def cifar10(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("size", [16, 32, 48])
+@pytest.mark.parametrize("size", [16, 48])
 def test_cifar_keeps_its_order_its_split_and_its_class_names(cifar10, size):
     images = torchvision_set("cifar10", str(cifar10), size)
     assert images.images.shape == (12, 3, size, size)
@@ -114,12 +114,10 @@ def test_mnist_and_usps_are_grey_and_their_classes_are_digits(tmp_path):
 
 @pytest.mark.parametrize("name", SETS)
 def test_a_missing_set_is_not_downloaded_but_explained(name, tmp_path):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError, match=rf"data\.root={tmp_path} has no {name} .*data\.download=true") as caught:
         build.data(compose([f"data={name}", f"data.root={tmp_path}"]))
-    message = str(caught.value)
-    assert message.startswith(f"data.root={tmp_path} has no {name} that can be read (")
-    assert message.endswith(f"; put {SETS[name].files} there, or set data.download=true.")
-    assert "\n" not in message
+    assert SETS[name].files in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
