@@ -23,8 +23,8 @@ def shift_labels(images: ImageSet, splits: Sequence[ClientSplit], kind: object, 
     had of its most frequent one, and so on, or None for the splits as they are.
 
     Raises:
-        ConfigError: if there is no such kind.
-        PartitionError: if nothing is left for a client.
+        ConfigError: if `kind` is unknown.
+        PartitionError: if a client has no such image.
     """
     if kind is None:
         return tuple(splits)
@@ -50,8 +50,6 @@ def shift_labels(images: ImageSet, splits: Sequence[ClientSplit], kind: object, 
                 parts.append(rng.choice(members, count, replace=False, p=weights / weights.sum()))
         test = np.sort(np.concatenate(parts)) if parts else candidates[:0]
         if not len(test):
-            raise PartitionError(
-                f"evaluate.label_shift={kind}: no test image is left for client {client}; leave it out."
-            )
+            raise PartitionError(f"evaluate.label_shift={kind} leaves client {client} no test image; set it to null.")
         shifted.append(replace(split, test=test))
     return tuple(shifted)

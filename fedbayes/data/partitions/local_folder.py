@@ -16,10 +16,7 @@ from fedbayes.errors import PartitionError, require_whole
 class LocalFolder(AbstractPartition):
     """All images here belong to one client; the images of the others are unknown here.
 
-    Args:
-        holder: the client whose images these are; None on the server.
-        min_images: fewest images, at least 3.
-        max_train: most training images; None: no cap.
+    `holder` is that client, or None on the server.
     """
 
     name: ClassVar[str] = "local_folder"

@@ -23,11 +23,7 @@ logger = logging.getLogger("fedbayes")
 @final
 @dataclass(frozen=True, kw_only=True)
 class DomainMixture(AbstractScheme):
-    """Every client mixes the domains by a sample of Dirichlet(alpha).
-
-    Args:
-        alpha: concentration over domains; small: few domains each, large: all domains alike.
-    """
+    """Every client mixes the domains by a sample of Dirichlet(alpha): few domains each if alpha is small."""
 
     name: ClassVar[str] = "domain_mixture"
     alpha: float
@@ -95,7 +91,7 @@ class LabelShards(AbstractScheme):
         require_whole("partition.classes_per_client", self.classes_per_client, 1, len(present))
         has_class = np.zeros((clients, len(image_set.classes)), bool)
         rng = self.generator("classes")
-        times = np.zeros(len(present), np.int64)  # how many clients have each class so far
+        times = np.zeros(len(present), np.int64)  # clients that have each class so far
         for client in range(clients):
             least_frequent = np.argsort(times + rng.random(len(present)))[: self.classes_per_client]
             times[least_frequent] += 1

@@ -63,9 +63,7 @@ def hub(
             try:
                 rows[len(names) - 1] = square(part[i][image], image_size)
             except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
-                raise DataError(
-                    f"data.name={name}: {names[-1]} cannot be read ({error}); choose another set."
-                ) from error
+                raise DataError(f"data.name={name}: {names[-1]} cannot be read ({error}); use another set.") from error
     sizes = torch.tensor([len(part) for part in parts.values()])
     return ImageSet(
         images=images,
