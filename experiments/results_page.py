@@ -39,7 +39,14 @@ HEADLINE = (
 SECTIONS = {
     "Methods": [
         *METHODS,
-        *("digits_new_clients", "comparisons", "office_fedbn_float32", "digits_one_partition", "images_per_client"),
+        *(
+            "digits_new_clients",
+            "class_priors",
+            "comparisons",
+            "office_fedbn_float32",
+            "digits_one_partition",
+            "images_per_client",
+        ),
         *("real_images", "superseded", "trials"),
     ],
     "Posteriors": [

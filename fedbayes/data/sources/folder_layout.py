@@ -92,7 +92,7 @@ def read_layout(
         domain, label = names[0] if len(names) > 1 else root_name, names[-1] if names else ""
         files.append(ImageFile(path, kinds.pop() if kinds else GIVEN_NONE, domain, label))
     _require_one_depth(by_depth, root)
-    return files
+    return _without_links(files, root, skipped)
 
 
 def _scan(root: str, ignore: Sequence[str], skipped: Skipped) -> list[Parts]:
@@ -173,6 +173,26 @@ def _split_levels(
     if unknown := set(splits or ()).difference(*levels.values()):
         raise DataError(f"data.root={root} has no folder {', '.join(sorted(unknown))}; correct data.splits.")
     return levels
+
+
+def _without_links(files: Sequence[ImageFile], root: str, skipped: Skipped) -> list[ImageFile]:
+    """Return each file once where several paths lead to it; a `DataError` if they differ in split, domain or class."""
+    first: dict[object, ImageFile] = {}
+    for file in files:
+        try:
+            status = os.stat(os.path.join(root, file.path))
+        except OSError:  # a link to nowhere is an unreadable image
+            first[file.path] = file
+            continue
+        other = first.setdefault((status.st_dev, status.st_ino), file)
+        if other[1:] != file[1:]:
+            raise DataError(
+                f"data.root={root}: {other.path} and {file.path} are the same file in two places; remove one of them, "
+                f"or leave it or its folder out, as with 'data.ignore=[{file.path}]'."
+            )
+        if other is not file:
+            skipped["links to files that count once"].append(file.path)
+    return list(first.values())
 
 
 def _require_one_depth(by_depth: Mapping[int, list[str]], root: str) -> None:

@@ -175,6 +175,29 @@ def test_further_extensions_are_read(tmp_path: Path, suffix: str) -> None:
     assert abs(int(images.images[-1, 0, 0, 0]) - 90) <= 3
 
 
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_linked_file_counts_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, link) -> None:
+    two_classes(tmp_path)
+    link(tmp_path / "cat/a.png", tmp_path / "cat/b.png")
+    assert read(tmp_path).names == ("cat/a.png", "dog/a.png")
+    assert "the first cat/b.png" in caplog.text
+    outside = paint(tmp_path.parent / f"{tmp_path.name}.png")
+    link(outside, tmp_path / "dog/outside.png")
+    assert len(read(tmp_path)) == 3, "a link out of the folder is an image like others"
+    link(tmp_path / "cat/a.png", tmp_path / "dog/cat.png")
+    with pytest.raises(DataError, match=r"cat/a\.png and dog/cat\.png .*data\.ignore="):
+        read(tmp_path)
+    assert len(read(tmp_path, ignore=["dog/cat.png"])) == 3
+
+
+def test_linked_folders_do_not_count_twice(tmp_path: Path) -> None:
+    two_classes(tmp_path)
+    (tmp_path / "dogs").symlink_to(tmp_path / "dog", target_is_directory=True)
+    with pytest.raises(DataError, match=r"dog/a\.png and dogs/a\.png"):
+        read(tmp_path)
+    assert len(read(tmp_path, ignore=["dogs"])) == 2
+
+
 def test_link_loops_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     two_classes(tmp_path)
     (tmp_path / "cat/loop").symlink_to(tmp_path, target_is_directory=True)
