@@ -42,6 +42,12 @@ class Link:
     snr: float
     jnr: float
 
+    def __post_init__(self) -> None:
+        """Check the values."""
+        require_number("attack.link.rate", self.rate, 0, open_low=True)
+        for key in ("snr", "jnr"):
+            require_number(f"attack.link.{key}", getattr(self, key), -200, 200)
+
     def success(self, *, jammed: bool, wait: float) -> float:
         """Return the probability that a reply arrives within `wait` times the least time."""
         sinr = 10 ** (self.snr / 10) / (1 + jammed * 10 ** (self.jnr / 10))
@@ -94,8 +100,8 @@ class Policy:
         self.fewer = require_number("sampling.fewer", fewer, 0, 1)
         self.price = require_number("sampling.price", price, 0)
         for key, multiples in (("invite", invite), ("wait", wait)):
-            if not multiples:
-                raise ConfigError(f"sampling.{key}=[] leaves the server no choice; give at least one multiple.")
+            if not isinstance(multiples, Sequence) or not multiples:
+                raise ConfigError(f"sampling.{key}={multiples} is no list of multiples; write e.g. [1.0].")
             for multiple in multiples:
                 require_number(f"sampling.{key}", multiple, 1)
         self.schedules = [(float(more), float(longer)) for more in invite for longer in wait]
@@ -135,11 +141,15 @@ class Jammer(AbstractAttack):
         discount: float,
         horizon: int,
     ) -> None:
-        if not prior or set(prior) - set(TYPES):
-            raise ConfigError(f"attack.prior={dict(prior)} must give probabilities of {', '.join(TYPES)}.")
+        if not isinstance(prior, Mapping) or not prior or set(prior) - set(TYPES):
+            raise ConfigError(f"attack.prior={prior} must give probabilities of {', '.join(TYPES)}.")
+        if not isinstance(link, Mapping) or set(link) != {"rate", "snr", "jnr"}:
+            raise ConfigError(f"attack.link={link} must give rate, snr and jnr.")
+        if type is not None and not prior.get(type):
+            raise ConfigError(f"attack.type={type} must be a type that has a probability in attack.prior.")
         super().__init__(fraction=0.0, seed=seed)  # no client is malicious
         self.prior, self.link = dict(prior), Link(**link)
-        self.type = None if type is None else require_choice("attack.type", type, tuple(prior))
+        self.type = type
         self.strategy = require_choice("attack.strategy", strategy, STRATEGIES)
         self.groups = require_whole("attack.groups", groups, 2)
         self.budget = require_whole("attack.budget", budget, 1, self.groups)

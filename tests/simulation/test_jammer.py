@@ -117,9 +117,22 @@ def test_a_greedy_jammer_gains_less_against_security_than_against_uniform_sampli
         ({"groups": 7}, r"attack\.groups"),
         ({"domain": 2}, r"attack\.domain"),
         ({"type": "class"}, r"attack\.type"),
+        ({"type": "bytes", "prior": {"none": 1.0, "bytes": 0.0}}, r"attack\.type"),
+        ({"prior": 3}, r"attack\.prior"),
+        ({"link": 3}, r"attack\.link"),
+        ({"link": LINK | {"rate": 0}}, r"attack\.link\.rate"),
+        ({"link": LINK | {"snr": "loud"}}, r"attack\.link\.snr"),
         ({"strategy": "loud"}, r"attack\.strategy"),
     ],
 )
 def test_bad_values_are_refused(changes, word):
     with pytest.raises(ConfigError, match=word):
         game(**changes)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"invite": 3}, {"wait": []}, {"wait": [0.5]}, {"price": -1}, {"fewer": 2}], ids=str
+)
+def test_bad_policies_end_in_one_line(setting):
+    with pytest.raises(ConfigError, match=rf"sampling\.{next(iter(setting))}"):
+        Policy(name="security", **setting)
