@@ -38,7 +38,7 @@ def image_folder(
     """Read every image below a folder, sorted by path; the layout is told from where the images lie.
 
     Without domain folders there is one domain, named after the root. All domains share the union of the classes. Hidden
-    files and folders and files of other types are left out.
+    files and folders and files of other types are left out. A file that several links lead to counts once.
 
     Args:
         root: the folder; None for no images at all, where other machines have them.
