@@ -31,9 +31,9 @@ class AbstractClassSums(AbstractStrategy):
         """Reject counts or lengths that no images can have: `sum |z|^2` is at least `sum_c |sum z|^2 / n_c`."""
         reason = miscounted(update, "counts")
         arrays = update.arrays
-        if reason is not None or not {"squares", "gram"} & arrays.keys():
+        if reason is not None or not {"squares", "gram"} & set(self.summed):
             return reason
-        squares = float(arrays["squares"].item() if "squares" in arrays else np.trace(arrays["gram"]))
+        squares = float(np.trace(arrays["gram"]) if "gram" in self.summed else arrays["squares"].item())
         least = (np.square(arrays["sums"]).sum(1) / np.maximum(update.arrays["counts"], 1)).sum()
         return None if squares >= least * (1 - 1e-6) else f"squares are {squares:g}, and by its sums at least {least:g}"
 

@@ -107,8 +107,8 @@ def test_only_a_b_and_head_travel_and_with_a_frozen_a_not_even_that():
             name: array.shape for name, array in sent.items()
         }
         sizes[name] = sum(array.size for array in sent.values())
-        leaves = {one.rpartition(".")[2] for one in sent if one.startswith("weights.")}
-        assert name == "full" or leaves == {"lora": {"a", "b"}, "ffa": {"b"}}[name]
+        factors = {parameter.split(".")[1] for parameter in sent if parameter.startswith("weights.")}
+        assert name == "full" or factors == {"lora": {"a", "b"}, "ffa": {"b"}}[name]
     blocks, width, rank, head = 4, 96, 16, 96 * 10 + 10
     assert sizes["ffa"] == blocks * rank * (3 * width + width) + head
     assert sizes["lora"] == sizes["ffa"] + blocks * rank * 2 * width
@@ -116,14 +116,16 @@ def test_only_a_b_and_head_travel_and_with_a_frozen_a_not_even_that():
     assert sizes["full"] == sum(p.numel() for p in vit.parameters()) + head
 
 
-@pytest.mark.parametrize("method", [LORA, FULL])
-def test_blocks_and_personal_parts_go_by_the_names_of_weights(method):
-    _, client = smoke(method, "optim.blocks=[[head],[weights.blocks.3]]", "method.client.personal=[weights]")
+@pytest.mark.parametrize(
+    ("method", "parts"), [(LORA, ("weights.a.blocks.3", "weights.b.blocks.3")), (FULL, ("weights.blocks.3",))]
+)
+def test_blocks_and_personal_parts_go_by_the_names_of_weights(method, parts):
+    _, client = smoke(method, f"optim.blocks=[[head],[{','.join(parts)}]]", "method.client.personal=[weights]")
     (update,) = train(client, 0)
     assert not any(name.startswith("weights.") for name in update.arrays)
     moved = {name for name, value in update.personal.items() if not np.array_equal(value, client.model.initial[name])}
     assert moved
-    assert all(name.startswith("weights.blocks.3.") for name in moved)
+    assert all(name.startswith(tuple(f"{part}." for part in parts)) for name in moved)
 
 
 @pytest.mark.parametrize("method", [LORA, FULL])
