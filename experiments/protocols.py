@@ -19,10 +19,15 @@ SECOND = (
     *("fedprox", "local_head", "fedrep", "fedbabu", "ditto", "sgpt", "pep_fedpt", "pfpt", "fedapt"),
     *("pfedbayes_product", "pfedbayes", "fedlora", "fedavg_full", "centralised"),
 )
+THIRD = (
+    *("pfedbayespt_lora", "deterministic_lora", "fedvpt_lora", "flexlora", "fedsa_lora"),
+    *("fedrod", "fedavg_ft", "knn_per", "afl"),
+)
+"""What came after the tables: prompts beside low-rank changes, other averages of these, and further rivals."""
 ABLATIONS = ("gaussian_prompts_personal", "deterministic_prompts_personal")
 """What tells whether personal heads or the posterior make the difference of `pfedbayespt_personal`."""
-WAVES = {"first": FIRST, "second": SECOND, "ablations": ABLATIONS, "both": (*FIRST, *SECOND)}
-EVERY = (*WAVES["both"], *ABLATIONS)
+WAVES = {"first": FIRST, "second": SECOND, "third": THIRD, "ablations": ABLATIONS, "both": (*FIRST, *SECOND)}
+EVERY = (*WAVES["both"], *THIRD, *ABLATIONS)
 
 
 @dataclass(frozen=True)
