@@ -140,10 +140,15 @@ def nest(root):
     shutil.copy(root / "day" / "cat" / "0.png", root / "day" / "cat" / "crops" / "0.png")
 
 
+def link_twice(root):
+    (root / "day" / "cat" / "same.png").symlink_to(root / "night" / "dog" / "0.png")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (nest, r"mixes layouts: .*data\.ignore=\[day/cat/crops\]"),
+        (link_twice, r"the same file .*data\.ignore="),
         (lambda root: (root / "night").rename(root / "testing"), r"testing beside day.*data\.splits="),
         (lambda root: [shutil.rmtree(root / domain / "cat") for domain in ("day", "night")], "only one class, dog"),
     ],
