@@ -58,6 +58,9 @@ class AbstractClient(ABC):
                     f"its parts are {', '.join(parts)}."
                 )
 
+    keeps_features = False
+    """Whether clients predict from features that they keep of their images, so that another ViT cannot take over."""
+
     @abstractmethod
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Train a cohort, all in the same round, each from its request."""
@@ -117,7 +120,11 @@ class AbstractClient(ABC):
         return torch.stack(changes).to(logits)
 
     def evaluate(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Predict the requested split of each client.
+        """Predict the requested split of each client with its adapted parameters; see `evaluate_with`."""
+        return self.evaluate_with(self.adapt([parameters_of(request) for request in requests], requests), requests)
+
+    def evaluate_with(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
+        """Predict the requested split of each client with the given parameters.
 
         Returns:
             Arrays `probabilities`, `expected_entropy`, `labels` and `domains`, one row per image in the order of the
@@ -127,7 +134,6 @@ class AbstractClient(ABC):
         partitions = [request.partition for request in requests]
         batch = self.data.batch(partitions, split)
         streams = Streams(self.seed, requests[0].server_round, partitions, f"evaluate {split}")
-        parameters = self.adapt([parameters_of(request) for request in requests], requests)
         predictions, diagnostics = self.predict(self.inputs.plain(batch), parameters, streams)
         updates = []
         for c, (partition, prediction) in enumerate(zip(partitions, predictions, strict=True)):

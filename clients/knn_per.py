@@ -50,6 +50,8 @@ class KNNPerClient(AbstractWrappingClient):
         ConfigError: if a value is out of range, or prompts have a posterior.
     """
 
+    keeps_features = True
+
     def __init__(
         self,
         *,

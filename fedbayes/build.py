@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from fedbayes.data.federated import FederatedData
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.parts.clients import attack, backbone, client, data, engine, malicious, model
+from fedbayes.parts.offsite import EmulatedViT, emulated
 from fedbayes.parts.server import loop, partition_sizes, sampling, strategy, uplinks
 from fedbayes.server.rounds import RoundLoop
 from fedbayes.server.sampling import Sampling
@@ -35,7 +36,9 @@ class Parts:
 
     Attributes:
         attack: what malicious clients do; None where there are none.
+        model: predicts.
         client: trains and evaluates every client, malicious ones among them.
+        emulator: what clients train where the ViT's owner does not give it away.
         uplinks: the game over them; None without a jammer.
         records: what was logged while the parts were made, for `run.log`.
     """
@@ -51,6 +54,12 @@ class Parts:
     sizes: PartitionSizes
     uplinks: UplinkGame | None = None
     records: Sequence[LogRecord] = ()
+    emulator: EmulatedViT | None = None
+
+    @property
+    def tuned(self) -> PromptedViT | None:
+        """The model that clients train, where it is not the one that predicts."""
+        return None if self.emulator is None else self.emulator.prompted
 
     @property
     def malicious(self) -> tuple[int, ...]:
@@ -72,21 +81,28 @@ def assemble(cfg: DictConfig, running: Any = None) -> Parts:
     runner = engine(cfg) if running is None else running
     runner.prepare()
     with collected() as records:
-        federated, prompted, clients = _learners(cfg, sampled, attacker, runner.device)
+        federated, prompted, emulator, clients = _learners(cfg, sampled, attacker, runner.device)
         game = uplinks(cfg, federated, sampled, attacker)
         sizes = partition_sizes(cfg, federated, attacker)
-    return Parts(sampled, attacker, rounds, server, runner, federated, prompted, clients, sizes, game, records)
+    return Parts(
+        sampled, attacker, rounds, server, runner, federated, prompted, clients, sizes, game, records, emulator
+    )
 
 
 def _learners(
     cfg: DictConfig, sampled: Sampling, attacker: AbstractAttack | None, device: str
-) -> tuple[FederatedData, PromptedViT, CohortClient]:
-    """Return images, model and client."""
+) -> tuple[FederatedData, PromptedViT, EmulatedViT | None, CohortClient]:
+    """Return images, model, what clients train where that is another, and client."""
     # Before the images, which take longer: a backbone that cannot be had is a common mistake.
     vit = backbone(cfg, cfg.data.image_size) if "image_size" in cfg.data else None
     federated = data(cfg, sampled.new_clients)
+    side = federated.images.images.shape[-1]
+    vit = vit if vit is not None and vit.image_size == side else backbone(cfg, side)
+    emulator = emulated(cfg, federated, device, vit)
     prompted = model(cfg, federated, device, vit)
-    return federated, prompted, client(cfg, federated, prompted, attacker, malicious(sampled, attacker))
+    tuned = None if emulator is None else emulator.prompted
+    clients = client(cfg, federated, prompted, attacker, malicious(sampled, attacker), tuned)
+    return federated, prompted, emulator, clients
 
 
 @final
@@ -113,7 +129,7 @@ def client_of(text: str) -> CohortClient:
     assert isinstance(cfg, DictConfig), "a configuration is a mapping"
     sampled, attacker, runner = sampling(cfg), attack(cfg), engine(cfg)
     runner.prepare()
-    _, _, clients = _learners(cfg, sampled, attacker, runner.device)
+    _, _, _, clients = _learners(cfg, sampled, attacker, runner.device)
     clients.prepare()
     return clients
 
@@ -121,7 +137,7 @@ def client_of(text: str) -> CohortClient:
 def trained(cfg: DictConfig, parts: Parts, checkpoint: Checkpoint) -> TrainedClients:
     """Return the honest clients of a finished run; a checkpoint of another configuration is a ConfigError."""
     return TrainedClients(
-        parts.client if parts.attack is None else client(cfg, parts.data, parts.model),
+        parts.client if parts.attack is None else client(cfg, parts.data, parts.model, emulated=parts.tuned),
         parts.strategy,
         checkpoint,
         finetune_steps=OmegaConf.select(cfg, "optim.finetune_steps") or 0,

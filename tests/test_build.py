@@ -38,6 +38,7 @@ def test_names_of_choices_are_written_down():
         "backbone": "letters",
         "simulation": "in_process",
         "attack": "none",
+        "emulator": "none",
     }
     assert "hydra" not in cfg
 

@@ -60,6 +60,7 @@ class Estimate:
         sent: numbers in one client's reply.
         trained: numbers that a client learns.
         memory_mb: largest resident set measured here, with all images, plus the caches of the images left out here.
+        emulator_bytes: that each client is sent once, before the first round; 0 where clients have the full ViT.
         setup: seconds.
         train: seconds of all rounds.
         evaluate: seconds of all evaluations.
@@ -72,6 +73,7 @@ class Estimate:
     sent: int
     trained: int
     memory_mb: float
+    emulator_bytes: int
     setup: float
     train: float
     evaluate: float
@@ -92,6 +94,7 @@ class Estimate:
         return [
             f"bytes     {up:,} up and {down:,} down in a round; {up * self.rounds:,} and {total:,} in all",
             f"numbers   {self.trained:,} trained by a client, {self.sent:,} of them sent",
+            *([f"emulator  {self.emulator_bytes:,} bytes to each client, once"] if self.emulator_bytes else []),
             f"memory    {self.memory_mb:,.0f} MB (largest measured here, plus caches of the images left out here)",
             f"time      {self.minutes:.1f} minutes (seconds: setup {self.setup:.1f}, train {self.train:.1f}, "
             f"evaluate {self.evaluate:.1f})",
@@ -116,7 +119,10 @@ def estimate(cfg: DictConfig) -> Estimate:
     cohort = cfg.simulation.get("cohort", 1) or len(data)  # other engines train one client at a time
     cohort_ids = sampling.train(1)[:cohort]
     cut = _cut(data, cohort_ids, cfg.optim.batch_size)
-    clients = [make_client(_with_epochs(cfg, epochs), cut, model, parts.attack, parts.malicious) for epochs in EPOCHS]
+    clients = [
+        make_client(_with_epochs(cfg, epochs), cut, model, parts.attack, parts.malicious, parts.tuned)
+        for epochs in EPOCHS
+    ]
     setup = time.perf_counter() - started
     preparing = [_seconds(client.prepare)[0] for client in clients]
     held, held_here = (_held(federated) for federated in (data, clients[0].data))
@@ -135,7 +141,8 @@ def estimate(cfg: DictConfig) -> Estimate:
     looked_at = sum(len(data.clients[client].validation[:SOME]) for client in cohort_ids)
     images = sum(len(data.clients[client].validation) + len(data.clients[client].test) for client in sampling.evaluated)
     evaluation = images * seconds / max(looked_at, 1) + 2 * max(tuned - seconds, 0.0) * evaluated
-    cache = min((held - held_here) * model.entering_bytes / 2**20, cfg.simulation.cache_mb)
+    models = 1 if parts.tuned is None else 2
+    cache = min((held - held_here) * models * model.entering_bytes / 2**20, models * cfg.simulation.cache_mb)
     return Estimate(
         bytes_up=training.bytes_up,
         bytes_down=training.bytes_down,
@@ -144,6 +151,7 @@ def estimate(cfg: DictConfig) -> Estimate:
         sent=training.sent,
         trained=sum(int(np.prod(p.shape[1:])) for p in model.trainable().values()),
         memory_mb=peak_memory_mb() + cache,
+        emulator_bytes=0 if parts.emulator is None else parts.emulator.emulator.bytes,
         setup=setup,
         train=cfg.rounds * cohorts * (training.fixed + training.step * steps),
         evaluate=-(-cfg.rounds // loop.assessment.every) * evaluation,

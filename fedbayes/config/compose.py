@@ -23,7 +23,7 @@ from fedbayes.text import closest, in_one_line
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """Folder of the configuration files, beside the packages in a checkout and a wheel alike."""
 
-NAMED = (*SUBJECT, "simulation", "attack")
+NAMED = (*SUBJECT, "simulation", "attack", "emulator")
 """Groups whose choice is written under `names`."""
 
 SWITCHES = ("dry_run", "evaluate.gallery", "data.download", "backbone.pretrained")
@@ -34,7 +34,8 @@ SWEEPS = ("hydra/launcher/joblib", "hydra/sweeper/optuna")
 
 SECTIONS = (
     *(*NAMED, "tracking", "prompts", "generator", "head", "inference", "optim", "server", "augment", "evaluate"),
-    *("checkpoint", "faults", "update_clipping", "privacy", "simulation.engine", "method.client", "method.strategy"),
+    *("owner", "checkpoint", "faults", "update_clipping", "privacy"),
+    *("simulation.engine", "method.client", "method.strategy"),
 )
 """Parts of a configuration that hold keys, whatever is chosen."""
 

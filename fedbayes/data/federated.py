@@ -49,12 +49,20 @@ class FederatedData:
         images: every image once, those of held-out domains after the others.
         clients: the images of each client.
         new_clients: partitions that never train.
+        owner: ids of the images of the ViT's owner, which no client has.
     """
 
-    def __init__(self, images: ImageSet, clients: Sequence[ClientSplit], new_clients: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        images: ImageSet,
+        clients: Sequence[ClientSplit],
+        new_clients: Sequence[int] = (),
+        owner: Sequence[int] = (),
+    ) -> None:
         self.images = images
         self.clients = tuple(clients)
         self.new_clients = tuple(new_clients)
+        self.owner = tuple(owner)
 
     def __len__(self) -> int:
         """Return the number of clients."""
@@ -73,7 +81,7 @@ class FederatedData:
 
     def with_clients(self, clients: Sequence[ClientSplit], images: ImageSet | None = None) -> "FederatedData":
         """Return the same federation with another partition, and with other images if `images` is not None."""
-        return FederatedData(self.images if images is None else images, clients, self.new_clients)
+        return FederatedData(self.images if images is None else images, clients, self.new_clients, self.owner)
 
     def indices(self, partition: int, split: Split) -> Tensor:
         """Return the image ids of one client's split, ascending.

@@ -17,6 +17,7 @@ from fedbayes.comm.messages import ClientUpdate
 from fedbayes.inference.diagnostics import mixing_ratio
 from fedbayes.metrics.calibration import adaptive_reliability, reliability, scale
 from fedbayes.metrics.detection import aurc, auroc, fpr95
+from fedbayes.metrics.offsite import EMULATED, offsite
 from fedbayes.metrics.predictive import Predictive, brier, negative_log_likelihood
 
 RESOLUTION = 1e-5
@@ -43,6 +44,7 @@ class Evaluation:
         clients_expected: clients that were asked; fewer may have replied. None where nobody counted.
         images_expected: images of those clients, None where they alone know.
         backdoor_success: fraction of marked images of other classes that are seen as the attack wants, if there is one.
+        emulator_probabilities: of the images, by the emulator that clients train in the place of the full ViT, if any.
         outside: beside an evaluation on test, that on images of held-out domains; None if there are none.
     """
 
@@ -59,6 +61,7 @@ class Evaluation:
     clients_expected: int | None = None
     images_expected: int | None = None
     outside: "Evaluation | None" = None
+    emulator_probabilities: torch.Tensor | None = None
 
     @classmethod
     def of(cls, server_round: int, split: str, updates: Sequence[ClientUpdate]) -> "Evaluation":
@@ -78,6 +81,7 @@ class Evaluation:
             pooled("domains"),
             torch.from_numpy(np.repeat([u.partition for u in updates], [u.num_examples for u in updates])),
             metrics,
+            emulator_probabilities=pooled(EMULATED) if all(EMULATED in update.arrays for update in updates) else None,
         )
 
     @property
@@ -144,6 +148,7 @@ class Evaluation:
     def arrays(self) -> dict[str, np.ndarray]:
         """Predictions image by image, clients in order: what paired comparisons of runs are made from."""
         tensors = {**vars(self.pooled), **{name: getattr(self, name) for name in _PER_IMAGE}}
+        tensors |= {} if self.emulator_probabilities is None else {EMULATED: self.emulator_probabilities}
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -164,6 +169,7 @@ class Evaluation:
         values |= {name: tensors[name] for name in _PER_IMAGE}
         return cls(
             pooled=Predictive(tensors["probabilities"], tensors["expected_entropy"]),
+            emulator_probabilities=tensors.get(EMULATED),
             outside=None if outside is None else cls.restored(under("outside/", arrays), outside),
             **values,
         )
@@ -198,6 +204,7 @@ class Evaluation:
             **self._pooled_numbers(),
             **self._scaled_numbers(),
             "backdoor_success": self.backdoor_success,
+            **offsite(self),
             "ood": None if self.outside is None else self.outside.as_outside(),
             "reliability": {name: getattr(bins, name).tolist() for name in ("confidence", "accuracy", "count")},
         }

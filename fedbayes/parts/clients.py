@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from fedbayes.config.instantiate import call, deferred, instance_of, plain
@@ -12,6 +13,7 @@ from fedbayes.data.corruption import corrupt_test
 from fedbayes.data.federated import FederatedData
 from fedbayes.data.label_shift import shift_labels
 from fedbayes.data.partitions.held_out import hold_out, share_held_out
+from fedbayes.data.partitions.owner import set_aside
 from fedbayes.data.partitions.splits import require_partition
 from fedbayes.data.pixels import require_side
 from fedbayes.errors import ConfigError, DataError, require_whole
@@ -25,6 +27,7 @@ from fedbayes.models.prompts.coded import GeneratorSettings
 from fedbayes.server.sampling import Sampling
 from fedbayes.simulation.attacks import AbstractAttack, MaliciousClients
 from fedbayes.simulation.client import ClientSetup, CohortClient
+from fedbayes.simulation.offsite import OffsiteClient
 
 DEBUG_IMAGES = 8  # of a client's split with `debug=true`
 LIKE_LETTERS = ("styled_digits", "three_digits", "mnist", "usps", "svhn", None)
@@ -51,14 +54,17 @@ def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
         )
     settings = plain(cfg.evaluate)
     inside, images = hold_out(images, settings["held_out"])
+    owner, others = set_aside(inside, cfg.owner.images, cfg.partition.get("seed", 0))
+    shared = inside.subset(torch.from_numpy(others)) if len(owner) else inside
     partition = instance_of("partition", cfg.partition, having=("__call__",))
-    splits = require_partition(partition(inside, clients), len(inside), clients, may_be_empty=_elsewhere(cfg))
+    splits = require_partition(partition(shared, clients), len(shared), clients, may_be_empty=_elsewhere(cfg))
+    splits = tuple(split.renumbered(others) for split in splits) if len(owner) else splits
     if cfg.get("debug"):
         splits = tuple(split.first(DEBUG_IMAGES) for split in splits)
     splits = share_held_out(splits, len(inside), len(images), cfg.partition.get("seed", 0))
     splits = shift_labels(images, splits, settings["label_shift"], cfg.partition.get("seed", 0))
     images = corrupt_test(images, splits, settings["corruption"], settings["severity"])
-    return FederatedData(images, splits, new_clients)
+    return FederatedData(images, splits, new_clients, owner.tolist())
 
 
 def _elsewhere(cfg: DictConfig) -> bool:
@@ -140,11 +146,23 @@ def client(
     prompted: PromptedViT,
     attacker: AbstractAttack | None = None,
     partitions: Sequence[int] = (),
+    emulated: PromptedViT | None = None,
 ) -> CohortClient:
-    """Return the object that trains and evaluates every client; `partitions` are those of the malicious ones."""
+    """Return the object that trains and evaluates every client.
+
+    Args:
+        cfg: the configuration.
+        federated: who has which images.
+        prompted: the model that predicts.
+        attacker: what malicious clients do; None where there are none.
+        partitions: the malicious clients.
+        emulated: the model that clients train, where that is another.
+    """
     if attacker is not None:
-        honest = client(cfg, attacker.poison(federated, partitions), prompted)
+        honest = client(cfg, attacker.poison(federated, partitions), prompted, emulated=emulated)
         return MaliciousClients(honest, attacker, partitions)
+    if emulated is not None:
+        return OffsiteClient(client(cfg, federated, emulated), client(cfg, federated, prompted))
     augment, priors = instance_of("augment", cfg.augment), ClassPriors(cfg.head.prior, cfg.head.prior_count)
     setup = ClientSetup(federated, prompted, augment, cfg.simulation.cache_mb, cfg.seed, priors)
     return cast(CohortClient, call("method.client", deferred("method.client", cfg.method.client), setup=setup))

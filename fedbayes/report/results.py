@@ -71,7 +71,22 @@ def _result_cells(state: Mapping[str, Any]) -> dict[str, str]:
     mean, deviation = (number(look_up(state, ("accuracy", name))) for name in ("mean", "std"))
     cells = {"accuracy, mean over clients ± sd": f"{mean} ± {deviation}"}
     cells |= {label: number(look_up(state, path), digits) for label, path, digits in _ROWS}
-    return cells | _held_out_cells(state.get("ood") or {})
+    return cells | _emulator_cells(state) | _held_out_cells(state.get("ood") or {})
+
+
+def _emulator_cells(state: Mapping[str, Any]) -> dict[str, str]:
+    """The rows about the emulator that clients trained, and the gap to the full ViT; none without one."""
+    emulator, gap = state.get("emulator") or {}, state.get("gap") or {}
+    if not emulator:
+        return {}
+    cells = {
+        "emulator: accuracy, mean over clients": number(look_up(emulator, ("accuracy", "mean"))),
+        "emulator: NLL (nats)": number(emulator.get("nll")),
+    }
+    for score, name in (("accuracy", "accuracy"), ("nll", "NLL (nats)")):
+        mean, low, high = (number(look_up(gap, (score, part))) for part in ("mean", "low", "high"))
+        cells[f"plugged in minus emulator: {name} [95 % interval]"] = f"{mean} [{low}, {high}]"
+    return cells
 
 
 def _held_out_cells(ood: Mapping[str, Any]) -> dict[str, str]:
@@ -122,6 +137,9 @@ def costs(summary: Mapping[str, Any]) -> Table:
         rows.append(["sent", f"{size(sent.get('up'))} up, {size(sent.get('down'))} down"])
     if seconds.get("total") is not None:
         rows.append(["time", duration(seconds["total"]) + (f" (seconds: {', '.join(parts)})" if parts else "")])
+    if emulator := summary.get("emulator"):
+        fraction_kept = f"{number(emulator.get('size'), 2)} of the lower blocks"
+        rows.append(["emulator", f"{size(emulator.get('bytes'))} to each client, once; {fraction_kept}"])
     if summary.get("images_per_second") is not None:
         rows.append(["speed", f"{number(summary['images_per_second'], 0)} images/s"])
     if summary.get("peak_memory_mb") is not None:

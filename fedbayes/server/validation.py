@@ -15,6 +15,7 @@ from flwr.app import Message
 from fedbayes.arrays import Arrays, non_finite, norm
 from fedbayes.comm.messages import ClientUpdate, read_personal, read_update
 from fedbayes.errors import require_number
+from fedbayes.metrics.offsite import EMULATED
 
 LATE, FAILED, INVALID = "late", "failed", "invalid"
 
@@ -130,6 +131,11 @@ def evaluation_problem(update: ClientUpdate, sizes: PartitionSizes) -> str | Non
             return f"{name} is {array.dtype} {array.shape}, expected {types[0]} {expected}"
         if not low <= array.min() <= array.max() <= high:
             return f"{name} goes from {array.min():g} to {array.max():g}, expected {low:g} to {high:g}"
+    emulated = update.arrays.get(EMULATED)
+    if emulated is not None and (
+        emulated.shape != update.arrays["probabilities"].shape or not 0.0 <= emulated.min() <= emulated.max() <= 1.001
+    ):
+        return f"{EMULATED} of shape {emulated.shape} are no probabilities of {sizes.classes} classes"
     for name, array in update.arrays.items():
         if array.shape[:1] != (update.num_examples,):
             return f"{name} has shape {array.shape} for {update.num_examples} images"

@@ -1,6 +1,7 @@
 """What a run was made of, its images client by client and its backbone; whoever goes on with it needs the same."""
 
 import hashlib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def require_same_inputs(run_dir: Path, parts: Parts) -> None:
 
 def _inputs(parts: Parts) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
-    for name, array in sorted(parts.model.backbone.vit.state_dict().items()):
+    models = [parts.model] if parts.tuned is None else [parts.model, parts.tuned]
+    for name, array in chain(*(sorted(model.backbone.vit.state_dict().items()) for model in models)):
         digest.update(name.encode())
         digest.update(array.detach().float().cpu().contiguous().numpy().tobytes())
     # Deployed clients alone know their images.

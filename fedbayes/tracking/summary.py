@@ -48,6 +48,7 @@ def summarise(cfg: DictConfig, parts: Parts, progress: Progress, started: float)
     return {
         **{name: cfg.names[name] for name in SUBJECT},
         "attack": {"name": cfg.names.attack, "malicious": list(parts.malicious)},
+        "emulator": None if parts.emulator is None else {"name": cfg.names.emulator, **parts.emulator.summary()},
         "seed": cfg.seed,
         "rounds": progress.server_round,
         "clients": cfg.clients,

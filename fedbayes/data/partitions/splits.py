@@ -37,6 +37,10 @@ class ClientSplit:
         """Return the first images of each split that a partition makes."""
         return replace(self, **{name: ids[:count] for name, ids in self.parts().items()})
 
+    def renumbered(self, ids: Ints) -> "ClientSplit":
+        """Return the split of images that have the number `ids[i]` where it says i."""
+        return replace(self, **{name: ids[part] for name, part in self.parts().items()})
+
     def parts(self) -> dict[str, Ints]:
         """Return the three splits that a partition makes, by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}

@@ -1,0 +1,1 @@
+"""Emulators: lossy stand-ins for the lower blocks of a ViT that its owner does not give away."""
