@@ -25,10 +25,18 @@ def _convolve(image: Elements, kernel: Elements) -> Elements:
     return np.tensordot(kernel, windows, axes=((1, 2, 3), (0, 3, 4)))
 
 
+def _carry(high: Elements, low: Elements) -> Elements:
+    """Return the products of `high` (..., n) with both parts of `low`: n entries, and the last n or n - 1 of them."""
+    pairs = high.shape[-1]
+    count = low.shape[-1] - pairs
+    return np.concatenate([high * low[..., :pairs], high[..., pairs - count :] * low[..., pairs:]], axis=-1)
+
+
 MAPS: dict[str, Callable[[Elements, Elements], Elements]] = {
     "multiply": np.multiply,
     "matmul": np.matmul,
     "convolve": _convolve,
+    "carry": _carry,
 }
 """Bilinear maps by name."""
 
@@ -69,6 +77,8 @@ def _image_shape(name: str, x: Shape, y: Shape) -> Shape:
     """Return the shape of a bilinear map's image."""
     if name == "multiply":
         return np.broadcast_shapes(x, y)
+    if name == "carry":
+        return y
     if name == "convolve":
         return (y[0], x[1] - y[2] + 1, x[2] - y[3] + 1)
     return (*np.broadcast_shapes(x[:-2], y[:-2]), x[-2], y[-1])

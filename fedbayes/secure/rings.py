@@ -117,7 +117,7 @@ class Residues(AbstractIntegers):
     def add(self, a: Elements, b: Elements) -> Elements:
         """Return `a + b`."""
         total = a + b
-        return np.where(total >= self.modulus, total - np.uint8(self.modulus), total)
+        return np.asarray(np.where(total >= self.modulus, total - np.uint8(self.modulus), total))
 
     def negate(self, a: Elements) -> Elements:
         """Return `-a`."""
