@@ -5,6 +5,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from tables import selected
+
 Candidate = tuple[str, ...]
 Ranked = tuple[float, float, Candidate]
 """NLL and accuracy on validation, and of what."""
@@ -43,6 +45,13 @@ PERSONAL = ("pfedbayespt_personal", "gaussian_prompts_personal")
 """Posteriors whose heads, of one client each, want the smaller rate."""
 POSTERIOR = ("pfedbayespt", "gaussian_prompts", *PERSONAL)
 NO_PROMPTS = ("fedavg_head", "local_head")
+PROMPTS_OF = {
+    "pfedbayespt_lora": "pfedbayespt",
+    "deterministic_lora": "deterministic_prompts",
+    "fedvpt_lora": "fedvpt",
+}
+"""Prompts beside low-rank changes have what was chosen for the same prompts alone, and the rank chosen for `fedlora`;
+their candidates are rates of the low-rank changes and of the head."""
 TEMPERATURES = {"fedncm": (1, 2, 4, 8, 16, 32), "fedcof": (0.25, 0.5, 0.7, 1, 1.4, 2)}
 """Of the probabilities of what is not trained; accuracy does not depend on it."""
 PROMPT_LR, HEAD_LR = "optim.lr", "optim.head_lr"
@@ -175,11 +184,25 @@ def candidates(method: str, section: str) -> list[Candidate]:
         return [(f"method.strategy.temperature={one:g}",) for one in TEMPERATURES[method]]
     if method in NO_PROMPTS:
         return HEAD_ALONE
+    if method in PROMPTS_OF:
+        return beside_low_rank(PROMPTS_OF[method], section, (0.0003, 0.001) if section == "photos" else head)
     if method in POSTERIOR:
         first = posteriors(head[0] if section == "photos" or method in PERSONAL else head[1])
     else:
         first = pairs(WEIGHTS if method in WHOLE else PROMPT, head)
     return [as_it_began(method, one) for one in (*first, *FURTHER.get((section, method), []))]
+
+
+def beside_low_rank(prompts: str, section: str, head: Sequence[float]) -> list[Candidate]:
+    """The choice for prompts alone and the rank of `fedlora`, with each pair of rates of low-rank changes and head."""
+    prompt_settings = [setting for setting in selected(section, prompts) if not setting.startswith(f"{HEAD_LR}=")]
+    rank = [setting for setting in selected(section, "fedlora") if setting.startswith("method.weights.")]
+    rates = (0.0003, 0.001, 0.003) if section == "photos" else (0.001, 0.003, 0.01)
+    return [
+        (*prompt_settings, *rank, f"optim.weights_lr={weights}", f"{HEAD_LR}={outer}")
+        for weights in rates
+        for outer in head
+    ]
 
 
 def as_it_began(method: str, candidate: Candidate) -> Candidate:

@@ -20,16 +20,18 @@ from typing import Any, cast
 import pandas as pd
 import yaml
 from jobs import Job, folder_of, require_same, run_all
-from protocols import EVERY, TABLES, WAVES
+from protocols import TABLES, WAVES
 from results_page import joined, markdown
 
 from fedbayes.metrics.paired import paired_difference
 from fedbayes.report.spread import Spread, spread
 from fedbayes.storage.run_dir import SUMMARY, read_json
+from fedbayes.tracking.provenance import provenance
 
 HERE = Path(__file__).parent
 OURS = "pfedbayespt"
 SEEDS = (0, 1, 2)
+PRIOR = "+prior"
 PRECISION = "bf16"
 """Of the frozen backbone for photographs: 2.5 times as fast as float32 on a processor that multiplies it, and many
 times as slow on one that does not."""
@@ -48,7 +50,18 @@ def selected(settings: str, method: str) -> tuple[str, ...]:
 def unchosen(name: str, methods: Sequence[str]) -> list[str]:
     """Methods that a table would run with settings chosen for other images: photographs change rates of their own."""
     settings = TABLES[name].settings
-    return [] if settings == DEFAULTS else [method for method in methods if not selected(settings, method)]
+    return [] if settings == DEFAULTS else [method for method in methods if not selected(settings, plain(method))]
+
+
+def plain(method: str) -> str:
+    """The method without `+prior`, which chooses nothing of its own."""
+    return method.removesuffix(PRIOR)
+
+
+def short_name(method: str, seed: int) -> tuple[str, ...]:
+    """The overrides that name a run; `METHOD+prior` is the method with `head.prior=client`."""
+    prior = ("head.prior=client",) if method.endswith(PRIOR) else ()
+    return (f"method={plain(method)}", *prior, f"seed={seed}")
 
 
 def folder_of_table(root: Path, name: str, precision: str) -> Path:
@@ -75,10 +88,10 @@ def jobs(
     paths: list[str] = [] if table.data is None else [f"data.root='{(data or Path()) / table.data}'"]
     paths += [f"backbone.checkpoint='{weights}'", f"simulation.precision={precision}"] if table.backbone else []
     table_jobs = {}
-    for method in methods:
-        for seed in seeds:
-            short = (f"method={method}", f"seed={seed}")
-            chosen = selected(table.settings, method) if tuned else ()
+    for seed in seeds:
+        for method in methods:
+            short = short_name(method, seed)
+            chosen = selected(table.settings, plain(method)) if tuned else ()
             protocol = ("evaluate.every=5", *table.overrides, f"partition.seed={seed}", *chosen)
             table_jobs[method, seed] = (folder_of(place, short), (*short, *protocol, *paths))
     return table_jobs
@@ -104,18 +117,16 @@ def measure(summary: Mapping[str, Any]) -> dict[str, float]:
     return accuracies | {f"nll_{steps}": row["nll"] for steps, row in after.items()}
 
 
-def rows(methods: Sequence[str], place: Path, against: str = OURS) -> pd.DataFrame:
+def rows(methods: Sequence[str], place: Path, against: str = OURS, seeds: Sequence[int] = SEEDS) -> pd.DataFrame:
     """Return the table of the runs in `place`, in the form of `experiments/results`: all cells are text.
 
     Args:
         methods: a row for each that has a run.
         place: folder of the runs.
         against: the method that the differences are to.
+        seeds: those whose runs count.
     """
-    folders = {
-        method: [folder_of(place, (f"method={method}", f"seed={seed}")) for seed in SEEDS]
-        for method in (against, *methods)
-    }
+    folders = {method: [folder_of(place, short_name(method, seed)) for seed in seeds] for method in (against, *methods)}
     table = []
     for method in methods:
         done = [folder for folder in folders[method] if (folder / SUMMARY).exists()]
@@ -167,12 +178,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("action", choices=("run", "show", "list"))
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="names; see list")
-    parser.add_argument("--methods", nargs="*", help="default: those of the wave")
+    text = "default: those of the wave; METHOD+prior has head.prior=client"
+    parser.add_argument("--methods", nargs="*", help=text)
     parser.add_argument("--wave", choices=WAVES, default="both")
     parser.add_argument("--jobs", type=int, default=2, help="processes, each with one thread")
     parser.add_argument("--root", type=Path, default=Path("runs/tables"))
     text = "of the differences; it gets the first row"
-    parser.add_argument("--against", default=OURS, choices=EVERY, metavar="METHOD", help=text)
+    parser.add_argument("--against", default=OURS, metavar="METHOD", help=text)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="partitions and runs 0, 1, ...")
     parser.add_argument("--csv", type=Path, help="folder that gets the table as a file, e.g. experiments/results")
     ask_for_photographs(parser)
     args = parser.parse_args()
@@ -181,19 +194,21 @@ def main() -> None:
     if args.action == "list":
         print("\n".join(f"{name:28} {table.title}" for name, table in TABLES.items()))
         return
-    failed = False
+    failed, seeds = False, range(args.seeds)
     for name in args.tables:
         missing = unchosen(name, methods)
         if args.action == "show":  # run_all does it otherwise
-            require_same(list(jobs(name, [m for m in methods if m not in missing], *places, args.precision).values()))
+            require_same(
+                list(jobs(name, [m for m in methods if m not in missing], *places, args.precision, seeds).values())
+            )
         else:
             if missing:
                 parser.error(
                     f"{', '.join(missing)}: nothing chosen for {name}; run tune.py {TABLES[name].settings} first"
                 )
-            wanted = list(jobs(name, methods, *places, args.precision).values())
+            wanted = list(jobs(name, methods, *places, args.precision, seeds).values())
             failed |= any(not (folder / SUMMARY).exists() for folder in run_all(wanted, args.jobs))
-        table = rows(methods, folder_of_table(args.root, name, args.precision), args.against)
+        table = rows(methods, folder_of_table(args.root, name, args.precision), args.against, seeds)
         print(f"\n**{TABLES[name].title}**\n\n{markdown(joined(table))}\n", flush=True)
         if args.csv:
             (args.csv / f"{name}.csv").write_text(with_header(name, table, args.precision), encoding="utf-8")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import protocols
 import tables
 import tune
 import yaml
@@ -16,7 +17,7 @@ METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")}
 
 
 def test_the_waves_hold_every_method_once():
-    assert sorted(tables.EVERY) == sorted(METHODS)
+    assert sorted(protocols.EVERY) == sorted(METHODS)
 
 
 def test_every_run_of_every_table_composes_into_a_folder_of_its_own(tmp_path):
