@@ -11,7 +11,7 @@ from fedbayes.metrics.calibration import fit_temperature
 from fedbayes.metrics.evaluation import Evaluation, detection
 from fedbayes.server.sampling import Sampling
 from fedbayes.server.session import Session
-from fedbayes.server.state import Progress
+from fedbayes.server.state import Progress, Snapshot
 from fedbayes.server.validation import evaluation_problem
 
 
@@ -44,35 +44,63 @@ class Assessment:
             require_whole("evaluate.adapt_steps", steps, 0)
 
     def after_round(self, session: Session, *, last: bool) -> None:
-        """Evaluate on validation; on test only if that was better than before, or the run is at its end.
+        """Evaluate on validation, and at the end of the run on test: with the last round's parameters and the best's.
+
+        Clients with personal parameters hold the last round's alone, so they predict test images in each round that is
+        better on validation than all before.
 
         Raises:
             StoppedError: if no client could be evaluated.
         """
         progress = session.progress
-        validation = self._evaluate(session, "validation")
+        now = self._snapshot(session, self.sampling.evaluated)
+        validation = self._evaluate(session, now, "validation")
         score = validation.accuracy["mean"] if self.best_by == "accuracy" else -validation.nll
-        if score <= progress.best_validation and not last:
+        is_best = score > progress.best_validation
+        if not (is_best or last):
             return
-        temperature = fit_temperature(validation.pooled.probabilities, validation.labels) if self.temperature else None
-        test = self._evaluate(session, "test", temperature=temperature)
+        if self.temperature:
+            now = replace(now, temperature=fit_temperature(validation.pooled.probabilities, validation.labels))
+        if is_best:
+            progress.best_validation, progress.best_train = score, progress.train
+            progress.best, progress.best_snapshot = None, now
+        if not (last or progress.personal or progress.uncollected):
+            return
+        test = self._test(session, now)
+        if is_best:
+            progress.best, progress.best_snapshot = test, None
+        if not last:
+            return
+        progress.final = test
+        if progress.best_snapshot is not None:
+            progress.best, progress.best_snapshot = self._test(session, progress.best_snapshot), None
+        for steps in dict.fromkeys(self.adapt_steps) if self.sampling.new_clients else ():
+            new = self._snapshot(session, self.sampling.new_clients)
+            progress.new_clients[steps] = self._evaluate(session, new, "test", adapt=steps)
+
+    def _snapshot(self, session: Session, clients: Sequence[int]) -> Snapshot:
+        """Return what clients are evaluated with now."""
+        progress = session.progress
+        requests = session.strategy.requests(progress.server_round, clients, "evaluate")
+        if self.shares_personal and len(progress.accepted) < len(session.federation.partitions):
+            requests = _with_mean_personal(requests, progress)
+        return Snapshot(progress.server_round, requests, progress.train)
+
+    def _test(self, session: Session, snapshot: Snapshot) -> Evaluation:
+        """Evaluate on test images, and on what is looked at besides."""
+        test = self._evaluate(session, snapshot, "test")
         if self.held_out:
-            test = replace(test, outside=self._evaluate(session, "held_out", inside=test))
+            test = replace(test, outside=self._evaluate(session, snapshot, "held_out", inside=test))
         if self.backdoor and any(session.federation.sizes.of("triggered", p) != 0 for p in self.sampling.evaluated):
-            test = replace(test, backdoor_success=self._evaluate(session, "triggered").accuracy["weighted"])
-        if score > progress.best_validation:
-            progress.best, progress.best_validation, progress.best_train = test, score, progress.train
-        if last:
-            progress.final = test
-        for steps in dict.fromkeys(self.adapt_steps) if last and self.sampling.new_clients else ():
-            progress.new_clients[steps] = self._evaluate(session, "test", adapt=steps)
+            test = replace(test, backdoor_success=self._evaluate(session, snapshot, "triggered").accuracy["weighted"])
+        return test
 
     def _evaluate(
         self,
         session: Session,
+        snapshot: Snapshot,
         split: str,
         *,
-        temperature: float | None = None,
         inside: Evaluation | None = None,
         adapt: int | None = None,
     ) -> Evaluation:
@@ -80,19 +108,15 @@ class Assessment:
 
         Args:
             session: the run.
+            snapshot: what they predict with.
             split: the images.
-            temperature: at which the predictions are looked at besides.
             inside: the evaluation that held-out images are compared with.
             adapt: steps that new clients train before; None to evaluate the clients of any round.
         """
         started, progress, sizes = time.perf_counter(), session.progress, session.federation.sizes
-        server_round = progress.server_round
-        asked = self.sampling.evaluated if adapt is None else self.sampling.new_clients
+        server_round = snapshot.server_round
         phase = split if adapt is None else f"new_clients_{adapt}"
-        requests = session.strategy.requests(server_round, asked, "evaluate")
-        requests = {partition: arrays for partition, arrays in requests.items() if sizes.of(split, partition) != 0}
-        if self.shares_personal and len(progress.accepted) < len(session.federation.partitions):
-            requests = _with_mean_personal(requests, progress)
+        requests = {p: arrays for p, arrays in snapshot.requests.items() if sizes.of(split, p) != 0}
         contents = session.messages(requests, server_round, split, self.timeout, adapt=adapt)
         replies = session.federation.ask(contents, "evaluate", split)
         replies = replies.checked(lambda update: evaluation_problem(update, sizes))
@@ -103,13 +127,13 @@ class Assessment:
         images = [sizes.of(split, partition) for partition in contents]
         evaluation = replace(
             Evaluation.of(server_round, phase, replies.updates),
-            temperature=temperature,
+            temperature=snapshot.temperature if split == "test" and adapt is None else None,
             clients_expected=len(contents),
             images_expected=None if None in images else sum(count or 0 for count in images),
         )
         if shortfall := evaluation.shortfall:
             session.log.note(f"round {server_round}: {phase} rests on {shortfall}")
-        before, after = progress.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
+        before, after = snapshot.train.get("mixing_ratio_sent"), evaluation.metrics.get("mixing_ratio")
         if before and after is not None and adapt is None:
             evaluation.metrics["mixing_kept"] = after / before  # by averaging, as far as the images are alike
         if inside is not None:

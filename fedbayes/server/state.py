@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -14,7 +14,42 @@ from fedbayes.metrics.evaluation import Evaluation
 from fedbayes.storage.checkpoint import Checkpoint
 
 _NEW_CLIENTS = "new-clients-"  # leads the names of evaluations of new clients in a checkpoint
+_SNAPSHOT = "best-snapshot/"
 _PLAIN = ("best_validation", "best_train", "train", "bytes_up", "bytes_down", "seconds", "images")  # stored as they are
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What clients were evaluated with after a round, to predict with it later.
+
+    Attributes:
+        server_round: the round.
+        requests: the arrays that each client was sent, by partition; clients with equal ones share the object.
+        train: mean training metrics of the round.
+        temperature: fitted on its validation images; None where none was asked for.
+    """
+
+    server_round: int
+    requests: dict[int, Arrays]
+    train: dict[str, float]
+    temperature: float | None = None
+
+    def stored(self) -> tuple[Arrays, dict[str, Any]]:
+        """Return it as arrays and as facts in JSON's types; `restored` takes it back."""
+        distinct = {id(arrays): arrays for arrays in self.requests.values()}
+        places = {key: str(place) for place, key in enumerate(distinct)}
+        arrays = {f"{places[key]}/{name}": array for key, group in distinct.items() for name, array in group.items()}
+        requests = {str(partition): places[id(group)] for partition, group in self.requests.items()}
+        facts = {"round": self.server_round, "train": self.train, "temperature": self.temperature, "requests": requests}
+        return arrays, facts
+
+    @classmethod
+    def restored(cls, arrays: Arrays, facts: dict[str, Any]) -> "Snapshot":
+        """Return what `stored` gave."""
+        distinct = {place: under(f"{place}/", arrays) for place in facts["requests"].values()}
+        requests = {int(partition): distinct[place] for partition, place in facts["requests"].items()}
+        return cls(facts["round"], requests, facts["train"], facts["temperature"])
 
 
 @final
@@ -26,6 +61,7 @@ class Progress:
         arrays: the server's parameters after the last round.
         accepted: by partition, the last round whose reply was used.
         best: the evaluation on test in the round that was best on validation; `best_validation` is its score there.
+        best_snapshot: that round's, until its evaluation on test.
         final: the evaluation on test after the last round.
         new_clients: the same of new clients, by steps of adaptation.
         train: mean training metrics of the last round; `best_train` of the best.
@@ -39,6 +75,7 @@ class Progress:
     server_round: int = 0
     accepted: dict[int, int] = field(default_factory=dict)
     best: Evaluation | None = None
+    best_snapshot: Snapshot | None = None
     best_validation: float = -np.inf
     final: Evaluation | None = None
     new_clients: dict[int, Evaluation] = field(default_factory=dict)
@@ -90,6 +127,9 @@ class Progress:
             "evaluations": {name: facts for name, (_, facts) in records.items()},
         }
         arrays = {f"{name}/{key}": array for name, (fields, _) in records.items() for key, array in fields.items()}
+        if self.best_snapshot is not None:
+            fields, history["best_snapshot"] = self.best_snapshot.stored()
+            arrays |= {f"{_SNAPSHOT}{name}": array for name, array in fields.items()}
         return Checkpoint(self.server_round, self.arrays, self.personal, strategy, arrays, history)
 
     @classmethod
@@ -101,11 +141,14 @@ class Progress:
             for name, facts in history["evaluations"].items()
         }
         accepted = {int(partition): int(done) for partition, done in history["accepted"].items()}
+        facts = history.get("best_snapshot")
+        snapshot = None if facts is None else Snapshot.restored(under(_SNAPSHOT, checkpoint.evaluations), facts)
         return cls(
             checkpoint.server,
             server_round=checkpoint.server_round,
             accepted=accepted,
             best=evaluations.pop("best", None),
+            best_snapshot=snapshot,
             final=evaluations.pop("final", None),
             new_clients={int(name.removeprefix(_NEW_CLIENTS)): evaluation for name, evaluation in evaluations.items()},
             before=history["elapsed"],

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import protocols
+import pytest
 import tables
 import tune
 import yaml

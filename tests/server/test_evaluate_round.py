@@ -9,13 +9,37 @@ from fedbayes.server.validation import PartitionSizes
 
 
 @pytest.mark.parametrize("best_by", ["accuracy", "nll"])
-def test_test_images_are_looked_at_only_when_validation_was_better_or_the_run_ends(best_by):
+def test_test_images_are_predicted_at_the_end_with_the_last_and_the_best_parameters(best_by):
     skill = {(1, "validation"): 2, (2, "validation"): 3, (3, "validation"): 1, (4, "validation"): 1}
     client = Scripted(skill={**skill, (2, "test"): 1, (4, "test"): 4})
     progress, _, _ = play(client, rounds=4, best_by=best_by)
-    assert [(r, split) for r, split in client.evaluated if split == "test"] == [(1, "test"), (2, "test"), (4, "test")]
+    assert [(r, split) for r, split in client.evaluated if split == "test"] == [(4, "test"), (2, "test")]
     assert (progress.best.server_round, progress.final.server_round) == (2, 4)
     assert (progress.best.accuracy["mean"], progress.final.accuracy["mean"]) == (0.25, 1.0)
+
+
+def test_the_best_rounds_test_images_are_predicted_with_that_rounds_parameters():
+    class Learning(Scripted):
+        def train(self, requests):
+            replies = super().train(requests)
+            for reply in replies:
+                reply.arrays["w"] = np.full(1, float(requests[0].server_round))
+            return replies
+
+        def evaluate(self, requests):
+            tested.update({r.server_round: float(r.arrays["w"][0]) for r in requests if r.split == "test"})
+            return super().evaluate(requests)
+
+    tested = {}
+    play(Learning(skill={(2, "validation"): 3}), rounds=4)
+    assert tested == {2: 2.0, 4: 4.0}
+
+
+def test_clients_with_personal_parameters_predict_test_images_in_each_better_round():
+    client = Scripted(skill={(1, "validation"): 2, (2, "validation"): 3, (3, "validation"): 1}, keeps=True)
+    progress, _, _ = play(client, rounds=3)
+    assert [(r, split) for r, split in client.evaluated if split == "test"] == [(1, "test"), (2, "test"), (3, "test")]
+    assert progress.best.server_round == 2
 
 
 def test_held_out_images_are_looked_at_with_the_test_images_and_compared_with_them():

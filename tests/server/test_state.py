@@ -9,7 +9,7 @@ import torch
 from fedbayes.comm.messages import ClientUpdate
 from fedbayes.metrics.evaluation import Evaluation, detection
 from fedbayes.metrics.predictive import Predictive
-from fedbayes.server.state import Progress
+from fedbayes.server.state import Progress, Snapshot
 from fedbayes.storage.checkpoint import newest, save
 
 
@@ -44,8 +44,9 @@ def evaluation(seed, split="test", **more):
 def test_progress_comes_back_from_a_checkpoint_with_the_same_summary(tmp_path):
     test, far = evaluation(1, temperature=1.3), evaluation(2, "held_out")
     far = replace(far, detection=detection(test.pooled, far.pooled))
+    shared = {"w": np.arange(3.0)}
     progress = Progress(
-        {"w": np.arange(3.0)},
+        shared,
         server_round=7,
         accepted={0: 7, 4: 3},
         best=replace(test, outside=far),
@@ -57,6 +58,7 @@ def test_progress_comes_back_from_a_checkpoint_with_the_same_summary(tmp_path):
         bytes_up=3,
         images=9,
         personal={4: {"head": np.ones(2)}},
+        best_snapshot=Snapshot(6, {0: shared, 1: {"w": np.ones(3)}, 4: shared}, {"loss": 0.2}, 1.5),
     )
     save(tmp_path, progress.checkpoint({}))
     stored = newest(tmp_path).checkpoint
@@ -65,6 +67,14 @@ def test_progress_comes_back_from_a_checkpoint_with_the_same_summary(tmp_path):
     for name in ("server_round", "accepted", "best_validation", "best_train", "bytes_up", "images", "uncollected"):
         assert getattr(back, name) == getattr(progress, name), name
     assert np.isnan(back.train["loss"])
+    snapshot = back.best_snapshot
+    assert (snapshot.server_round, snapshot.train, snapshot.temperature) == (6, {"loss": 0.2}, 1.5)
+    assert {partition: arrays["w"].tolist() for partition, arrays in snapshot.requests.items()} == {
+        0: [0.0, 1.0, 2.0],
+        1: [1.0, 1.0, 1.0],
+        4: [0.0, 1.0, 2.0],
+    }
+    assert snapshot.requests[0] is snapshot.requests[4], "its bytes are encoded once"
     assert list(back.new_clients) == [0, 5]
     pairs = [(progress.best, back.best), (progress.final, back.final), (progress.new_clients[5], back.new_clients[5])]
     for before, after in pairs:
