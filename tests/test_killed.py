@@ -30,9 +30,7 @@ def killed_at_random(overrides, tmp_path, kills, seed):
     Moments are random, but that of every fourth is when a checkpoint is being written.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["fedbayes.run", "fedbayes.build", "fedbayes.report.run_page", "timm", "sklearn.datasets"]
-    )
+    context.set_forkserver_preload(["fedbayes.run", "fedbayes.build", "fedbayes.report.run_page", "timm"])
 
     def started(run_dir):
         process = context.Process(target=_work, args=(overrides, run_dir))

@@ -21,11 +21,9 @@ repeated game with asymmetric and incomplete information, 2019, arXiv 1904.11184
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
-from scipy.optimize import linprog
-from scipy.sparse import coo_array
 
 from fedbayes.errors import ConfigError
 
@@ -252,7 +250,9 @@ class _Rows:
         self._values += values
         self.to.append(to)
 
-    def matrix(self, width: int) -> coo_array:
+    def matrix(self, width: int) -> Any:
+        from scipy.sparse import coo_array
+
         return coo_array((self._values, (self._rows, self._columns)), shape=(len(self.to), width))
 
 
@@ -271,6 +271,8 @@ def _levels(actions: int, stages: int, width: int) -> list[int]:
 
 def _solve(objective: np.ndarray, upper: _Rows, equal: _Rows, lowest: np.ndarray) -> np.ndarray:
     """Return the unknowns of least objective, with `upper` rows at most and `equal` rows at their right-hand sides."""
+    from scipy.optimize import linprog  # half a second that only a jammer's run should pay
+
     size = len(lowest)
     bounds = np.stack([lowest, np.full(size, np.inf)], axis=1)
     result = linprog(objective, upper.matrix(size), upper.to, equal.matrix(size), equal.to, bounds=bounds)

@@ -16,12 +16,11 @@ from typing import final
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
-from sklearn.utils import Bunch
 from torch import Tensor
 
 from fedbayes.data.datasets import GIVEN_NONE, ImageSet
 from fedbayes.data.pixels import empty_images, require_side
+from fedbayes.data.sources.bundled_digits import CLASSES, bundled_digits
 from fedbayes.seeding import numpy_generator
 
 CACHED_SIDE = 64  # largest side of pictures that a process draws once, 22 MB; larger ones would fill its memory
@@ -149,30 +148,24 @@ def styled_digits(image_size: int = 32) -> ImageSet:
         ConfigError: if `image_size`, in pixels, cannot work.
     """
     small = require_side(image_size) <= CACHED_SIDE
-    source = _source()
-    styles = assign_styles(source.target)
+    _, labels = bundled_digits()
+    styles = assign_styles(labels)
     return ImageSet(
         images=_cached(image_size).clone() if small else _drawn(image_size),
-        labels=torch.tensor(source.target),
+        labels=torch.from_numpy(labels).clone(),
         domains=styles,
-        classes=tuple(str(name) for name in source.target_names),
+        classes=CLASSES,
         domain_names=tuple(STYLES),
         given_split=torch.full((len(styles),), GIVEN_NONE, dtype=torch.int8),
         names=tuple(f"digit {index}" for index in range(len(styles))),
     )
 
 
-@lru_cache(maxsize=1)  # the runs of a sweep share it
-def _source() -> Bunch:
-    """Return the handwritten digits of scikit-learn."""
-    return load_digits()
-
-
 def _drawn(image_size: int) -> Tensor:
     """Return each digit in its style, `(N, 3, image_size, image_size)` in uint8."""
-    source = _source()
-    digits = torch.from_numpy(source.images).float().unsqueeze(1) / 16
-    styles = assign_styles(source.target)
+    ink, labels = bundled_digits()
+    digits = torch.from_numpy(ink).float().unsqueeze(1) / 16
+    styles = assign_styles(labels)
     images = empty_images(len(digits), image_size)
     for index, (style, draw) in enumerate(STYLES.items()):
         chosen = styles == index

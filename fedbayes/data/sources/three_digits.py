@@ -11,13 +11,12 @@ and of 28, 16 and 8 pixels a side: they differ in pen, framing and blur, so a di
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from fedbayes.data.datasets import GIVEN_NONE, ImageSet
 from fedbayes.data.pixels import square
+from fedbayes.data.sources.bundled_digits import CLASSES, bundled_digits
 from fedbayes.data.sources.image_folder import image_folder
 
-CLASSES = tuple("0123456789")
 FOLDERS = ("mnist", "usps")
 BUNDLED = "digits"
 
@@ -36,13 +35,13 @@ def three_digits(root: str, image_size: int, on_error: str = "raise", source: st
         DataError: if a folder is missing or damaged.
     """
     folders = image_folder(root, image_size, on_error, CLASSES, FOLDERS, others="ignore", source=source)
-    bundled = load_digits()
-    grey = np.round(bundled.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), ink 0..16 in the source
+    ink, labels = bundled_digits()
+    grey = np.round(ink * (255 / 16)).astype(np.uint8)  # (N, 8, 8)
     pixels = torch.from_numpy(np.stack([square(Image.fromarray(digit), image_size) for digit in grey]))
     count = len(pixels)
     return ImageSet(
         images=torch.cat([folders.images, pixels]),
-        labels=torch.cat([folders.labels, torch.from_numpy(bundled.target).long()]),
+        labels=torch.cat([folders.labels, torch.from_numpy(labels)]),
         domains=torch.cat([folders.domains, torch.full((count,), len(FOLDERS), dtype=torch.int64)]),
         classes=CLASSES,
         domain_names=(*FOLDERS, BUNDLED),
