@@ -118,6 +118,19 @@ def test_a_size_without_an_emulator_is_rejected():
         assembled("emulator.keep=0.5")
 
 
+@pytest.mark.parametrize("basis", ["kfac", "weight"])
+def test_an_emulator_of_the_owners_images_is_the_same_each_time_and_whatever_is_cached(basis):
+    words = ["emulator=gradot", f"emulator.basis={basis}", "owner.images=60"]
+    probabilities = []
+    for cache in (0, 2000):
+        cfg, client = smoke(*words, f"simulation.cache_mb={cache}")
+        final = play_rounds(cfg, client).final
+        probabilities.append((final.pooled.probabilities, final.emulator_probabilities))
+    for first, second in zip(*probabilities, strict=True):
+        assert torch.equal(first, second)
+    assert not torch.equal(*probabilities[0])
+
+
 def test_low_rank_changes_of_raw_blocks_are_tuned_on_an_emulator():
     cfg, client = smoke(*UNIFORM, "method=fedlora", "method.weights.start_layer=2")
     assert play_rounds(cfg, client).final.emulator_probabilities is not None
