@@ -68,7 +68,12 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
             added = [f"{name} is new" for name in now[key] if name not in before[key]]
             yield f"{key} differ: {', '.join(missing[:5] + added[:5]) or 'they are in another order'}"
     old, new = _images(before), _images(now)
-    yield from (f"{name} ({place}) is missing or left out" for name, (_, place) in old.items() if name not in new)
+    renamed = {digest: f"called {name} now" for name, (digest, _) in new.items() if name not in old}
+    yield from (
+        f"{name} ({place}) is {renamed.get(digest, 'missing or left out')}"
+        for name, (digest, place) in old.items()
+        if name not in new
+    )
     yield from (f"{name} ({place}) is new" for name, (_, place) in new.items() if name not in old)
     yield from (
         f"{name} ({place}) has other contents" for name, (digest, place) in old.items() if new[name][0] != digest

@@ -56,6 +56,10 @@ CHANGES = {
     "deleted": (lambda root: (root / "web/cat/3.png").unlink(), r"web/cat/3\.png \(.* image of client \d\) is missing"),
     "added": (lambda root: Image.new("RGB", (9, 9)).save(root / "web/cat/9.png"), r"web/cat/9\.png \(.* is new"),
     "replaced": (lambda root: Image.new("RGB", (9, 9)).save(root / "web/cat/3.png"), r"web/cat/3\.png .* contents"),
+    "renamed": (
+        lambda root: (root / "web/cat/3.png").rename(root / "web/cat/x.png"),
+        r"web/cat/3\.png \(.* is called web/cat/x\.png now",
+    ),
     "moved": (lambda root: (root / "web/cat/3.png").rename(root / "web/dog/x.png"), r"web/cat/3\.png .* missing"),
     "encoded with loss": (lambda root: encode_again(root, 50), r"web/cat/3\.png .* contents"),
     "two images swapped": (lambda root: swap(root, "web/cat/1.png", "web/cat/2.png"), r"web/cat/[12]\.png .* contents"),
