@@ -92,3 +92,14 @@ def test_sigmoid_is_the_series_to_a_few_units_and_near_the_function_inside():
 def test_sigmoid_wraps_beyond_half_its_period():
     result, _ = approximate(sigmoid, np.array([15.9, 16.1]))
     assert result[0] > 0.5 > result[1]
+
+
+@pytest.mark.parametrize(("classes", "published"), [(10, 3.0e-4), (100, 1.0e-3)])
+def test_the_published_divergence_of_sixteen_steps(classes, published):
+    """Normal logits, 20 bits behind the point: with 14 of them rounding 1 / classes loses as much mass again."""
+    x, fraction = np.random.default_rng(0).normal(0, 1, (400, classes)), 20
+    secret = encode(x, RING, fraction)
+    shared, _ = run(lambda party, s: softmax(party, RING, s, fraction, 16), RING, (RING, secret))
+    exact, result = exact_softmax(x, axis=-1), decode(shared, RING, fraction)
+    divergence = (exact * np.log(exact / result)).sum(axis=-1).mean()
+    assert divergence == pytest.approx(published, rel=0.15)

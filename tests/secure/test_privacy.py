@@ -211,7 +211,7 @@ def test_a_shift_that_is_always_zero_is_caught():
     def slip(correlation, first, second):
         first[0][...] = 0
 
-    assert first_one(2, 5, slip, splits=5) == {"view of 1"}
+    assert first_one(2, 5, slip) == {"view of 1"}
 
 
 def test_multipliers_that_are_all_one_are_caught():

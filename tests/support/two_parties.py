@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from fedbayes.secure.dealer import Dealer
 from fedbayes.secure.party import in_threads
 from fedbayes.secure.stream import Stream
 
@@ -23,7 +24,11 @@ def run(protocol, result_in, *secrets):
     `result_in` is the module of the result, or one for each result of a tuple.
     """
     shares = [split(module, secret, bytes([i]) * 32) for i, (module, secret) in enumerate(secrets)]
-    pairs = in_threads(lambda party: (protocol(party, *(pair[party.index] for pair in shares)), party.transcript))
+
+    def program(party):
+        return protocol(party, *(pair[party.index] for pair in shares)), party.transcript
+
+    pairs = in_threads(program, Dealer((b"0" * 32, b"1" * 32)))
     (first, transcript), (second, _) = pairs
     if not isinstance(result_in, tuple):
         return result_in.add(first, second), transcript
