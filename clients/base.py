@@ -58,6 +58,9 @@ class AbstractClient(ABC):
                     f"its parts are {', '.join(parts)}."
                 )
 
+    trains_blocks = False
+    """Whether all that clients learn goes through `LocalTraining`, so that some blocks may be left as they are."""
+
     keeps_features = False
     """Whether clients predict from features that they keep of their images, so that another ViT cannot take over."""
 

@@ -52,7 +52,9 @@ def fit_cohort(
     for parts in optim.blocks if steps is None else [()]:
         batches = islice(data.epochs(partitions, epochs, size, order), steps)
         inputs = (client.inputs.train(batch, augment) for batch in batches)
-        metrics.append(optim.fit(optim.block(parameters, parts), inputs, lambda batch: objective(batch, noise), taken))
+        chosen = optim.block(parameters, parts)
+        learners = client.model.learners(chosen)
+        metrics.append(optim.fit(chosen, inputs, lambda batch: objective(batch, noise), taken, learners))
     return {name: torch.stack([block[name] for block in metrics]).mean(0) for name in metrics[0]}
 
 

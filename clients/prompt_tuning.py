@@ -55,6 +55,8 @@ class PromptTuningClient(AbstractClient):
         pool: train on the images of all training clients together, a reference and no federation.
     """
 
+    trains_blocks = True
+
     def __init__(
         self,
         *,

@@ -5,8 +5,9 @@ as they are. An array that the client was not sent, or in another shape, starts 
 """
 
 import math
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -33,6 +34,22 @@ def by_partition(state: Mapping[str, np.ndarray]) -> dict[int, Arrays]:
 def under(prefix: str, arrays: Mapping[str, Value]) -> dict[str, Value]:
     """Return the arrays, or tensors, whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def block_of(name: str) -> int | None:
+    """Return the block of the ViT that a parameter belongs to by its name, `....blocks.N....`; None for no block."""
+    match = re.search(r"(?:^|\.)blocks\.(\d+)(?:\.|$)", name)
+    return None if match is None else int(match[1])
+
+
+def blocks_of(names: Iterable[str]) -> list[int]:
+    """Return the blocks that parameters belong to, ascending."""
+    return sorted({block for name in names if (block := block_of(name)) is not None})
+
+
+def in_blocks(name: str, blocks: Container[int]) -> bool:
+    """Whether a parameter belongs to one of the blocks, or to no block at all."""
+    return (block := block_of(name)) is None or block in blocks
 
 
 def non_finite(arrays: Mapping[str, np.ndarray]) -> str | None:

@@ -39,6 +39,7 @@ def test_names_of_choices_are_written_down():
         "simulation": "in_process",
         "attack": "none",
         "emulator": "none",
+        "sparse": "none",
     }
     assert "hydra" not in cfg
 

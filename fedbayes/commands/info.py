@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from fedbayes.config.compose import CONF
 from fedbayes.storage.names import SUBJECT
 
-GROUPS = (*SUBJECT, "simulation", "tracking", "attack", "emulator", "experiment")
+GROUPS = (*SUBJECT, "simulation", "tracking", "attack", "emulator", "sparse", "experiment")
 VALUES = "values"
 SEARCH = "hydra.searchpath="
 HINT = "fedbayes-info GROUP=CHOICE shows the file behind a choice, fedbayes-info values all outside of the groups."

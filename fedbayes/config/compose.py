@@ -23,7 +23,7 @@ from fedbayes.text import closest, in_one_line
 CONF = Path(__file__).resolve().parents[2] / "conf"
 """Folder of the configuration files, beside the packages in a checkout and a wheel alike."""
 
-NAMED = (*SUBJECT, "simulation", "attack", "emulator")
+NAMED = (*SUBJECT, "simulation", "attack", "emulator", "sparse")
 """Groups whose choice is written under `names`."""
 
 SWITCHES = ("dry_run", "evaluate.gallery", "data.download", "backbone.pretrained")

@@ -18,7 +18,7 @@ The frozen backbone itself is never touched: its modules are run with other weig
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
@@ -28,7 +28,7 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedbayes.arrays import Arrays
+from fedbayes.arrays import Arrays, in_blocks
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.blocks import class_feature
@@ -58,6 +58,7 @@ class AbstractWeights(nn.Module, ABC):
         entering: Num[Tensor, "clients images *entering"],
         prompts: Float[Tensor, "samples clients images blocks length dim"] | None = None,
         start: int | None = None,
+        learnt: Sequence[Container[int]] | None = None,
     ) -> Float[Tensor, "samples clients images dim"]:
         """Return class features of each client's images by its own weights.
 
@@ -69,11 +70,15 @@ class AbstractWeights(nn.Module, ABC):
                 0..255, `(C, B, 3, h, w)`.
             prompts: of each image; None for none, which is one sample.
             start: the first block that sees prompts.
+            learnt: blocks of each client that gradients reach; None for all.
         """
         weights = self.changed(backbone)
         features = []
         for c, tokens in enumerate(entering):
-            changed = {name: rows[c] for name, rows in weights.items()}
+            changed = {
+                name: rows[c] if learnt is None or in_blocks(name, learnt[c]) else rows[c].detach()
+                for name, rows in weights.items()
+            }
             if self.from_pixels:
                 features.append(_from_pixels(backbone, tokens, changed).unsqueeze(0))
                 continue
@@ -84,7 +89,9 @@ class AbstractWeights(nn.Module, ABC):
             tokens = backbone.advance(tokens, min(self.start_layer, start), start, changed)
             samples, images = len(prompts), len(tokens)
             flat = tokens.expand(samples, *tokens.shape).flatten(0, 1)
-            features.append(backbone(flat, prompts[:, c].flatten(0, 1), start, changed).unflatten(0, (samples, images)))
+            sets = prompts[:, c].flatten(0, 1)
+            feature = backbone(flat, sets, start, changed, None if learnt is None else learnt[c])
+            features.append(feature.unflatten(0, (samples, images)))
         return torch.stack(features, dim=1)
 
 

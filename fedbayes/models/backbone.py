@@ -5,8 +5,7 @@ arXiv 2203.12119). Blocks below `start` never see a prompt, so `embed` gives the
 may keep it.
 """
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -19,7 +18,6 @@ from fedbayes.errors import BackboneError, require_choice
 from fedbayes.models.blocks import FoldedBlock, class_feature, fold, is_plain, run_folded, with_prompts
 
 PRECISIONS = ("float32", "bf16")
-ARCHITECTURE = "name the architecture it was saved from in backbone.name."
 PIECE = 720_000
 """Bytes in the tokens of the images that go through the blocks at once on a CPU; see `fedbayes.models.blocks`."""
 
@@ -113,6 +111,7 @@ class FrozenViT(nn.Module):
         prompts: Float[Tensor, "n blocks l d"] | None,
         start: int,
         changed: Mapping[str, Tensor] | None = None,
+        learnt: Container[int] | None = None,
     ) -> Float[Tensor, "n d"]:
         """Class feature, before any head, of tokens that enter block `start` together with their prompts.
 
@@ -121,8 +120,9 @@ class FrozenViT(nn.Module):
             prompts: one set for block `start` (shallow) or one for each block from there on (deep); None for none.
             start: the block that sees prompts first.
             changed: weights in the place of frozen ones, by timm's names; gradients reach them.
+            learnt: blocks whose prompts gradients reach; None for all. Below the lowest, nothing is kept for them.
         """
-        x = self._through(tokens, prompts, start, self.depth, changed or {})
+        x = self._through(tokens, prompts, start, self.depth, changed or {}, learnt)
         with self.autocast():
             if start == self.depth:
                 feature: Tensor = self.vit.fc_norm(self.vit.norm(x[:, :1])[:, 0])
@@ -140,7 +140,13 @@ class FrozenViT(nn.Module):
         return self._through(tokens, None, start, stop, changed) if stop > start else tokens
 
     def _through(
-        self, tokens: Tensor, prompts: Tensor | None, start: int, stop: int, changed: Mapping[str, Tensor]
+        self,
+        tokens: Tensor,
+        prompts: Tensor | None,
+        start: int,
+        stop: int,
+        changed: Mapping[str, Tensor],
+        learnt: Container[int] | None = None,
     ) -> Tensor:
         """Return what the last block is given, or the tokens after the blocks below `stop` if it is not among them."""
         weights = [under(f"blocks.{i}.", changed) for i in range(self.depth)]
@@ -152,6 +158,7 @@ class FrozenViT(nn.Module):
             for x, sets in zip(*self._pieces(tokens, prompts), strict=True):
                 for i in range(start, stop):
                     rows = sets[:, i - start] if sets is not None and i - start < sets.shape[1] else None
+                    rows = rows if rows is None or learnt is None or i in learnt else rows.detach()
                     replaced = 0 if i == start else length
                     fast = folded[i]
                     if fast is not None:
@@ -196,57 +203,6 @@ class _ClassFeature(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Turn tokens `(n, t, d)` that enter the last block into features `(n, d)`."""
         return class_feature(self.vit, x)
-
-
-def load_weights(vit: nn.Module, state: dict[str, Any], source: str) -> None:
-    """Fill `vit` from a checkpoint's tensors; position embeddings of another image size are resampled by timm.
-
-    Args:
-        vit: the transformer, at the wanted image size.
-        state: the checkpoint; its classification head is ignored.
-        source: the checkpoint's name, for errors.
-
-    Raises:
-        BackboneError: if a tensor is missing, left over, of another shape or not finite. What no tensor shows, such as
-            the number of heads, is not checked.
-    """
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
-    _require_equal_patches(vit, state, source)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            filtered = checkpoint_filter_fn(dict(state), vit)  # type: ignore[arg-type]
-        names = vit.state_dict()
-        filtered = {name: tensor for name, tensor in filtered.items() if not name.startswith("head.") or name in names}
-        vit.load_state_dict(filtered, strict=True)
-    except (RuntimeError, KeyError, AssertionError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BackboneError(
-            f"backbone.checkpoint={source} does not fit {type(vit).__name__}: {reason}; {ARCHITECTURE}"
-        ) from error
-    for name, tensor in vit.state_dict().items():
-        if not bool(tensor.isfinite().all()):
-            raise BackboneError(f"backbone.checkpoint={source}: {name} holds NaN or infinity; save the file again.")
-
-
-def _require_equal_patches(vit: Any, state: dict[str, Any], source: str) -> None:
-    """Check the patch embedding, which timm would resample to another patch size without a word."""
-    weights = state
-    for nested in ("state_dict", "model"):  # as timm looks for it
-        if isinstance(weights.get(nested), dict):
-            weights = weights[nested]
-    size = vit.patch_embed.proj.weight.shape
-    for name, tensor in weights.items():
-        if (
-            str(name).endswith("patch_embed.proj.weight")
-            and isinstance(tensor, Tensor)
-            and tensor.numel() != size.numel()
-        ):
-            raise BackboneError(
-                f"backbone.checkpoint={source} does not fit {type(vit).__name__}: its {name} is {tuple(tensor.shape)}, "
-                f"this architecture's {tuple(size)}; {ARCHITECTURE}"
-            )
 
 
 def require_supported(vit: Any, name: str) -> None:

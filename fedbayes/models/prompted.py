@@ -1,15 +1,16 @@
 """Backbone, prompt generator and head together: what a client trains, for a whole cohort of clients at once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fedbayes.arrays import Arrays
+from fedbayes.arrays import Arrays, blocks_of, in_blocks
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.models.adapters import MakeWeights
 from fedbayes.models.backbone import FrozenViT
@@ -37,6 +38,7 @@ class PromptedViT(nn.Module):
         head_std: standard deviation of the head's weights before training; 0 starts from equal class scores.
         clients: of the federation; generators may keep something for each.
         weights: makes the weights of the ViT that clients change; None leaves it as it is.
+        by_block: deep prompts are parameters of each block, as in `generator.base.blocks.2`, and not one for all.
 
     Raises:
         ConfigError: if a value is out of range, or there are prompts for a ViT that is changed from its pixels on.
@@ -55,6 +57,7 @@ class PromptedViT(nn.Module):
         head_std: float = 0.0,
         clients: int = 1,
         weights: MakeWeights | None = None,
+        by_block: bool = False,
     ) -> None:
         super().__init__()
         require_whole("prompts.length", length, 0)
@@ -67,6 +70,10 @@ class PromptedViT(nn.Module):
         rng = seeded(seed, "initial parameters")
         blocks = backbone.depth - start_layer if depth == "deep" else 1
         self.generator = generator(sizes=Sizes(blocks, length, backbone.dim, classes, clients), rng=rng)
+        self.cuts_prompts = by_block and bool(length) and depth == "deep"
+        if self.cuts_prompts:
+            self.generator.cut(range(start_layer, backbone.depth))
+        self.learnt: Sequence[frozenset[int]] | None = None  # blocks that each client trains; None for all
         self.head = ClientLinear(backbone.dim, classes, std=head_std, rng=rng)
         self.weights = None if weights is None else weights(backbone=backbone, rng=rng)
         if length and self.from_pixels:
@@ -98,6 +105,23 @@ class PromptedViT(nn.Module):
         stacked = {name: parameter.detach().cpu().numpy() for name, parameter in self.owned().items()}
         clients = len(next(iter(stacked.values())))
         return [{name: rows[c].copy() for name, rows in stacked.items()} for c in range(clients)]
+
+    @contextmanager
+    def restricted(self, blocks: Sequence[frozenset[int]]) -> Iterator[None]:
+        """Let each client of the cohort train some blocks, and what belongs to no block; the others are constants."""
+        every = frozenset(blocks_of(self.owned()))
+        self.learnt = None if all(every <= chosen for chosen in blocks) else blocks
+        try:
+            yield
+        finally:
+            self.learnt = None
+
+    def learners(self, names: Iterable[str]) -> dict[str, Bool[Tensor, " clients"]]:
+        """Return which clients of the cohort train each parameter; empty where all train everything."""
+        if self.learnt is None:
+            return {}
+        learnt, device = self.learnt, next(self.parameters()).device
+        return {name: torch.tensor([in_blocks(name, blocks) for blocks in learnt], device=device) for name in names}
 
     @torch.no_grad()
     def precompute(self, images: Num[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor]:
@@ -151,8 +175,26 @@ class PromptedViT(nn.Module):
         sets = prompts.expand(*lead, blocks, length, dim) if length else None
         if self.weights is not None:
             samples = None if sets is None else sets.reshape(-1, *sets.shape[-5:])
-            feature = self.weights.features(self.backbone, tokens, samples, self.prompt_layer)
+            feature = self.weights.features(self.backbone, tokens, samples, self.prompt_layer, self._reached())
             return feature.expand(*lead, dim) if sets is None else feature.view(*lead, dim)
+        if sets is not None and (reached := self._reached()) is not None:
+            samples = sets.reshape(-1, *sets.shape[-5:])  # (S, C, B, blocks, l, d)
+            clients = [
+                self.backbone(
+                    tokens[c].expand(len(samples), *tokens.shape[1:]).flatten(0, 1),
+                    samples[:, c].flatten(0, 1),
+                    self.start_layer,
+                    learnt=reached[c],
+                ).unflatten(0, (len(samples), -1))
+                for c in range(len(tokens))
+            ]  # one after another: what is below a client's lowest block needs no gradients
+            return torch.stack(clients, 1).view(*lead, dim)
         flat = tokens.expand(*lead, *tokens.shape[2:]).reshape(-1, *tokens.shape[2:])  # (S*C*B, t, d)
         feature = self.backbone(flat, None if sets is None else sets.flatten(0, -4), self.start_layer)
         return feature.view(*lead, dim)  # type: ignore[no-any-return]
+
+    def _reached(self) -> Sequence[frozenset[int]] | None:
+        """Return the blocks of each client that gradients reach: those that it trains, and that of shared prompts."""
+        if self.learnt is None or self.cuts_prompts:
+            return self.learnt
+        return [blocks | {self.prompt_layer} for blocks in self.learnt]

@@ -2,14 +2,16 @@
 
 import difflib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedbayes.errors import BackboneError
-from fedbayes.models.backbone import FrozenViT, load_weights, require_supported
+from fedbayes.models.backbone import FrozenViT, require_supported
 
+ARCHITECTURE = "name the architecture it was saved from in backbone.name."
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "vit_letters32.safetensors"
 
 
@@ -122,3 +124,54 @@ def _read(checkpoint: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200]
         raise BackboneError(f"backbone.checkpoint={checkpoint} cannot be read ({reason}); save it again.") from error
     return state
+
+
+def load_weights(vit: nn.Module, state: dict[str, Any], source: str) -> None:
+    """Fill `vit` from a checkpoint's tensors; position embeddings of another image size are resampled by timm.
+
+    Args:
+        vit: the transformer, at the wanted image size.
+        state: the checkpoint; its classification head is ignored.
+        source: the checkpoint's name, for errors.
+
+    Raises:
+        BackboneError: if a tensor is missing, left over, of another shape or not finite. What no tensor shows, such as
+            the number of heads, is not checked.
+    """
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    _require_equal_patches(vit, state, source)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            filtered = checkpoint_filter_fn(dict(state), vit)  # type: ignore[arg-type]
+        names = vit.state_dict()
+        filtered = {name: tensor for name, tensor in filtered.items() if not name.startswith("head.") or name in names}
+        vit.load_state_dict(filtered, strict=True)
+    except (RuntimeError, KeyError, AssertionError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BackboneError(
+            f"backbone.checkpoint={source} does not fit {type(vit).__name__}: {reason}; {ARCHITECTURE}"
+        ) from error
+    for name, tensor in vit.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise BackboneError(f"backbone.checkpoint={source}: {name} holds NaN or infinity; save the file again.")
+
+
+def _require_equal_patches(vit: Any, state: dict[str, Any], source: str) -> None:
+    """Check the patch embedding, which timm would resample to another patch size without a word."""
+    weights = state
+    for nested in ("state_dict", "model"):  # as timm looks for it
+        if isinstance(weights.get(nested), dict):
+            weights = weights[nested]
+    size = vit.patch_embed.proj.weight.shape
+    for name, tensor in weights.items():
+        if (
+            str(name).endswith("patch_embed.proj.weight")
+            and isinstance(tensor, Tensor)
+            and tensor.numel() != size.numel()
+        ):
+            raise BackboneError(
+                f"backbone.checkpoint={source} does not fit {type(vit).__name__}: its {name} is {tuple(tensor.shape)}, "
+                f"this architecture's {tuple(size)}; {ARCHITECTURE}"
+            )

@@ -28,6 +28,7 @@ class CohortOptimiser:
         momentum: of `sgd`.
         weight_decay: decoupled for `adamw`, added to the gradient otherwise.
         clip: largest Euclidean norm of a client's whole gradient; None leaves it.
+        learners: which clients train a parameter; of those that are not named, all do.
 
     Raises:
         ConfigError: if a value is out of range.
@@ -42,7 +43,9 @@ class CohortOptimiser:
         momentum: float,
         weight_decay: float,
         clip: float | None,
+        learners: Mapping[str, Bool[Tensor, " clients"]] | None = None,
     ) -> None:
+        self.learners = learners or {}
         self.name = require_choice("optim.name", name, NAMES)
         self.momentum = require_number("optim.momentum", momentum, 0, 1)
         self.weight_decay = require_number("optim.weight_decay", weight_decay, 0)
@@ -62,6 +65,10 @@ class CohortOptimiser:
     ) -> None:
         """Move the active clients one step, with their learning rates times `factor` (None for 1)."""
         self.steps = self.steps + active.to(self.steps.dtype)
+        gradients = {
+            key: torch.where(_rows(self.learners[key], g), g, torch.zeros_like(g)) if key in self.learners else g
+            for key, g in gradients.items()
+        }
         clipping = None if self.clip is None else _clip_factor(gradients, self.clip)
         for key, parameter in self.parameters.items():
             gradient = gradients[key]
@@ -69,7 +76,7 @@ class CohortOptimiser:
                 gradient = gradient * _rows(clipping, gradient)
             if self.weight_decay and self.name != "adamw":
                 gradient = gradient + self.weight_decay * parameter
-            is_active = _rows(active, parameter)
+            is_active = _rows(active & self.learners[key] if key in self.learners else active, parameter)
             rate = self.learning_rates[key] if factor is None else self.learning_rates[key] * _rows(factor, parameter)
             moved = self._moved(key, parameter, gradient, is_active, rate)
             parameter.copy_(torch.where(is_active, moved, parameter))

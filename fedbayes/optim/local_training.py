@@ -94,6 +94,7 @@ class LocalTraining:
         batches: Iterable[BatchT],
         objective: Callable[[BatchT], Objective],
         steps: Sequence[int],
+        learners: Mapping[str, Bool[Tensor, " clients"]] | None = None,
     ) -> dict[str, Tensor]:
         """Train the parameters of every client in place.
 
@@ -103,12 +104,18 @@ class LocalTraining:
             batches: a client without images in one sits it out.
             objective: losses of a batch, one per client.
             steps: T of each client, over which a schedule falls.
+            learners: which clients train a parameter; of those that are not named, all do.
 
         Returns:
             Each term of the objective, `(C,)`, averaged over the client's images and epochs; without the proximal term.
         """
         rates = {key: self._rate(key) for key in parameters}
-        parameters = {key: p for key, p in parameters.items() if rates[key] > 0 and p.numel()}
+        learners = learners or {}
+        parameters = {
+            key: p
+            for key, p in parameters.items()
+            if rates[key] > 0 and p.numel() and (key not in learners or learners[key].any())
+        }
         if not parameters:
             parts = ", ".join(sorted({key.partition(".")[0] for key in rates})) or "any part"
             raise ConfigError(
@@ -122,6 +129,7 @@ class LocalTraining:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             clip=self.clip,
+            learners=learners,
         )
         received = {key: p.detach().clone() for key, p in parameters.items()} if self.proximal else {}
         totals: dict[str, Tensor] = {}

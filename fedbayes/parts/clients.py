@@ -24,10 +24,12 @@ from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import make_prompts
 from fedbayes.models.prompts.coded import GeneratorSettings
+from fedbayes.parts.sparse import block_choice
 from fedbayes.server.sampling import Sampling
 from fedbayes.simulation.attacks import AbstractAttack, MaliciousClients
 from fedbayes.simulation.client import ClientSetup, CohortClient
 from fedbayes.simulation.offsite import OffsiteClient
+from fedbayes.simulation.sparse import SparseClient
 
 DEBUG_IMAGES = 8  # of a client's split with `debug=true`
 LIKE_LETTERS = ("styled_digits", "three_digits", "mnist", "usps", "svhn", None)
@@ -100,6 +102,7 @@ def model(cfg: DictConfig, federated: FederatedData, device: str, vit: FrozenViT
         head_std=cfg.head.init_std,
         clients=len(federated),
         weights=_weights(cfg),
+        by_block=block_choice(cfg) is not None,
     )
     prompted: PromptedViT = call("prompts", build, **plain(cfg.prompts))
     return prompted.to(device)
@@ -165,4 +168,6 @@ def client(
         return OffsiteClient(client(cfg, federated, emulated), client(cfg, federated, prompted))
     augment, priors = instance_of("augment", cfg.augment), ClassPriors(cfg.head.prior, cfg.head.prior_count)
     setup = ClientSetup(federated, prompted, augment, cfg.simulation.cache_mb, cfg.seed, priors)
-    return cast(CohortClient, call("method.client", deferred("method.client", cfg.method.client), setup=setup))
+    made = cast(CohortClient, call("method.client", deferred("method.client", cfg.method.client), setup=setup))
+    choice = block_choice(cfg)
+    return made if choice is None else SparseClient(made, choice)

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from fedbayes.config.instantiate import call, deferred, instance_of, plain, takes
 from fedbayes.data.federated import SPLITS, FederatedData
 from fedbayes.errors import ConfigError
+from fedbayes.parts.sparse import sparse
 from fedbayes.server.evaluate_round import Assessment
 from fedbayes.server.flower_strategy import FlowerStrategy
 from fedbayes.server.rounds import RoundLoop
@@ -79,6 +80,7 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
     server = FlowerStrategy(server) if isinstance(server, Strategy) else server
     if not isinstance(server, ServerStrategy):
         raise ConfigError(f"method.strategy._target_={cfg.method.strategy._target_} makes no strategy.")
+    server = sparse(cfg, server)
     rounds.require(server)
     if cfg.update_clipping.max_norm is not None and server.closed_form:
         raise ConfigError(

@@ -62,6 +62,10 @@ class ServerStrategy(ABC):
         """Return arrays with the names, shapes and types of each training reply, from the run's initial parameters."""
         return initial
 
+    def expected_from(self, partition: int, expected: Arrays) -> Arrays:  # noqa: ARG002  (a hook)
+        """Return the part of the expected reply that one client sends, of those asked last."""
+        return expected
+
     def rejection_reason(self, update: ClientUpdate) -> str | None:  # noqa: ARG002  (a hook)
         """Say why a reply of the expected form cannot be true; None if it may be. Asked before update clipping."""
         return None

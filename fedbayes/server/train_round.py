@@ -155,8 +155,9 @@ class Training:
         late = Rejection(LATE, "no reply in time (simulated)")
         replies = session.federation.ask(contents, "train", "train")
         replies = replies.without({partition: late for partition, fault in faults.items() if self._is_late(fault)})
-        replies = replies.checked(lambda update: form_problem(update, session.expected))
-        ordered = [replace(u, arrays={name: u.arrays[name] for name in session.expected}) for u in replies.updates]
+        expected = {p: session.strategy.expected_from(p, session.expected) for p in contents}
+        replies = replies.checked(lambda update: form_problem(update, expected[update.partition]))
+        ordered = [replace(u, arrays={n: u.arrays[n] for n in expected[u.partition]}) for u in replies.updates]
         return Replies(ordered, replies.rejected).checked(session.strategy.rejection_reason)
 
     def _failure(self, replies: Replies) -> str | None:

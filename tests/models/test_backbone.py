@@ -8,8 +8,8 @@ from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 from fedbayes.errors import BackboneError
-from fedbayes.models.backbone import FrozenViT, load_weights
-from fedbayes.models.zoo import shipped
+from fedbayes.models.backbone import FrozenViT
+from fedbayes.models.zoo import load_weights, shipped
 
 MEAN, STD = (0.375, 0.5, 0.625), (0.25, 0.375, 0.5)
 VARIANTS = {

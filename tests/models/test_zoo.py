@@ -11,8 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fedbayes.config.compose import compose
 from fedbayes.errors import BackboneError
-from fedbayes.models.backbone import load_weights
-from fedbayes.models.zoo import SHIPPED, from_timm, shipped
+from fedbayes.models.zoo import SHIPPED, from_timm, load_weights, shipped
 from fedbayes.parts.clients import backbone
 
 TINY = "vit_tiny_patch16_224"

@@ -5,6 +5,7 @@ The formulas of each kind are in the docstring of `fedbayes.models.prompts`.
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
-from fedbayes.models.prompts.base import AbstractPrompts, ClientLinear, Sizes, xavier
+from fedbayes.models.prompts.base import AbstractPrompts, ByBlock, ClientLinear, Sizes, cut_by_block, whole, xavier
 
 Features = Float[Tensor, "clients images dim"]
 Noise = Float[Tensor, "*samples clients images m"]
@@ -76,7 +77,7 @@ class AbstractCodedPrompts(AbstractPrompts):
             )
         self.shape, size = sizes.shape, math.prod(sizes.shape)
         self.code_dim = size if settings.code_dim == "full" else int(settings.code_dim)
-        self.base = nn.Parameter(xavier(1, *sizes.shape, rng=rng))
+        self.base: nn.Parameter | ByBlock = nn.Parameter(xavier(1, *sizes.shape, rng=rng))
         self.hidden = ClientLinear(sizes.dim, settings.hidden, std=sizes.dim**-0.5, rng=rng)
         # f_phi starts at zero, so every kind starts as VPT and averaging starts from one common point.
         self.location = ClientLinear(settings.hidden, self.code_dim, std=0.0, rng=rng)
@@ -84,6 +85,13 @@ class AbstractCodedPrompts(AbstractPrompts):
         if settings.code_dim != "full":
             std = settings.decoder_scale * self.code_dim**-0.5
             self.decoder = ClientLinear(self.code_dim, size, bias=False, std=std, rng=rng)
+
+    def cut(self, blocks: Sequence[int]) -> None:
+        """Cut `P_base` and the columns of U."""
+        if self.decoder is None:
+            raise ConfigError("sparse: generator.code_dim=full has no decoder for each block; choose a number.")
+        cut_by_block(self, "base", 1, blocks)
+        cut_by_block(self.decoder, "weight", -1, blocks)
 
     def plain(self, z: Features) -> Float[Tensor, "clients images blocks length dim"]:
         """`P_base + U f_phi(z)`."""
@@ -97,7 +105,7 @@ class AbstractCodedPrompts(AbstractPrompts):
     def decode(self, code: Code) -> Prompts:
         """`P_base + reshape(U c)`."""
         offset: Tensor = code if self.decoder is None else self.decoder(code)
-        prompts: Tensor = self.base.unsqueeze(1) + offset.unflatten(-1, self.shape)
+        prompts: Tensor = whole(self.base).unsqueeze(1) + offset.unflatten(-1, self.shape)
         return prompts
 
 
@@ -178,7 +186,7 @@ class LowRankPrompts(AbstractGaussianPrompts):
     def factor(self, z: Features) -> Float[Tensor, "clients images code m"]:
         """`A + F_phi(z)`."""
         change: Tensor = self.directions(F.gelu(self.hidden(z))).unflatten(-1, (self.code_dim, self.noise_dim))
-        return change + self.skip.weight.mT.unsqueeze(1)
+        return change + whole(self.skip.weight).mT.unsqueeze(1)
 
 
 @final
