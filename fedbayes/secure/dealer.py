@@ -9,14 +9,16 @@ would reveal their difference.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from itertools import count
+from multiprocessing.connection import Connection, Listener
 from threading import Lock
 from typing import Any, ClassVar, final
 
 from fedbayes.errors import RunError
 from fedbayes.secure.rings import Elements, Form, pack, size_in_bits, unpack
-from fedbayes.secure.stream import Stream, fresh_seed
+from fedbayes.secure.stream import SEED, Stream, fresh_seed
 
 Arrays = list[Elements]
 
@@ -129,29 +131,41 @@ class Dealer:
         )
         return correlation.correct(first, second)
 
-    def serve(self, index: int, connection: "Connection[Any, Any]") -> None:
-        """Answer a party in another process until it closes the connection; runs in a thread of its own."""
-        connection.send_bytes(self.seeds[index])
-        number = 0
-        while True:
-            try:
-                request = connection.recv_bytes()
-            except EOFError:
-                return
-            correlation = from_json(request)
-            try:
+    def serve(self, listener: Listener) -> None:
+        """Answer both parties, each in a process of its own, until they close their connections.
+
+        Raises:
+            RunError: if they ask for different things, or one party connects twice.
+        """
+        connections: dict[int, Connection[bytes, bytes]] = {}
+        while len(connections) < 2:
+            connection = listener.accept()
+            (index,) = connection.recv_bytes(1)
+            if index not in (0, 1) or index in connections:
+                raise RunError(f"party {index} connects to the dealer, which awaits {{0, 1}} - {set(connections)}.")
+            connections[index] = connection
+        with ThreadPoolExecutor(2) as threads:
+            served = [threads.submit(self._serve, index, connection) for index, connection in connections.items()]
+        for future in served:
+            future.result()
+
+    def _serve(self, index: int, connection: "Connection[bytes, bytes]") -> None:
+        """Answer a party until it closes the connection, or asks for what it must not get."""
+        with connection:
+            connection.send_bytes(self.seeds[index])
+            for number in count():
+                try:
+                    correlation = from_json(connection.recv_bytes())
+                except EOFError:
+                    return
                 arrays = self.answer(index, number, correlation)
-            except RunError:
-                connection.close()
-                raise
-            number += 1
-            if index == 1:
-                modules = [module for module, _ in correlation.corrections()]
-                connection.send_bytes(pack(list(zip(modules, arrays, strict=True))))
+                if index == 1:
+                    modules = [module for module, _ in correlation.corrections()]
+                    connection.send_bytes(pack(list(zip(modules, arrays, strict=True))))
 
 
-def remote_source(index: int, connection: "Connection[Any, Any]") -> AbstractSource:
-    """Return a party's end of a dealer in another process that serves the connection."""
+def remote_source(index: int, connection: "Connection[bytes, bytes]") -> AbstractSource:
+    """Return a party's end of a dealer in another process, whose `serve` has the other end of the connection."""
 
     def ask(_: int, correlation: AbstractCorrelation) -> Arrays:
         connection.send_bytes(to_json(correlation))
@@ -160,7 +174,8 @@ def remote_source(index: int, connection: "Connection[Any, Any]") -> AbstractSou
         forms = correlation.corrections()
         return unpack(connection.recv_bytes(-(-size_in_bits(forms) // 8)), forms)
 
-    return Seeded(index, connection.recv_bytes(32), ask)
+    connection.send_bytes(bytes([index]))
+    return Seeded(index, connection.recv_bytes(SEED), ask)
 
 
 def _expand(seed: bytes, number: int, forms: Sequence[Form]) -> Arrays:

@@ -2,23 +2,28 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import final
 
 
 @final
 @dataclass
 class Cost:
-    """What was transmitted, both directions together; bytes count each message filled up to a whole byte."""
+    """What was transmitted, both directions together; bytes count each message filled up to a whole byte.
+
+    A message of a socket has a header of 4 bytes more, and seeds of 32 bytes precede everything.
+    """
 
     bits: int = 0
     bytes: int = 0
+    messages: int = 0
     rounds: int = 0
 
     def add(self, messages: list[int], rounds: int) -> None:
         """Count messages of so many bits."""
         self.bits += sum(messages)
         self.bytes += sum(-(-bits // 8) for bits in messages)
+        self.messages += sum(bits > 0 for bits in messages)
         self.rounds += rounds
 
 
@@ -51,13 +56,10 @@ class Transcript:
         whole = Cost()
         for (where, name), cost in self.costs.items():
             if where == phase and name.startswith(prefix):
-                whole.bits, whole.bytes = whole.bits + cost.bits, whole.bytes + cost.bytes
-                whole.rounds += cost.rounds
+                for measure, amount in asdict(cost).items():
+                    setattr(whole, measure, getattr(whole, measure) + amount)
         return whole
 
     def rows(self) -> list[dict[str, str | int]]:
         """Return a row for each phase and protocol, in the order of their first messages."""
-        return [
-            {"phase": phase, "protocol": name, "bits": cost.bits, "bytes": cost.bytes, "rounds": cost.rounds}
-            for (phase, name), cost in self.costs.items()
-        ]
+        return [{"phase": phase, "protocol": name, **asdict(cost)} for (phase, name), cost in self.costs.items()]

@@ -78,9 +78,9 @@ def test_costs_are_counted_by_phase_and_protocol():
     first, second = in_threads(program)
     assert first.costs == second.costs
     assert first.rows() == [
-        {"phase": "online", "protocol": "outer", "bits": 42, "bytes": 6, "rounds": 1},
-        {"phase": "online", "protocol": "outer/inner", "bits": 9, "bytes": 2, "rounds": 1},
-        {"phase": "online", "protocol": "", "bits": 256, "bytes": 32, "rounds": 1},
+        {"phase": "online", "protocol": "outer", "bits": 42, "bytes": 6, "messages": 2, "rounds": 1},
+        {"phase": "online", "protocol": "outer/inner", "bits": 9, "bytes": 2, "messages": 1, "rounds": 1},
+        {"phase": "online", "protocol": "", "bits": 256, "bytes": 32, "messages": 2, "rounds": 1},
     ]
     assert first.total("online", "outer").bits == 51
     assert first.total("online").rounds == 3

@@ -2,16 +2,18 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import Pipe
+from multiprocessing.connection import Client, Listener
 
 import numpy as np
 import pytest
 
 from fedbayes.errors import RunError
 from fedbayes.secure.bilinear import Triple
+from fedbayes.secure.channel import LOOPBACK
 from fedbayes.secure.dealer import Dealer, from_json, remote_source, to_json
 from fedbayes.secure.rings import Ring
 
+KEY = b"a key for one test"
 SEEDS = (b"0" * 32, b"1" * 32)
 REQUESTS = [
     Triple("multiply", 64, (3, 1), (1, 4)),
@@ -69,18 +71,44 @@ def test_a_request_of_an_unknown_kind_is_refused():
         from_json(b'["os.system", {}]')
 
 
+def clients(listener):
+    return [Client(listener.address, authkey=KEY) for _ in range(2)]
+
+
 def test_a_dealer_over_connections_deals_the_same():
-    dealer, pipes = Dealer(SEEDS), [Pipe(), Pipe()]
-    with ThreadPoolExecutor(2) as threads:
-        served = [threads.submit(dealer.serve, index, pipe[0]) for index, pipe in enumerate(pipes)]
-        sources = [remote_source(index, pipe[1]) for index, pipe in enumerate(pipes)]
+    with Listener((LOOPBACK, 0), authkey=KEY) as listener, ThreadPoolExecutor(3) as threads:
+        served = threads.submit(Dealer(SEEDS).serve, listener)
+        connections = clients(listener)
+        sources = list(threads.map(remote_source, (0, 1), connections))
         remote = [[source.deal(request) for request in REQUESTS] for source in sources]
-        for pipe in pipes:
-            pipe[1].close()
-        assert [future.result() for future in served] == [None, None]
+        for connection in connections:
+            connection.close()
+        assert served.result() is None
     local = Dealer(SEEDS)
     for index in (0, 1):
         source = local.source(index)
         for request, arrays in zip(REQUESTS, remote[index], strict=True):
             for a, b in zip(arrays, source.deal(request), strict=True):
                 assert np.array_equal(a, b)
+
+
+def test_a_dealer_hangs_up_on_parties_that_ask_for_different_things():
+    with Listener((LOOPBACK, 0), authkey=KEY) as listener, ThreadPoolExecutor(3) as threads:
+        served = threads.submit(Dealer(SEEDS).serve, listener)
+        connections = clients(listener)
+        first, second = threads.map(remote_source, (0, 1), connections)
+        second.deal(REQUESTS[0])
+        first.deal(REQUESTS[1])
+        connections[1].close()
+        with pytest.raises(RunError, match="request 0"):
+            served.result()
+        connections[0].close()
+
+
+def test_one_party_cannot_take_both_places():
+    with Listener((LOOPBACK, 0), authkey=KEY) as listener, ThreadPoolExecutor(1) as threads:
+        served = threads.submit(Dealer(SEEDS).serve, listener)
+        for connection in clients(listener):
+            connection.send_bytes(bytes([1]))
+        with pytest.raises(RunError, match="party 1"):
+            served.result()
