@@ -124,7 +124,7 @@ def moments(backbone: FrozenViT, start: int, owner: Owner, *, loss: str, emulato
     device = backbone.mean.device
     probe = None
     if loss == "labels":
-        z = torch.cat([_features(backbone, part.to(device)) for part in owner.images.split(PIECE)])
+        z = torch.cat([normalised_features(backbone, part.to(device)) for part in owner.images.split(PIECE)])
         probe = fit_probe(z, owner.labels.to(device), owner.classes, owner.seed)
     rng = generator(owner.seed, "owner's statistics")
     sums = _Sums(backbone, start)
@@ -134,8 +134,8 @@ def moments(backbone: FrozenViT, start: int, owner: Owner, *, loss: str, emulato
 
 
 @torch.no_grad()
-def _features(backbone: FrozenViT, images: Tensor) -> Tensor:
-    """Return normalised class features of images."""
+def normalised_features(backbone: FrozenViT, images: Tensor) -> Tensor:
+    """Return the prompt-free class features of images after a LayerNorm without parameters, `(n, d)`."""
     feature = backbone.features(images)
     return F.layer_norm(feature, feature.shape[-1:])
 
