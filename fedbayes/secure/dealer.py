@@ -137,15 +137,12 @@ class Dealer:
         Raises:
             RunError: if they ask for different things, or one party connects twice.
         """
-        connections: dict[int, Connection[bytes, bytes]] = {}
-        while len(connections) < 2:
-            connection = listener.accept()
-            (index,) = connection.recv_bytes(1)
-            if index not in (0, 1) or index in connections:
-                raise RunError(f"party {index} connects to the dealer, which awaits {{0, 1}} - {set(connections)}.")
-            connections[index] = connection
+        connections = [listener.accept() for _ in range(2)]
+        indices = [connection.recv_bytes(1)[0] for connection in connections]
+        if sorted(indices) != [0, 1]:
+            raise RunError(f"parties {indices} connect to the dealer, which serves one party 0 and one party 1.")
         with ThreadPoolExecutor(2) as threads:
-            served = [threads.submit(self._serve, index, connection) for index, connection in connections.items()]
+            served = [threads.submit(self._serve, *pair) for pair in zip(indices, connections, strict=True)]
         for future in served:
             future.result()
 

@@ -108,7 +108,10 @@ def test_a_dealer_hangs_up_on_parties_that_ask_for_different_things():
 def test_one_party_cannot_take_both_places():
     with Listener((LOOPBACK, 0), authkey=KEY) as listener, ThreadPoolExecutor(1) as threads:
         served = threads.submit(Dealer(SEEDS).serve, listener)
-        for connection in clients(listener):
+        connections = clients(listener)
+        for connection in connections:
             connection.send_bytes(bytes([1]))
         with pytest.raises(RunError, match="party 1"):
             served.result()
+        for connection in connections:
+            connection.close()
