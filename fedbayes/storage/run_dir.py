@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,13 @@ def read_jobs(folder: Path, start: int = 0) -> list[dict[str, Any]]:
 
 
 def keep_rounds(path: Path, last_round: int) -> None:
-    """Drop the rows of later rounds and a half-written line, so that a resumed run continues its files cleanly."""
+    """Drop what was written after a round, and a half-written line, so that a resumed run continues its files cleanly.
+
+    A row of an earlier round may come after the last round: the best one's test images are predicted at the end.
+    """
     if files.require_file(path).exists():
-        lines = [line for line, row in json_lines(path) if row.get("round", 0) <= last_round]
-        files.replace(path, "".join(f"{line}\n" for line in lines))
+        rows = takewhile(lambda entry: entry[1].get("round", 0) <= last_round, json_lines(path))
+        files.replace(path, "".join(f"{line}\n" for line, _ in rows))
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
