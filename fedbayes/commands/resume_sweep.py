@@ -20,8 +20,10 @@ MULTIRUN = "multirun.yaml"
 SEARCH = "optimization_results.yaml"
 """What Optuna's sweeper writes into the folder of a search."""
 HYDRA = re.compile(
-    r"hydra/launcher=(basic|joblib)|hydra/sweeper=(basic|optuna|search)|hydra\.mode=\w+"
+    r"hydra/launcher=(basic|joblib|submitit_local|submitit_slurm)|hydra/sweeper=(basic|optuna|search)|hydra\.mode=\w+"
     r"|hydra\.launcher\.(n_jobs|batch_size|pre_dispatch|verbose|timeout)=[\w*-]+"
+    r"|hydra\.launcher\.(timeout_min|nodes|gpus_per_node|tasks_per_node|mem_gb|cpus_per_task|array_parallelism)=\d+"
+    r"|hydra\.launcher\.(partition|qos|account)=[\w-]+"
     r"|hydra\.sweeper\.(n_trials|n_jobs|direction|max_failure_rate|max_batch_size|sampler\.seed)=[\w.-]+"
     r"|hydra\.sweep\.subdir=(?!.*\.\.)[\w.,=-]+"
 )

@@ -29,8 +29,13 @@ NAMED = (*SUBJECT, "simulation", "attack", "emulator", "sparse")
 SWITCHES = ("dry_run", "evaluate.gallery", "data.download", "backbone.pretrained")
 """Values that are true or false, and that no constructor checks."""
 
-SWEEPS = ("hydra/launcher/joblib", "hydra/sweeper/optuna")
-"""Choices that Hydra has from the extra `[sweeps]`."""
+EXTRAS = {
+    "hydra/launcher/joblib": "sweeps",
+    "hydra/sweeper/optuna": "sweeps",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+}
+"""The extra that brings a choice of Hydra's."""
 
 SECTIONS = (
     *(*NAMED, "tracking", "prompts", "generator", "head", "inference", "optim", "server", "augment", "evaluate"),
@@ -156,8 +161,9 @@ def absent(cfg: DictConfig) -> list[str]:
 def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
     """Return one of `CONFIGURATION_ERRORS` that overrides led to as a single line with a remedy."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        if any(choice in error.missing_cfg_file for choice in SWEEPS):
-            return ConfigError(f"{error.missing_cfg_file} is not installed; install fedbayes[sweeps].")
+        for choice, extra in EXTRAS.items():
+            if choice in error.missing_cfg_file:
+                return ConfigError(f"{error.missing_cfg_file} is not installed; install fedbayes[{extra}].")
         group, _, name = error.missing_cfg_file.rpartition("/")
         if error.options:
             close = closest(name, error.options)

@@ -7,12 +7,14 @@ from importlib.util import find_spec
 
 import pytest
 import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from processes import fedbayes
 
 from fedbayes.commands import sweep
 from fedbayes.commands.resume_sweep import sweep_again
-from fedbayes.config.compose import compose
+from fedbayes.config.compose import CONF, compose
 from fedbayes.errors import ConfigError, RunError
 from fedbayes.storage.run_dir import read_jobs
 
@@ -220,6 +222,24 @@ def test_without_the_extra_the_remedy_is_named(choice):
         pytest.skip("needs an environment without fedbayes[sweeps]")
     with pytest.raises(ConfigError, match=r"is not installed; install fedbayes\[sweeps\]\."):
         compose([choice])
+
+
+def test_a_launcher_for_slurm_composes():
+    with initialize_config_dir(str(CONF), version_base=None):
+        words = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=30"]
+        launcher = hydra_compose("config", words, return_hydra_config=True).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.partition, launcher.timeout_min) == ("gpu", 30)
+
+
+@pytest.mark.slow
+def test_jobs_of_a_cluster_are_recorded_like_others(tmp_path):
+    folder = tmp_path / "sweep"
+    done = fedbayes(
+        "-m", *SMALL, "hydra/launcher=submitit_local", "clients=2,5000", f"hydra.sweep.dir={folder}", cwd=tmp_path
+    )
+    assert done.returncode != 0
+    assert sorted(job["status"] for job in table(folder)) == ["failed", "finished"]
 
 
 @pytest.mark.slow
