@@ -165,11 +165,13 @@ def remote_source(index: int, connection: "Connection[bytes, bytes]") -> Abstrac
     """Return a party's end of a dealer in another process, whose `serve` has the other end of the connection."""
 
     def ask(_: int, correlation: AbstractCorrelation) -> Arrays:
-        connection.send_bytes(to_json(correlation))
-        if index == 0:
-            return []
         forms = correlation.corrections()
-        return unpack(connection.recv_bytes(-(-size_in_bits(forms) // 8)), forms)
+        try:
+            connection.send_bytes(to_json(correlation))
+            data = connection.recv_bytes(-(-size_in_bits(forms) // 8)) if index == 1 else b""
+        except (EOFError, OSError) as error:
+            raise RunError("the dealer has hung up; see its error.") from error
+        return unpack(data, forms) if index == 1 else []
 
     connection.send_bytes(bytes([index]))
     return Seeded(index, connection.recv_bytes(SEED), ask)

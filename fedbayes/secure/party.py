@@ -62,7 +62,12 @@ def in_threads(program: Callable[[Party], Result], dealer: Dealer | None = None)
         BaseException: the first error of a party; the other party stops too.
     """
     dealer = dealer or Dealer()
-    parties = [Party(index, channel, dealer.source(index)) for index, channel in enumerate(Paired.line())]
+    return with_sources(program, [dealer.source(0), dealer.source(1)])
+
+
+def with_sources(program: Callable[[Party], Result], sources: Sequence[AbstractSource]) -> tuple[Result, Result]:
+    """Run a program as `in_threads` does, with these two ends of a dealer."""
+    parties = [Party(*each) for each in zip((0, 1), Paired.line(), sources, strict=True)]
     errors: list[BaseException] = []
 
     def run(party: Party) -> Result:
