@@ -10,8 +10,8 @@ from fedbayes.data.partitions.splits import describe
 from fedbayes.parts.server import destinations
 from fedbayes.simulation.hardware import slow_numbers
 from fedbayes.storage.checkpoint import Restart
-from fedbayes.storage.run_dir import PARTITION, write_json
-from fedbayes.tracking.inputs import record_inputs
+from fedbayes.storage.run_dir import INPUTS, PARTITION, write_json
+from fedbayes.tracking.inputs import UNKNOWN, record_inputs
 from fedbayes.tracking.provenance import differences
 from fedbayes.tracking.tracker import Tracker
 
@@ -28,6 +28,7 @@ def begin(cfg: DictConfig, parts: build.Parts, restart: Restart) -> Iterator[Tra
     Raises:
         DataError: if the run began with other images or another backbone.
     """
+    is_known = restart.checkpoint is None or (restart.run_dir / INPUTS).exists()
     record_inputs(restart.run_dir, parts)
     if len(parts.data.images):  # deployed clients alone know theirs
         partition = describe(parts.data.clients, parts.data.images, cfg.names.partition)
@@ -41,7 +42,7 @@ def begin(cfg: DictConfig, parts: build.Parts, restart: Restart) -> Iterator[Tra
     )
     with tracker:
         tracker.replay(parts.records)
-        notes = [*restart.damage]
+        notes = [*restart.damage, *([] if is_known else [UNKNOWN])]
         if restart.checkpoint is not None:
             notes += differences(restart.checkpoint.history.get("made_by"))
         if cfg.names.simulation != "flower":  # or else this processor says nothing of the clients'

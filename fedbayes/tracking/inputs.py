@@ -1,6 +1,7 @@
 """What a run was made of, its images client by client and its backbone; whoever goes on with it needs the same."""
 
 import hashlib
+import logging
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from fedbayes.build import Parts
 from fedbayes.data.fingerprint import fingerprint, first_difference
 from fedbayes.errors import DataError
 from fedbayes.storage.run_dir import INPUTS, read_json, write_json
+
+UNKNOWN = f"there is no {INPUTS}, so nobody knows whether images and backbone are those that the run began with"
+
+logger = logging.getLogger("fedbayes")
 
 
 def record_inputs(run_dir: Path, parts: Parts) -> None:
@@ -24,13 +29,14 @@ def record_inputs(run_dir: Path, parts: Parts) -> None:
 
 
 def require_same_inputs(run_dir: Path, parts: Parts) -> None:
-    """Refuse other images or another backbone than a run began with.
+    """Refuse other images or another backbone than a run began with, and warn if there is no record of them.
 
     Raises:
         DataError: naming the first difference.
     """
     stored, current = read_json(run_dir / INPUTS), _inputs(parts)
-    if not stored:  # it was ended before it wrote them
+    if not stored:
+        logger.warning("%s: %s.", run_dir, UNKNOWN)
         return
     if stored.get("backbone") != current["backbone"]:
         difference: str | None = "the backbone has other weights"

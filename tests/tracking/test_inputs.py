@@ -75,3 +75,15 @@ def test_a_finished_run_is_not_loaded_with_other_inputs(photos, tmp_path, monkey
     rename_class(photos)
     with pytest.raises(DataError, match="zcat"):
         fedbayes.load(tmp_path / "run").predict([image])
+
+
+def test_a_missing_record_is_said(photos, tmp_path, monkeypatch, caplog):
+    words = ["experiment=smoke", "method=fedavg_head", "data=imagefolder", "clients=2", "partition.max_train=null"]
+    run_dir = tmp_path / "run"
+    broken([*words, f"data.root={photos}", f"run_dir={run_dir}", "partition=iid"], monkeypatch, 1)
+    (run_dir / "inputs.json").unlink()
+    resume(run_dir)
+    assert "inputs.json" in (run_dir / "run.log").read_text()
+    (run_dir / "inputs.json").unlink()
+    fedbayes.load(run_dir).predict([photos / "day" / "cat" / "1.png"])
+    assert "no inputs.json" in caplog.text

@@ -22,8 +22,8 @@ MAX_FOLDERS = 3
 
 SPLITS = {"train": GIVEN_TRAIN, "validation": GIVEN_VALIDATION, "test": GIVEN_TEST}
 USUAL_SPLIT = re.compile(
-    r"(?:seg|images?|data)?(?:(?P<train>train(?:ing)?)|(?P<validation>val(?:id(?:ation)?)?|dev(?:elopment)?)"
-    r"|(?P<test>test(?:ing)?|eval(?:uation)?))(?:s|sets?|data|images?|imgs?|split|folder)?\d*"
+    r"(?:seg|images?|data)?(?:(?P<train>train(?:ing)?|trn)|(?P<validation>val(?:id(?:ation)?)?|dev(?:elopment)?)"
+    r"|(?P<test>test(?:ing)?|tst|eval(?:uation)?))(?:s|sets?|data|images?|imgs?|split|folder)?\d*"
 )
 """Usual names of split folders, in lower case and without `-`, `_`, `.` and spaces."""
 
@@ -138,6 +138,12 @@ def _usual_split(name: str) -> int | None:
     return SPLITS[str(match.lastgroup)] if match else None
 
 
+def _look_like_splits(names: Sequence[str]) -> bool:
+    """Return whether every name has a word for a split in it, and one for training, as mnist_train and mnist_test."""
+    kinds = [{*map(_usual_split, re.split(r"[\W\d_]+", name))} - {None} for name in names]
+    return all(kinds) and {GIVEN_TRAIN} < set().union(*kinds)
+
+
 def _split_levels(
     paths: Sequence[Parts],
     root: str,
@@ -160,12 +166,14 @@ def _split_levels(
         candidates = sorted(names.difference(classes if has_images else domains))
         kinds = {name: kind for name in candidates if (kind := split_of(name)) is not None}
         others = sorted(names - kinds.keys())
-        if not kinds or (splits is None and others and has_images and len(set(kinds.values())) == 1):
+        have_no_splits = not kinds or (splits is None and others and has_images and len(set(kinds.values())) == 1)
+        if have_no_splits and (splits is not None or not _look_like_splits(candidates)):
             continue
         if others or (splits is None and GIVEN_TRAIN not in kinds.values()):
-            beside = f"beside {', '.join(others[:12])}" if others else "without a folder to train on"
+            beside = " beside ".join(filter(None, (", ".join(kinds), ", ".join(others[:12]))))
+            lacking = "" if others else " without a folder to train on"
             raise DataError(
-                f"data.root={root} has {', '.join(kinds)} {beside}, so it is unclear whether these are splits; name "
+                f"data.root={root} has {beside}{lacking}, so it is unclear whether these are splits; name "
                 "the split folders as in 'data.splits={lessons:train,exam:test}', set 'data.splits={}' if there are "
                 "none, or leave folders out with data.ignore=[NAME]."
             )

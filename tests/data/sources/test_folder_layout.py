@@ -34,6 +34,7 @@ def splits_of(images: ImageSet) -> dict[str, int]:
         ("Training Data", "development", "test_data"),
         ("seg_train", "seg_val", "seg_test"),
         ("train2017", "val2017", "test2017"),
+        ("trn", "val", "tst"),
     ],
 )
 @pytest.mark.parametrize("layout", ["{split}/{label}", "{split}/web/{label}", "web/{split}/{label}", "{label}/{split}"])
@@ -67,6 +68,8 @@ def test_a_split_folder_inside_itself_counts_once(tmp_path: Path) -> None:
         (("train", "bus"), None, ("bus", "train")),
         (("web/train", "web/bus", "photo/bus"), ("photo", "web"), ("bus", "train")),
         (("contest/cat", "valley/dog"), ("contest", "valley"), ("cat", "dog")),
+        (("bullet_train", "freight_train"), None, ("bullet_train", "freight_train")),
+        (("bullet_train", "test_tube", "bus"), None, ("bullet_train", "bus", "test_tube")),
     ],
 )
 def test_names_that_are_no_splits(
@@ -79,7 +82,18 @@ def test_names_that_are_no_splits(
     assert set(images.given_split.tolist()) == {-1}
 
 
-@pytest.mark.parametrize("folders", [("train", "test", "web"), ("training", "extra"), ("dev1", "dev2"), ("test",)])
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "test", "web"),
+        ("training", "extra"),
+        ("dev1", "dev2"),
+        ("test",),
+        ("mnist_train", "mnist_test"),
+        ("1-train", "2-val"),
+        ("train", "x_test"),
+    ],
+)
 def test_unclear_splits_are_asked_for(tmp_path: Path, folders: tuple[str, ...]) -> None:
     for folder in folders:
         two_classes(tmp_path / folder)
