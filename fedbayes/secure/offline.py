@@ -51,7 +51,7 @@ def prepare(dealer: Dealer, requests: Sequence[AbstractCorrelation]) -> bytes:
 
 
 def prepared(index: int, seed: bytes, requests: Sequence[AbstractCorrelation], corrections: bytes = b"") -> Seeded:
-    """Return a party's end of a dealer that has gone.
+    """Return a party's end of a dealer that has gone. Use it for one program: a retry needs a seed of its own.
 
     Args:
         index: 0 or 1.

@@ -135,5 +135,5 @@ def test_medians_are_exact(less):
     x[:4, :5] = 3
     result, transcript = run(lambda party, share: order_statistics(party, ring, share, [4, 5], less), ring, (ring, x))
     assert (ring.signed(result) == np.sort(ring.signed(x), axis=0)[4:6]).all()
-    one, rounds = (483, 4) if less is COMPARISONS["g_module"] else (234, 6)
-    assert counts(transcript, 50)[:2] == (29 * (one + 68), 10 * (rounds + 1))
+    bits, rounds = (483, 4) if less is COMPARISONS["g_module"] else (234, 6)
+    assert counts(transcript, 50)[:2] == (29 * (bits + 68), 10 * (rounds + 1))

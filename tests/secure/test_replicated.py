@@ -1,12 +1,14 @@
 """Three parties: products at three elements for each output, and the way from two shares and back."""
 
+from itertools import product
+
 import numpy as np
 import pytest
-from scipy.stats import chisquare
 from two_parties import split as split_in_two
 from two_parties import uniform
 
 from fedbayes.errors import RunError
+from fedbayes.secure import replicated
 from fedbayes.secure.replicated import bilinear, from_pair, in_threads, split, to_pair
 from fedbayes.secure.rings import Ring
 
@@ -46,13 +48,58 @@ def test_from_two_shares_to_three_and_back():
     assert not results[0][1].any()
 
 
-def test_what_a_party_gets_is_uniform_though_the_product_is_not():
-    ring = Ring(4)
-    ones = np.ones(20_000, np.uint8)
-    shares = [split(ring, ones), split(ring, ones)]
-    results = in_threads(lambda member: bilinear(member, ring, "multiply", *(s[member.index] for s in shares)))
-    for _, following in results:
-        assert chisquare(np.bincount(following, minlength=16)).pvalue > 1e-3 / 3
+class EveryMask:
+    """In place of the streams of three seeds, labelled 0, 1, 2: all values of what they expand to, counted through."""
+
+    def __init__(self, seed, number):
+        self.place = int(seed)
+
+    def sample(self, ring, shape):
+        digits = np.arange(shape[0]) // ring.modulus**self.place % ring.modulus
+        return ring.reduce(digits).reshape(shape)
+
+
+def views(monkeypatch, ring, x, w, masks):
+    """What each party gets from the others in a product, its masks beside it, for every value of the masks."""
+    labels = iter(b"012")
+    monkeypatch.setattr(replicated, "fresh_seed", lambda: bytes([next(labels)]))
+    monkeypatch.setattr(replicated, "Stream", masks)
+    count = ring.modulus**3
+    operands = [np.repeat(ring.reduce(np.array(parts)), count).reshape(3, count) for parts in (x, w)]
+
+    def program(member):
+        i, j = member.index, (member.index + 1) % 3
+        z, following = bilinear(member, ring, "multiply", *((parts[i], parts[j]) for parts in operands))
+        expansions = [masks(seed, 0).sample(ring, (count,)) for seed in member.seeds]
+        return z, np.sort(np.ravel_multi_index([following, *expansions], 3 * [ring.modulus]))
+
+    results = in_threads(program)
+    total = ring.add(ring.add(results[0][0], results[1][0]), results[2][0])
+    assert (total == sum(x) * sum(w) % ring.modulus).all()
+    return [view.tobytes() for _, view in results]
+
+
+def secrets_seen(monkeypatch, masks):
+    """For each party and what it holds, the views that there are; more than one tell secrets apart."""
+    ring, seen = Ring(1), {}
+    for x in product((0, 1), repeat=3):
+        for w in product((0, 1), repeat=3):
+            for i, view in enumerate(views(monkeypatch, ring, x, w, masks)):
+                j = (i + 1) % 3
+                seen.setdefault((i, x[i], x[j], w[i], w[j]), set()).add(view)
+    return {len(each) for each in seen.values()}
+
+
+def test_a_product_says_nothing_to_any_party(monkeypatch):
+    assert secrets_seen(monkeypatch, EveryMask) == {1}
+
+
+def test_a_product_that_is_not_masked_is_caught(monkeypatch):
+    class NoMask(EveryMask):
+        def sample(self, ring, shape):
+            return np.zeros(shape, ring.dtype)
+
+    assert max(secrets_seen(monkeypatch, NoMask)) > 1
 
 
 def test_an_error_of_one_member_ends_the_others():
