@@ -7,7 +7,7 @@ What a client did not train is filled with what it was sent, so the denominator 
 Dividing by the images of those that trained b would overshoot: each client fits the residual with its own blocks alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -97,6 +97,13 @@ class SparseTraining(AbstractWrapper):
             losses = np.array([[u.metrics[f"{LOSS}{j}"] for j in range(len(sets))] for u in updates])
             images = np.array([update.num_examples for update in updates])
             self.importance = self._choice.updated(self._blocks, self.importance, sets, losses, images)
+
+    def facts(self) -> Mapping[str, float]:
+        """Return the importance of each block, where it is learnt."""
+        importance = self.importance.tolist() if self._choice.candidates else []
+        return {f"importance_{b}": value for b, value in zip(self._blocks, importance, strict=False)} | dict(
+            self.strategy.facts()
+        )
 
     def _suppressed_sets(self) -> list[frozenset[int]]:
         """Return the candidate sets of the round."""

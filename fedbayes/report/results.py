@@ -137,6 +137,8 @@ def costs(summary: Mapping[str, Any]) -> Table:
         rows.append(["sent", f"{size(sent.get('up'))} up, {size(sent.get('down'))} down"])
     if seconds.get("total") is not None:
         rows.append(["time", duration(seconds["total"]) + (f" (seconds: {', '.join(parts)})" if parts else "")])
+    if sparse := summary.get("sparse"):
+        rows.append(["blocks", f"{number(sparse.get('fraction'), 2)} of them trained and sent by a client in a round"])
     if emulator := summary.get("emulator"):
         fraction_kept = f"{number(emulator.get('size'), 2)} of the lower blocks"
         rows.append(["emulator", f"{size(emulator.get('bytes'))} to each client, once; {fraction_kept}"])

@@ -59,6 +59,7 @@ def write_html(run_dir: Path, *, draw: bool | None = False) -> Path:
     bins = confidence.pooled_bins([(summary.get("final") or {}).get("reliability") or {}])
     charts: dict[str, list[Chart | None]] = {
         "learning": [*learning.learning(rows, per_client, look_up(summary, ("best", "round")))],
+        "blocks": [*learning.importance(rows)],
         "posterior": [*learning.posterior(rows)],
         "trade_offs": [*learning.trade_offs(rows)],
         "clients": [clients.accuracy_of_clients(summary), clients.accuracy_of_domains(summary, partition)],

@@ -70,6 +70,10 @@ class ServerStrategy(ABC):
         """Say why a reply of the expected form cannot be true; None if it may be. Asked before update clipping."""
         return None
 
+    def facts(self) -> Mapping[str, float]:
+        """Return numbers for the log of a round, after its aggregate, by name."""
+        return {}
+
     def state(self) -> Arrays:
         """Return what the strategy remembers between rounds beside `shared`; a checkpoint stores it."""
         return {}

@@ -143,6 +143,7 @@ class Training:
                 **{f"dropped_{kind}": cost.rejected[kind] for kind in (LATE, FAILED, INVALID)},
                 "attempts": cost.attempts,
                 **({"virtual_seconds": self._virtual(faults)} if self.faults.any else {}),
+                **session.strategy.facts(),
                 **(session.uplinks.facts(server_round) if session.uplinks else {}),
             }
         )

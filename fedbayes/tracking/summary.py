@@ -49,6 +49,9 @@ def summarise(cfg: DictConfig, parts: Parts, progress: Progress, started: float)
         **{name: cfg.names[name] for name in SUBJECT},
         "attack": {"name": cfg.names.attack, "malicious": list(parts.malicious)},
         "emulator": None if parts.emulator is None else {"name": cfg.names.emulator, **parts.emulator.summary()},
+        "sparse": None
+        if cfg.names.sparse == "none"
+        else {"name": cfg.names.sparse, "fraction": cfg.sparse.fraction, **parts.strategy.facts()},
         "seed": cfg.seed,
         "rounds": progress.server_round,
         "clients": cfg.clients,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from breaking import broken, result
 from journal import Journal
 from smoke import play_rounds, smoke
 
@@ -14,6 +15,7 @@ from fedbayes.arrays import block_of
 from fedbayes.comm.messages import ClientRequest
 from fedbayes.config.compose import compose
 from fedbayes.errors import ConfigError
+from fedbayes.run import resume
 
 DEEP = ("prompts.depth=deep", "prompts.start_layer=0")
 
@@ -126,6 +128,46 @@ def test_bytes_are_those_of_the_head_and_the_selected_blocks_and_a_dry_run_knows
     assert 0 < overhead < 200 * cfg.clients * cfg.rounds * len(sizes)
     assert estimated["bytes_up"] * cfg.rounds == progress.bytes_up
     assert progress.bytes_up <= 0.52 * progress.bytes_down
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_a_run_goes_on_with_the_importance_it_had_and_its_page_shows_it(tmp_path, monkeypatch):
+    words = ["experiment=smoke", "method=fedvpt_deep", *DEEP, "sparse=ist", "rounds=3", "sparse.fraction=0.25"]
+    summary = fedbayes.simulate([*words, f"run_dir={tmp_path / 'whole'}"])
+    broken([*words, f"run_dir={tmp_path / 'parts'}"], monkeypatch, 2)
+    resume(tmp_path / "parts")
+    assert result(tmp_path / "parts") == result(tmp_path / "whole")
+    importance = [summary["sparse"][f"importance_{b}"] for b in range(4)]
+    assert summary["sparse"]["name"] == "ist"
+    assert np.ptp(importance) > 0
+    assert "Importance of blocks" in (tmp_path / "whole" / "report.html").read_text()
+    assert len(fedbayes.load(tmp_path / "whole").predict(np.zeros((1, 3, 16, 16), np.uint8)).labels) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["attack=sign_flip", "attack.fraction=0.3", "sparse=ist", "method.strategy.aggregate=krum"],
+        ["faults.nan=0.3", "faults.drop=0.2", "sparse=ist", "update_clipping.max_norm=1", "server.name=adam"],
+        ["sparse=random", "method.strategy._target_=flwr.serverapp.strategy.FedAvg"],
+        ["sparse=random", "privacy.noise=1", "server.average=2"],
+        ["sparse=ist", "emulator=uniform", "method.weights.start_layer=2"],
+        ["sparse=ist", "method=fedsa_lora", "evaluate.new_clients=1"],
+        ["sparse=random", "method=pfedbayespt_lora", "simulation.cohort=2", "optim.finetune_steps=1"],
+    ],
+    ids=" ".join,
+)
+def test_it_works_together_with(words):
+    if words[1].startswith("privacy"):
+        pytest.importorskip("dp_accounting")
+    cfg, client = smoke("method=fedlora", *words)
+    before, journal = client.initial(), Journal()
+    progress = play_rounds(cfg, client, journal)
+    assert bool(progress.final.pooled.probabilities.isfinite().all())
+    assert any(not np.array_equal(before[name], array) for name, array in progress.arrays.items())
+    train = [row for row in journal.numbers if row["phase"] == "train"]
+    assert all(row["bytes_up"] < row["bytes_down"] for row in train)
+    assert ("importance_3" in train[-1]) is ("sparse=ist" in words)
 
 
 def test_less_is_saved_for_gradients_the_higher_the_lowest_selected_block():

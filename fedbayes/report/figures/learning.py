@@ -10,6 +10,8 @@ from fedbayes.report.spread import Spread, look_up, number, spread
 Rows = Sequence[Mapping[str, Any]]
 """Of `metrics.jsonl` or `clients.jsonl`."""
 Lines = Sequence[tuple[Series, Mapping[int, Spread]]]
+IMPORTANCE = "importance_"
+"""Leads the names of blocks' importance in `metrics.jsonl`."""
 _PHASES = {"train": 4, "validation": 1}
 """Colours of the lines of a run."""
 
@@ -140,6 +142,17 @@ def learning(rows: Rows, clients: Rows, best: float | None) -> list[Chart]:
             chart.note = f"{chart.note} Dashed: best by validation, round {best:.0f}.".strip()
         charts.append(chart)
     return charts
+
+
+def importance(rows: Rows) -> list[Chart]:
+    """Draw the importance of each block over rounds; nothing where it is not learnt."""
+    blocks = sorted({int(name.removeprefix(IMPORTANCE)) for row in rows for name in row if name.startswith(IMPORTANCE)})
+    lines = [
+        (Series(place, f"block {b}"), averaged([rows], "train", f"{IMPORTANCE}{b}")) for place, b in enumerate(blocks)
+    ]
+    note = "A block whose suppression hurts more than that of others becomes more important, and is trained more often."
+    chart = curves("importance", "Importance of blocks", "importance, at first 0", lines, note=note)
+    return [] if chart is None else [chart]
 
 
 def compared(groups: Sequence[Sequence[Rows]], names: Sequence[str]) -> list[Chart]:
