@@ -47,7 +47,7 @@ SECTIONS = (
 CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
 """Errors of Hydra and OmegaConf about the user's input or files."""
 
-PATHS = ("data.root", "backbone.checkpoint", "run_dir", "resume")
+PATHS = ("data.root", "backbone.checkpoint", "owner.emulator", "run_dir", "resume")
 """Values that name a file or a folder."""
 
 _ABSENT = object()

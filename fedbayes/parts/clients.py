@@ -56,7 +56,8 @@ def data(cfg: DictConfig, new_clients: Sequence[int] = ()) -> FederatedData:
         )
     settings = plain(cfg.evaluate)
     inside, images = hold_out(images, settings["held_out"])
-    owner, others = set_aside(inside, cfg.owner.images, cfg.partition.get("seed", 0))
+    count = 0 if _elsewhere(cfg) and len(inside) == 0 else cfg.owner.images
+    owner, others = set_aside(inside, count, cfg.partition.get("seed", 0))
     shared = inside.subset(torch.from_numpy(others)) if len(owner) else inside
     partition = instance_of("partition", cfg.partition, having=("__call__",))
     splits = require_partition(partition(shared, clients), len(shared), clients, may_be_empty=_elsewhere(cfg))

@@ -1,17 +1,21 @@
 """The emulator of a run from its configuration: what clients train where the ViT's owner keeps it."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from fedbayes.config.instantiate import instance_of
+from fedbayes.config.compose import CONF
+from fedbayes.config.instantiate import instance_of, plain
 from fedbayes.data.federated import FederatedData
 from fedbayes.errors import ConfigError, require_whole
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.emulators.base import Emulator, Owner, emulate
+from fedbayes.models.emulators.files import read_emulator, write
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.parts.clients import model
 
@@ -60,10 +64,67 @@ def emulated(cfg: DictConfig, federated: FederatedData, device: str, vit: Frozen
                 f"do not have with emulator={name}; choose a method of low-rank changes and raise it to {start}."
             )
     make = instance_of("emulator", cfg.emulator, having=("__call__",))
-    owner = Owner(*_images(federated), federated.num_classes, cfg.seed)
-    emulator = emulate(make, vit.to(device), start, owner)
+    file = None if cfg.owner.emulator is None else Path(cfg.owner.emulator)
+    if file is not None and file.exists():
+        emulator, settings = read_emulator(file, vit.image_size)
+        require_same(file, settings, _settings(cfg, vit))
+        emulator.backbone.to(device)
+    else:
+        owner = Owner(*_images(federated), federated.num_classes, cfg.seed)
+        emulator = emulate(make, vit.to(device), start, owner)
     seconds = time.perf_counter() - started
     return EmulatedViT(emulator, model(cfg, federated, device, emulator.backbone), seconds)
+
+
+def store(cfg: DictConfig, emulator: Emulator, vit: FrozenViT) -> None:
+    """Write the emulator to `owner.emulator`, unless it is null or there is the file."""
+    if cfg.owner.emulator is not None and not Path(cfg.owner.emulator).exists():
+        write(emulator, Path(cfg.owner.emulator), _settings(cfg, vit))
+
+
+def on_emulator(cfg: DictConfig, file: object) -> DictConfig:
+    """Return the configuration of a client that has the emulator's file in the place of the ViT.
+
+    Args:
+        cfg: the configuration of the run.
+        file: the client's own copy; None for `owner.emulator`.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    file = cfg.owner.emulator if file is None else file
+    if file is None:
+        raise ConfigError(
+            f"emulator={cfg.names.emulator} in a Flower App: SuperNodes read the emulator from a file; set "
+            'owner.emulator=FILE, or emulator="FILE" in each --node-config.'
+        )
+    changed = cfg.copy()
+    with open_dict(changed):
+        changed.backbone = OmegaConf.load(CONF / "backbone" / "emulator.yaml")
+        changed.backbone.checkpoint = str(file)
+        changed.emulator = OmegaConf.load(CONF / "emulator" / "none.yaml")
+        changed.names.backbone, changed.names.emulator = "emulator", "none"
+        if cfg.names.partition == "local_folder":  # its images are the node's, none of them the owner's
+            changed.owner.images = 0
+    return changed
+
+
+def require_same(file: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` if an emulator's file was made with other settings."""
+    for name, value in wanted.items():
+        if stored.get(name) != value:
+            raise ConfigError(
+                f"owner.emulator={file} was made with {name}={stored.get(name)}, and this run has {value}; remove the "
+                "file, or name another."
+            )
+
+
+def _settings(cfg: DictConfig, vit: FrozenViT) -> dict[str, Any]:
+    """Return what an emulator follows from, but for the owner's images themselves."""
+    emulator = {f"emulator.{name}": value for name, value in plain(cfg.emulator).items()}
+    whose = {"backbone": vit.name, "data.image_size": vit.image_size, "prompts.start_layer": cfg.prompts.start_layer}
+    whose["simulation.precision"] = cfg.simulation.precision  # weights are stored as they are used
+    return {**emulator, **whose}
 
 
 def _images(federated: FederatedData) -> tuple[torch.Tensor, torch.Tensor]:

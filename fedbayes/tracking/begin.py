@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from fedbayes import build
 from fedbayes.data.partitions.splits import describe
+from fedbayes.parts.offsite import store
 from fedbayes.parts.server import destinations
 from fedbayes.simulation.hardware import slow_numbers
 from fedbayes.storage.checkpoint import Restart
@@ -30,6 +31,8 @@ def begin(cfg: DictConfig, parts: build.Parts, restart: Restart) -> Iterator[Tra
     """
     is_known = restart.checkpoint is None or (restart.run_dir / INPUTS).exists()
     record_inputs(restart.run_dir, parts)
+    if parts.emulator is not None:
+        store(cfg, parts.emulator.emulator, parts.model.backbone)
     if len(parts.data.images):  # deployed clients alone know theirs
         partition = describe(parts.data.clients, parts.data.images, cfg.names.partition)
         write_json(restart.run_dir / PARTITION, partition)

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from fedbayes import build
 from fedbayes.errors import ConfigError
+from fedbayes.parts.offsite import on_emulator
 from fedbayes.simulation.app import client_app, partition_of, root_of
 from fedbayes.simulation.client import CohortClient
 from fedbayes_app.settings import configuration, go_to
@@ -27,16 +28,19 @@ def client_of(context: Context) -> CohortClient:
     if "data-root" not in context.node_config:  # a node of its own has folders of its own
         go_to(directory)
     cfg = configuration(overrides)
+    emulator = context.node_config.get("emulator")
     root = root_of(context.node_config, cfg.clients, needed=cfg.names.partition == "local_folder")
     if root is None:
-        return _built(overrides)
-    return _built(overrides, root, partition_of(context.node_config))
+        return _built(overrides, emulator=emulator)
+    return _built(overrides, root, partition_of(context.node_config), emulator)
 
 
 @lru_cache(maxsize=1)
-def _built(overrides: str, root: str | None = None, holder: int | None = None) -> CohortClient:
-    """The client, ready to train."""
+def _built(overrides: str, root: str | None = None, holder: int | None = None, emulator: object = None) -> CohortClient:
+    """The client, ready to train; where the ViT's owner keeps it, on the emulator's file alone."""
     cfg = configuration(overrides)
+    if cfg.names.emulator != "none":
+        cfg = on_emulator(cfg, emulator)
     if root is not None:
         if "root" not in cfg.data:
             raise ConfigError(f"data={cfg.names.data} reads no folder; set data=imagefolder data.root=null.")

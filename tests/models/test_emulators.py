@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedbayes.errors import ConfigError
-from fedbayes.models.emulators.base import Owner, emulate, size
+from fedbayes.models.emulators.base import Owner, emulate, set_low_rank, size
 from fedbayes.models.emulators.uniform import UniformEmulator, kept_blocks, spread
 from fedbayes.models.zoo import shipped
 
@@ -44,7 +44,8 @@ def test_dropped_blocks_are_passed_over_and_nothing_is_shared_with_the_full_vit(
 
 def test_a_matrix_of_low_rank_counts_its_factors_where_they_are_smaller():
     linear = nn.Linear(8, 6)
-    linear.rank = 2
+    set_low_rank(linear, torch.randn(6, 2), torch.randn(2, 8))
+    assert torch.linalg.matrix_rank(linear.weight) == 2
     assert size(linear) == 2 * (8 + 6) + 6
-    linear.rank = 4  # 4 (8 + 6) = 56 > 48
+    set_low_rank(linear, torch.randn(6, 4), torch.randn(4, 8))  # 4 (8 + 6) = 56 > 48
     assert size(linear) == 8 * 6 + 6

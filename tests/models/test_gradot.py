@@ -7,13 +7,25 @@ from torch.autograd.functional import hessian
 from fedbayes.errors import ConfigError
 from fedbayes.models.emulators import compression, gradot
 from fedbayes.models.emulators.base import Owner, emulate, size
-from fedbayes.models.emulators.compression import channel_scores, rank_of, refitted, truncated, truncated_kfac
+from fedbayes.models.emulators.compression import channel_scores, rank_of, refitted
+from fedbayes.models.emulators.compression import truncated as published
+from fedbayes.models.emulators.compression import truncated_kfac as kfac
 from fedbayes.models.emulators.statistics import Moments, fit_probe, moments
 from fedbayes.models.zoo import shipped
 
 DEFAULTS = {"keep": 0.75, "basis": "kfac", "attention": None, "damping": 1e-5, "privacy": 0.0, "loss": "features"}
 TINY = 1e-13
 """A damping that is none, in float64."""
+
+
+def truncated(*args, **settings):
+    left, right = published(*args, **settings)
+    return left @ right
+
+
+def truncated_kfac(*args, **settings):
+    left, right = kfac(*args, **settings)
+    return left @ right
 
 
 def diagonal(*values):

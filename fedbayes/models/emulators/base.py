@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import final
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from fedbayes.errors import BackboneError, ConfigError, require_number
 from fedbayes.models.backbone import FrozenViT
 
-RANK = "rank"
-"""Attribute of a linear layer whose weight is a product of two factors of so many columns and rows."""
+LEFT, RIGHT = "left", "right"
+"""Buffers of a linear layer whose weight `(m, n)` is the product of two factors, `(m, r)` and `(r, n)`."""
 
 
 @final
@@ -96,11 +96,19 @@ def size(module: nn.Module) -> int:
     """Return the numbers in a module; a matrix `(m, n)` of rank r counts `min(m n, r (m + n))`."""
     total = sum(parameter.numel() for parameter in module.parameters())
     for layer in module.modules():
-        rank = getattr(layer, RANK, None)
-        if rank is not None:
+        if hasattr(layer, LEFT):
             assert isinstance(layer, nn.Linear), "only linear layers are factored"
-            total -= max(0, layer.weight.numel() - rank * sum(layer.weight.shape))
+            total -= max(0, layer.weight.numel() - getattr(layer, LEFT).shape[1] * sum(layer.weight.shape))
     return total
+
+
+@torch.no_grad()
+def set_low_rank(linear: nn.Linear, left: Float[Tensor, "m r"], right: Float[Tensor, "r n"]) -> None:
+    """Give a layer the weight `left @ right`, in place; it is kept whole, which runs fastest, beside its factors."""
+    factors = left.to(linear.weight.dtype), right.to(linear.weight.dtype)
+    linear.weight.copy_(factors[0] @ factors[1])
+    for name, factor in zip((LEFT, RIGHT), factors, strict=True):
+        linear.register_buffer(name, factor.contiguous(), persistent=False)
 
 
 def require_keep(value: object) -> float:

@@ -19,6 +19,9 @@ from torch import Tensor
 from fedbayes.errors import ConfigError
 from fedbayes.models.emulators.statistics import Moments
 
+Factors = tuple[Float[Tensor, "m r"], Float[Tensor, "r n"]]
+"""Two matrices whose product has low rank."""
+
 ALWAYS = 0.05
 """Share of a matrix's rank that stays by its singular values, whatever the scores say."""
 
@@ -32,10 +35,8 @@ def rank_of(shape: Sequence[int], keep: float) -> int:
     return rank
 
 
-def truncated(
-    weight: Float[Tensor, "m n"], moments: Moments, rank: int, *, privacy: float = 0.0
-) -> Float[Tensor, "m n"]:
-    """Return DRD's matrix of low rank, which keeps singular vectors of `weight` by the published score.
+def truncated(weight: Float[Tensor, "m n"], moments: Moments, rank: int, *, privacy: float = 0.0) -> Factors:
+    """Return the factors of DRD's matrix of low rank, which keeps singular vectors of `weight` by the published score.
 
     Args:
         weight: W.
@@ -49,14 +50,15 @@ def truncated(
     score = sigma * (moved + privacy * loss)
     score[: min(rank, math.floor(ALWAYS * len(sigma)))] = torch.inf
     chosen = score.argsort(descending=True, stable=True)[:rank]
-    lossy: Tensor = (u[:, chosen] * sigma[chosen]) @ vh[chosen]
-    return lossy
+    return u[:, chosen] * sigma[chosen], vh[chosen]
 
 
 def truncated_kfac(
     weight: Float[Tensor, "m n"], moments: Moments, rank: int, *, damping: float, privacy: float = 0.0
-) -> Float[Tensor, "m n"]:
-    """Return the matrix of low rank that minimises `tr(S D A D')`: the truncated SVD of `S^1/2 W A^1/2`, mapped back.
+) -> Factors:
+    """Return the factors of that matrix of low rank that minimises `tr(S D A D')`.
+
+    It is the truncated SVD of `S^1/2 W A^1/2`, mapped back.
 
     Args:
         weight: W.
@@ -70,8 +72,7 @@ def truncated_kfac(
     u, vh = left_inverse @ u, vh @ right_inverse
     score = sigma.square() + privacy * sigma * ((u.mT @ moments.gradient) * vh).sum(1)
     chosen = score.argsort(descending=True, stable=True)[:rank]
-    lossy: Tensor = (u[:, chosen] * sigma[chosen]) @ vh[chosen]
-    return lossy
+    return u[:, chosen] * sigma[chosen], vh[chosen]
 
 
 def roots(matrix: Float[Tensor, "n n"], damping: float) -> tuple[Float[Tensor, "n n"], Float[Tensor, "n n"]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedbayes.errors import ConfigError, require_choice, require_number
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.models.emulators.base import RANK, Owner, require_keep, require_plain, size
+from fedbayes.models.emulators.base import Owner, require_keep, require_plain, set_low_rank, size
 from fedbayes.models.emulators.compression import channel_scores, rank_of, refitted, truncated, truncated_kfac
 from fedbayes.models.emulators.statistics import Moments, moments, plain_moments
 
@@ -93,11 +93,10 @@ class GradOT:
         """Give a matrix a low rank, in place."""
         rank = rank_of(linear.weight.shape, self._attention)
         if self._basis == "weight":
-            lossy = truncated(linear.weight, layer, rank, privacy=self._privacy)
+            factors = truncated(linear.weight, layer, rank, privacy=self._privacy)
         else:
-            lossy = truncated_kfac(linear.weight, layer, rank, damping=self._damping, privacy=self._privacy)
-        linear.weight.copy_(lossy)
-        setattr(linear, RANK, rank)
+            factors = truncated_kfac(linear.weight, layer, rank, damping=self._damping, privacy=self._privacy)
+        set_low_rank(linear, *factors)
 
     def _prune(self, mlp: Any, layers: Mapping[str, Moments], channels: int) -> None:
         """Leave an MLP its best channels, in place."""

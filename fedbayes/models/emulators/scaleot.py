@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from fedbayes.errors import require_choice, require_number, require_whole
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.blocks import class_feature
-from fedbayes.models.emulators.base import RANK, Owner, require_keep, require_plain
+from fedbayes.models.emulators.base import Owner, require_keep, require_plain, set_low_rank
 from fedbayes.models.emulators.compression import rank_of
 from fedbayes.models.emulators.harmonizers import Harmonizer, closed_form
 from fedbayes.models.emulators.importance import leave_one_out, policy_step, sample_kept
@@ -115,8 +115,7 @@ class ScaleOT:
         for linear in (block.attn.qkv, block.attn.proj):
             rank = rank_of(linear.weight.shape, self._attention)
             u, sigma, vh = torch.linalg.svd(linear.weight.double(), full_matrices=False)
-            linear.weight.copy_((u[:, :rank] * sigma[:rank]) @ vh[:rank])
-            setattr(linear, RANK, rank)
+            set_low_rank(linear, u[:, :rank] * sigma[:rank], vh[:rank])
 
 
 @torch.no_grad()
