@@ -102,7 +102,7 @@ def expand_home(words: Sequence[str]) -> list[str]:
     result = []
     for word in words:
         key, _, value = word.partition("=")
-        if key in (*PATHS, "hydra.sweep.dir") and value.startswith("~"):
+        if key in (*PATHS, "data.name", "hydra.sweep.dir") and value.startswith("~"):
             word = f"{key}={quoted(Path(value).expanduser())}"
         result.append(word.replace("://~/", f"://{Path.home()}/") if key == "hydra.searchpath" else word)
     return result

@@ -83,7 +83,9 @@ def to_square(images: Images, size: int) -> Tensor:
     for index, entry in enumerate(images):
         image = _from_array(entry) if isinstance(entry, Tensor | np.ndarray) else entry
         try:
-            rows.append(square(image, size) if isinstance(image, Image.Image) else decode(str(image), size))
+            rows.append(
+                square(image, size) if isinstance(image, Image.Image) else decode(os.path.expanduser(image), size)
+            )
         except Exception as error:  # on damaged bytes Pillow's decoders raise almost anything
             name = image if isinstance(image, str | Path) else f"{index} ({type(image).__name__})"
             raise DataError(f"image {name} cannot be read ({error}); give another.") from error

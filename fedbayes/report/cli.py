@@ -58,6 +58,10 @@ def _complain(error: Exception) -> None:
     print(visible(f"{type(error).__name__}: {error}"), file=sys.stderr)
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedbayes-report",
@@ -66,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
         "tables as .md, .csv and .tex files of the same name beside it.",
     )
     add = parser.add_argument
-    add("folders", metavar="RUN_OR_SWEEP_DIR", nargs="+", type=Path, help="runs, or folders of runs")
+    add("folders", metavar="RUN_OR_SWEEP_DIR", nargs="+", type=_path, help="runs, or folders of runs")
     place = f"where the comparison goes; default: {COMPARISON} in the folder of runs if there is one, else here"
-    add("--out", metavar="FILE", type=Path, help=place)
+    add("--out", metavar="FILE", type=_path, help=place)
     add("--markdown", action="store_true", help="print the comparison as a Markdown table")
     add("--best", action="store_true", help="compare the rounds best by validation, not the last ones")
     subtracted = "the row that is subtracted in paired differences; default: that with the best accuracy"

@@ -80,7 +80,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
         RunError: if a folder is missing or holds no finished run.
     """
     unique: dict[Path, Path] = {}
-    for folder in folders:
+    for folder in (folder.expanduser() for folder in folders):
         if not folder.is_dir():
             raise RunError(f"{folder} is not a folder; name a run directory, or a folder that holds some.")
         runs = sorted(path.parent for path in folder.rglob(SUMMARY))

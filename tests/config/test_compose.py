@@ -1,9 +1,13 @@
 """Paths mean the same everywhere, and a fault of a configuration is a message of one line."""
 
 import pytest
+from PIL import Image
 
+import fedbayes
 from fedbayes.config.compose import compose, resolved
-from fedbayes.errors import ConfigError
+from fedbayes.data.pixels import to_square
+from fedbayes.errors import ConfigError, RunError
+from fedbayes.report.cli import main
 from fedbayes.text import closest
 
 
@@ -20,6 +24,18 @@ def test_a_path_begins_at_home_or_here_and_is_absolute(word, tmp_path, monkeypat
     assert path("~/photos") == path('"~/photos"') == str(tmp_path / "my home ü" / "photos")
     assert path("a/../photos") == str(tmp_path / "photos")
     assert path("/photos") == "/photos"
+
+
+def test_other_paths_begin_at_home_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert compose(["data=hub", "data.name=~/set"]).data.name == str(tmp_path / "set")
+    assert len(to_square("~/a.png", 8)) == 1
+    (tmp_path / "sweep").mkdir()
+    assert main(["~/sweep"]) == 2
+    assert f"{tmp_path}/sweep holds no finished run" in capsys.readouterr().err
+    with pytest.raises(RunError, match=f"{tmp_path}/sweep holds"):
+        fedbayes.frame("~/sweep")
 
 
 @pytest.mark.parametrize(
