@@ -72,7 +72,6 @@ def scores(folder: Path) -> dict[str, Any]:
         "emulator_accuracy": inner["accuracy"]["mean"],
         "emulator_nll": inner["nll"],
         "mb": emulator.get("bytes", 0) / 1e6,
-        "build_seconds": emulator.get("seconds", 0.0),
     }
 
 
@@ -111,7 +110,7 @@ def write_table(runs: dict[Key, Job], path: Path) -> pd.DataFrame:
                     row |= dict(zip((f"over_{other}", f"over_{other}_low", f"over_{other}_high"), values, strict=True))
         rows.append(row)
     table = pd.DataFrame(rows)
-    points = [name for name in table if name.startswith(("gap", "over_", "mb", "build"))]
+    points = [name for name in table if name.startswith(("gap", "over_", "mb"))]
     table.round({name: 1 if name in points else 3 for name in table.columns[5:]}).to_csv(path, index=False)
     print(path.read_text())
     return table

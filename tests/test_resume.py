@@ -107,6 +107,7 @@ def test_every_method_goes_on_exactly(method, tmp_path, monkeypatch):
         ["attack=jammer", "attack.groups=2", "attack.horizon=2", "sampling=security", "clients=4", "participation=0.5"],
         ["attack=jammer", "attack.groups=2", "attack.horizon=2", "sampling=expected", "simulation.retries=9"],
         ["head.prior=estimated", "partition=label_dirichlet", "evaluate.label_shift=uniform"],
+        ["emulator=gradot", "emulator.loss=features", "owner.images=20", "method=ditto"],
     ],
     ids=" ".join,
 )

@@ -1,5 +1,6 @@
 """The emulator of a run from its configuration: what clients train where the ViT's owner keeps it."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,15 +20,16 @@ from fedbayes.models.emulators.files import read_emulator, write
 from fedbayes.models.prompted import PromptedViT
 from fedbayes.parts.clients import model
 
+log = logging.getLogger("fedbayes")
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class EmulatedViT:
-    """An emulator with the prompts and the head that clients train on it, and the seconds that it took to make."""
+    """An emulator with the prompts and the head that clients train on it."""
 
     emulator: Emulator
     prompted: PromptedViT
-    seconds: float
 
     def summary(self) -> dict[str, Any]:
         """Return what `summary.json` says of it: numbers in the lower blocks, bytes that each client is sent once."""
@@ -37,7 +39,6 @@ class EmulatedViT:
             "numbers_full": emulator.full_size,
             "size": emulator.size / emulator.full_size,
             "bytes": emulator.bytes,
-            "seconds": self.seconds,
         }
 
 
@@ -72,8 +73,8 @@ def emulated(cfg: DictConfig, federated: FederatedData, device: str, vit: Frozen
     else:
         owner = Owner(*_images(federated), federated.num_classes, cfg.seed)
         emulator = emulate(make, vit.to(device), start, owner)
-    seconds = time.perf_counter() - started
-    return EmulatedViT(emulator, model(cfg, federated, device, emulator.backbone), seconds)
+    log.info("emulator=%s is there after %.1f seconds", name, time.perf_counter() - started)
+    return EmulatedViT(emulator, model(cfg, federated, device, emulator.backbone))
 
 
 def store(cfg: DictConfig, emulator: Emulator, vit: FrozenViT) -> None:

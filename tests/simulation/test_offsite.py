@@ -97,6 +97,26 @@ def test_parameters_are_adapted_on_the_emulator():
 
 
 @pytest.mark.parametrize(
+    "overrides",
+    [
+        ["attack=sign_flip", "method.strategy.aggregate=krum"],
+        ["attack=backdoor", "update_clipping.max_norm=1"],
+        ["faults.drop=0.3", "faults.nan=0.2", "simulation.retries=9"],
+        ["privacy.noise=0.1"],
+        ["evaluate.held_out=[noise]", "evaluate.new_clients=1", "evaluate.adapt_steps=[0,1]"],
+        ["sparse=random", "prompts.depth=deep"],
+        ["method=fedncm"],
+        ["method=ditto", "evaluate.temperature=true", "head.prior=estimated"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.usefixtures("no_pictures")
+def test_it_works_with_what_else_a_run_may_have(overrides, tmp_path):
+    summary = fedbayes.simulate(["experiment=smoke", *UNIFORM, *overrides, f"run_dir={tmp_path / 'run'}"])
+    assert np.isfinite([summary["final"]["emulator"]["nll"], summary["final"]["gap"]["nll"]["mean"]]).all()
+
+
+@pytest.mark.parametrize(
     ("overrides", "place"),
     [
         (["method=knn_per"], "KNNPer"),
