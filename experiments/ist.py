@@ -38,6 +38,10 @@ FEDERATIONS = {
     "digits": ("clients=8", "partition.max_train=60", "rounds=10"),
     "office": ("experiment=office_mixture", "clients=8", "partition.max_train=30", "rounds=8", "data.image_size=64"),
 }
+RIVALS = {
+    **dict.fromkeys(("IST, half", "IST as published, half"), "random, half"),
+    "IST, a quarter": "random, a quarter",
+}
 Runs = dict[tuple[str, str, str, int], Job]
 
 
@@ -59,31 +63,39 @@ def runs_of(args: argparse.Namespace, protocol: str) -> Runs:
 
 
 def write_table(runs: Runs, path: Path) -> None:
-    """Print means over seeds, paired differences in points with 95 % intervals and bytes, and write them as CSV."""
+    """Print means over seeds, bytes, and paired differences in points with 95 % intervals, and write them as CSV."""
     done = {key: folder for key, (folder, _) in runs.items() if (folder / SUMMARY).exists()}
-    rows = []
-    for protocol, method, arm in dict.fromkeys(key[:3] for key in done):
-        folders = {key[3]: folder for key, folder in done.items() if key[:3] == (protocol, method, arm)}
-        finals = [read_json(folder / SUMMARY) for folder in folders.values()]
-        scores = pd.DataFrame([{"accuracy": f["final"]["accuracy"]["mean"], "nll": f["final"]["nll"]} for f in finals])
-        row: dict[str, Any] = {"protocol": protocol, "method": method, "blocks": arm, "seeds": len(folders)}
-        row |= {name: scores[name].mean() for name in scores} | {f"{name}_se": scores[name].sem() for name in scores}
-        row["megabytes_up"] = sum(final["bytes"]["up"] for final in finals) / len(finals) / 1e6
-        whole = {key[3]: folder for key, folder in done.items() if key[:3] == (protocol, method, "all")}
-        rivals = {"all": "all", "random": arm.replace("IST as published", "random").replace("IST", "random")}
-        for name, rival in rivals.items():
-            others = {key[3]: folder for key, folder in done.items() if key[:3] == (protocol, method, rival)}
-            seeds = sorted(folders.keys() & others.keys())
-            if rival != arm and seeds:
-                difference = paired_difference([(folders[s], others[s]) for s in seeds], "accuracy")
-                row[f"minus_{name}"] = 100 * difference.mean
-                row[f"minus_{name}_low"], row[f"minus_{name}_high"] = 100 * difference.low, 100 * difference.high
-        if whole:
-            up = [read_json(folder / SUMMARY)["bytes"]["up"] for folder in whole.values()]
-            row["bytes_up_of_all"] = 1e6 * row["megabytes_up"] / (sum(up) / len(up))
-        rows.append(row)
+    rows = [
+        {"images": protocol, "trained": method, "blocks": arm} | _row(_seeds(done, protocol, method, arm))
+        | _difference("all", *(_seeds(done, protocol, method, name) for name in (arm, "all")))
+        | _difference("random", *(_seeds(done, protocol, method, name) for name in (arm, RIVALS.get(arm, "none"))))
+        for protocol, method, arm in dict.fromkeys(key[:3] for key in done)
+    ]  # fmt: skip
     pd.DataFrame(rows).round(3).to_csv(path, index=False)
     print(path.read_text())
+
+
+def _seeds(done: dict[tuple[str, str, str, int], Path], *place: str) -> dict[int, Path]:
+    """Return the finished runs of an arm by seed."""
+    return {key[3]: folder for key, folder in done.items() if key[:3] == place}
+
+
+def _row(folders: dict[int, Path]) -> dict[str, Any]:
+    """Return scores and megabytes, means over seeds with standard errors."""
+    summaries = [read_json(folder / SUMMARY) for folder in folders.values()]
+    scores = pd.DataFrame([{"accuracy": s["final"]["accuracy"]["mean"], "nll": s["final"]["nll"]} for s in summaries])
+    means = {"seeds": len(folders), **scores.mean(), **scores.sem().add_suffix("_se")}
+    return means | {"megabytes_up": sum(s["bytes"]["up"] for s in summaries) / len(summaries) / 1e6}
+
+
+def _difference(name: str, folders: dict[int, Path], others: dict[int, Path]) -> dict[str, Any]:
+    """Return by how many points an arm is ahead of another on the same images, with a 95 % interval."""
+    seeds = sorted(folders.keys() & others.keys()) if folders != others else []
+    if not seeds:
+        return {}
+    points = paired_difference([(folders[s], others[s]) for s in seeds], "accuracy")
+    ends = {"": points.mean, "_low": points.low, "_high": points.high}
+    return {f"delta_{name}{end}": 100 * value for end, value in ends.items()}
 
 
 def main() -> None:

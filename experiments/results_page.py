@@ -66,6 +66,8 @@ LABELS = {
     "kb_per_round_and_client": "kB per round and client",
     "delta_accuracy": "Δ accuracy (points)",
     "delta_nll": "Δ NLL (nats)",
+    "delta_all": "Δ to all blocks (points)",
+    "delta_random": "Δ to random blocks (points)",
 }
 
 MARK = "<!-- written by experiments/results_page.py -->"

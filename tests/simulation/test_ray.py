@@ -28,6 +28,7 @@ SAME = [
     ["method=pfedbayespt_personal", "participation=0.5"],
     pytest.param(["method=pfedbayespt"], marks=pytest.mark.slow),
     pytest.param(["method=fedvpt", "method.client.personal=[head]"], marks=pytest.mark.slow),
+    pytest.param(["method=fedlora", "sparse=ist"], marks=pytest.mark.slow),
 ]
 
 
@@ -79,7 +80,7 @@ def assert_equal(first, second):
         assert summary[key] == like[key], key
 
 
-@pytest.mark.parametrize("overrides", SAME, ids=["half, personal heads", "all clients", "personal heads"])
+@pytest.mark.parametrize("overrides", SAME, ids=["half, personal heads", "all clients", "personal heads", "blocks"])
 def test_workers_and_cohorts_of_one_give_the_same_bits(address, tmp_path, overrides):
     common = ["experiment=smoke", "clients=4", "simulation.threads=1", *overrides]
     simulate([*common, "simulation.cohort=1", f"run_dir={tmp_path}/process"])

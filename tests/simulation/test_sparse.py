@@ -159,7 +159,7 @@ def test_a_run_goes_on_with_the_importance_it_had_and_its_page_shows_it(tmp_path
 )
 def test_it_works_together_with(words):
     if words[1].startswith("privacy"):
-        pytest.importorskip("dp_accounting")
+        pytest.importorskip("dp_accounting", reason="needs fedbayes[dp]")
     cfg, client = smoke("method=fedlora", *words)
     before, journal = client.initial(), Journal()
     progress = play_rounds(cfg, client, journal)
