@@ -143,12 +143,8 @@ class LowRankWeights(AbstractWeights):
         for name in self._names:
             outputs, inputs = backbone.vit.get_submodule(name).weight.shape
             a = inputs**-0.5 * torch.randn(1, rank, inputs, generator=rng)
-            block, _, leaf = name.rpartition(".")
-            if freeze_a:
-                _nested(self, f"a.{block}").register_buffer(leaf, a)
-            else:
-                _nested(self, f"a.{block}").register_parameter(leaf, nn.Parameter(a))
-            _nested(self, f"b.{block}").register_parameter(leaf, nn.Parameter(torch.zeros(1, outputs, rank)))
+            place(self, f"a.{name}", nn.Buffer(a) if freeze_a else nn.Parameter(a))
+            place(self, f"b.{name}", nn.Parameter(torch.zeros(1, outputs, rank)))
 
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:
         """Return the merged matrices."""
@@ -199,9 +195,8 @@ class AllWeights(AbstractWeights):
         self.start_layer, self.from_pixels = 0, True
         self._names = [name for name, _ in backbone.vit.named_parameters() if not name.startswith("head.")]
         for name in self._names:
-            owner, _, leaf = name.rpartition(".")
             start = backbone.vit.get_parameter(name).detach().to(backbone.dtype, copy=True)
-            _nested(self, owner).register_parameter(leaf, nn.Parameter(start.unsqueeze(0)))
+            place(self, name, nn.Parameter(start.unsqueeze(0)))
 
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:  # noqa: ARG002
         """Return every weight."""
@@ -246,10 +241,11 @@ def _without_fused_attention(vit: nn.Module) -> Iterator[None]:
             attention.fused_attn = True
 
 
-def _nested(root: nn.Module, name: str) -> nn.Module:
-    """Return the submodule of a dotted name, made of empty modules where there is none yet."""
-    for part in name.split(".") if name else ():
+def place(root: nn.Module, name: str, value: nn.Parameter | nn.Buffer) -> None:
+    """Set a parameter or buffer of a dotted name, within empty modules where there are none yet."""
+    *owners, leaf = name.split(".")
+    for part in owners:
         if part not in root._modules:
             root.add_module(part, nn.Module())
         root = root.get_submodule(part)
-    return root
+    setattr(root, leaf, value)

@@ -66,49 +66,49 @@ def fold(block: Any, dtype: torch.dtype, changed: Mapping[str, Tensor] | None = 
     Args:
         block: the block.
         dtype: of the result.
-        changed: weights in the place of linear layers' own, by timm's names; gradients reach them.
+        changed: weights and biases in the place of the block's own, by timm's names; gradients reach them.
     """
-    attention, mlp, changed = block.attn, block.mlp, changed or {}
-    qkv, qkv_bias = _after_norm(attention.qkv, block.norm1, changed.get("attn.qkv.weight"))
-    width = attention.num_heads * attention.head_dim
-    qkv[:width] *= attention.scale
-    proj, proj_bias = _before_scale(attention.proj, block.ls1, qkv_bias[2 * width :], changed.get("attn.proj.weight"))
-    fc1, fc1_bias = _after_norm(mlp.fc1, block.norm2, changed.get("mlp.fc1.weight"))
-    fc2, fc2_bias = _before_scale(mlp.fc2, block.ls2, None, changed.get("mlp.fc2.weight"))
-    query_bias = qkv_bias[:width] * attention.scale
-    weights = qkv.mT, query_bias, proj.mT, proj_bias, fc1.mT, fc1_bias, fc2.mT, fc2_bias
+    weights = dict(block.named_parameters()) | dict(changed or {})
+    scale, width = block.attn.scale, block.attn.num_heads * block.attn.head_dim
+    qkv, qkv_bias = _after_norm(weights, "attn.qkv", "norm1")
+    qkv[:width] *= scale
+    proj, proj_bias = _before_scale(weights, "attn.proj", "ls1", qkv_bias[2 * width :])
+    fc1, fc1_bias = _after_norm(weights, "mlp.fc1", "norm2")
+    fc2, fc2_bias = _before_scale(weights, "mlp.fc2", "ls2")
+    folded = qkv.mT, qkv_bias[:width] * scale, proj.mT, proj_bias, fc1.mT, fc1_bias, fc2.mT, fc2_bias
     eps = block.norm1.eps, block.norm2.eps
-    return FoldedBlock(attention.num_heads, eps, *(weight.to(dtype) for weight in weights))
+    return FoldedBlock(block.attn.num_heads, eps, *(weight.to(dtype) for weight in folded))
 
 
-def _after_norm(linear: nn.Linear, norm: nn.LayerNorm, changed: Tensor | None) -> tuple[Tensor, Tensor]:
+def _after_norm(weights: Mapping[str, Tensor], linear: str, norm: str) -> tuple[Tensor, Tensor]:
     """Weight `(out, in)` and bias of `linear(norm(x))` in terms of the norm without its affine map."""
-    weight, bias = _copy(linear, changed)
-    if norm.bias is not None:
-        bias += weight @ norm.bias
-    if norm.weight is not None:
-        weight *= norm.weight
+    weight, bias = _copy(weights, linear)
+    if f"{norm}.bias" in weights:
+        bias += weight @ weights[f"{norm}.bias"]
+    if f"{norm}.weight" in weights:
+        weight = weight * weights[f"{norm}.weight"]
     return weight, bias
 
 
-def _copy(linear: nn.Linear, changed: Tensor | None) -> tuple[Tensor, Tensor]:
+def _copy(weights: Mapping[str, Tensor], linear: str) -> tuple[Tensor, Tensor]:
     """Copy weight and bias, in float32 if they are coarser; no bias is a bias of zeros."""
-    weight = linear.weight if changed is None else changed
+    weight = weights[f"{linear}.weight"]
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-    bias = weight.new_zeros(linear.out_features)
-    if linear.bias is not None:
-        bias += linear.bias
+    bias = weight.new_zeros(len(weight))
+    if f"{linear}.bias" in weights:
+        bias += weights[f"{linear}.bias"]
     return weight, bias
 
 
-def _before_scale(linear: nn.Linear, scale: Any, shift: Tensor | None, changed: Tensor | None) -> tuple[Tensor, Tensor]:
+def _before_scale(
+    weights: Mapping[str, Tensor], linear: str, scale: str, shift: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Weight `(out, in)` and bias of `scale(linear(x + shift))`."""
-    weight, bias = _copy(linear, changed)
+    weight, bias = _copy(weights, linear)
     if shift is not None:
         bias += weight @ shift
-    if not isinstance(scale, nn.Identity):
-        weight, bias = weight * scale.gamma.unsqueeze(1), bias * scale.gamma
-    return weight, bias
+    gamma = weights.get(f"{scale}.gamma")
+    return (weight, bias) if gamma is None else (weight * gamma.unsqueeze(1), bias * gamma)
 
 
 WEIGHTS = ("qkv", "query_bias", "proj", "proj_bias", "fc1", "fc1_bias", "fc2", "fc2_bias")

@@ -1,4 +1,4 @@
-"""LoRA and full fine-tuning end to end: plain torch's steps, FedAvg's averages, and only what must travel."""
+"""Changes of the ViT end to end: plain torch's steps, FedAvg's averages, and only what must travel."""
 
 import copy
 
@@ -112,6 +112,12 @@ def test_only_a_b_and_head_travel_and_with_a_frozen_a_not_even_that():
     blocks, width, rank, head = 4, 96, 16, 96 * 10 + 10
     assert sizes["ffa"] == blocks * rank * (3 * width + width) + head
     assert sizes["lora"] == sizes["ffa"] + blocks * rank * 2 * width
+    for method, size in {
+        "fedssf": blocks * 2 * (2 + 3 + 1 + 4 + 1) * width + 2 * width,
+        "fedadapter": blocks * 2 * 16 * width,
+    }.items():
+        (update,) = train(smoke(f"method={method}")[1], 0)
+        assert sum(array.size for array in update.arrays.values()) == size + head
     vit = client.model.backbone.vit
     assert sizes["full"] == sum(p.numel() for p in vit.parameters()) + head
 
