@@ -52,6 +52,8 @@ MEASURES = (
     Measure("AURC", "aurc", ("state", "aurc"), -1),
     Measure("prompt uncertainty (nats)", "prompt_uncertainty", ("state", "prompt_uncertainty")),
     Measure("backdoor success", "backdoor_success", ("state", "backdoor_success"), -1),
+    Measure("accuracy on the emulator", "emulator_accuracy", ("state", "emulator", "accuracy", "mean"), 1),
+    Measure("plugged in minus emulator", "gap_accuracy", ("state", "gap", "accuracy", "mean")),
     Measure("up (MB)", "bytes_up", ("bytes", "up"), 0, 1e-6, 2),
     Measure("down (MB)", "bytes_down", ("bytes", "down"), 0, 1e-6, 2),
     Measure("time (s)", "seconds_total", ("seconds", "total"), 0, 1.0, 1),
