@@ -52,9 +52,9 @@ def table_of(root: Path, data: Path, weights: Path) -> dict[Key, Job]:
                 for keep in SIZES if emulator == "gradot" else (1.0,) if emulator == "none" else (0.75,):
                     size = () if emulator == "none" else (f"emulator.keep={keep}",)
                     for seed in SEEDS:
-                        own = (f"method={name}", *selected(SETTINGS[images], name), f"seed={seed}")
+                        chosen = (f"method={name}", *selected(SETTINGS[images], name), f"seed={seed}")
                         folder = folder_of(root, (images, method, emulator, f"{keep:g}", f"seed={seed}"))
-                        overrides = (*protocol, *COMMON, *choice, *size, *own, *paths)
+                        overrides = (*protocol, *COMMON, *choice, *size, *chosen, *paths)
                         runs[images, method, emulator, keep, seed] = (folder, overrides)
     return runs
 

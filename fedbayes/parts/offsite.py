@@ -110,12 +110,12 @@ def on_emulator(cfg: DictConfig, file: object) -> DictConfig:
     return changed
 
 
-def require_same(file: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def require_same(file: Path, settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Raise a `ConfigError` if an emulator's file was made with other settings."""
     for name, value in wanted.items():
-        if stored.get(name) != value:
+        if settings.get(name) != value:
             raise ConfigError(
-                f"owner.emulator={file} was made with {name}={stored.get(name)}, and this run has {value}; remove the "
+                f"owner.emulator={file} was made with {name}={settings.get(name)}, not {value}; remove the "
                 "file, or name another."
             )
 

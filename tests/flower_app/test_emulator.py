@@ -47,8 +47,8 @@ def test_nodes_train_on_the_file_that_the_server_wrote(tmp_path, reads):
     images = fedbayes.load(tmp_path / "process").clients.client.data.images.images[:5]
     plugged = [fedbayes.load(tmp_path / name).predict(images).probabilities for name in ("app", "process")]
     assert plugged[0].tobytes() == plugged[1].tobytes()
-    stored = load_file(tmp_path / "app" / "predictions.safetensors")
-    assert "emulator_probabilities" not in stored
+    tensors = load_file(tmp_path / "app" / "predictions.safetensors")
+    assert "emulator_probabilities" not in tensors
 
 
 def test_without_a_file_the_run_is_rejected(tmp_path):
@@ -62,7 +62,7 @@ def test_nodes_with_images_of_their_own_and_a_file_of_their_own(tmp_path, reads,
     assert main([*words, "owner.images=40"]) == 0
     assert str(file) in capsys.readouterr().out
     domains = ["ink", "sand", "snow"]
-    own = [
+    local = [
         *("data=imagefolder", "data.root=null", "data.image_size=16", "partition=local_folder", "method=fedvpt"),
         *(f"data.domains=[{','.join(domains)}]", f"data.classes=[{','.join(SIDES)}]"),
     ]
@@ -73,7 +73,7 @@ def test_nodes_with_images_of_their_own_and_a_file_of_their_own(tmp_path, reads,
         copied.write_bytes(file.read_bytes())
         nodes.append({**node, "data-root": str(folder), "emulator": str(copied)})
     reads.clear()
-    summary = serve(" ".join([*words, *own]), nodes, tmp_path / "run")
+    summary = serve(" ".join([*words, *local]), nodes, tmp_path / "run")
     assert len(reads) == 1, "by the server alone"
     assert list(summary["per_domain"]) == domains
 

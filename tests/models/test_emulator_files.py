@@ -34,19 +34,19 @@ def test_what_is_read_is_what_was_written_to_the_bit(name, tmp_path):
     assert settings == {"emulator.keep": 0.75}
     assert (again.size, again.full_size, again.total) == (emulator.size, emulator.full_size, emulator.total)
     assert torch.equal(again.backbone.features(IMAGES), emulator.backbone.features(IMAGES))
-    stored = load_file(tmp_path / "e.safetensors")
-    assert 4 * sum(tensor.numel() for tensor in stored.values()) == emulator.bytes
+    tensors = load_file(tmp_path / "e.safetensors")
+    assert 4 * sum(tensor.numel() for tensor in tensors.values()) == emulator.bytes
 
 
 def test_no_matrix_of_the_full_lower_blocks_is_in_the_file(tmp_path):
     backbone = shipped(32)
     write(emulate(GRADOT, backbone, 2, OWNER), tmp_path / "e.safetensors", {})
-    stored = load_file(tmp_path / "e.safetensors")
+    tensors = load_file(tmp_path / "e.safetensors")
     lower = [weight for name, weight in backbone.vit.blocks[:2].state_dict().items() if weight.ndim == 2]
     assert len(lower) == 8
     for weight in lower:
-        assert not any(t.shape == weight.shape and torch.equal(t, weight) for t in stored.values())
-    assert "blocks.0.attn.qkv.weight" not in stored
+        assert not any(t.shape == weight.shape and torch.equal(t, weight) for t in tensors.values())
+    assert "blocks.0.attn.qkv.weight" not in tensors
 
 
 def test_an_emulator_of_timms_vit_needs_no_checkpoint(tmp_path):

@@ -50,37 +50,37 @@ def test_a_linear_block_of_that_rank_is_recovered():
 
 
 def test_the_residual_is_the_tail_of_the_regression():
-    x, rest = torch.randn(100, 5).double(), torch.randn(100, 5).double()
-    rest = rest - rest.mean(0)
+    x, difference = torch.randn(100, 5).double(), torch.randn(100, 5).double()
+    difference = difference - difference.mean(0)
     x = x - x.mean(0)
-    fitted = x @ torch.linalg.lstsq(x, rest).solution
+    fitted = x @ torch.linalg.lstsq(x, difference).solution
     singular = torch.linalg.svdvals(fitted)
     for rank in range(1, 6):
-        harmonizer = closed_form(x, x + rest, rank, 1e-13).double()
-        residual = float((harmonizer(x) - x - rest).detach().square().sum())
-        expected = float((rest - fitted).square().sum() + singular[rank:].square().sum())
+        harmonizer = closed_form(x, x + difference, rank, 1e-13).double()
+        residual = float((harmonizer(x) - x - difference).detach().square().sum())
+        expected = float((difference - fitted).square().sum() + singular[rank:].square().sum())
         assert residual == pytest.approx(expected, rel=1e-5)
 
 
 def test_sampling_keeps_half_of_each_group():
     rng = torch.Generator().manual_seed(0)
     for blocks, halves in ((8, (2, 2)), (6, (2, 1)), (5, (2, 1)), (3, (2,))):
-        kept = [part.sum().item() for part in sample_kept(torch.zeros(blocks).double(), rng).split(4)]
-        assert tuple(kept) == halves
+        stays = [part.sum().item() for part in sample_kept(torch.zeros(blocks).double(), rng).split(4)]
+        assert tuple(stays) == halves
 
 
 def test_an_important_block_stays_more_often():
     rng = torch.Generator().manual_seed(0)
     importance = torch.tensor([4.0, 0, 0, 0]).double()
-    kept = torch.stack([sample_kept(importance, rng) for _ in range(500)]).double().mean(0)
-    assert float(kept[0]) > 0.65 > float(kept[1:].max())
+    stays = torch.stack([sample_kept(importance, rng) for _ in range(500)]).double().mean(0)
+    assert float(stays[0]) > 0.65 > float(stays[1:].max())
 
 
 def test_an_update_by_hand():
     importance = torch.tensor([0.0, 0.0]).double()
-    kept = [torch.tensor([True, False]), torch.tensor([False, True])]
+    stays = [torch.tensor([True, False]), torch.tensor([False, True])]
     losses = [0.0, float(torch.tensor(2.0).log())]  # exp(-L): 1 and 1/2, rewards 1/4 and -1/4
-    updated = policy_step(importance, kept, losses, rate=8.0)
+    updated = policy_step(importance, stays, losses, rate=8.0)
     torch.testing.assert_close(updated, torch.tensor([0.5, -0.5]).double())
 
 
@@ -107,8 +107,8 @@ def test_the_one_block_that_does_something_matters_most(seed):
     assert float(errors.sort().values[-2]) == 0
     rng, importance = torch.Generator().manual_seed(seed), torch.zeros(8).double()
     for _ in range(40):
-        kept = [sample_kept(importance, rng) for _ in range(3)]
-        importance = policy_step(importance, kept, [0.1 if k[index] else 1.0 for k in kept], rate=10.0)
+        stays = [sample_kept(importance, rng) for _ in range(3)]
+        importance = policy_step(importance, stays, [0.1 if k[index] else 1.0 for k in stays], rate=10.0)
     assert int(importance.argmax()) == index
 
 

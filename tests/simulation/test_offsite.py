@@ -60,13 +60,13 @@ def test_nan_in_the_emulator_after_training_changes_no_prediction_of_the_full_vi
 
 
 def test_nan_in_the_lower_blocks_of_the_full_vit_changes_nothing_that_clients_send():
-    sent = []
+    replies = []
     for is_spoilt in (False, True):
         _, parts = assembled(*UNIFORM)
         if is_spoilt:
             spoil(parts.model.backbone.vit)
-        sent.append(parts.client.train(requests(parts, "train")))
-    for healthy, spoilt in zip(*sent, strict=True):
+        replies.append(parts.client.train(requests(parts, "train")))
+    for healthy, spoilt in zip(*replies, strict=True):
         assert healthy.metrics == spoilt.metrics
         for name, array in healthy.arrays.items():
             assert array.tobytes() == spoilt.arrays[name].tobytes(), name

@@ -42,12 +42,12 @@ def closed_form(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"], rank: int, rid
         rank: of B.
         ridge: in units of the mean square of a centred column of X.
     """
-    x, rest = x.double(), (y - x).double()
-    mean, constant = x.mean(0), rest.mean(0)
+    x, difference = x.double(), (y - x).double()
+    mean, constant = x.mean(0), difference.mean(0)
     centred = x - mean
     gram = centred.mT @ centred
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    full = torch.linalg.solve(gram, centred.mT @ (rest - constant))  # (d, d)
+    full = torch.linalg.solve(gram, centred.mT @ (difference - constant))  # (d, d)
     _, vectors = torch.linalg.eigh(full.mT @ gram @ full)
     leading = vectors[:, vectors.shape[1] - rank :]  # eigenvalues ascend
     harmonizer = Harmonizer(x.shape[1], rank, is_linear=True).to(x.device)

@@ -15,14 +15,14 @@ GROUP = 4
 def sample_kept(importance: Float[Tensor, " blocks"], rng: torch.Generator) -> Bool[Tensor, " blocks"]:
     """Sample which blocks stay: of each group the half, rounded up, with the largest `u sigmoid(I)`, u ~ U(0, 1)."""
     values = torch.rand(len(importance), generator=rng, dtype=importance.dtype) * importance.sigmoid()
-    kept = torch.zeros(len(importance), dtype=torch.bool)
+    stays = torch.zeros(len(importance), dtype=torch.bool)
     for group in torch.arange(len(importance)).split(GROUP):
-        kept[group[values[group].argsort(descending=True)[: -(-len(group) // 2)]]] = True
-    return kept
+        stays[group[values[group].argsort(descending=True)[: -(-len(group) // 2)]]] = True
+    return stays
 
 
 def policy_step(
-    importance: Float[Tensor, " blocks"], kept: Sequence[Bool[Tensor, " blocks"]], losses: Sequence[float], rate: float
+    importance: Float[Tensor, " blocks"], stays: Sequence[Bool[Tensor, " blocks"]], losses: Sequence[float], rate: float
 ) -> Float[Tensor, " blocks"]:
     """Return the importance after one update, `I_i + rate p_i (1 - p_i) sum_j r_j [i stays in j]`.
 
@@ -30,14 +30,14 @@ def policy_step(
 
     Args:
         importance: I, with `p = sigmoid(I)`.
-        kept: the blocks that stay in each sampled emulator.
+        stays: the blocks that stay in each sampled emulator.
         losses: of the emulators, nats.
         rate: of the update.
     """
     rewards = torch.exp(-torch.tensor(losses, dtype=importance.dtype))
     rewards -= rewards.mean()
     p = importance.sigmoid()
-    return importance + rate * p * (1 - p) * (rewards @ torch.stack(list(kept)).to(importance.dtype))
+    return importance + rate * p * (1 - p) * (rewards @ torch.stack(list(stays)).to(importance.dtype))
 
 
 @torch.no_grad()

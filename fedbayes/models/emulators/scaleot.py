@@ -104,9 +104,9 @@ class ScaleOT:
         if training is None or not self._is_trained:
             return _regressed(backbone, images, start, dropped, self._rank, self._ridge)
         if not self._by_policy:
-            kept = torch.tensor([index not in dropped for index in range(start)])
+            stays = torch.tensor([index not in dropped for index in range(start)])
             for _ in range(self._steps):
-                training.step(kept)
+                training.step(stays)
         return {index: training.harmonizers[index] for index in dropped}
 
     @torch.no_grad()
@@ -154,12 +154,12 @@ class _Training:
         ids = torch.randperm(len(self._images), generator=self._rng)[:PIECE]
         return self._images[ids], self._labels[ids]
 
-    def loss(self, kept: Bool[Tensor, " blocks"], images: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, stays: Bool[Tensor, " blocks"], images: Tensor, labels: Tensor) -> Tensor:
         """Return the probe's NLL of the emulator in which these blocks stay."""
         x = self._embed(images, 0)
         for index, block in enumerate(self._vit.blocks[:-1]):
-            stays = index >= self._start or bool(kept[index])
-            x = block(x) if stays else self.harmonizers[index](x)
+            is_raw = index >= self._start or bool(stays[index])
+            x = block(x) if is_raw else self.harmonizers[index](x)
         feature = class_feature(self._vit, x)
         return F.cross_entropy(self._probe.scores(F.layer_norm(feature, feature.shape[-1:])), labels)
 
@@ -171,13 +171,13 @@ class _Training:
             sampled = [sample_kept(importance, self._rng) for _ in range(SAMPLED)]
             batch = self.batch()
             with torch.no_grad():
-                losses = [float(self.loss(kept, *batch)) for kept in sampled]
+                losses = [float(self.loss(stays, *batch)) for stays in sampled]
             importance = policy_step(importance, sampled, losses, rate)
         return importance
 
     @torch.enable_grad()
-    def step(self, kept: Bool[Tensor, " blocks"]) -> None:
+    def step(self, stays: Bool[Tensor, " blocks"]) -> None:
         """Train the harmonizers of the blocks that do not stay, for one batch."""
         self._optimiser.zero_grad()
-        self.loss(kept, *self.batch()).backward()
+        self.loss(stays, *self.batch()).backward()
         self._optimiser.step()
