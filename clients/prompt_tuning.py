@@ -131,7 +131,7 @@ class PromptTuningClient(AbstractClient):
         """Return the bound of a batch and the prompts' penalty, one loss per client."""
         samples = self.inference.train_samples if self.posterior is not None else 1
         bound = elbo(self._model, self._guide, inputs, noise, samples=samples, weights=inputs.weights, beta=beta)
-        penalty = self.model.generator.penalty(inputs.z, inputs.weights)
+        penalty = self.model.penalty(inputs.z, inputs.weights)
         return bound if penalty is None else replace(bound, loss=bound.loss + penalty, penalty=penalty)
 
     def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
@@ -156,7 +156,7 @@ class PromptTuningClient(AbstractClient):
     def _logits(self, inputs: Inputs, samples: int, prompts: Callable[[slice], Tensor]) -> Tensor:
         """Return class scores `(S, C, B, classes)`, with `prompts` giving those of a slice of the images."""
         parts = passes(inputs.mask, samples)
-        scores = [self.model.logits(inputs.tokens[:, part], prompts(part)) for part in parts]
+        scores = [self.model.logits(inputs.tokens[:, part], prompts(part), inputs.z[:, part]) for part in parts]
         return inputs.with_prior(torch.cat(scores, dim=2))
 
     def _plates(self, inputs: Inputs) -> tuple[pyro.plate, pyro.plate]:
@@ -174,7 +174,7 @@ class PromptTuningClient(AbstractClient):
                 zero = z.new_zeros(self.posterior.code_dim)
                 code = pyro.sample("code", dist.Normal(zero, 1.0, validate_args=False).to_event(1))
                 prompts = self.posterior.decode(code)
-            logits = inputs.with_prior(self.model.logits(inputs.tokens, prompts))
+            logits = inputs.with_prior(self.model.logits(inputs.tokens, prompts, z))
             pyro.sample("label", dist.Categorical(logits=logits, validate_args=False), obs=inputs.labels)
 
     def _guide(self, inputs: Inputs, noise: Streams) -> None:

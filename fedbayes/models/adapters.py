@@ -13,94 +13,26 @@ the mean of `B_c A_c` is not the product of the means. With one frozen `A` for e
 ICLR 2024, arXiv 2403.12313); that `A` follows from the seed and is never sent. `exact_pairs` averages the products
 (FlexLoRA, Bai et al., NeurIPS 2024, arXiv 2402.11505). Where `B` is personal, only `A` is averaged (FedSA-LoRA, Guo et
 al., ICLR 2025, arXiv 2410.01463).
-
-The frozen backbone itself is never touched: its modules are run with other weights by `torch.func.functional_call`.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, final
+from collections.abc import Sequence
+from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Num
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from fedbayes.arrays import Arrays, in_blocks
+from fedbayes.arrays import Arrays
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.models.blocks import class_feature
+from fedbayes.models.weights import AbstractMergedWeights, place
 
 A, B = "weights.a.", "weights.b."
 """Lead the names of the factors of a low-rank change, among a client's parameters."""
 
 
-class AbstractWeights(nn.Module, ABC):
-    """What clients change of a frozen ViT; every parameter has a leading client axis.
-
-    Attributes:
-        start_layer: the first block that differs between clients; tokens below it are common to all.
-        from_pixels: whether even the tokens that enter block 0 differ, so that nothing is common but the pixels.
-    """
-
-    start_layer: int
-    from_pixels: bool
-
-    @abstractmethod
-    def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:
-        """Return the weights that take the place of frozen ones, by timm's names, each `(C, ...)`."""
-
-    def features(
-        self,
-        backbone: FrozenViT,
-        entering: Num[Tensor, "clients images *entering"],
-        prompts: Float[Tensor, "samples clients images blocks length dim"] | None = None,
-        start: int | None = None,
-        learnt: Sequence[Container[int]] | None = None,
-    ) -> Float[Tensor, "samples clients images dim"]:
-        """Return class features of each client's images by its own weights.
-
-        Clients go one after another: on a CPU one client fits the cache better.
-
-        Args:
-            backbone: whose weights are changed.
-            entering: tokens that enter the first block that is prompted or changed, `(C, B, t, d)`, or pixels in
-                0..255, `(C, B, 3, h, w)`.
-            prompts: of each image; None for none, which is one sample.
-            start: the first block that sees prompts.
-            learnt: blocks of each client that gradients reach; None for all.
-        """
-        weights = self.changed(backbone)
-        features = []
-        for c, tokens in enumerate(entering):
-            changed = {
-                name: rows[c] if learnt is None or in_blocks(name, learnt[c]) else rows[c].detach()
-                for name, rows in weights.items()
-            }
-            if self.from_pixels:
-                features.append(_from_pixels(backbone, tokens, changed).unsqueeze(0))
-                continue
-            if prompts is None or start is None:
-                features.append(backbone(tokens, None, self.start_layer, changed).unsqueeze(0))
-                continue
-            # Below the prompts an image's tokens are the same for all samples.
-            tokens = backbone.advance(tokens, min(self.start_layer, start), start, changed)
-            samples, images = len(prompts), len(tokens)
-            flat = tokens.expand(samples, *tokens.shape).flatten(0, 1)
-            sets = prompts[:, c].flatten(0, 1)
-            feature = backbone(flat, sets, start, changed, None if learnt is None else learnt[c])
-            features.append(feature.unflatten(0, (samples, images)))
-        return torch.stack(features, dim=1)
-
-
-MakeWeights = Callable[..., AbstractWeights]
-"""`make(backbone=..., rng=...)`: clients' weights, which start as the backbone's; their settings are in it already."""
-
-
 @final
-class LowRankWeights(AbstractWeights):
+class LowRankWeights(AbstractMergedWeights):
     """`W + (alpha / r) B A` for some matrices of the blocks from `start_layer` on.
 
     Args:
@@ -133,7 +65,7 @@ class LowRankWeights(AbstractWeights):
         if isinstance(targets, str) or not targets:
             raise ConfigError(f"method.weights.targets={targets} is no list of names; write e.g. [attn.qkv].")
         layers = [name for name, module in backbone.vit.blocks[0].named_modules() if isinstance(module, nn.Linear)]
-        self.start_layer, self.from_pixels = start_layer, False
+        self.start_layer = start_layer
         self.scale = require_number("method.weights.alpha", alpha, 0, open_low=True) / rank
         self._names = [
             f"blocks.{i}.{require_choice('method.weights.targets', target, layers)}"
@@ -187,12 +119,15 @@ def exact_pairs(clients: Sequence[Arrays], weights: Sequence[float]) -> Arrays:
 
 
 @final
-class AllWeights(AbstractWeights):
+class AllWeights(AbstractMergedWeights):
     """All weights of the ViT, from the patch embedding to the last norm: full fine-tuning."""
+
+    from_pixels = True
+    takes_prompts = False
 
     def __init__(self, *, backbone: FrozenViT, rng: torch.Generator) -> None:  # noqa: ARG002
         super().__init__()
-        self.start_layer, self.from_pixels = 0, True
+        self.start_layer = 0
         self._names = [name for name, _ in backbone.vit.named_parameters() if not name.startswith("head.")]
         for name in self._names:
             start = backbone.vit.get_parameter(name).detach().to(backbone.dtype, copy=True)
@@ -201,51 +136,3 @@ class AllWeights(AbstractWeights):
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:  # noqa: ARG002
         """Return every weight."""
         return {name: self.get_parameter(name) for name in self._names}
-
-
-def _from_pixels(backbone: FrozenViT, images: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
-    """Return features `(n, d)` of pixels in 0..255, `(n, 3, h, w)`, with weights in the place of all frozen ones."""
-    weights = {f"vit.{name}": weight for name, weight in changed.items()}
-    is_slow = backbone.tokens_dtype == torch.bfloat16 and images.device.type == "cpu"
-    with backbone.autocast(), _without_fused_attention(backbone.vit) if is_slow else nullcontext():
-        feature = functional_call(_Pass(backbone.vit), weights, (backbone.normalised(images),))
-    return feature.to(backbone.dtype)  # type: ignore[no-any-return]
-
-
-@final
-class _Pass(nn.Module):
-    """The ViT from normalised pixels to the class feature, for `functional_call`."""
-
-    def __init__(self, vit: Any) -> None:
-        super().__init__()
-        self.vit = vit
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Turn pixels `(n, 3, h, w)` into features `(n, d)`."""
-        x = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(x)))
-        for block in self.vit.blocks[:-1]:
-            x = block(x)
-        return class_feature(self.vit, x)
-
-
-@contextmanager
-def _without_fused_attention(vit: nn.Module) -> Iterator[None]:
-    """Use plain products: on a CPU, the fused attention takes most of a bfloat16 step's backward pass."""
-    fused: list[Any] = [module for module in vit.modules() if getattr(module, "fused_attn", False)]
-    for attention in fused:
-        attention.fused_attn = False
-    try:
-        yield
-    finally:
-        for attention in fused:
-            attention.fused_attn = True
-
-
-def place(root: nn.Module, name: str, value: nn.Parameter | nn.Buffer) -> None:
-    """Set a parameter or buffer of a dotted name, within empty modules where there are none yet."""
-    *owners, leaf = name.split(".")
-    for part in owners:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    setattr(root, leaf, value)

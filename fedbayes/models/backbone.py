@@ -5,7 +5,7 @@ arXiv 2203.12119). Blocks below `start` never see a prompt, so `embed` gives the
 may keep it.
 """
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -128,7 +128,7 @@ class FrozenViT(nn.Module):
                 feature: Tensor = self.vit.fc_norm(self.vit.norm(x[:, :1])[:, 0])
             elif changed:
                 weights = {f"vit.{name}": weight for name, weight in changed.items()}
-                feature = functional_call(_ClassFeature(self.vit), weights, (x,))
+                feature = functional_call(OnViT(self.vit, class_feature), weights, (x,))
             else:
                 feature = class_feature(self.vit, x)
         return feature.to(self.dtype)
@@ -193,16 +193,16 @@ class FrozenViT(nn.Module):
 
 
 @final
-class _ClassFeature(nn.Module):
-    """`class_feature` of a ViT, for `functional_call`."""
+class OnViT(nn.Module):
+    """`function(vit, x)` as a module, for `functional_call`."""
 
-    def __init__(self, vit: Any) -> None:
+    def __init__(self, vit: Any, function: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.vit = vit
+        self.vit, self.function = vit, function
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn tokens `(n, t, d)` that enter the last block into features `(n, d)`."""
-        return class_feature(self.vit, x)
+        """Call the function."""
+        return self.function(self.vit, x)
 
 
 def require_supported(vit: Any, name: str) -> None:

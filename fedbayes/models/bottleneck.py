@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fedbayes.errors import ConfigError, require_number, require_whole
-from fedbayes.models.adapters import AbstractWeights, place
 from fedbayes.models.backbone import FrozenViT
+from fedbayes.models.weights import AbstractMergedWeights, place
 
 SHARPNESS = 2.0**20  # t: a power of two, so that products with it are exact
 
 
 @final
-class BottleneckWeights(AbstractWeights):
+class BottleneckWeights(AbstractMergedWeights):
     """Bottlenecks beside the MLPs of the blocks from `start_layer` on.
 
     Args:
@@ -42,7 +42,7 @@ class BottleneckWeights(AbstractWeights):
         super().__init__()
         require_whole("method.weights.width", width, 1)
         require_whole("method.weights.start_layer", start_layer, 0, backbone.depth - 1)
-        self.start_layer, self.from_pixels = start_layer, False
+        self.start_layer = start_layer
         self.scale = require_number("method.weights.scale", scale, 0, open_low=True)
         self._names = [f"blocks.{i}.mlp" for i in range(start_layer, backbone.depth)]
         for name in self._names:

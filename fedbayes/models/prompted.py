@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from fedbayes.arrays import Arrays, blocks_of, in_blocks
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
-from fedbayes.models.adapters import MakeWeights
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompts.base import AbstractPrompts, ClientLinear, Sizes
+from fedbayes.models.weights import MakeWeights
 from fedbayes.seeding import generator as seeded
 
 MakePrompts = Callable[..., AbstractPrompts]
@@ -41,7 +41,7 @@ class PromptedViT(nn.Module):
         by_block: deep prompts are parameters of each block, as in `generator.base.blocks.2`, and not one for all.
 
     Raises:
-        ConfigError: if a value is out of range, or there are prompts for a ViT that is changed from its pixels on.
+        ConfigError: if a value is out of range, or there are prompts beside changes of the ViT that take none.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class PromptedViT(nn.Module):
         self.learnt: Sequence[frozenset[int]] | None = None  # blocks that each client trains; None for all
         self.head = ClientLinear(backbone.dim, classes, std=head_std, rng=rng)
         self.weights = None if weights is None else weights(backbone=backbone, rng=rng)
-        if length and self.from_pixels:
-            raise ConfigError(f"prompts.length={length}: method.weights changes all of the ViT; set prompts.length=0.")
+        if length and self.weights is not None and not self.weights.takes_prompts:
+            raise ConfigError(f"prompts.length={length}: method.weights takes no prompts beside; set prompts.length=0.")
         self.start_layer = (
             self.prompt_layer if self.weights is None else min(self.prompt_layer, self.weights.start_layer)
         )
@@ -160,22 +160,27 @@ class PromptedViT(nn.Module):
         self,
         tokens: Num[Tensor, "clients images *entering"],
         prompts: Float[Tensor, "*samples clients images_or_1 blocks length d"],
+        z: Float[Tensor, "clients images d"] | None = None,
     ) -> Float[Tensor, "*samples clients images classes"]:
-        """Return class scores for every sample of prompts."""
-        return self.head(self.features(tokens, prompts))  # type: ignore[no-any-return]
+        """Return class scores for every sample of prompts; see `features`."""
+        return self.head(self.features(tokens, prompts, z))  # type: ignore[no-any-return]
 
     def features(
         self,
         tokens: Num[Tensor, "clients images *entering"],
         prompts: Float[Tensor, "*samples clients images_or_1 blocks length d"],
+        z: Float[Tensor, "clients images d"] | None = None,
     ) -> Float[Tensor, "*samples clients images d"]:
-        """Return class features for every sample of prompts; all go through the backbone in one batch."""
+        """Return class features for every sample of prompts; all go through the backbone in one batch.
+
+        `z` are the prompt-free class features, for changes of the ViT that depend on the image.
+        """
         blocks, length, dim = prompts.shape[-3:]
         lead = (*prompts.shape[:-5], *tokens.shape[:2])
         sets = prompts.expand(*lead, blocks, length, dim) if length else None
         if self.weights is not None:
             samples = None if sets is None else sets.reshape(-1, *sets.shape[-5:])
-            feature = self.weights.features(self.backbone, tokens, samples, self.prompt_layer, self._reached())
+            feature = self.weights.features(self.backbone, tokens, samples, self.prompt_layer, self._reached(), z)
             return feature.expand(*lead, dim) if sets is None else feature.view(*lead, dim)
         if sets is not None and (reached := self._reached()) is not None:
             samples = sets.reshape(-1, *sets.shape[-5:])  # (S, C, B, blocks, l, d)
@@ -192,6 +197,14 @@ class PromptedViT(nn.Module):
         flat = tokens.expand(*lead, *tokens.shape[2:]).reshape(-1, *tokens.shape[2:])  # (S*C*B, t, d)
         feature = self.backbone(flat, None if sets is None else sets.flatten(0, -4), self.start_layer)
         return feature.view(*lead, dim)  # type: ignore[no-any-return]
+
+    def penalty(
+        self, z: Float[Tensor, "clients images d"], weights: Float[Tensor, "clients images"]
+    ) -> Float[Tensor, " clients"] | None:
+        """Return what prompts and changes of the ViT add to each client's training loss; None for nothing."""
+        parts = (self.generator,) if self.weights is None else (self.generator, self.weights)
+        terms = [term for part in parts if (term := part.penalty(z, weights)) is not None]
+        return torch.stack(terms).sum(0) if terms else None
 
     def _reached(self) -> Sequence[frozenset[int]] | None:
         """Return the blocks of each client that gradients reach: those that it trains, and that of shared prompts."""

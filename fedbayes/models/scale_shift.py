@@ -13,12 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from fedbayes.errors import require_whole
-from fedbayes.models.adapters import AbstractWeights, place
 from fedbayes.models.backbone import FrozenViT
+from fedbayes.models.weights import AbstractMergedWeights, place
+
+
+def scaled_layers(backbone: FrozenViT, start_layer: int) -> list[str]:
+    """Return the norms and linear layers of the blocks from `start_layer` on, and the last norm, by timm's names."""
+    below = tuple(f"blocks.{i}." for i in range(start_layer))
+    return [
+        name
+        for name, module in backbone.vit.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.Linear)
+        and (name == "norm" or (name.startswith("blocks.") and not name.startswith(below)))
+    ]
 
 
 @final
-class ScaleShiftWeights(AbstractWeights):
+class ScaleShiftWeights(AbstractMergedWeights):
     """Scales and shifts after each norm and linear layer of the blocks from `start_layer` on, and after the last norm.
 
     Args:
@@ -33,14 +44,8 @@ class ScaleShiftWeights(AbstractWeights):
     def __init__(self, *, backbone: FrozenViT, rng: torch.Generator, start_layer: int) -> None:  # noqa: ARG002
         super().__init__()
         require_whole("method.weights.start_layer", start_layer, 0, backbone.depth - 1)
-        self.start_layer, self.from_pixels = start_layer, False
-        below = tuple(f"blocks.{i}." for i in range(start_layer))
-        self._names = [
-            name
-            for name, module in backbone.vit.named_modules()
-            if isinstance(module, nn.LayerNorm | nn.Linear)
-            and (name == "norm" or (name.startswith("blocks.") and not name.startswith(below)))
-        ]
+        self.start_layer = start_layer
+        self._names = scaled_layers(backbone, start_layer)
         for name in self._names:
             width = len(backbone.vit.get_submodule(name).weight)
             place(self, f"scale.{name}", nn.Parameter(torch.ones(1, width)))

@@ -19,11 +19,11 @@ from fedbayes.data.pixels import require_side
 from fedbayes.errors import ConfigError, DataError, require_whole
 from fedbayes.inference.class_prior import ClassPriors
 from fedbayes.inference.reverse import GaussianReverse
-from fedbayes.models.adapters import MakeWeights
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import make_prompts
 from fedbayes.models.prompts.coded import GeneratorSettings
+from fedbayes.models.weights import MakeWeights
 from fedbayes.parts.sparse import block_choice
 from fedbayes.server.sampling import Sampling
 from fedbayes.simulation.attacks import AbstractAttack, MaliciousClients

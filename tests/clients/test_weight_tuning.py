@@ -115,6 +115,7 @@ def test_only_a_b_and_head_travel_and_with_a_frozen_a_not_even_that():
     for method, size in {
         "fedssf": blocks * 2 * (2 + 3 + 1 + 4 + 1) * width + 2 * width,
         "fedadapter": blocks * 2 * 16 * width,
+        "fedins": 25 * (blocks * 2 * (2 + 3 + 1 + 4 + 1) * width + 2 * width + width),
     }.items():
         (update,) = train(smoke(f"method={method}")[1], 0)
         assert sum(array.size for array in update.arrays.values()) == size + head
