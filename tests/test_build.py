@@ -55,6 +55,7 @@ def test_names_of_choices_are_written_down():
         (["+data.foo=1"], "data: styled_digits.*'foo'"),
         (["+partition.foo=1"], "partition: .*'foo'"),
         (["~optim.clip"], "optim: .*missing .*required .*argument: 'clip'"),
+        (["method.strategy._target_=strategies.bse.FedAvg"], "strategies has no bse; did you mean base"),
         (["method.strategy._target_=nowhere.Foo"], "nowhere.Foo is not installed"),
         (["method.strategy._target_=strategies.averaging.Foo"], "strategies.averaging has no Foo"),
     ],

@@ -75,7 +75,7 @@ def command_line(actions: Actions) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     full_error = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print over several lines
-    failed = False
+    failed = is_composed = False
 
     def fail(error: Exception) -> None:
         nonlocal failed
@@ -84,6 +84,8 @@ def command_line(actions: Actions) -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def start(cfg: DictConfig) -> float | None:
+        nonlocal is_composed
+        is_composed = True
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode != RunMode.MULTIRUN:
             try:
@@ -116,7 +118,8 @@ def command_line(actions: Actions) -> None:
         if not failed:
             fail(error)
     except CONFIGURATION_ERRORS as error:
-        if full_error == "1" or isinstance(error, InstantiationException):
+        is_of_the_run = isinstance(error, InstantiationException) or (is_composed and isinstance(error, UnicodeError))
+        if full_error == "1" or is_of_the_run:
             raise
         fail(explain(error, words))
     finally:

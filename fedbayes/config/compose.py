@@ -44,7 +44,7 @@ SECTIONS = (
 )
 """Parts of a configuration that hold keys, whatever is chosen."""
 
-CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError)
+CONFIGURATION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, UnicodeDecodeError)
 """Errors of Hydra and OmegaConf about the user's input or files."""
 
 PATHS = ("data.root", "backbone.checkpoint", "owner.emulator", "run_dir", "resume")
@@ -171,6 +171,8 @@ def explain(error: Exception, overrides: Sequence[str]) -> ConfigError:
             return ConfigError(f"{group}={name} does not exist; {choices}`fedbayes-info {group}` lists all.")
     if isinstance(error, MissingMandatoryValue):
         return ConfigError(f"{error.full_key} has no default; add {error.full_key}=VALUE.")
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigError(f"a file of the configuration is no UTF-8 ({error}); save it as UTF-8.")
     if isinstance(error, YAMLError):
         return ConfigError(f"a file cannot be read as YAML ({in_one_line(error)}); indent by spaces, and correct it.")
     unknown = getattr(error.__cause__, "full_key", None)

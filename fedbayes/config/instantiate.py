@@ -8,6 +8,7 @@ from functools import lru_cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any, cast
 
 from hydra.errors import InstantiationException
@@ -123,10 +124,14 @@ def _instantiate(place: str, node: object, *, is_partial: bool, **extra: Any) ->
 
 def _not_importable(place: str, target: str) -> str:
     """Return why a target cannot be imported: its module is unknown, or the name in it."""
-    module, _, name = target.rpartition(".")
-    with suppress(ImportError, ValueError):
-        if module and find_spec(module) is not None:
-            close = closest(name, vars(import_module(module)), 1)
-            remedy = f"did you mean {close[0]}" if close else "correct it"
-            return f"{place}._target_={target}: {module} has no {name}; {remedy}."
+    parent, _, name = target.rpartition(".")
+    while parent:
+        with suppress(ImportError, ValueError):
+            if find_spec(parent) is not None:
+                module = import_module(parent)
+                names = [*vars(module), *(inner.name for inner in iter_modules(getattr(module, "__path__", ())))]
+                close = closest(name, names, 1)
+                remedy = f"did you mean {close[0]}" if close else "correct it"
+                return f"{place}._target_={target}: {parent} has no {name}; {remedy}."
+        parent, _, name = parent.rpartition(".")
     return f"{place}._target_={target} is not installed; install or correct it."

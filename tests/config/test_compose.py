@@ -42,6 +42,7 @@ def test_other_paths_begin_at_home_too(tmp_path, monkeypatch, capsys):
     ("content", "match"),
     [
         (b"defaults:\n  - fedvpt\n\toptim: {}\n", r"mine\.yaml.*line 3.*indent by spaces"),
+        ("# ü".encode("latin-1"), "no UTF-8"),
         (b"\xef\xbb\xbf# @package _global_\ndefaults:\n  - fedvpt\n", r"mine\.yaml .*byte-order mark"),
     ],
 )
