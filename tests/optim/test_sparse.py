@@ -27,18 +27,18 @@ def inclusion(weights, number):
 
 
 def test_blocks_are_selected_as_often_as_sampling_without_replacement_says():
-    choice, importance, draws = BlockChoice(3, 0.5), np.array([2.0, 0, 0, -2]), 4000
+    choice, importance, draws = BlockChoice(3, 0.5), np.array([2.0, 0, 0, -2]), 2000
     counts = np.zeros(4)
     for server_round in range(draws):
         counts[list(choice.selected(BLOCKS, importance, server_round, 1))] += 1
-    np.testing.assert_allclose(counts / draws, inclusion(sigmoid(importance), 2), atol=0.028)  # 3.5 standard errors
+    np.testing.assert_allclose(counts / draws, inclusion(sigmoid(importance), 2), atol=0.04)  # 3.5 standard errors
 
 
 def test_important_blocks_are_suppressed_less_often():
     choice, importance = BlockChoice(3, 0.5, candidates=2, suppressed=0.25), np.array([2.0, 0, 0, -2])
-    first = [choice.suppressed_sets(BLOCKS, importance, r)[0] for r in range(1000)]
-    counts = np.array([sum(b in blocks for blocks in first) for b in BLOCKS]) / 1000
-    np.testing.assert_allclose(counts, sigmoid(-importance) / sigmoid(-importance).sum(), atol=0.055)
+    first = [choice.suppressed_sets(BLOCKS, importance, r)[0] for r in range(500)]
+    counts = np.array([sum(b in blocks for blocks in first) for b in BLOCKS]) / 500
+    np.testing.assert_allclose(counts, sigmoid(-importance) / sigmoid(-importance).sum(), atol=0.08)
 
 
 def test_selections_are_keyed_by_round_and_client_or_by_round_alone():

@@ -60,11 +60,15 @@ def test_all_blocks_of_deep_prompts_predict_as_without_it_to_the_bit():
 
 
 @pytest.mark.parametrize(
-    "optim", [("optim.weight_decay=0.1",), ("optim.name=sgd", "optim.momentum=0.9", "optim.proximal=1")]
+    "words",
+    [
+        ("method=fedlora", "optim.weight_decay=0.1"),
+        ("method=pfedbayespt", *DEEP, "optim.name=sgd", "optim.proximal=1"),
+    ],
+    ids=" ".join,
 )
-@pytest.mark.parametrize("words", [("method=fedlora",), ("method=pfedbayespt", *DEEP)], ids=" ".join)
-def test_only_selected_blocks_move_and_neighbours_change_nothing(words, optim):
-    client = assembled(*words, *optim, "sparse=random").client
+def test_only_selected_blocks_move_and_neighbours_change_nothing(words):
+    client = assembled(*words, "sparse=random").client
     state = moved_state(client)
     asked = requests(client, state=state)
     updates = client.train(asked)
