@@ -42,6 +42,7 @@ SECTIONS = {
         *(
             "digits_new_clients",
             "class_priors",
+            "ist",
             "comparisons",
             "office_fedbn_float32",
             "digits_one_partition",
@@ -54,7 +55,7 @@ SECTIONS = {
         *("posterior_counts", "posterior_gaussian", "toy_densities", "toy_collapse"),
     ],
     "Faults, attacks, privacy": ["soak", "jammer", "attacks", "privacy"],
-    "Speed": ["engines", "engines_flower", "engines_scale", "step_profile"],
+    "Speed": ["engines", "engines_flower", "engines_scale", "step_profile", "sparse_savings"],
     "The shipped backbone": ["backbone_probe"],
 }
 

@@ -42,6 +42,7 @@ def numbers(run_dir):
         ["method=pfedbayespt"],
         ["method=fedvpt", "method.client.personal=[head]", "participation=0.5"],
         ["method=fedncm", "evaluate.held_out=[noise]"],
+        ["method=fedlora", "sparse=ist"],
     ],
     ids=lambda words: words[0].partition("=")[2],
 )
