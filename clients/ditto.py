@@ -10,7 +10,6 @@ over the images as for every other method.
 """
 
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import replace
 from typing import final
 
@@ -26,11 +25,11 @@ from clients.base import (
     without_personal,
 )
 from clients.inputs import Inputs
-from clients.local import fit_cohort
+from clients.local import fit_cohort, halved
 from clients.wrapping import AbstractWrappingClient
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
-from fedbayes.errors import ConfigError, require_number
+from fedbayes.errors import require_number
 from fedbayes.inference.elbo import Objective
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.optim.local_training import LocalTraining
@@ -107,15 +106,3 @@ class DittoClient(AbstractWrappingClient):
             return replace(bound, loss=bound.loss + self.strength / 2 * distance)
 
         return fit_cohort(self, self.inner.optim, requests, personal, objective, purpose="own ")
-
-
-def halved(optim: LocalTraining) -> LocalTraining:
-    """Return the same training for half as many epochs; raise ConfigError if their number is odd."""
-    if optim.local_epochs % 2:
-        raise ConfigError(
-            f"optim.local_epochs={optim.local_epochs} cannot be halved between the global and the personal model; "
-            "choose an even number."
-        )
-    half = copy(optim)
-    half.local_epochs = optim.local_epochs // 2
-    return half

@@ -1,6 +1,7 @@
 """Local training of a cohort, block after block: the same for every client that learns by gradients."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from itertools import islice
 
 import torch
@@ -10,6 +11,7 @@ from clients.base import AbstractClient
 from clients.inputs import Inputs
 from fedbayes.comm.messages import ClientRequest
 from fedbayes.data.federated import FederatedData
+from fedbayes.errors import ConfigError
 from fedbayes.inference.elbo import Objective
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
@@ -61,3 +63,15 @@ def fit_cohort(
 def adaptation_steps(optim: LocalTraining, requests: Sequence[ClientRequest]) -> int:
     """Return the steps on training images before an evaluation: the requests' number, or `optim.finetune_steps`."""
     return optim.finetune_steps if requests[0].adapt is None else requests[0].adapt
+
+
+def halved(optim: LocalTraining) -> LocalTraining:
+    """Return the same training for half as many epochs; raise ConfigError if their number is odd."""
+    if optim.local_epochs % 2:
+        raise ConfigError(
+            f"optim.local_epochs={optim.local_epochs} cannot be halved between the shared and the personal part; "
+            "choose an even number."
+        )
+    half = copy(optim)
+    half.local_epochs = optim.local_epochs // 2
+    return half

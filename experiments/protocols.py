@@ -21,7 +21,7 @@ SECOND = (
 )
 THIRD = (
     *("pfedbayespt_lora", "deterministic_lora", "fedvpt_lora", "flexlora", "fedsa_lora"),
-    *("fedrod", "fedavg_ft", "knn_per", "afl", "fedssf", "fedins", "fedadapter"),
+    *("fedrod", "fedavg_ft", "knn_per", "afl", "fedssf", "fedins", "fedadapter", "feddpa"),
 )
 """What came after the tables: prompts beside low-rank changes, other averages of these, and further rivals."""
 ABLATIONS = ("gaussian_prompts_personal", "deterministic_prompts_personal")

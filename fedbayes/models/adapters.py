@@ -67,23 +67,28 @@ class LowRankWeights(AbstractMergedWeights):
         layers = [name for name, module in backbone.vit.blocks[0].named_modules() if isinstance(module, nn.Linear)]
         self.start_layer = start_layer
         self.scale = require_number("method.weights.alpha", alpha, 0, open_low=True) / rank
-        self._names = [
+        self.names = [
             f"blocks.{i}.{require_choice('method.weights.targets', target, layers)}"
             for i in range(start_layer, backbone.depth)
             for target in targets
         ]
-        for name in self._names:
+        for name in self.names:
             outputs, inputs = backbone.vit.get_submodule(name).weight.shape
             a = inputs**-0.5 * torch.randn(1, rank, inputs, generator=rng)
             place(self, f"a.{name}", nn.Buffer(a) if freeze_a else nn.Parameter(a))
             place(self, f"b.{name}", nn.Parameter(torch.zeros(1, outputs, rank)))
 
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return A `(C, r, in)`, or `(1, r, in)` if it is frozen, and B `(C, out, r)` of a layer by timm's name."""
+        block, _, leaf = name.rpartition(".")
+        a, b = (getattr(self.get_submodule(f"{letter}.{block}"), leaf) for letter in "ab")
+        return a, b
+
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:
         """Return the merged matrices."""
         merged = {}
-        for name in self._names:
-            block, _, leaf = name.rpartition(".")
-            a, b = (getattr(self.get_submodule(f"{letter}.{block}"), leaf) for letter in "ab")
+        for name in self.names:
+            a, b = self.pair(name)
             merged[f"{name}.weight"] = backbone.vit.get_submodule(name).weight + self.scale * (b @ a)
         return merged
 

@@ -1,4 +1,4 @@
-r"""Changes of the ViT that differ between images; a pool of scales and shifts.
+r"""Changes of the ViT that differ between images: a pool of scales and shifts, and a mixture of low-rank changes.
 
 FedIns (Feng et al., ICCV 2023, arXiv 2308.06051) has a pool of sets of scales and shifts (SSF, see
 `fedbayes.models.scale_shift`), each with a key. An image takes the mean of the k sets whose keys are nearest to its
@@ -8,18 +8,26 @@ prompt-free class feature z:
 
 The choice has no gradient; keys learn from `strength (1 - sum_{j in top} cos(z, key_j))` in the loss. The paper has a
 pool of heads, too, and weighs the losses by .9 and .1, of which `strength` is the ratio.
+
+FedDPA (Yang et al., NeurIPS 2024, arXiv 2403.19211) has a global and a local low-rank change (LoRA, see
+`fedbayes.models.adapters`), and a weight of the local one for each image, which `clients.feddpa` determines:
+
+    y = W x + (alpha / r) [(1 - w) B A + w B_local A_local] x,   w = w_0 + direction . z / |z|
 """
 
 from abc import abstractmethod
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import final
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fedbayes.errors import require_number, require_whole
+from fedbayes.models.adapters import LowRankWeights
 from fedbayes.models.backbone import FrozenViT
 from fedbayes.models.prompt_sets import cosine
 from fedbayes.models.scale_shift import scaled_layers
@@ -127,3 +135,52 @@ class ScaleShiftPool(AbstractImageWeights):
         """Return the keys' term."""
         nearest = cosine(z, self.keys).topk(self.chosen).values.sum(-1)
         return self.strength * ((1 - nearest) * weights).sum(-1)
+
+
+@final
+class DualLowRankWeights(AbstractImageWeights):
+    """FedDPA's two low-rank changes, `shared` and `local`.
+
+    `local.constant` is w_0 and `local.direction` the direction, which do not learn; both 0 leave the shared one alone.
+
+    Args:
+        backbone: whose matrices are changed.
+        rng: samples both A.
+        rank: see `LowRankWeights`.
+        alpha: likewise.
+        start_layer: likewise.
+        targets: likewise.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: FrozenViT,
+        rng: torch.Generator,
+        rank: int,
+        alpha: float,
+        start_layer: int,
+        targets: Sequence[str],
+    ) -> None:
+        super().__init__()
+        make = partial(LowRankWeights, rank=rank, alpha=alpha, start_layer=start_layer, targets=targets, freeze_a=False)
+        self.shared, self.local = make(backbone=backbone, rng=rng), make(backbone=backbone, rng=rng)
+        self.start_layer = start_layer
+        for name, width in (("constant", 1), ("direction", backbone.dim)):
+            place(self.local, name, nn.Parameter(torch.zeros(1, width), requires_grad=False))
+
+    def changes(self, z: Float[Tensor, "clients images dim"]) -> Sequence[Mapping[str, Change]]:
+        """Return the mixtures of each image."""
+        constant, direction = self.local.get_parameter("constant"), self.local.get_parameter("direction")
+        weights = constant + (F.normalize(z, dim=-1) @ direction.unsqueeze(-1)).squeeze(-1)  # (C, B)
+        return [
+            {name: self._change(name, c, of_images[:, None, None]) for name in self.shared.names}
+            for c, of_images in enumerate(weights)
+        ]
+
+    def _change(self, name: str, client: int, weight: Tensor) -> Change:
+        """Return the change of a layer, with the images' weights `(n, 1, 1)`."""
+        (a, b), (local_a, local_b) = (
+            [factor[client].mT for factor in part.pair(name)] for part in (self.shared, self.local)
+        )
+        return lambda x, y: y + self.shared.scale * ((1 - weight) * (x @ a @ b) + weight * (x @ local_a @ local_b))
