@@ -17,6 +17,9 @@ _MACHINE = (
     *(f"simulation.{name}" for name in ("engine", "threads", "device", "cohort", "cache_mb", "timeout", "patience")),
     "evaluate.gallery",
 )
+_REPEATED = ("emulator._target_", "sparse._target_")
+"""What the name of a choice says already."""
+
 _SHARED = (
     "rounds",
     "clients",
@@ -112,7 +115,11 @@ def group_runs(runs: Sequence[Path]) -> tuple[list[Group], int]:
         summary = read_run(run)
         flat = {name: str(value) for name, value in flatten(_config(run))}
         names = tuple(str(summary.get(name) or "–") for name in SUBJECT)
-        fixed = {key: value for key, value in flat.items() if not _is_seed(key) and not key.startswith(_MACHINE)}
+        fixed = {
+            key: value
+            for key, value in flat.items()
+            if not _is_seed(key) and not key.startswith((*_MACHINE, *_REPEATED))
+        }
         if flat.get("rounds") == _rounds_of_method(names[0]):  # of a method without training
             fixed.pop("rounds", None)
         fixed["test clients and images"] = coverage(summary) or "all"
