@@ -25,6 +25,8 @@ from fedbayes.seeding import numpy_generator
 
 IMPORTANCE = "sparse.importance"
 """Name of I in a request, `(blocks,)`."""
+FIRST = (A, "weights.down.")
+"""Lead the names of first factors."""
 LOSS = "suppressed_loss_"
 """Leads the names of the metrics `L_ij`, nats."""
 
@@ -128,11 +130,12 @@ def size(fraction: float, blocks: int) -> int:
 def suppressed(state: Arrays, initial: Arrays, blocks: Collection[int], scale: float) -> Arrays:
     """Return parameters with the response of some blocks scaled: `w_0 + scale (w - w_0)`, w_0 the run's initial ones.
 
-    A low-rank change `B A` is scaled by B alone, whose initial value is 0.
+    What stands before a product, A of a change `B A` and the entrance of a bottleneck, stays: the other factor is
+    scaled, whose initial value is 0.
     """
     return {
         name: array - np.asarray((1 - scale) * (array - initial[name]), array.dtype)
-        if block_of(name) in blocks and not name.startswith(A)
+        if block_of(name) in blocks and not name.startswith(FIRST)
         else array
         for name, array in state.items()
     }

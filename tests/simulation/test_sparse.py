@@ -157,6 +157,8 @@ def test_a_run_goes_on_with_the_importance_it_had_and_its_page_shows_it(tmp_path
         ["sparse=random", "privacy.noise=1", "server.average=2"],
         ["sparse=ist", "emulator=uniform", "method.weights.start_layer=2"],
         ["sparse=ist", "method=fedsa_lora", "evaluate.new_clients=1"],
+        ["sparse=ist", "method=fedadapter"],
+        ["sparse=ist", "method=fedins"],
         ["sparse=random", "method=pfedbayespt_lora", "simulation.cohort=2", "optim.finetune_steps=1"],
     ],
     ids=" ".join,
