@@ -21,14 +21,13 @@ from torch import Tensor
 from clients.base import PERSONAL, Scores, passes
 from clients.inputs import Inputs
 from clients.local import fit_cohort
-from clients.wrapping import AbstractWrappingClient
+from clients.wrapping import AbstractWrappingClient, require_plain
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import ConfigError
 from fedbayes.inference.class_prior import ClassPriors
 from fedbayes.inference.elbo import Objective
 from fedbayes.inference.settings import InferenceSettings
-from fedbayes.models.prompts.coded import AbstractPosteriorPrompts
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
@@ -59,10 +58,7 @@ class FedRODClient(AbstractWrappingClient):
             )
         setup = replace(setup, priors=ClassPriors("client"))
         super().__init__(setup=setup, personal=personal, inference=inference, optim=optim)
-        if isinstance(self.model.generator, AbstractPosteriorPrompts):
-            raise ConfigError(
-                f"generator.kind={self.model.generator.kind} has a posterior; use fixed or deterministic."
-            )
+        require_plain(self.model.generator)
 
     def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
         """Train the shared part, then the personal head; replies carry the shared part."""
@@ -71,7 +67,7 @@ class FedRODClient(AbstractWrappingClient):
 
         def objective(inputs: Inputs, noise: Streams) -> Objective:  # noqa: ARG001
             with torch.no_grad():
-                feature = self._features(inputs, slice(None))
+                feature = self._features(inputs)
                 shared = self.model.head(feature)
             log_p = (shared + feature @ weight + bias).log_softmax(-1)
             log_likelihood = (log_p.gather(-1, inputs.labels[..., None])[..., 0] * inputs.weights).sum(1)
@@ -79,8 +75,11 @@ class FedRODClient(AbstractWrappingClient):
 
         parameters = {"head.weight": weight, "head.bias": bias}
         fit_cohort(self, self.inner.optim, requests, parameters, objective, purpose="personal ")
-        heads = [{WEIGHT: w, BIAS: b} for w, b in zip(_rows(weight), _rows(bias), strict=True)]
-        return [replace(u, personal=u.personal | head) for u, head in zip(updates, heads, strict=True)]
+        heads = zip(*(rows.detach().cpu().numpy() for rows in (weight, bias)), strict=True)
+        return [
+            replace(update, personal=update.personal | {WEIGHT: w.copy(), BIAS: b.copy()})
+            for update, (w, b) in zip(updates, heads, strict=True)
+        ]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
         """Return the shared parameters after the steps that are asked for, and the personal head as it is."""
@@ -97,26 +96,12 @@ class FedRODClient(AbstractWrappingClient):
             scores.append(self.model.head(feature) + feature @ weight + bias)
         return Scores(torch.cat(scores, dim=1).unsqueeze(0), {})
 
-    def _features(self, inputs: Inputs, part: slice) -> Tensor:
-        """Return features of some images, `(C, B, d)`, by the prompts that the model holds."""
-        prompts = self.model.generator.plain(inputs.z)
-        prompts = prompts if prompts.shape[1] == 1 else prompts[:, part]
-        return self.model.features(inputs.tokens[:, part], prompts)
-
     def _personal(self, states: Sequence[Arrays]) -> tuple[Tensor, Tensor]:
         """Return the cohort's personal heads, `(C, d, classes)` and `(C, 1, classes)`; 0 before the first training."""
-        like = self.model.head.weight
-        empty = {
-            WEIGHT: np.zeros((self.model.backbone.dim, self.model.classes), np.float32),
-            BIAS: np.zeros((1, self.model.classes), np.float32),
-        }
+        like, shape = self.model.backbone.mean, (self.model.backbone.dim, self.model.classes)
+        empty = {WEIGHT: np.zeros(shape, np.float32), BIAS: np.zeros((1, shape[1]), np.float32)}
         weight, bias = (
-            torch.from_numpy(np.stack([state.get(name, empty[name]) for state in states])).to(like.device, like.dtype)
-            for name in (WEIGHT, BIAS)
+            torch.from_numpy(np.stack([state.get(name, zeros) for state in states])).to(like)
+            for name, zeros in empty.items()
         )
         return weight, bias
-
-
-def _rows(stacked: Tensor) -> list[np.ndarray]:
-    """Return one array for each client."""
-    return [row.copy() for row in stacked.detach().cpu().numpy()]

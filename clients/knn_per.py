@@ -19,13 +19,12 @@ from torch.nn import functional as F
 
 from clients.base import Scores
 from clients.inputs import Inputs
-from clients.wrapping import AbstractWrappingClient
+from clients.wrapping import AbstractWrappingClient, require_plain
 from fedbayes.arrays import Arrays
-from fedbayes.comm.messages import ClientRequest, ClientUpdate
-from fedbayes.errors import ConfigError, require_number, require_whole
+from fedbayes.comm.messages import ClientRequest
+from fedbayes.errors import require_number, require_whole
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.metrics.predictive import floored, predictive
-from fedbayes.models.prompts.coded import AbstractPosteriorPrompts
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
@@ -67,14 +66,7 @@ class KNNPerClient(AbstractWrappingClient):
         self.neighbours = require_whole("method.client.neighbours", neighbours, 1)
         self.weight = require_number("method.client.weight", weight, 0, 1)
         self.scale = require_number("method.client.scale", scale, 0, open_low=True)
-        if isinstance(self.model.generator, AbstractPosteriorPrompts):
-            raise ConfigError(
-                f"generator.kind={self.model.generator.kind} has a posterior; use fixed or deterministic."
-            )
-
-    def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
-        """Train the shared model."""
-        return self.inner.train(requests)
+        require_plain(self.model.generator)
 
     @torch.no_grad()
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
@@ -108,10 +100,6 @@ class KNNPerClient(AbstractWrappingClient):
     def for_new_clients(self, parameters: Arrays) -> Arrays:
         """Return the shared parameters."""
         return {n: array for n, array in super().for_new_clients(parameters).items() if n not in (FEATURES, LABELS)}
-
-    def _features(self, inputs: Inputs) -> Tensor:
-        """Return features `(C, B, d)` by the prompts that the model holds."""
-        return self.model.features(inputs.tokens, self.model.generator.plain(inputs.z))
 
 
 def knn_probabilities(

@@ -35,14 +35,14 @@ from clients.base import (
 )
 from clients.inputs import Inputs
 from clients.local import adaptation_steps, fit_cohort
+from clients.wrapping import require_plain
 from fedbayes.arrays import Arrays, under
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
-from fedbayes.errors import ConfigError, require_choice, require_number
+from fedbayes.errors import require_choice, require_number
 from fedbayes.inference.elbo import Objective
 from fedbayes.inference.mean_field import PRIOR, RHO, divergence, rho_of, std_of
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.models.prompted import PromptedViT
-from fedbayes.models.prompts.coded import AbstractPosteriorPrompts
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
@@ -75,12 +75,7 @@ class PFedBayesClient(AbstractClient):
         aggregate: str,
     ) -> None:
         super().__init__(setup=setup, personal=personal)
-        generator = self.model.generator
-        if isinstance(generator, AbstractPosteriorPrompts):
-            raise ConfigError(
-                f"generator.kind={generator.kind} has a posterior over prompts, but pFedBayes has one over the "
-                "weights; use fixed or deterministic."
-            )
+        require_plain(self.model.generator)
         self.inference, self.optim = inference, optim
         self.sends_copy = require_choice("method.strategy.aggregate", aggregate, ("mean", "product")) == "mean"
         rho = float(rho_of(torch.tensor(require_number("method.client.init_std", init_std, 0, open_low=True))))

@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 
+from torch import Tensor
+
 from clients.base import AbstractClient, Scores
 from clients.inputs import Inputs
 from clients.prompt_tuning import PromptTuningClient
 from fedbayes.arrays import Arrays
-from fedbayes.comm.messages import ClientRequest
+from fedbayes.comm.messages import ClientRequest, ClientUpdate
+from fedbayes.errors import ConfigError
 from fedbayes.inference.settings import InferenceSettings
+from fedbayes.models.prompts.base import AbstractPrompts
+from fedbayes.models.prompts.coded import AbstractPosteriorPrompts
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
 from fedbayes.simulation.client import ClientSetup
@@ -29,6 +34,10 @@ class AbstractWrappingClient(AbstractClient):
         self.inner = PromptTuningClient(setup=setup, personal=personal, inference=inference, optim=optim)
         super().__init__(setup=setup, personal=personal, inputs=self.inner.inputs)
 
+    def train(self, requests: Sequence[ClientRequest]) -> list[ClientUpdate]:
+        """Train as the inner client does."""
+        return self.inner.train(requests)
+
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
         """Return the parameters after the inner client's steps, if there are any."""
         return self.inner.adapt(parameters, requests)
@@ -36,3 +45,18 @@ class AbstractWrappingClient(AbstractClient):
     def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
         """Score as the inner client does."""
         return self.inner.score(inputs, parameters, streams)
+
+    def _features(self, inputs: Inputs, part: slice = slice(None)) -> Tensor:
+        """Return features of some images, `(C, B, d)`, by the plain prompts that the model holds."""
+        prompts = self.model.generator.plain(inputs.z)
+        prompts = prompts if prompts.shape[1] == 1 else prompts[:, part]
+        return self.model.features(inputs.tokens[:, part], prompts)
+
+
+def require_plain(generator: AbstractPrompts) -> None:
+    """Raise ConfigError if prompts have a posterior."""
+    if isinstance(generator, AbstractPosteriorPrompts):
+        raise ConfigError(
+            f"generator.kind={generator.kind} has a posterior over prompts, which this method does not learn; "
+            "use fixed or deterministic."
+        )
