@@ -140,8 +140,10 @@ def costs(summary: Mapping[str, Any]) -> Table:
     if sparse := summary.get("sparse"):
         rows.append(["blocks", f"{number(sparse.get('fraction'), 2)} of them trained and sent by a client in a round"])
     if emulator := summary.get("emulator"):
-        fraction_kept = f"{number(emulator.get('size'), 2)} of the lower blocks"
-        rows.append(["emulator", f"{size(emulator.get('bytes'))} to each client, once; {fraction_kept}"])
+        part = f"{number(emulator.get('size'), 2)} of the lower blocks"
+        rows.append(["emulator", f"{size(emulator.get('bytes'))} to each client, once; {part}"])
+        if emulator.get("predicts") == "emulator":
+            rows.append(["predictions", "the emulator's: clients do not have the full ViT"])
     if summary.get("images_per_second") is not None:
         rows.append(["speed", f"{number(summary['images_per_second'], 0)} images/s"])
     if summary.get("peak_memory_mb") is not None:

@@ -48,7 +48,7 @@ def summarise(cfg: DictConfig, parts: Parts, progress: Progress, started: float)
     return {
         **{name: cfg.names[name] for name in SUBJECT},
         "attack": {"name": cfg.names.attack, "malicious": list(parts.malicious)},
-        "emulator": None if parts.emulator is None else {"name": cfg.names.emulator, **parts.emulator.summary()},
+        "emulator": _emulator(cfg, parts, progress.final),
         "sparse": None
         if cfg.names.sparse == "none"
         else {"name": cfg.names.sparse, "fraction": cfg.sparse.fraction, **parts.strategy.facts()},
@@ -75,6 +75,14 @@ def summarise(cfg: DictConfig, parts: Parts, progress: Progress, started: float)
         "images_per_second": progress.images / busy if busy > 0 else None,
         "peak_memory_mb": peak_memory_mb(),
     }
+
+
+def _emulator(cfg: DictConfig, parts: Parts, final: Evaluation) -> dict[str, Any] | None:
+    """Return what clients trained in the place of the ViT, if so, and which of the two predicted the test images."""
+    if parts.emulator is None:
+        return None
+    predicts = "emulator" if final.emulator_probabilities is None else "full"
+    return {"name": cfg.names.emulator, "predicts": predicts, **parts.emulator.summary()}
 
 
 def peak_memory_mb() -> float:

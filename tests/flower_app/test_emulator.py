@@ -40,6 +40,7 @@ def test_nodes_train_on_the_file_that_the_server_wrote(tmp_path, reads):
     assert len(reads) == 1, "by the server alone"
     assert summary["emulator"]["bytes"] < file.stat().st_size < 1.05 * summary["emulator"]["bytes"]
     assert summary["final"]["gap"] is None, "no SuperNode has the full ViT"
+    assert summary["emulator"]["predicts"] == "emulator"
     process = simulate([*WORDS, "simulation.cohort=1", f"run_dir={tmp_path / 'process'}"])
     assert summary["final"]["accuracy"] == process["final"]["emulator"]["accuracy"]
     assert summary["final"]["nll"] == process["final"]["emulator"]["nll"]

@@ -185,7 +185,7 @@ def test_a_run_says_what_the_emulator_is_worth_and_is_loaded_with_the_full_vit(t
     estimated = fedbayes.simulate([*words, "dry_run=true"])
     summary = fedbayes.simulate([*words, f"run_dir={tmp_path / 'run'}"])
     emulator, final = summary["emulator"], summary["final"]
-    assert emulator["size"] == 0.5
+    assert (emulator["size"], emulator["predicts"]) == (0.5, "full")
     assert emulator["numbers"] * 2 == emulator["numbers_full"]
     assert estimated["emulator_bytes"] == emulator["bytes"]
     gap = final["accuracy"]["mean"] - final["emulator"]["accuracy"]["mean"]
