@@ -49,9 +49,12 @@ def emulated(cfg: DictConfig, federated: FederatedData, device: str, vit: Frozen
         ConfigError: if the method changes blocks that the emulator replaces, or a value cannot work.
     """
     name = OmegaConf.select(cfg, "names.emulator") or "the emulator"
+    file = _file(cfg)
     if "_target_" not in cfg.emulator:
         if cfg.emulator.get("keep") != 1:
             raise ConfigError(f"emulator.keep={cfg.emulator.get('keep')} has no emulator; choose emulator=gradot.")
+        if file is not None:
+            raise ConfigError(f"owner.emulator={file} has no emulator; choose emulator=gradot, or backbone=emulator.")
         return None
     started = time.perf_counter()
     start = require_whole("prompts.start_layer", cfg.prompts.start_layer, 0, vit.depth - 1)
@@ -65,7 +68,6 @@ def emulated(cfg: DictConfig, federated: FederatedData, device: str, vit: Frozen
                 f"do not have with emulator={name}; choose a method of low-rank changes and raise it to {start}."
             )
     make = instance_of("emulator", cfg.emulator, having=("__call__",))
-    file = None if cfg.owner.emulator is None else Path(cfg.owner.emulator)
     if file is not None and file.exists():
         emulator, settings = read_emulator(file, vit.image_size)
         require_same(file, settings, _settings(cfg, vit))
@@ -79,8 +81,9 @@ def emulated(cfg: DictConfig, federated: FederatedData, device: str, vit: Frozen
 
 def store(cfg: DictConfig, emulator: Emulator, vit: FrozenViT) -> None:
     """Write the emulator to `owner.emulator`, unless it is null or there is the file."""
-    if cfg.owner.emulator is not None and not Path(cfg.owner.emulator).exists():
-        write(emulator, Path(cfg.owner.emulator), _settings(cfg, vit))
+    file = _file(cfg)
+    if file is not None and not file.exists():
+        write(emulator, file, _settings(cfg, vit))
 
 
 def on_emulator(cfg: DictConfig, file: object) -> DictConfig:
@@ -104,6 +107,7 @@ def on_emulator(cfg: DictConfig, file: object) -> DictConfig:
         changed.backbone = OmegaConf.load(CONF / "backbone" / "emulator.yaml")
         changed.backbone.checkpoint = str(file)
         changed.emulator = OmegaConf.load(CONF / "emulator" / "none.yaml")
+        changed.owner.emulator = None
         changed.names.backbone, changed.names.emulator = "emulator", "none"
         if cfg.names.partition == "local_folder":  # its images are the node's, none of them the owner's
             changed.owner.images = 0
@@ -118,6 +122,16 @@ def require_same(file: Path, settings: Mapping[str, Any], wanted: Mapping[str, A
                 f"owner.emulator={file} was made with {name}={settings.get(name)}, not {value}; remove the "
                 "file, or name another."
             )
+
+
+def _file(cfg: DictConfig) -> Path | None:
+    """Return the file that `owner.emulator` names, in a folder that is there."""
+    value = cfg.owner.emulator
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value or not Path(value).parent.is_dir():
+        raise ConfigError(f"owner.emulator={value} names no file in a folder that is there; give one, or null.")
+    return Path(value)
 
 
 def _settings(cfg: DictConfig, vit: FrozenViT) -> dict[str, Any]:
