@@ -1,11 +1,11 @@
 """What a run will cost, without running it: bytes from its first messages, time from a few steps of some clients.
 
 Everything is built as for a run. Then one cohort, cut down to a batch per client, trains for two steps and for four
-(two models in turn cannot share one), and is evaluated, in this process. With T steps of a cohort in a round and D, V,
-U images to hold, validate and test,
+(two models in turn cannot share one), and is evaluated, in this process. With T steps of a cohort in a round, D, V, U
+images to hold, validate and test, E validations and F tests,
 
     train    = rounds x cohorts x (fixed + T step),   step = (t_four - t_two) / 2,   fixed = t_two - 2 step
-    evaluate = evaluations x ((V + U) x (seconds per image) + 2 x cohorts x tuning),   tuning: where a method has it
+    evaluate = (E V + F U) x (seconds per image) + (E + F) x cohorts x tuning,   tuning: where a method has it
     setup    = build + D x (seconds per image held)
 """
 
@@ -34,7 +34,7 @@ from fedbayes.tracking.summary import peak_memory_mb
 
 LEFT_OUT = (
     "imports, plots, the report and what strategies compute",
-    "test images in rounds that are no best one: every evaluation counts them, which is the most it can be",
+    "test images in rounds that are no best one, where clients keep personal parameters: every evaluation counts them",
     "held-out images, and new clients after steps of their own",
     "what a method sends or answers otherwise after the second round, or to clients that missed one",
     "simulated faults and attacks",
@@ -139,8 +139,13 @@ def estimate(cfg: DictConfig) -> Estimate:
     steps = cfg.optim.local_epochs * _steps(cfg, data, cohort_ids)
     cohorts, evaluated = -(-sampling.per_round // cohort), -(-len(sampling.evaluated) // cohort)
     looked_at = sum(len(data.clients[client].validation[:SOME]) for client in cohort_ids)
-    images = sum(len(data.clients[client].validation) + len(data.clients[client].test) for client in sampling.evaluated)
-    evaluation = images * seconds / max(looked_at, 1) + 2 * max(tuned - seconds, 0.0) * evaluated
+    validations = -(-cfg.rounds // loop.assessment.every)
+    tests = validations if training.keeps_personal else min(2, validations)  # of the last round and of the best
+    images = sum(
+        validations * len(data.clients[client].validation) + tests * len(data.clients[client].test)
+        for client in sampling.evaluated
+    )
+    tuning = (validations + tests) * max(tuned - seconds, 0.0) * evaluated
     models = 1 if parts.tuned is None else 2
     cache = min((held - held_here) * models * model.entering_bytes / 2**20, models * cfg.simulation.cache_mb)
     return Estimate(
@@ -154,7 +159,7 @@ def estimate(cfg: DictConfig) -> Estimate:
         emulator_bytes=0 if parts.emulator is None else parts.emulator.emulator.bytes,
         setup=setup,
         train=cfg.rounds * cohorts * (training.fixed + training.step * steps),
-        evaluate=-(-cfg.rounds // loop.assessment.every) * evaluation,
+        evaluate=images * seconds / max(looked_at, 1) + tuning,
     )
 
 
@@ -168,6 +173,7 @@ class _Training:
         bytes_down: of the first round's requests.
         bytes_down_later: of the second round's.
         sent: numbers in one client's reply.
+        keeps_personal: whether a client has personal parameters.
         fixed: seconds that a cohort takes whatever it trains.
         step: seconds of a cohort's step.
     """
@@ -176,6 +182,7 @@ class _Training:
     bytes_down: int
     bytes_down_later: int
     sent: int
+    keeps_personal: bool
     fixed: float
     step: float
 
@@ -191,7 +198,8 @@ def _train(
         measured = [_seconds(partial(_replies, federation, asked, "train", "train")) for _ in range(2)]
         times.append(min(seconds for seconds, _ in measured))
     updates = measured[-1][1].updates
-    strategy.aggregate(updates)
+    if strategy.secure_costs() is None:  # shares of fewer than three clients are never opened
+        strategy.aggregate(updates)
     few, many = EPOCHS
     step = max((times[1] - times[0]) / (many - few), 0.1 * times[0] / few)
     return _Training(
@@ -199,6 +207,7 @@ def _train(
         bytes_down=_bytes(requests),
         bytes_down_later=_bytes(strategy.requests(2, sampling.train(2), "train")),
         sent=sum(int(np.prod(array.shape)) for array in updates[0].arrays.values()),
+        keeps_personal=any(update.has_personal for update in updates),
         fixed=max(times[0] - few * step, 0.0),
         step=step,
     )

@@ -24,11 +24,13 @@ from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import make_prompts
 from fedbayes.models.prompts.coded import GeneratorSettings
 from fedbayes.models.weights import MakeWeights
+from fedbayes.parts.secure import sharing
 from fedbayes.parts.sparse import block_choice
 from fedbayes.server.sampling import Sampling
 from fedbayes.simulation.attacks import AbstractAttack, MaliciousClients
 from fedbayes.simulation.client import ClientSetup, CohortClient
 from fedbayes.simulation.offsite import OffsiteClient
+from fedbayes.simulation.sharing import SharingClient
 from fedbayes.simulation.sparse import SparseClient
 
 DEBUG_IMAGES = 8  # of a client's split with `debug=true`
@@ -152,7 +154,7 @@ def client(
     partitions: Sequence[int] = (),
     emulated: PromptedViT | None = None,
 ) -> CohortClient:
-    """Return the object that trains and evaluates every client.
+    """Return the object that trains and evaluates every client; it shares steps where nobody is to see them.
 
     Args:
         cfg: the configuration.
@@ -162,11 +164,19 @@ def client(
         partitions: the malicious clients.
         emulated: the model that clients train, where that is another.
     """
+    images = federated if attacker is None else attacker.poison(federated, partitions)
+    if emulated is None:
+        made = _client(cfg, images, prompted)
+    else:
+        made = OffsiteClient(_client(cfg, images, emulated), _client(cfg, images, prompted))
     if attacker is not None:
-        honest = client(cfg, attacker.poison(federated, partitions), prompted, emulated=emulated)
-        return MaliciousClients(honest, attacker, partitions)
-    if emulated is not None:
-        return OffsiteClient(client(cfg, federated, emulated), client(cfg, federated, prompted))
+        made = MaliciousClients(made, attacker, partitions)
+    shared = sharing(cfg)
+    return made if shared is None else cast(CohortClient, SharingClient(made, shared))
+
+
+def _client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
+    """Return the method's client on one model."""
     augment, priors = instance_of("augment", cfg.augment), ClassPriors(cfg.head.prior, cfg.head.prior_count)
     setup = ClientSetup(federated, prompted, augment, cfg.simulation.cache_mb, cfg.seed, priors)
     made = cast(CohortClient, call("method.client", deferred("method.client", cfg.method.client), setup=setup))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from fedbayes.config.instantiate import call, deferred, instance_of, plain, takes
 from fedbayes.data.federated import SPLITS, FederatedData
 from fedbayes.errors import ConfigError
+from fedbayes.parts.secure import secure
 from fedbayes.parts.sparse import sparse
 from fedbayes.server.evaluate_round import Assessment
 from fedbayes.server.flower_strategy import FlowerStrategy
@@ -95,7 +96,9 @@ def strategy(cfg: DictConfig, rounds: RoundLoop) -> ServerStrategy:
             )
         sample = rounds.sampling
         size = {"clients": len(sample.known), "per_round": sample.per_round}
-        server = call("privacy", deferred("privacy", cfg.privacy), server, **size, key=sample.key)
+        noise = OmegaConf.masked_copy(cfg.privacy, [key for key in cfg.privacy if key != "secure"])
+        server = call("privacy", deferred("privacy", noise), server, **size, key=sample.key)
+    server = secure(cfg, server)
     return cast(ServerStrategy, call("server", deferred("server", cfg.server), server))
 
 

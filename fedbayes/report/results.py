@@ -151,6 +151,19 @@ def costs(summary: Mapping[str, Any]) -> Table:
     return Table("Costs", ("cost", "amount"), rows, texts=2)
 
 
+def shares(summary: Mapping[str, Any]) -> Table:
+    """Return what a round's aggregation on secret shares took, by phase and protocol, and a client's upload."""
+    secure = summary.get("secure") or {}
+    rows = [
+        [f"{row.get('phase')}: {row.get('protocol')}", size(row.get("bytes")), number(row.get("rounds"), 0)]
+        for row in secure.get("round") or []
+    ]
+    if secure:
+        rows.append(["a client's two shares", size(secure.get("upload_bytes")), "–"])
+        rows.append(["the same step in the clear", size(secure.get("clear_upload_bytes")), "–"])
+    return Table("Aggregation on secret shares", ("part", "sent", "rounds"), rows)
+
+
 def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name: str = "") -> Table | str | None:
     """Return the accuracy of each client in each domain; of several runs, the mean over those with images.
 

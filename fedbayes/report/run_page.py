@@ -94,6 +94,7 @@ def write_html(run_dir: Path, *, draw: bool | None = False) -> Path:
         gallery=gallery or {"missing": NO_GALLERY},
         partition=results.partition_tables(partition),
         costs=results.costs(summary),
+        shares=results.shares(summary),
         config=read_text(run_dir / CONFIG) if (run_dir / CONFIG).exists() else "",
     )
     write_tables(run_dir, summary)
@@ -138,7 +139,7 @@ def write_tables(run_dir: Path, summary: Mapping[str, Any]) -> list[Path]:
     Returns:
         The files.
     """
-    makers = (results.results, results.by_domain, results.by_client, results.costs)
+    makers = (results.results, results.by_domain, results.by_client, results.costs, results.shares)
     tables = [table for maker in makers if (table := maker(summary)).rows]
     name = results.title(summary)
     sections = [f"## {table.caption}\n\n{table.as_markdown()}\n" for table in tables]

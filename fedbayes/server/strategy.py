@@ -88,6 +88,10 @@ class ServerStrategy(ABC):
         """Return what `summary.json` says of client-level privacy after so many rounds; None without privacy."""
         return None
 
+    def secure_costs(self) -> Mapping[str, Any] | None:
+        """Return what `secure.json` says of aggregation on shares; None where clients send their steps."""
+        return None
+
 
 def snapshot(strategy: ServerStrategy) -> Callable[[], None]:
     """Return a function that puts a strategy, and those that it wraps, back to where they are now."""

@@ -14,6 +14,7 @@ from fedbayes.storage.names import CHECKPOINTS, CONFIG
 METRICS = "metrics.jsonl"
 CLIENTS = "clients.jsonl"
 SUMMARY = "summary.json"
+SECURE = "secure.json"
 PARTITION = "partition.json"
 INPUTS = "inputs.json"
 LOG = "run.log"
@@ -23,15 +24,27 @@ PREDICTIONS = "predictions.safetensors"
 GALLERY = "gallery.json"
 SWEEP = "sweep.jsonl"  # in the folder that holds the runs
 FINISHED = "finished"  # the status of a job in it that has a result
-WANDB = "wandb"
+WANDB, TENSORBOARD = "wandb", "tensorboard"
 REPORTS = (REPORT, "report.md", "report.csv", "report.tex")
 """A run's page and its tables beside it."""
-FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, PARTITION, INPUTS, LOG, PREDICTIONS, GALLERY, *REPORTS)
-FOLDERS = (PLOTS, CHECKPOINTS, WANDB)
+FILES = (CONFIG, METRICS, CLIENTS, SUMMARY, SECURE, PARTITION, INPUTS, LOG, PREDICTIONS, GALLERY, *REPORTS)
+FOLDERS = (PLOTS, CHECKPOINTS, WANDB, TENSORBOARD)
 """Everything that a run leaves in its directory."""
 WRITTEN_EARLY = (METRICS, CLIENTS, CONFIG, PARTITION, INPUTS, LOG)
 """What is there before the first round ends."""
-_OBJECTS = ("attack", "final", "best", "new_clients", "train", "privacy", "per_domain", "bytes", "seconds", "versions")
+_OBJECTS = (
+    "attack",
+    "final",
+    "best",
+    "new_clients",
+    "train",
+    "privacy",
+    "secure",
+    "per_domain",
+    "bytes",
+    "seconds",
+    "versions",
+)
 
 _MOST = 1e100  # of a number in a run's files
 

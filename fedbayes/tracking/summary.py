@@ -62,6 +62,7 @@ def summarise(cfg: DictConfig, parts: Parts, progress: Progress, started: float)
         "new_clients": _new_clients(progress),
         "train": progress.train,
         "privacy": parts.strategy.privacy_spent(cfg.rounds),
+        "secure": parts.strategy.secure_costs(),
         "per_client": progress.final.group_rows(progress.final.partitions, "partition"),
         "per_domain": {
             domain_names[row.pop("domain")]: row for row in progress.final.group_rows(progress.final.domains, "domain")

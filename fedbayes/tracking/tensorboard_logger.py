@@ -7,9 +7,7 @@ from typing import Any, final
 import numpy as np
 
 from fedbayes.errors import ConfigError
-from fedbayes.storage.run_dir import plain
-
-FOLDER = "tensorboard"
+from fedbayes.storage.run_dir import TENSORBOARD, plain
 
 
 @final
@@ -33,7 +31,7 @@ class TensorBoard:
             raise ConfigError(
                 "tracking=tensorboard: TensorBoard is not installed; install fedbayes[tensorboard]."
             ) from error
-        self._folder, self._config = run_dir / FOLDER, config
+        self._folder, self._config = run_dir / TENSORBOARD, config
         self._make = SummaryWriter
         self._writer: SummaryWriter | None = None
 
@@ -58,7 +56,7 @@ class TensorBoard:
         if self._writer is None:
             return None
         self._writer.close()
-        return f"TensorBoard: tensorboard --logdir {run_dir / FOLDER}"
+        return f"TensorBoard: tensorboard --logdir {run_dir / TENSORBOARD}"
 
     def _open(self, step: object) -> Any:
         """Return the writer; the first step of a process is where it takes over."""

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO, final
 
 from fedbayes.storage.names import CONFIG
-from fedbayes.storage.run_dir import CLIENTS, LOG, METRICS, REPORT, SUMMARY, keep_rounds, plain, write_json
+from fedbayes.storage.run_dir import CLIENTS, LOG, METRICS, REPORT, SECURE, SUMMARY, keep_rounds, plain, write_json
 from fedbayes.text import visible
 from fedbayes.tracking.console import RoundProgress
 
@@ -204,6 +204,8 @@ class Tracker:
         """
         kept = plain(summary)
         self._progress.stop()
+        if kept.get("secure"):
+            write_json(self._run_dir / SECURE, kept["secure"])
         write_json(self._run_dir / SUMMARY, kept)
         self._console.print(publish(self._run_dir))
         self._finish(kept)
