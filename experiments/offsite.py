@@ -117,15 +117,16 @@ def write_table(runs: dict[Key, Job], path: Path) -> pd.DataFrame:
 
 
 def draw(table: pd.DataFrame) -> None:
-    """Draw accuracy plugged in and on the emulator over its size."""
+    """Draw accuracy plugged in and on the emulator over its size, for methods with several emulators."""
     import matplotlib.pyplot as plt
 
-    panels = list(dict.fromkeys(zip(table["images"], table["method"], strict=True)))
+    several = table.groupby(["images", "method"], sort=False).filter(lambda part: len(part) > 2)
+    panels = list(dict.fromkeys(zip(several["images"], several["method"], strict=True)))
     figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.4), layout="constrained", squeeze=False)
     for axis, (images, method) in zip(axes[0], panels, strict=True):
         part = table[(table["images"] == images) & (table["method"] == method)]
-        for index, (emulator, line) in enumerate(part.groupby("emulator", sort=False)):
-            line = line.sort_values("size")
+        for emulator, line in part.groupby("emulator", sort=False):
+            line, index = line.sort_values("size"), list(EMULATORS).index(emulator)
             if emulator == "none":
                 axis.axhline(line["accuracy"].iloc[0], color="0.6", label="full ViT")
                 continue

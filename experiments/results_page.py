@@ -48,7 +48,7 @@ SECTIONS = {
             "digits_one_partition",
             "images_per_client",
         ),
-        *("real_images", "superseded", "trials"),
+        *("real_images", "offsite", "superseded", "trials"),
     ],
     "Posteriors": [
         *("posteriors_digits", "posteriors_office", "posteriors_samples", "posteriors_cost", "posterior_logistic"),
@@ -68,6 +68,9 @@ LABELS = {
     "delta_accuracy": "Δ accuracy (points)",
     "delta_nll": "Δ NLL (nats)",
     "delta_all": "Δ to all blocks (points)",
+    "gap": "plugged in minus emulator (points)",
+    "over_none": "plugged in minus full ViT (points)",
+    "over_uniform": "plugged in minus uniform (points)",
     "delta_random": "Δ to random blocks (points)",
 }
 
