@@ -78,10 +78,10 @@ class FedDPAClient(AbstractWrappingClient):
         )
         learnt = [{name: state[name] for name in local} for state in self.model.unstack()]
         updates = self.inner.train(
-            [replace(r, personal=r.personal | own) for r, own in zip(requests, learnt, strict=True)]
+            [replace(r, personal=r.personal | state) for r, state in zip(requests, learnt, strict=True)]
         )
         # Without a gradient, too, weight decay would shrink what is local.
-        return [replace(u, personal=u.personal | own) for u, own in zip(updates, learnt, strict=True)]
+        return [replace(u, personal=u.personal | state) for u, state in zip(updates, learnt, strict=True)]
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:
         """Return the parameters, after the steps that are asked for, with what weighs the local change of an image."""

@@ -52,7 +52,11 @@ PROMPTS_OF = {
 }
 """Prompts beside low-rank changes have what was chosen for the same prompts alone, and the rank chosen for `fedlora`;
 their candidates are rates of the low-rank changes and of the head."""
-TEMPERATURES = {"fedncm": (1, 2, 4, 8, 16, 32), "fedcof": (0.25, 0.5, 0.7, 1, 1.4, 2)}
+TEMPERATURES = {
+    "fedncm": (1, 2, 4, 8, 16, 32),
+    "fedcof": (0.25, 0.5, 0.7, 1, 1.4, 2),
+    "afl": (0.02, 0.05, 0.1, 0.2, 0.5, 1),
+}
 """Of the probabilities of what is not trained; accuracy does not depend on it."""
 PROMPT_LR, HEAD_LR = "optim.lr", "optim.head_lr"
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
