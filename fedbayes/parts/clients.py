@@ -166,19 +166,19 @@ def client(
     """
     images = federated if attacker is None else attacker.poison(federated, partitions)
     if emulated is None:
-        made = _client(cfg, images, prompted)
+        built = _client(cfg, images, prompted)
     else:
-        made = OffsiteClient(_client(cfg, images, emulated), _client(cfg, images, prompted))
+        built = OffsiteClient(_client(cfg, images, emulated), _client(cfg, images, prompted))
     if attacker is not None:
-        made = MaliciousClients(made, attacker, partitions)
+        built = MaliciousClients(built, attacker, partitions)
     shared = sharing(cfg)
-    return made if shared is None else cast(CohortClient, SharingClient(made, shared))
+    return built if shared is None else cast(CohortClient, SharingClient(built, shared))
 
 
 def _client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:
     """Return the method's client on one model."""
     augment, priors = instance_of("augment", cfg.augment), ClassPriors(cfg.head.prior, cfg.head.prior_count)
     setup = ClientSetup(federated, prompted, augment, cfg.simulation.cache_mb, cfg.seed, priors)
-    made = cast(CohortClient, call("method.client", deferred("method.client", cfg.method.client), setup=setup))
+    built = cast(CohortClient, call("method.client", deferred("method.client", cfg.method.client), setup=setup))
     choice = block_choice(cfg)
-    return made if choice is None else SparseClient(made, choice)
+    return built if choice is None else SparseClient(built, choice)
