@@ -32,6 +32,16 @@ class Scores:
     metrics: dict[str, Tensor]  # each (C, B)
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class LinearScores:
+    """Scores of one client's images as `features @ weights + bias`; a bias of -inf rules a class out."""
+
+    features: Tensor  # (B, d)
+    weights: Tensor  # (d, classes)
+    bias: Tensor  # (classes,)
+
+
 class AbstractClient(ABC):
     """Trains and evaluates cohorts of clients; a client is a cohort of one.
 
@@ -71,6 +81,17 @@ class AbstractClient(ABC):
     @abstractmethod
     def score(self, inputs: Inputs, parameters: Sequence[Arrays], streams: Streams) -> Scores:
         """Return class scores with a cohort's parameters; `streams` serve this split alone, in image order."""
+
+    def linear_scores(self, inputs: Inputs, parameters: Arrays) -> LinearScores:  # noqa: ARG002
+        """Return what `score` multiplies for one client, if features depend on nothing learnt; for private prediction.
+
+        Raises:
+            ConfigError: if scores of this method are no such product.
+        """
+        raise ConfigError(
+            f"private=True: {type(self).__name__} scores images by more than a linear head on frozen features; "
+            "use a method that trains the head alone (fedavg_head, fedncm, fedcof, afl), or private=False."
+        )
 
     def adapt(self, parameters: Sequence[Arrays], requests: Sequence[ClientRequest]) -> Sequence[Arrays]:  # noqa: ARG002
         """Return the parameters that each client is evaluated with, adapted to the client if the method does so."""

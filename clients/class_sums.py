@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clients.base import AbstractClient, Scores
+from clients.base import AbstractClient, LinearScores, Scores
 from clients.inputs import Inputs
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
@@ -77,6 +77,13 @@ class ClassSumsClient(AbstractClient):
         is_seen = counts > 0
         none_seen = ~is_seen.any(1, keepdim=True)  # before the first round every class is equally likely
         return Scores(logits.masked_fill(~(is_seen | none_seen)[:, None], -torch.inf).unsqueeze(0), {})
+
+    def linear_scores(self, inputs: Inputs, parameters: Arrays) -> LinearScores:
+        """Return features and the server's classifier; a class that no client has is ruled out."""
+        weights, bias, counts = (torch.from_numpy(parameters[name]) for name in ("weights", "bias", "counts"))
+        return LinearScores(
+            inputs.z[0].cpu(), weights.mT, bias.masked_fill((counts == 0) & (counts > 0).any(), -torch.inf)
+        )
 
 
 def class_sums(z: Tensor, labels: Tensor, classes: int) -> Arrays:

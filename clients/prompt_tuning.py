@@ -20,12 +20,13 @@ from pyro import distributions as dist
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from clients.base import AbstractClient, Scores, of_client, parameters_of, passes
+from clients.base import AbstractClient, LinearScores, Scores, of_client, parameters_of, passes
 from clients.inputs import Inputs
 from clients.local import adaptation_steps, fit_cohort
 from fedbayes.arrays import Arrays
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.data.federated import Batch
+from fedbayes.errors import ConfigError
 from fedbayes.inference.diagnostics import mixing_variances
 from fedbayes.inference.elbo import Objective, elbo
 from fedbayes.inference.gaussian import AmortisedNormal
@@ -34,6 +35,7 @@ from fedbayes.inference.reverse import GaussianReverse
 from fedbayes.inference.semi_implicit import SemiImplicitNormal
 from fedbayes.inference.settings import InferenceSettings
 from fedbayes.models.anchoring import noise_bank
+from fedbayes.models.prompts.base import whole
 from fedbayes.models.prompts.coded import AbstractGaussianPrompts, AbstractPosteriorPrompts, SemiImplicitPrompts
 from fedbayes.optim.local_training import LocalTraining
 from fedbayes.seeding import Streams
@@ -152,6 +154,25 @@ class PromptTuningClient(AbstractClient):
         if samples > 1 and posterior.noise_dim:
             metrics = dict(zip(VARIANCES, mixing_variances(psi, scale), strict=True))
         return Scores(self._logits(inputs, samples, lambda part: posterior.decode(code[:, :, part])), metrics)
+
+    def linear_scores(self, inputs: Inputs, parameters: Arrays) -> LinearScores:
+        """Return frozen features and the head; prompts, changes of the ViT and class priors are refused."""
+        for is_used, setting, remedy in (
+            (self.model.weights is not None, "method.weights", "choose a method without"),
+            (self.model.generator.plain(inputs.z).shape[-2], "prompts.length", "set prompts.length=0"),
+            (inputs.log_prior is not None, "head.prior", "choose head.prior=none"),
+        ):
+            if is_used:
+                raise ConfigError(
+                    f"private=True: {setting} makes class scores depend on more than frozen features and the head; "
+                    f"{remedy}, or private=False."
+                )
+        self.model.stack([parameters])
+        features = self.model.features(inputs.tokens, self.model.generator.plain(inputs.z))[0]
+        head = self.model.head
+        assert head.bias is not None, "heads have one"
+        parts = features, whole(head.weight)[0], head.bias[0, 0]
+        return LinearScores(*(part.detach().cpu() for part in parts))
 
     def _logits(self, inputs: Inputs, samples: int, prompts: Callable[[slice], Tensor]) -> Tensor:
         """Return class scores `(S, C, B, classes)`, with `prompts` giving those of a slice of the images."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, final
+from typing import Any, Literal, final, overload
 
 import numpy as np
 from omegaconf import DictConfig
@@ -14,6 +14,8 @@ from fedbayes import build
 from fedbayes.config import stored as stored_configuration
 from fedbayes.data.pixels import Images, to_square
 from fedbayes.errors import RunError
+from fedbayes.secure import prediction as private_prediction
+from fedbayes.secure.prediction import QuantisedLinear
 from fedbayes.seeding import Streams
 from fedbayes.server.trained import TrainedClients
 from fedbayes.storage import checkpoint
@@ -50,6 +52,27 @@ class Prediction:
 
 
 @final
+@dataclass(frozen=True, eq=False)
+class PrivatePrediction:
+    """Labels of N images, computed on secret shares, and what that took for all of them together.
+
+    Attributes:
+        labels: the class of each image, which the client alone learns.
+        bits: `online` between the two parties, `offline` from the dealer, `input` from client and owner of the head
+            to the parties, `output` from the parties to the client.
+        rounds: of messages between the parties.
+        seconds: of both parties and the dealer, in threads of one process.
+        rows: bits, bytes, messages and rounds by phase and protocol.
+    """
+
+    labels: list[str]
+    bits: dict[str, int]
+    rounds: int
+    seconds: float
+    rows: list[dict[str, str | int]]
+
+
+@final
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """A run's resolved configuration, its summary (the object of `summary.json`), and learnt parameters."""
@@ -63,7 +86,15 @@ class Run:
         title = f"{names.method} on {names.data} ({names.partition}), seed {cfg.seed}"
         return f"<Run {self.directory}: {title}, {cfg.clients} clients, {cfg.rounds} rounds, accuracy {accuracy}>"
 
-    def predict(self, images: Images, partition: int | None = None) -> Prediction:
+    @overload
+    def predict(
+        self, images: Images, partition: int | None = None, *, private: Literal[False] = False
+    ) -> Prediction: ...
+    @overload
+    def predict(self, images: Images, partition: int | None = None, *, private: Literal[True]) -> PrivatePrediction: ...
+    def predict(
+        self, images: Images, partition: int | None = None, *, private: bool = False
+    ) -> Prediction | PrivatePrediction:
         """Predict new images with the parameters after the last round.
 
         Equal calls give equal numbers. An image's samples of prompts depend on its place in the call, so that equal
@@ -76,9 +107,12 @@ class Run:
                 it, adapted to its images where the method does that (`fedbabu`, `pep_fedpt`). None uses the server's
                 parameters, the mean of personal ones, which means little where clients share nothing (`local_vpt`),
                 and a uniform class prior.
+            private: predict on secret shares, so that nobody but the owner of the images learns features or labels, and
+                nobody but the owner of the head learns that; for methods without prompts. See `docs/secure.md`.
 
         Raises:
-            ConfigError: for None where clients train on their own images before they predict.
+            ConfigError: for None where clients train on their own images before they predict; with `private`, for a
+                method whose scores are no product of frozen features with a head.
             RunError: if the checkpoint is missing or damaged, or there is no such client.
             DataError: if an image cannot be read.
         """
@@ -87,8 +121,10 @@ class Run:
         if partition is not None and not 0 <= partition < self.config.clients:
             raise RunError(f"partition={partition} must be in 0..{self.config.clients - 1}; give such a client.")
         parameters = self.clients.parameters(partition)
-        streams = Streams(self.config.seed, self.clients.checkpoint.server_round, [0], "predict")
         inputs = client.inputs.of_images(pixels, partition)
+        if private:
+            return _private(client.linear_scores(inputs, parameters), data.classes)
+        streams = Streams(self.config.seed, self.clients.checkpoint.server_round, [0], "predict")
         (predictive,), _ = client.predict(inputs, [parameters], streams)
         numbers = ("probabilities", "entropy", "expected_entropy", "prompt_uncertainty")
         return Prediction(
@@ -104,6 +140,21 @@ class Run:
         parts = build.assemble(self.config, build.NoEngine())
         require_same_inputs(self.directory, parts)
         return build.trained(self.config, parts, latest)
+
+
+def _private(linear: Any, classes: tuple[str, ...]) -> PrivatePrediction:
+    """Predict on shares from what a client's `linear_scores` returned."""
+    head = QuantisedLinear.of(linear.weights.double().numpy(), linear.bias.double().numpy())
+    result = private_prediction.predict(linear.features.double().numpy(), head)
+    transcript = result.transcript
+    bits = {phase: transcript.total(phase).bits for phase in ("online", "offline")}
+    return PrivatePrediction(
+        labels=[classes[i] for i in result.classes],
+        bits=bits | {"input": result.input_bits, "output": result.output_bits},
+        rounds=transcript.total("online").rounds,
+        seconds=result.seconds,
+        rows=transcript.rows(),
+    )
 
 
 def load(run_dir: str | Path) -> Run:
