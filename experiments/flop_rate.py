@@ -128,7 +128,13 @@ def client_of(overrides: Sequence[str], vit: str | None = None, device: str = "c
     return client
 
 
-def random_vit(name: str, image_size: int, checkpoint: None = None, pretrained: bool = False) -> FrozenViT:
+def random_vit(
+    name: str,
+    image_size: int,
+    checkpoint: None = None,
+    pretrained: bool = False,
+    random: bool = True,  # noqa: ARG001
+) -> FrozenViT:
     """A backbone that has learnt nothing, which costs what any other does; it takes what `backbone=timm` names."""
     assert checkpoint is None, "random weights come from no file"
     assert not pretrained, "nor from anywhere else"

@@ -26,7 +26,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 NAMED = (*SUBJECT, "simulation", "attack", "emulator", "sparse")
 """Groups whose choice is written under `names`."""
 
-SWITCHES = ("dry_run", "evaluate.gallery", "data.download", "backbone.pretrained")
+SWITCHES = ("dry_run", "evaluate.gallery", "data.download", "backbone.pretrained", "backbone.random")
 """Values that are true or false, and that no constructor checks."""
 
 EXTRAS = {

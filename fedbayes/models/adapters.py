@@ -64,7 +64,7 @@ class LowRankWeights(AbstractMergedWeights):
         require_whole("method.weights.start_layer", start_layer, 0, backbone.depth - 1)
         if isinstance(targets, str) or not targets:
             raise ConfigError(f"method.weights.targets={targets} is no list of names; write e.g. [attn.qkv].")
-        layers = [name for name, module in backbone.vit.blocks[0].named_modules() if isinstance(module, nn.Linear)]
+        layers = [name for name, module in backbone.blocks[0].named_modules() if isinstance(module, nn.Linear)]
         self.start_layer = start_layer
         self.scale = require_number("method.weights.alpha", alpha, 0, open_low=True) / rank
         self.names = [
@@ -73,7 +73,7 @@ class LowRankWeights(AbstractMergedWeights):
             for target in targets
         ]
         for name in self.names:
-            outputs, inputs = backbone.vit.get_submodule(name).weight.shape
+            outputs, inputs = backbone.layer(name).weight.shape
             a = inputs**-0.5 * torch.randn(1, rank, inputs, generator=rng)
             place(self, f"a.{name}", nn.Buffer(a) if freeze_a else nn.Parameter(a))
             place(self, f"b.{name}", nn.Parameter(torch.zeros(1, outputs, rank)))
@@ -89,7 +89,7 @@ class LowRankWeights(AbstractMergedWeights):
         merged = {}
         for name in self.names:
             a, b = self.pair(name)
-            merged[f"{name}.weight"] = backbone.vit.get_submodule(name).weight + self.scale * (b @ a)
+            merged[f"{name}.weight"] = backbone.layer(name).weight + self.scale * (b @ a)
         return merged
 
 
@@ -133,9 +133,10 @@ class AllWeights(AbstractMergedWeights):
     def __init__(self, *, backbone: FrozenViT, rng: torch.Generator) -> None:  # noqa: ARG002
         super().__init__()
         self.start_layer = 0
-        self._names = [name for name, _ in backbone.vit.named_parameters() if not name.startswith("head.")]
+        frozen = dict(backbone.layer("").named_parameters())
+        self._names = [name for name in frozen if not name.startswith("head.")]
         for name in self._names:
-            start = backbone.vit.get_parameter(name).detach().to(backbone.dtype, copy=True)
+            start = frozen[name].detach().to(backbone.dtype, copy=True)
             place(self, name, nn.Parameter(start.unsqueeze(0)))
 
     def changed(self, backbone: FrozenViT) -> dict[str, Tensor]:  # noqa: ARG002

@@ -1,11 +1,15 @@
 """The frozen vision transformer: tokens below a block, tokens through the rest, and nothing that learns.
 
-An image becomes `[class token, patch tokens]`. Prompts stand between the two, as in VPT (Jia et al., ECCV 2022,
-arXiv 2203.12119). Blocks below `start` never see a prompt, so `embed` gives their output once per image and callers
-may keep it.
+An image becomes `[prefix, patch tokens]`, where the prefix is a class token, registers, both or nothing. Prompts stand
+between the two, as in VPT (Jia et al., ECCV 2022, arXiv 2203.12119). `fedbayes.models.architectures` has what differs
+between families of ViTs. Blocks below `start` never see a prompt, so `embed` gives their output once per image and
+callers may keep it.
 """
 
-from collections.abc import Callable, Container, Mapping, Sequence
+import copy
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -14,8 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fedbayes.arrays import under
-from fedbayes.errors import BackboneError, require_choice
-from fedbayes.models.blocks import FoldedBlock, class_feature, fold, is_plain, run_folded, with_prompts
+from fedbayes.errors import require_choice
+from fedbayes.models.architectures import architecture_of
+from fedbayes.models.blocks import FoldedBlock, fold, is_plain, run_folded, with_prompts
 
 PRECISIONS = ("float32", "bf16")
 PIECE = 720_000
@@ -24,16 +29,16 @@ PIECE = 720_000
 
 @final
 class FrozenViT(nn.Module):
-    """A timm `VisionTransformer` in eval mode whose weights have no gradient.
+    """A ViT of timm's in eval mode whose weights have no gradient.
 
     Args:
-        vit: the transformer; it must have a class token, no registers and read its features off the class token.
+        vit: the transformer, of one of the families in `fedbayes.models.architectures`.
         name: for messages and summaries.
         mean: per channel, of the pixels in [0, 1].
         std: likewise.
 
     Raises:
-        BackboneError: if prompts or features would not be VPT's, or the patches do not cover the images.
+        BackboneError: if prompts do not fit the ViT, or its patches do not cover the images.
     """
 
     vit: Any  # timm's, whose attributes carry no types
@@ -42,19 +47,40 @@ class FrozenViT(nn.Module):
 
     def __init__(self, vit: nn.Module, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        require_supported(vit, name)
+        self.architecture = architecture_of(vit, name)
         self.vit = vit.eval().requires_grad_(False)
         self.name = name
         self.dim: int = self.vit.embed_dim
         self.depth: int = len(self.vit.blocks)
         self.image_size: int = self.vit.patch_embed.img_size[0]
-        self.num_tokens: int = self.vit.patch_embed.num_patches + 1
+        self.prefix = self.architecture.prefix
+        self.num_tokens: int = self.prefix + self.vit.patch_embed.num_patches
         self._bf16 = False
         self._block_parameters = tuple(self.vit.blocks.parameters())
         self._folds: Sequence[FoldedBlock | None] = ()
         self._fold_state: list[tuple[int, int, torch.dtype]] | None = None
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def blocks(self) -> nn.Sequential:
+        """The blocks, timm's or an emulator's."""
+        return self.vit.blocks  # type: ignore[no-any-return]
+
+    def layer(self, name: str) -> Any:
+        """Return the module of timm's name, e.g. `blocks.0.attn.qkv`; the empty name is the ViT."""
+        return self.vit.get_submodule(name)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the ViT's weights and buffers by timm's names, as in a checkpoint."""
+        return self.vit.state_dict()  # type: ignore[no-any-return]
+
+    def with_blocks(self, lower: Sequence[nn.Module]) -> "FrozenViT":
+        """Return a copy whose first blocks are others."""
+        vit = copy.deepcopy(self.vit)
+        vit.blocks = nn.Sequential(*lower, *vit.blocks[len(lower) :])
+        mean, std = (tuple(values.flatten().tolist()) for values in (self.mean, self.std))
+        return FrozenViT(vit, self.name, mean, std).to(self.mean.device)
 
     def cast(self, precision: str) -> "FrozenViT":
         """Convert the backbone in place, and return it.
@@ -93,16 +119,16 @@ class FrozenViT(nn.Module):
 
     @torch.no_grad()
     def embed(self, images: Num[Tensor, "n 3 h w"], start: int) -> Float[Tensor, "n t d"]:
-        """Tokens of pixels in 0..255 after the blocks below `start`, 0..depth; class token first, no prompts."""
+        """Tokens of pixels in 0..255 after the blocks below `start`, 0..depth; prefix first, no prompts."""
         with self.autocast():
-            tokens: Tensor = self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(self.normalised(images))))
-            for block in self.vit.blocks[:start]:
-                tokens = block(tokens)
+            tokens = self.architecture.tokens(self.vit, self.normalised(images))
+            for index in range(start):
+                tokens = self.architecture.block(self.vit, index, tokens, 0)
         return tokens.to(self.tokens_dtype)
 
     @torch.no_grad()
     def features(self, images: Num[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
-        """The prompt-free class feature, equal to timm's `forward_head(forward_features(x), pre_logits=True)`."""
+        """The prompt-free feature, equal to timm's `forward_head(forward_features(x), pre_logits=True)`."""
         return self.forward(self.embed(images, 0), None, 0)
 
     def forward(
@@ -113,7 +139,7 @@ class FrozenViT(nn.Module):
         changed: Mapping[str, Tensor] | None = None,
         learnt: Container[int] | None = None,
     ) -> Float[Tensor, "n d"]:
-        """Class feature, before any head, of tokens that enter block `start` together with their prompts.
+        """The feature, before any head, of tokens that enter block `start` together with their prompts.
 
         Args:
             tokens: output of `embed(images, start)`, or of `advance` up to there.
@@ -123,15 +149,38 @@ class FrozenViT(nn.Module):
             learnt: blocks whose prompts gradients reach; None for all. Below the lowest, nothing is kept for them.
         """
         x = self._through(tokens, prompts, start, self.depth, changed or {}, learnt)
+        length = 0 if prompts is None else prompts.shape[2]
         with self.autocast():
             if start == self.depth:
-                feature: Tensor = self.vit.fc_norm(self.vit.norm(x[:, :1])[:, 0])
-            elif changed:
-                weights = {f"vit.{name}": weight for name, weight in changed.items()}
-                feature = functional_call(OnViT(self.vit, class_feature), weights, (x,))
+                feature = self.architecture.pool(self.vit, x, 0)
             else:
-                feature = class_feature(self.vit, x)
+                feature = self._run(lambda vit, x: self.architecture.feature(vit, x, length), changed or {}, x)
         return feature.to(self.dtype)
+
+    def from_pixels(self, images: Num[Tensor, "n 3 h w"], changed: Mapping[str, Tensor]) -> Float[Tensor, "n d"]:
+        """Return the feature of pixels in 0..255, with weights in the place of all frozen ones; see `forward`."""
+
+        def function(vit: Any, x: Tensor) -> Tensor:
+            x = self.architecture.tokens(vit, x)
+            for index in range(self.depth - 1):
+                x = self.architecture.block(vit, index, x, 0)
+            return self.architecture.feature(vit, x, 0)
+
+        is_slow = self._bf16 and images.device.type == "cpu"
+        with self.autocast(), _without_fused_attention(self.vit) if is_slow else nullcontext():
+            return self._run(function, changed, self.normalised(images)).to(self.dtype)
+
+    def block(self, index: int, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n t d"]:
+        """Run timm's block on tokens without prompts; hooks and gradients work."""
+        return self.architecture.block(self.vit, index, x, 0)
+
+    def last(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n d"]:
+        """Return the feature of tokens without prompts that enter the last block."""
+        return self.architecture.feature(self.vit, x, 0)
+
+    def pool(self, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n d"]:
+        """Return the feature of tokens without prompts after the last block."""
+        return self.architecture.pool(self.vit, x, 0)
 
     def advance(
         self, tokens: Float[Tensor, "n t d"], start: int, stop: int, changed: Mapping[str, Tensor]
@@ -162,12 +211,24 @@ class FrozenViT(nn.Module):
                     replaced = 0 if i == start else length
                     fast = folded[i]
                     if fast is not None:
-                        x = run_folded(x, rows, replaced, fast)
+                        x = run_folded(x, rows, replaced, fast, self.prefix)
                         continue
-                    x = x if rows is None else with_prompts(x, rows, replaced)
-                    x = x if i == self.depth - 1 else functional_call(self.vit.blocks[i], weights[i], (x,))
+                    x = x if rows is None else with_prompts(x, rows, replaced, self.prefix)
+                    if i < self.depth - 1:
+                        own = {f"blocks.{i}.{name}": weight for name, weight in weights[i].items()}
+                        x = self._run(partial(self._block, i, length), own, x)
                 ends.append(x)
         return torch.cat(ends)
+
+    def _block(self, index: int, length: int, vit: Any, x: Tensor) -> Tensor:
+        """Run a block of `vit`; see `AbstractArchitecture.block`."""
+        return self.architecture.block(vit, index, x, length)
+
+    def _run(self, function: Callable[[Any, Tensor], Tensor], changed: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Return `function(vit, x)` with some weights in the place of frozen ones."""
+        weights = {f"vit.{name}": weight for name, weight in changed.items()}
+        out: Tensor = functional_call(_OnViT(self.vit, function), weights, (x,)) if changed else function(self.vit, x)
+        return out
 
     def _pieces(self, tokens: Tensor, prompts: Tensor | None) -> tuple[Sequence[Tensor], Sequence[Tensor | None]]:
         """Split images, on a CPU, so that they fit its cache; how many depends on shapes alone."""
@@ -192,8 +253,21 @@ class FrozenViT(nn.Module):
         return [f if f is None or not w else fold(block, self.tokens_dtype, w) for block, f, w in blocks]
 
 
+@contextmanager
+def _without_fused_attention(vit: nn.Module) -> Iterator[None]:
+    """Use plain products: on a CPU, the fused attention takes most of a bfloat16 step's backward pass."""
+    fused: list[Any] = [module for module in vit.modules() if getattr(module, "fused_attn", False)]
+    for attention in fused:
+        attention.fused_attn = False
+    try:
+        yield
+    finally:
+        for attention in fused:
+            attention.fused_attn = True
+
+
 @final
-class OnViT(nn.Module):
+class _OnViT(nn.Module):
     """`function(vit, x)` as a module, for `functional_call`."""
 
     def __init__(self, vit: Any, function: Callable[[Any, Tensor], Tensor]) -> None:
@@ -203,33 +277,3 @@ class OnViT(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Call the function."""
         return self.function(self.vit, x)
-
-
-def require_supported(vit: Any, name: str) -> None:
-    """Check that prompts after a single class token fit a ViT.
-
-    Raises:
-        BackboneError: if not.
-    """
-    from timm.layers.attention import Attention
-    from timm.models.vision_transformer import Block, VisionTransformer
-
-    remedy = "choose a ViT with a class token, no registers and class-token pooling, e.g. vit_tiny_patch16_224."
-    known: bool = isinstance(vit, VisionTransformer)
-    if not known:
-        raise BackboneError(f"backbone.name={name} is a {type(vit).__name__}, not a timm VisionTransformer; {remedy}")
-    if vit.cls_token is None:
-        raise BackboneError(f"backbone.name={name} has no class token; {remedy}")
-    if vit.num_prefix_tokens != 1:
-        raise BackboneError(f"backbone.name={name} has {vit.num_prefix_tokens} prefix tokens; {remedy}")
-    if vit.global_pool != "token" or vit.attn_pool is not None:
-        raise BackboneError(f"backbone.name={name} pools its features by '{vit.global_pool}'; {remedy}")
-    side, patch = vit.patch_embed.img_size[0], vit.patch_embed.patch_size[0]
-    if side < patch or side % patch:
-        raise BackboneError(
-            f"data.image_size={side} is not a multiple of {patch}, the patch of backbone.name={name}, which would cut "
-            f"off a border; choose e.g. {max(1, round(side / patch)) * patch}."
-        )
-    last = vit.blocks[-1]
-    if type(last) is not Block or type(last.attn) is not Attention or last.attn.gate is not None:
-        raise BackboneError(f"backbone.name={name} has blocks of type {type(last).__name__}; {remedy}")

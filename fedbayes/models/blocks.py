@@ -113,17 +113,21 @@ def _before_scale(
 
 WEIGHTS = ("qkv", "query_bias", "proj", "proj_bias", "fc1", "fc1_bias", "fc2", "fc2_bias")
 BIAS_OF = dict(zip(WEIGHTS[::2], WEIGHTS[1::2], strict=True))
-FIRST_WEIGHT = 4
+FIRST_WEIGHT = 5
 PLACE = {name: FIRST_WEIGHT + i for i, name in enumerate(WEIGHTS)}
 """Place of a folded weight among the arguments of `_Folded`."""
 
 
 def run_folded(
-    tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n l d"] | None, replaced: int, block: FoldedBlock
+    tokens: Float[Tensor, "n t d"],
+    prompts: Float[Tensor, "n l d"] | None,
+    replaced: int,
+    block: FoldedBlock,
+    prefix: int = 1,
 ) -> Float[Tensor, "n t2 d"]:
-    """Run a plain block on tokens with `prompts` in place of the `replaced` tokens after the class token."""
+    """Run a plain block on tokens with `prompts` in place of the `replaced` tokens after the prefix."""
     weights = [getattr(block, name) for name in WEIGHTS]
-    out: Tensor = _Folded.apply(tokens, prompts, replaced, block, *weights)
+    out: Tensor = _Folded.apply(tokens, prompts, replaced, block, prefix, *weights)
     return out
 
 
@@ -133,10 +137,16 @@ class _Folded(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tokens: Tensor, prompts: Tensor | None, replaced: int, block: FoldedBlock, *weights: Tensor
+        ctx: Any,
+        tokens: Tensor,
+        prompts: Tensor | None,
+        replaced: int,
+        block: FoldedBlock,
+        prefix: int,
+        *weights: Tensor,
     ) -> Tensor:
         qkv, query_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias = weights
-        x = tokens if prompts is None else with_prompts(tokens, prompts, replaced)
+        x = tokens if prompts is None else with_prompts(tokens, prompts, replaced, prefix)
         n, t, d = x.shape
         x = x.reshape(n * t, d)
         normed1, mean1, rstd1 = torch.native_layer_norm(x, [d], None, None, block.eps[0])
@@ -155,7 +165,7 @@ class _Folded(torch.autograd.Function):
                 *(x, mean1, rstd1, q, k, v, p, y, mean2, rstd2, hidden, qkv, proj, fc1, fc2),
                 *((normed1, mixed, normed2) if learns else (None, None, None)),
             )
-            ctx.heads, ctx.images, ctx.replaced = block.heads, n, replaced
+            ctx.heads, ctx.images, ctx.replaced, ctx.prefix = block.heads, n, replaced, prefix
             ctx.length = 0 if prompts is None else prompts.shape[1]
         return out.view(n, t, d)
 
@@ -164,7 +174,8 @@ class _Folded(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         x, mean1, rstd1, q, k, v, p, y, mean2, rstd2, hidden, qkv, proj, fc1, fc2 = ctx.saved_tensors[:15]
         normed1, mixed, normed2 = ctx.saved_tensors[15:]
-        n, length, needs = ctx.images, ctx.length, ctx.needs_input_grad
+        n, needs = ctx.images, ctx.needs_input_grad
+        first, end = ctx.prefix, ctx.prefix + ctx.length  # of the prompts
         dweights: dict[str, Tensor] = {}
 
         def learn(weight: str, inputs: Tensor | None, doutputs: Tensor, columns: slice = slice(None)) -> None:
@@ -187,7 +198,8 @@ class _Folded(torch.autograd.Function):
         dp = torch.bmm(dmixed, v.mT)
         torch._softmax_backward_data(dp, p, -1, dp.dtype, grad_input=dp)
         # Tokens below the first prompted block are constants: only the prompts' rows go on.
-        rows = slice(None) if needs[0] or needs[PLACE["qkv"]] else slice(1, 1 + length)
+        is_whole = needs[0] or needs[PLACE["qkv"]]
+        rows = slice(None) if is_whole else slice(first, end)
         dqkv = torch.stack(
             [torch.bmm(dp[:, rows], k), torch.bmm(dp[:, :, rows].mT, q), torch.bmm(p[:, :, rows].mT, dmixed)]
         )
@@ -198,11 +210,11 @@ class _Folded(torch.autograd.Function):
             dnormed = torch.mm(dqkv, qkv.mT)
             x, mean1, rstd1, dy = (part.unflatten(0, (n, -1))[:, rows].flatten(0, 1) for part in (x, mean1, rstd1, dy))
             dx = _norm_backward(dnormed, x, mean1, rstd1).add_(dy).view(n, -1, d)
-            dprompts = dx if rows.start else dx[:, 1 : 1 + length]
+            dprompts = dx[:, first:end] if is_whole else dx
             dtokens = dx
-            if needs[0] and length:
-                dtokens = torch.cat([dx[:, :1], dx.new_zeros(n, ctx.replaced, d), dx[:, 1 + length :]], dim=1)
-        gradients = (dtokens, dprompts, None, None, *(dweights.get(name) for name in WEIGHTS))
+            if needs[0] and ctx.length:
+                dtokens = torch.cat([dx[:, :first], dx.new_zeros(n, ctx.replaced, d), dx[:, end:]], dim=1)
+        gradients = (dtokens, dprompts, None, None, None, *(dweights.get(name) for name in WEIGHTS))
         return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True))
 
 
@@ -227,10 +239,10 @@ def _by_token(x: Float[Tensor, "parts nh t w"], images: int) -> Float[Tensor, "n
 
 
 def with_prompts(
-    tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n l d"], replaced: int
+    tokens: Float[Tensor, "n t d"], prompts: Float[Tensor, "n l d"], replaced: int, prefix: int = 1
 ) -> Float[Tensor, "n t2 d"]:
-    """Join the class token, the prompts, and the tokens after those that the prompts replace."""
-    return torch.cat([tokens[:, :1], prompts, tokens[:, 1 + replaced :]], dim=1)
+    """Join the prefix, the prompts, and the tokens after those that the prompts replace."""
+    return torch.cat([tokens[:, :prefix], prompts, tokens[:, prefix + replaced :]], dim=1)
 
 
 def class_row(block: Any, x: Float[Tensor, "n t d"]) -> Float[Tensor, "n 1 d"]:

@@ -46,7 +46,7 @@ class BottleneckWeights(AbstractMergedWeights):
         self.scale = require_number("method.weights.scale", scale, 0, open_low=True)
         self._names = [f"blocks.{i}.mlp" for i in range(start_layer, backbone.depth)]
         for name in self._names:
-            mlp = backbone.vit.get_submodule(name)
+            mlp = backbone.layer(name)
             if type(mlp) is not Mlp or "GELU" not in type(mlp.act).__name__ or not isinstance(mlp.norm, nn.Identity):
                 raise ConfigError(
                     f"backbone.name={backbone.name} has other MLPs than linear, GELU, linear; choose method=fedlora."
@@ -59,7 +59,7 @@ class BottleneckWeights(AbstractMergedWeights):
         """Return the widened MLPs."""
         merged = {}
         for name in self._names:
-            fc1, fc2 = (backbone.vit.get_submodule(f"{name}.{layer}") for layer in ("fc1", "fc2"))
+            fc1, fc2 = (backbone.layer(f"{name}.{layer}") for layer in ("fc1", "fc2"))
             down, up = self.get_parameter(f"down.{name}"), self.get_parameter(f"up.{name}")
             clients = len(down)
             merged[f"{name}.fc1.weight"] = torch.cat([fc1.weight.expand(clients, -1, -1), SHARPNESS * down], 1)

@@ -64,12 +64,12 @@ class AbstractImageWeights(AbstractWeights):
         for tokens, changes in zip(entering, self.changes(z), strict=True):
             with backbone.autocast(), ExitStack() as hooks:
                 for name, change in changes.items():
-                    layer = backbone.vit.get_submodule(name)
+                    layer = backbone.layer(name)
                     hooks.enter_context(layer.register_forward_hook(_hook(change)))
                 x = tokens
-                for block in backbone.vit.blocks[self.start_layer :]:
-                    x = block(x)
-                feature = backbone.vit.fc_norm(backbone.vit.norm(x[:, :1])[:, 0])
+                for index in range(self.start_layer, backbone.depth):
+                    x = backbone.block(index, x)
+                feature = backbone.pool(x)
             features.append(feature.to(backbone.dtype))
         return torch.stack(features).unsqueeze(0)
 
@@ -113,7 +113,7 @@ class ScaleShiftPool(AbstractImageWeights):
         self.keys = nn.Parameter(0.02 * torch.randn(1, sets, backbone.dim, generator=rng))
         self._names = scaled_layers(backbone, start_layer)
         for name in self._names:
-            width = len(backbone.vit.get_submodule(name).weight)
+            width = len(backbone.layer(name).weight)
             place(self, f"scale.{name}", nn.Parameter(torch.ones(1, sets, width)))
             place(self, f"shift.{name}", nn.Parameter(torch.zeros(1, sets, width)))
 

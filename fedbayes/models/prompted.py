@@ -145,7 +145,7 @@ class PromptedViT(nn.Module):
         """Bytes of what `entering` returns for an image of bytes."""
         if self.from_pixels:
             return 3 * self.backbone.image_size**2
-        tokens = 1 if self.start_layer == self.backbone.depth else self.backbone.num_tokens
+        tokens = 1 if self._enters_one_token else self.backbone.num_tokens
         return tokens * self.backbone.dim * self.backbone.tokens_dtype.itemsize
 
     def entering(self, images: Num[Tensor, "n 3 h w"]) -> Num[Tensor, "n *entering"]:
@@ -153,8 +153,12 @@ class PromptedViT(nn.Module):
         if self.from_pixels:
             return images
         tokens = self.backbone.embed(images, self.start_layer)
-        # Of the tokens after the last block only the class token is read again.
-        return tokens[:, :1] if self.start_layer == self.backbone.depth else tokens
+        return tokens[:, :1] if self._enters_one_token else tokens
+
+    @property
+    def _enters_one_token(self) -> bool:
+        """Whether only a class token is read again, after the last block."""
+        return self.start_layer == self.backbone.depth and self.backbone.architecture.reads_class_token
 
     def logits(
         self,

@@ -22,7 +22,7 @@ def scaled_layers(backbone: FrozenViT, start_layer: int) -> list[str]:
     below = tuple(f"blocks.{i}." for i in range(start_layer))
     return [
         name
-        for name, module in backbone.vit.named_modules()
+        for name, module in backbone.layer("").named_modules()
         if isinstance(module, nn.LayerNorm | nn.Linear)
         and (name == "norm" or (name.startswith("blocks.") and not name.startswith(below)))
     ]
@@ -47,7 +47,7 @@ class ScaleShiftWeights(AbstractMergedWeights):
         self.start_layer = start_layer
         self._names = scaled_layers(backbone, start_layer)
         for name in self._names:
-            width = len(backbone.vit.get_submodule(name).weight)
+            width = len(backbone.layer(name).weight)
             place(self, f"scale.{name}", nn.Parameter(torch.ones(1, width)))
             place(self, f"shift.{name}", nn.Parameter(torch.zeros(1, width)))
 
@@ -55,7 +55,7 @@ class ScaleShiftWeights(AbstractMergedWeights):
         """Return the merged weights and biases."""
         merged = {}
         for name in self._names:
-            module = backbone.vit.get_submodule(name)
+            module = backbone.layer(name)
             scale, shift = self.get_parameter(f"scale.{name}"), self.get_parameter(f"shift.{name}")
             rows = scale.unsqueeze(-1) if isinstance(module, nn.Linear) else scale
             merged[f"{name}.weight"] = rows * module.weight

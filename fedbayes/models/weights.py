@@ -4,18 +4,14 @@ The frozen backbone itself is never touched: `torch.func.functional_call` takes 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Callable, Container, Sequence
 
 import torch
 from jaxtyping import Float, Num
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fedbayes.arrays import in_blocks
-from fedbayes.models.backbone import FrozenViT, OnViT
-from fedbayes.models.blocks import class_feature
+from fedbayes.models.backbone import FrozenViT
 
 
 class AbstractWeights(nn.Module, ABC):
@@ -90,7 +86,7 @@ class AbstractMergedWeights(AbstractWeights):
                 for name, rows in weights.items()
             }
             if self.from_pixels:
-                features.append(_from_pixels(backbone, tokens, changed).unsqueeze(0))
+                features.append(backbone.from_pixels(tokens, changed).unsqueeze(0))
                 continue
             if prompts is None or start is None:
                 features.append(backbone(tokens, None, self.start_layer, changed).unsqueeze(0))
@@ -107,36 +103,6 @@ class AbstractMergedWeights(AbstractWeights):
 
 MakeWeights = Callable[..., AbstractWeights]
 """`make(backbone=..., rng=...)`: clients' weights, which start as the backbone's; their settings are in it already."""
-
-
-def _from_pixels(backbone: FrozenViT, images: Tensor, changed: Mapping[str, Tensor]) -> Tensor:
-    """Return features `(n, d)` of pixels in 0..255, `(n, 3, h, w)`, with weights in the place of all frozen ones."""
-    weights = {f"vit.{name}": weight for name, weight in changed.items()}
-    is_slow = backbone.tokens_dtype == torch.bfloat16 and images.device.type == "cpu"
-    with backbone.autocast(), _without_fused_attention(backbone.vit) if is_slow else nullcontext():
-        feature = functional_call(OnViT(backbone.vit, _features_of_pixels), weights, (backbone.normalised(images),))
-    return feature.to(backbone.dtype)  # type: ignore[no-any-return]
-
-
-def _features_of_pixels(vit: Any, x: Tensor) -> Tensor:
-    """Return features `(n, d)` of normalised pixels `(n, 3, h, w)`."""
-    x = vit.norm_pre(vit._pos_embed(vit.patch_embed(x)))
-    for block in vit.blocks[:-1]:
-        x = block(x)
-    return class_feature(vit, x)
-
-
-@contextmanager
-def _without_fused_attention(vit: nn.Module) -> Iterator[None]:
-    """Use plain products: on a CPU, the fused attention takes most of a bfloat16 step's backward pass."""
-    fused: list[Any] = [module for module in vit.modules() if getattr(module, "fused_attn", False)]
-    for attention in fused:
-        attention.fused_attn = False
-    try:
-        yield
-    finally:
-        for attention in fused:
-            attention.fused_attn = True
 
 
 def place(root: nn.Module, name: str, value: nn.Parameter | nn.Buffer) -> None:

@@ -2,14 +2,17 @@
 
 import difflib
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fedbayes.errors import BackboneError
-from fedbayes.models.backbone import FrozenViT, require_supported
+from fedbayes.models.architectures import FAMILIES, REMEDY, architecture_of
+from fedbayes.models.backbone import FrozenViT
 
 ARCHITECTURE = "name the architecture it was saved from in backbone.name."
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "vit_letters32.safetensors"
@@ -33,7 +36,9 @@ def shipped(image_size: int) -> FrozenViT:
     return backbone
 
 
-def from_timm(name: str, image_size: int, checkpoint: str | None = None, pretrained: bool = False) -> FrozenViT:
+def from_timm(
+    name: str, image_size: int, checkpoint: str | None = None, pretrained: bool = False, random: bool = False
+) -> FrozenViT:
     """A ViT of timm's, normalised as its own data configuration says.
 
     Args:
@@ -41,6 +46,7 @@ def from_timm(name: str, image_size: int, checkpoint: str | None = None, pretrai
         image_size: side of the images, in pixels; position embeddings are resampled to it.
         checkpoint: a `.safetensors` or `.pth` file with weights; a pickle with code in it is refused.
         pretrained: fetch timm's own weights; the only thing in fedbayes's models that uses the network.
+        random: take timm's initial values, drawn with seed 0: for trying a pipeline, since they have learnt nothing.
 
     Raises:
         BackboneError: if the model is unknown or unsupported, or the weights are missing or do not fit.
@@ -48,13 +54,17 @@ def from_timm(name: str, image_size: int, checkpoint: str | None = None, pretrai
     from timm.data.config import resolve_model_data_config
 
     require_model(name, image_size)
-    if checkpoint is None and not pretrained:
+    if random and (checkpoint is not None or pretrained):
+        raise BackboneError(f"backbone.random=true: {name} has other weights too; give one source of weights.")
+    if checkpoint is None and not pretrained and not random:
         raise BackboneError(
-            f"backbone.name={name} has no weights; give backbone.checkpoint=FILE or backbone.pretrained=true "
-            "(which downloads them)."
+            f"backbone.name={name} has no weights; give backbone.checkpoint=FILE, backbone.pretrained=true (which "
+            "downloads them), or backbone.random=true (to try a pipeline)."
         )
     state = None if checkpoint is None else _read(checkpoint)  # before the slow construction
-    vit = _created(name, image_size, pretrained=pretrained and state is None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vit = _created(name, image_size, pretrained=pretrained and state is None)
     normalisation = resolve_model_data_config(vit)
     backbone = FrozenViT(vit, name, normalisation["mean"], normalisation["std"])
     if state is not None:
@@ -69,7 +79,6 @@ def require_model(name: str, image_size: int) -> None:
         BackboneError: if not, with names that begin alike.
     """
     import timm
-    import torch
 
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
@@ -77,6 +86,9 @@ def require_model(name: str, image_size: int) -> None:
         close = [model for model in names if model.startswith(architecture)]
         close = close[:4] or difflib.get_close_matches(architecture, names, n=4)
         raise BackboneError(f"backbone.name={name} is not a timm model; close to it: {', '.join(close) or 'nothing'}.")
+    package, _, family = timm.models.model_entrypoint(architecture).__module__.rpartition(".")
+    if package == "timm.models" and family not in FAMILIES:
+        raise BackboneError(f"backbone.name={name} is of timm's family {family}, which takes no prompts; {REMEDY}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise BackboneError(
@@ -84,7 +96,7 @@ def require_model(name: str, image_size: int) -> None:
             "the tag out beside backbone.checkpoint."
         )
     with torch.device("meta"):
-        require_supported(_created(name, image_size, pretrained=False), name)
+        architecture_of(_created(name, image_size, pretrained=False), name)
 
 
 def _created(name: str, image_size: int, *, pretrained: bool) -> nn.Module:
@@ -138,13 +150,12 @@ def load_weights(vit: nn.Module, state: dict[str, Any], source: str) -> None:
         BackboneError: if a tensor is missing, left over, of another shape or not finite. What no tensor shows, such as
             the number of heads, is not checked.
     """
-    from timm.models.vision_transformer import checkpoint_filter_fn
-
+    checkpoint_filter_fn = sys.modules[type(vit).__module__].checkpoint_filter_fn  # of its family
     _require_equal_patches(vit, state, source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            filtered = checkpoint_filter_fn(dict(state), vit)  # type: ignore[arg-type]
+            filtered = checkpoint_filter_fn(dict(state), vit)
         names = vit.state_dict()
         filtered = {name: tensor for name, tensor in filtered.items() if not name.startswith("head.") or name in names}
         vit.load_state_dict(filtered, strict=True)

@@ -27,28 +27,29 @@ def prompt_attention(
         enters the backbone, a block is another than the original ViT's, patches lie in no square, or tokens are not
         float32.
     """
-    vit, length = model.backbone.vit, prompts.shape[2]
-    side = math.isqrt(model.backbone.num_tokens - 1)
-    blocks = vit.blocks[model.start_layer :]
-    square = side * side == model.backbone.num_tokens - 1
+    backbone, length = model.backbone, prompts.shape[2]
+    patches = backbone.num_tokens - backbone.prefix
+    side = math.isqrt(patches)
+    blocks = backbone.blocks[model.start_layer :]
+    square = side * side == patches
     if not length or not len(blocks) or not square or tokens.dtype != torch.float32 or not all(map(is_plain, blocks)):
         return None
     prompts = prompts.expand(len(tokens), *prompts.shape[1:])
     x, total = tokens, torch.zeros(len(tokens), side * side, device=tokens.device)
     for index, block in enumerate(blocks):
         if index < prompts.shape[1]:
-            x = with_prompts(x, prompts[:, index], length if index else 0)
-        total += _weights(block, x, length)
+            x = with_prompts(x, prompts[:, index], length if index else 0, backbone.prefix)
+        total += _weights(block, x, slice(backbone.prefix, backbone.prefix + length))
         x = block(x)
     return (total / len(blocks)).view(-1, side, side)
 
 
-def _weights(block: Any, x: Float[Tensor, "n t d"], length: int) -> Float[Tensor, "n patches"]:
+def _weights(block: Any, x: Float[Tensor, "n t d"], prompts: slice) -> Float[Tensor, "n patches"]:
     """The attention of a block's prompts to its patches, a mean over heads and prompts."""
     attention = block.attn
     heads = attention.num_heads
     qkv = attention.qkv(block.norm1(x)).unflatten(-1, (3, heads, -1))  # (n, t, 3, heads, width)
-    queries, keys = qkv[:, 1 : 1 + length, 0], qkv[:, :, 1]
+    queries, keys = qkv[:, prompts, 0], qkv[:, :, 1]
     scores = torch.einsum("nlhw,nthw->nhlt", queries, keys) * attention.scale
-    weights: Tensor = scores.softmax(-1)[..., 1 + length :].mean((1, 2))
+    weights: Tensor = scores.softmax(-1)[..., prompts.stop :].mean((1, 2))
     return weights

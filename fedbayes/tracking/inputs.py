@@ -53,7 +53,7 @@ def require_same_inputs(run_dir: Path, parts: Parts) -> None:
 def _inputs(parts: Parts) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     models = [parts.model] if parts.tuned is None else [parts.model, parts.tuned]
-    for name, array in chain(*(sorted(model.backbone.vit.state_dict().items()) for model in models)):
+    for name, array in chain(*(sorted(model.backbone.weights().items()) for model in models)):
         digest.update(name.encode())
         digest.update(array.detach().float().cpu().contiguous().numpy().tobytes())
     # Deployed clients alone know their images.

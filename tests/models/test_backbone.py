@@ -3,8 +3,6 @@
 import pytest
 import timm
 import torch
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 from fedbayes.errors import BackboneError
@@ -136,11 +134,7 @@ def test_no_backbone_parameter_learns_and_the_mode_stays(random_vit, images):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"reg_tokens": 2}, "3 prefix tokens"),
-        ({"class_token": False, "global_pool": "avg"}, "no class token"),
-        ({"global_pool": "avg"}, "pools its features by 'avg'"),
-        ({"global_pool": "map"}, "pools its features by 'map'"),
-        ({"block_fn": ResPostBlock}, "blocks of type ResPostBlock"),
+        ({"global_pool": ""}, "no pooling"),
         ({"img_size": 18}, "data.image_size=18 is not a multiple of 4"),
     ],
 )
@@ -151,10 +145,7 @@ def test_a_vit_that_prompts_would_not_fit_is_refused_by_name(random_vit, options
 
 
 def test_other_architectures_are_refused_by_name():
-    distilled = VisionTransformerDistilled(img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=1)
-    with pytest.raises(BackboneError, match=r"backbone\.name=deit has 2 prefix tokens"):
-        FrozenViT(distilled, "deit", MEAN, STD)
-    with pytest.raises(BackboneError, match=r"backbone\.name=net is a Linear, not a timm VisionTransformer"):
+    with pytest.raises(BackboneError, match=r"backbone\.name=net is a Linear"):
         FrozenViT(nn.Linear(2, 2), "net", MEAN, STD)
 
 

@@ -6,7 +6,6 @@ blocks from `prompts.start_layer` on are the adapter region: they are given away
 KDD 2024, arXiv 2406.17706). A dropped block is an `nn.Identity`, so that names and indices stay those of the full ViT.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -16,6 +15,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from fedbayes.errors import BackboneError, ConfigError, require_number
+from fedbayes.models.architectures import AbsolutePositions
 from fedbayes.models.backbone import FrozenViT
 
 LEFT, RIGHT = "left", "right"
@@ -77,19 +77,18 @@ def emulate(make: MakeBlocks, backbone: FrozenViT, start: int, owner: Owner) -> 
         BackboneError: if the backbone's blocks are not those of timm's plain ViT.
         ConfigError: for a value of `emulator` that cannot work.
     """
-    copied = _wrapped(copy.deepcopy(backbone.vit), backbone)
+    if not isinstance(backbone.architecture, AbsolutePositions):
+        family = type(backbone.architecture).__name__
+        raise BackboneError(
+            f"backbone.name={backbone.name}: emulator knows no blocks with positions of their own ({family}); "
+            "choose a plain ViT, e.g. vit_tiny_patch16_224."
+        )
+    copied = backbone.with_blocks([])
     lower = list(make(backbone=copied, start=start, owner=owner))
     assert len(lower) == start, "an emulator has as many blocks as the ViT"
-    copied.vit.blocks = nn.Sequential(*lower, *copied.vit.blocks[start:])
-    emulator = _wrapped(copied.vit, backbone)
-    full = size(nn.ModuleList(backbone.vit.blocks[:start]))
-    return Emulator(emulator, start, size(nn.ModuleList(lower)), full, size(emulator.vit))
-
-
-def _wrapped(vit: nn.Module, like: FrozenViT) -> FrozenViT:
-    """Return a frozen ViT that reads pixels as another does."""
-    mean, std = (tuple(values.flatten().tolist()) for values in (like.mean, like.std))
-    return FrozenViT(vit, like.name, mean, std).to(like.mean.device)
+    emulator = copied.with_blocks(lower)
+    full = size(nn.ModuleList(backbone.blocks[:start]))
+    return Emulator(emulator, start, size(nn.ModuleList(lower)), full, size(emulator))
 
 
 def size(module: nn.Module) -> int:
@@ -120,7 +119,7 @@ def require_plain(backbone: FrozenViT, start: int, emulator: str) -> None:
     """Raise a `BackboneError` if a block below `start` is not the original ViT's, whose parts an emulator takes."""
     from fedbayes.models.blocks import is_plain
 
-    for index, block in enumerate(backbone.vit.blocks[:start]):
+    for index, block in enumerate(backbone.blocks[:start]):
         if not is_plain(block):
             raise BackboneError(
                 f"backbone.name={backbone.name}: block {index} has parts that emulator={emulator} does not know; "

@@ -25,8 +25,8 @@ def write(emulator: Emulator, path: Path, settings: Mapping[str, Any]) -> None:
     """Write an emulator, and the settings that it was made with; a file that is there is replaced at once."""
     backbone = emulator.backbone
     tensors: dict[str, Tensor] = {}
-    for name, tensor in backbone.vit.state_dict().items():
-        layer = backbone.vit.get_submodule(name.rpartition(".")[0])
+    for name, tensor in backbone.weights().items():
+        layer = backbone.layer(name.rpartition(".")[0])
         if name.endswith("weight") and hasattr(layer, LEFT):
             tensors |= {f"{name}.{factor}": getattr(layer, factor) for factor in (LEFT, RIGHT)}
         else:
@@ -37,7 +37,7 @@ def write(emulator: Emulator, path: Path, settings: Mapping[str, Any]) -> None:
         "image_size": backbone.image_size,
         "mean": backbone.mean.flatten().tolist(),
         "std": backbone.std.flatten().tolist(),
-        "blocks": [_form(block) for block in backbone.vit.blocks[: emulator.start]],
+        "blocks": [_form(block) for block in backbone.blocks[: emulator.start]],
         "full_size": emulator.full_size,
         "settings": dict(settings),
     }

@@ -63,7 +63,7 @@ class GradOT:
     def __call__(self, *, backbone: FrozenViT, start: int, owner: Owner) -> Sequence[nn.Module]:
         """Return the compressed blocks."""
         require_plain(backbone, start, "gradot")
-        blocks = list(backbone.vit.blocks[:start])
+        blocks = list(backbone.blocks[:start])
         if self._keep < 1:
             if self._basis == "svd":
                 layers = plain_moments(backbone, start)

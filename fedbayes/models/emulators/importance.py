@@ -43,7 +43,7 @@ def policy_step(
 @torch.no_grad()
 def leave_one_out(backbone: FrozenViT, images: Tensor, start: int) -> Float[Tensor, " blocks"]:
     """Return for each block below `start` how far tokens at `start` move without it, `|x' - x| / |x|`."""
-    blocks = backbone.vit.blocks
+    blocks = backbone.blocks
     entering = [backbone.embed(images, 0)]
     for block in blocks[:start]:
         entering.append(block(entering[-1]))

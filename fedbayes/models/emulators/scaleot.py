@@ -19,7 +19,6 @@ from torch.nn import functional as F
 
 from fedbayes.errors import require_choice, require_number, require_whole
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.models.blocks import class_feature
 from fedbayes.models.emulators.base import Owner, require_keep, require_plain, set_low_rank
 from fedbayes.models.emulators.compression import rank_of
 from fedbayes.models.emulators.harmonizers import Harmonizer, closed_form
@@ -77,7 +76,7 @@ class ScaleOT:
 
     def __call__(self, *, backbone: FrozenViT, start: int, owner: Owner) -> Sequence[nn.Module]:
         """Return the blocks that stay, and harmonizers in the place of the others."""
-        blocks: list[nn.Module] = list(backbone.vit.blocks[:start])
+        blocks: list[nn.Module] = list(backbone.blocks[:start])
         if count := start - kept_blocks(self._keep, start):
             for index, harmonizer in self._harmonizers(backbone, start, owner, count).items():
                 blocks[index] = harmonizer
@@ -125,7 +124,7 @@ def _regressed(
     """Return a regression of each dropped block of the full ViT on the emulator's tokens, block after block."""
     harmonizers: dict[int, nn.Module] = {}
     x = full = backbone.embed(images, 0)
-    for index, block in enumerate(backbone.vit.blocks[:start]):
+    for index, block in enumerate(backbone.blocks[:start]):
         full = block(full)
         if index in dropped:
             harmonizers[index] = closed_form(x.flatten(0, 1), full.flatten(0, 1), rank, ridge)
@@ -139,7 +138,7 @@ class _Training:
 
     def __init__(self, backbone: FrozenViT, start: int, owner: Owner, rank: int, lr: float) -> None:
         device = backbone.mean.device
-        self._vit, self._embed, self._start = backbone.vit, backbone.embed, start
+        self._backbone, self._start = backbone, start
         self._images, self._labels = owner.images.to(device), owner.labels.to(device)
         z = torch.cat([normalised_features(backbone, part) for part in self._images.split(PIECE)])
         self._probe = fit_probe(z, self._labels, owner.classes, owner.seed)
@@ -156,11 +155,11 @@ class _Training:
 
     def loss(self, stays: Bool[Tensor, " blocks"], images: Tensor, labels: Tensor) -> Tensor:
         """Return the probe's NLL of the emulator in which these blocks stay."""
-        x = self._embed(images, 0)
-        for index, block in enumerate(self._vit.blocks[:-1]):
+        x = self._backbone.embed(images, 0)
+        for index in range(self._backbone.depth - 1):
             is_raw = index >= self._start or bool(stays[index])
-            x = block(x) if is_raw else self.harmonizers[index](x)
-        feature = class_feature(self._vit, x)
+            x = self._backbone.block(index, x) if is_raw else self.harmonizers[index](x)
+        feature = self._backbone.last(x)
         return F.cross_entropy(self._probe.scores(F.layer_norm(feature, feature.shape[-1:])), labels)
 
     def importance(self, steps: int, rate: float) -> Float[Tensor, " blocks"]:

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 
 from fedbayes.errors import ConfigError
 from fedbayes.models.backbone import FrozenViT
-from fedbayes.models.blocks import class_feature
 from fedbayes.models.emulators.base import Owner
 from fedbayes.seeding import generator
 
@@ -101,7 +100,7 @@ def plain_moments(backbone: FrozenViT, start: int) -> dict[str, Moments]:
     result = {}
     for i in range(start):
         for name in LAYERS:
-            weight = backbone.vit.blocks[i].get_submodule(name).weight
+            weight = backbone.blocks[i].get_submodule(name).weight
             inputs, outputs = (torch.eye(n, dtype=torch.float64, device=weight.device) for n in weight.shape[::-1])
             result[f"blocks.{i}.{name}"] = Moments(inputs, outputs, torch.zeros_like(weight, dtype=torch.float64))
     return result
@@ -147,7 +146,7 @@ class _Sums:
     def __init__(self, backbone: FrozenViT, start: int) -> None:
         self._backbone = backbone
         self._layers: dict[str, nn.Linear] = {
-            f"blocks.{i}.{name}": backbone.vit.blocks[i].get_submodule(name) for i in range(start) for name in LAYERS
+            f"blocks.{i}.{name}": backbone.blocks[i].get_submodule(name) for i in range(start) for name in LAYERS
         }
         self._sums: dict[str, dict[str, Any]] = defaultdict(lambda: defaultdict(float))
 
@@ -166,9 +165,9 @@ class _Sums:
         try:
             with torch.enable_grad():
                 tokens = self._backbone.embed(images, 0).requires_grad_()
-                for block in self._backbone.vit.blocks[:-1]:
-                    tokens = block(tokens)
-                feature = class_feature(self._backbone.vit, tokens)
+                for index in range(self._backbone.depth - 1):
+                    tokens = self._backbone.block(index, tokens)
+                feature = self._backbone.last(tokens)
                 z = F.layer_norm(feature, feature.shape[-1:])
         finally:
             for hook in hooks:

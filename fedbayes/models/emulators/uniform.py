@@ -37,7 +37,7 @@ class UniformEmulator:
     def __call__(self, *, backbone: FrozenViT, start: int, owner: Owner) -> Sequence[nn.Module]:
         """Return the blocks, with an identity in the place of each that is dropped."""
         chosen = spread(start, kept_blocks(self._keep, start))
-        lower = list(backbone.vit.blocks[:start])
+        lower = list(backbone.blocks[:start])
         blocks = [block if index in chosen else nn.Identity() for index, block in enumerate(lower)]
         if self._steps and len(chosen) < start:
             owner.require("uniform with emulator.distil_steps")
