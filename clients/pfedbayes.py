@@ -211,9 +211,9 @@ class PFedBayesClient(AbstractClient):
     def _class_scores(self, weights: Mapping[str, Tensor], tokens: Tensor, z: Tensor) -> Tensor:
         """Return class scores for each sample of the weights, `(S, C, B, classes)`."""
         samples = len(next(iter(weights.values()))) // len(z)
-        named = {f"model.{name}": value for name, value in weights.items()}
+        parameters = {f"model.{name}": value for name, value in weights.items()}
         batch = tuple(rows.expand(samples, *rows.shape).flatten(0, 1) for rows in (tokens, z))
-        scores: Tensor = functional_call(self.logits, named, batch).unflatten(0, (samples, len(z)))
+        scores: Tensor = functional_call(self.logits, parameters, batch).unflatten(0, (samples, len(z)))
         return scores
 
 

@@ -94,11 +94,11 @@ def job(cfg: DictConfig, hydra: Any, run_dir: Path, work: Callable[[], Mapping[s
     try:
         summary = work()
     except Exception as error:
-        message = one_line(error, own_modules(cfg))
+        message = one_line(error, user_modules(cfg))
         if not isinstance(error, FedbayesError):
             error_file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message = f"{message}; traceback in {error_file}"
-        print(f"{named(row)}: {message}", file=sys.stderr, flush=True)
+        print(f"{job_name(row)}: {message}", file=sys.stderr, flush=True)
         with suppress(OSError):  # Hydra has made it, maybe for nothing
             Path(hydra.runtime.output_dir).rmdir()
         written = row["folder"] if run_dir.is_dir() else None
@@ -122,7 +122,7 @@ def score(run_dir: Path, best_by: str) -> float | None:
 
 def record(folder: Path, row: Mapping[str, Any]) -> None:
     """Add a row to the record and write the summaries anew; processes do so one after the other."""
-    with _alone(folder):
+    with _locked(folder):
         with files.require_file(folder / SWEEP).open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
         head, rows = table(read_jobs(folder))
@@ -135,13 +135,13 @@ def failures() -> list[str]:
     if Watch.folder is None:
         return []
     return [
-        f"{named(row)}: {row.get('error', 'broke off')}"
+        f"{job_name(row)}: {row.get('error', 'broke off')}"
         for row in read_jobs(Watch.folder, Watch.before)
         if row["status"] != FINISHED
     ]
 
 
-def named(row: Mapping[str, Any]) -> str:
+def job_name(row: Mapping[str, Any]) -> str:
     """A job's number and overrides."""
     return f"job {row['job']} ({','.join(row['overrides'])})"
 
@@ -151,7 +151,7 @@ def one_line(error: Exception, modules: Collection[str] = ()) -> str:
 
     Args:
         error: what ended a job.
-        modules: of the user's own, by `own_modules`.
+        modules: of the user's own, by `user_modules`.
     """
     if isinstance(error, FedbayesError):
         whose = ""
@@ -164,7 +164,7 @@ def one_line(error: Exception, modules: Collection[str] = ()) -> str:
     return visible(" ".join(f"{whose}{type(error).__name__}: {error}".split()))
 
 
-def own_modules(cfg: DictConfig) -> list[str]:
+def user_modules(cfg: DictConfig) -> list[str]:
     """The top-level modules that a configuration names and that are neither fedbayes's nor Flower's."""
     return sorted({*re.findall(r"\b_target_: ['\"]?(\w+)", OmegaConf.to_yaml(cfg))} - {*INSTALLED})
 
@@ -219,7 +219,7 @@ def _within(folder: Path, path: Path) -> Path:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Keeps a sweep's record to this process for the block."""
     with files.require_file(folder / SWEEP).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

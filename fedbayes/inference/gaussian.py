@@ -135,3 +135,18 @@ def require_scale(scale: Tensor) -> None:
             f"scale must be positive and finite, got {value:g}: q(p | psi) needs a density; use exp or softplus of a "
             "free parameter."
         )
+
+
+def require_whole(name: str, value: int, low: int, meaning: str) -> None:
+    """Raise ValueError if a number is not whole or lies below `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}: {meaning}.")
+
+
+def require_broadcasting(scale: Tensor, psi: Tensor) -> None:
+    """Raise ValueError if a standard deviation fits no draw of psi."""
+    if not broadcasts(scale.shape, psi.shape):
+        raise ValueError(
+            f"scale of shape {tuple(scale.shape)} does not broadcast to psi of shape {tuple(psi.shape)}; "
+            "give one number, one per entry of the event, or one per batch element and entry."
+        )

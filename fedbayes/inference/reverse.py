@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fedbayes.inference.mixing import Noise, StandardLike, require_noise_dim, sample_noise
+from fedbayes.inference.mixing import Mixing, Noise, Pushforward, StandardLike, require_noise_dim, sample_noise
 
 WIDEST = 20.0
 """Largest logarithm of an entry of L's diagonal, either way: a network gone astray must not turn into NaN."""
@@ -92,3 +92,20 @@ class GaussianReverse:
     def standard(self, shape: torch.Size, like: Tensor) -> Tensor:
         """Standard normal draws for `NoisePosterior.push`."""
         return sample_noise(self.noise or StandardLike(like), shape)
+
+
+def require_fitting(mixing: Mixing, reverse: GaussianReverse | None, chunk: int | None, path_gradient: bool) -> None:
+    """Raise ValueError if options of a semi-implicit distribution exclude each other."""
+    if reverse is not None:
+        if not isinstance(mixing, Pushforward):
+            raise ValueError("reverse needs a mixing that tells its noise; wrap the function in a Pushforward.")
+        if reverse.noise_dim != mixing.noise_dim:
+            raise ValueError(
+                f"reverse models {reverse.noise_dim} noise dimensions, mixing has {mixing.noise_dim}; make them equal."
+            )
+        if path_gradient:
+            raise ValueError("path_gradient and reverse exclude each other: a reverse model learns through its draws.")
+    elif chunk is not None and not path_gradient and not isinstance(mixing, Pushforward):
+        raise ValueError(
+            "chunk would draw a plain mixing's psi twice, and differently; use a Pushforward or path_gradient."
+        )

@@ -22,10 +22,10 @@ from torch.distributions import constraints
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from fedbayes.inference.gaussian import broadcasts, log_normal, require_scale, total
+from fedbayes.inference.gaussian import log_normal, require_broadcasting, require_scale, require_whole, total
 from fedbayes.inference.mixing import Mixing, Noise, Pushforward, StandardLike, expanded, sample_noise
 from fedbayes.inference.mixture import Mixture
-from fedbayes.inference.reverse import GaussianReverse, NoisePosterior
+from fedbayes.inference.reverse import GaussianReverse, NoisePosterior, require_fitting
 
 NEAR = 1e-3
 """Largest difference between a draw and the same draw through a transform and back, in units of the scale."""
@@ -83,11 +83,11 @@ class SemiImplicitNormal(TorchDistribution):
         share_extra: bool = False,
         validate_args: bool | None = None,
     ) -> None:
-        _require_whole("num_extra", num_extra, 0, "it counts fresh draws of psi")
-        _require_whole("event_dim", event_dim, 0, "it counts dimensions of psi")
+        require_whole("num_extra", num_extra, 0, "it counts fresh draws of psi")
+        require_whole("event_dim", event_dim, 0, "it counts dimensions of psi")
         if chunk is not None:
-            _require_whole("chunk", chunk, 1, "it counts draws at once; None takes all")
-        _require_fitting(mixing, reverse, chunk, path_gradient)
+            require_whole("chunk", chunk, 1, "it counts draws at once; None takes all")
+        require_fitting(mixing, reverse, chunk, path_gradient)
         self.mixing, self.num_extra, self.reverse = mixing, num_extra, reverse
         self.chunk, self.path_gradient, self.share_extra = chunk, path_gradient, share_extra
         self.psi, self._eps = self._mix(torch.Size())
@@ -96,11 +96,7 @@ class SemiImplicitNormal(TorchDistribution):
                 f"mixing(torch.Size([])) gave psi of shape {tuple(self.psi.shape)}, too few for event_dim={event_dim}."
             )
         self.scale = scale if isinstance(scale, Tensor) else self.psi.new_full((), scale)
-        if not broadcasts(self.scale.shape, self.psi.shape):
-            raise ValueError(
-                f"scale of shape {tuple(self.scale.shape)} does not broadcast to psi of shape {tuple(self.psi.shape)}; "
-                "give one number, one per entry of the event, or one per batch element and entry."
-            )
+        require_broadcasting(self.scale, self.psi)
         self.noise: Noise = noise or StandardLike(self.psi)
         # Of every draw that somebody still holds, and of the latest ones: its psi_0 with the noise behind it. Of every
         # value asked: its mixture and whether that has a graph.
@@ -301,24 +297,3 @@ class SemiImplicitNormal(TorchDistribution):
 
 _Origin = tuple[Tensor, Tensor | None]
 _ESTIMATE = "SemiImplicitNormal.rsample((1000,))"
-
-
-def _require_whole(name: str, value: int, low: int, what: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} must be a whole number of at least {low}, got {value!r}: {what}.")
-
-
-def _require_fitting(mixing: Mixing, reverse: GaussianReverse | None, chunk: int | None, path_gradient: bool) -> None:
-    if reverse is not None:
-        if not isinstance(mixing, Pushforward):
-            raise ValueError("reverse needs a mixing that tells its noise; wrap the function in a Pushforward.")
-        if reverse.noise_dim != mixing.noise_dim:
-            raise ValueError(
-                f"reverse models {reverse.noise_dim} noise dimensions, mixing has {mixing.noise_dim}; make them equal."
-            )
-        if path_gradient:
-            raise ValueError("path_gradient and reverse exclude each other: a reverse model learns through its draws.")
-    elif chunk is not None and not path_gradient and not isinstance(mixing, Pushforward):
-        raise ValueError(
-            "chunk would draw a plain mixing's psi twice, and differently; use a Pushforward or path_gradient."
-        )

@@ -7,49 +7,21 @@ run inside a notebook that has figures of its own.
 
 import io
 import math
-import re
-import warnings
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
+from fedbayes.report.style import COLOURS, LETTERS, SOFT, style
+from fedbayes.report.svg import Mark, embedded
 from fedbayes.storage import files
 from fedbayes.text import visible
 
-COLOURS = ("#332288", "#0077bb", "#117733", "#8a6d00", "#cc3311", "#00796e", "#882255", "#5a5a5a", "#a03c96", "#a85400")
-"""Of series; with every common colour blindness they can be told apart. `page.css` has lighter ones for dark pages."""
-INK, SOFT, LINE = "#1b1d21", "#5b6068", "#d4d7dc"
 WIDE, SQUARE, SMALL = (480, 300), (480, 340), (300, 260)
 """Sizes of charts in pixels of a page; `page.css` knows the two widths."""
 _DASHES = ("-", (0, (7, 3)), (0, (2, 3)), (0, (9, 3, 2, 3)))
 _LEFT, _RIGHT, _TOP, _BOTTOM = 68, 16, 12, 46  # pixels around the axes: room for letters that a narrow page enlarges
 MOST_NAMES = 16  # below an axis
-_LETTERS = 8.3  # points
 _DPI, _COLUMNS = 130, 3  # of a PNG, and of a legend in a file
-_STYLE: Any = {
-    "text.color": INK,
-    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color"), SOFT),
-    **dict.fromkeys(("font.size", "axes.labelsize", "xtick.labelsize", "ytick.labelsize"), _LETTERS),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "axes.spines.left"), False),
-    "axes.edgecolor": SOFT,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "xtick.minor.size": 0,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": LINE,
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "svg.fonttype": "none",  # letters stay letters, for screen readers and for style sheets
-    "svg.hashsalt": "fedbayes",  # equal charts have equal bytes
-    "text.parse_math": False,  # a name with a dollar sign is no formula
-}
-_IN_PAGE = {INK: "currentColor", SOFT: "currentColor", LINE: "var(--line)"}
-_IN_PAGE |= {colour: f"var(--c{index})" for index, colour in enumerate(COLOURS)}
-_HEX = re.compile("|".join(_IN_PAGE))
-_NUMBER = re.compile(r"-?\d+\.\d+")
 
 
 class Series(NamedTuple):
@@ -113,9 +85,9 @@ class Chart:
         self.name, self.title, self.size = name, visible(title), size
         self.description = self.note = ""
         self.legend: list[Series] = []
-        self._marks: dict[str, tuple[int | None, Sequence[str]]] = {}
+        self._marks: dict[str, Mark] = {}
         width, height = size
-        with _style():
+        with style():
             self.figure = Figure(figsize=(width / 100, height / 100), facecolor="none")
             box = (_LEFT / width, _BOTTOM / height, 1 - (_LEFT + _RIGHT) / width, 1 - (_TOP + _BOTTOM) / height)
             self.axes = self.add_axes(box, x, y)
@@ -125,7 +97,7 @@ class Chart:
         from matplotlib.ticker import MaxNLocator
 
         (width, height), (left, bottom, across, up) = self.size, box
-        with _style():
+        with style():
             axes = self.figure.add_axes(box, facecolor="none", xlabel=x, ylabel=y)
         # Labels stand at the edges of the figure, where larger letters of ticks do not reach them.
         axes.yaxis.set_label_coords((14 / width - left) / across, 0.5)
@@ -202,7 +174,7 @@ class Chart:
         """Write a short text beside a point."""
         right = x <= sum(self.axes.get_xlim()) / 2 or self.axes.get_xscale() == "log"
         place: dict[str, Any] = {"xytext": (4 if right else -4, -9 if below else 3), "textcoords": "offset points"}
-        place |= {"ha": "left" if right else "right", "fontsize": _LETTERS, "fontweight": "bold", "parse_math": False}
+        place |= {"ha": "left" if right else "right", "fontsize": LETTERS, "fontweight": "bold", "parse_math": False}
         self.mark(self.axes.annotate(visible(text), (x, y), color=series.colour, **place), series)
 
     def mark(self, artist: Any, series: Series, *tips: str) -> None:
@@ -213,23 +185,8 @@ class Chart:
 
     def svg(self) -> str:
         """Return the chart as an element of a page."""
-        root = ET.fromstring(self._saved("svg").decode())
-        for parent in root.iter():
-            for child in list(parent):
-                if child.tag.rpartition("}")[2] in ("metadata", "style"):
-                    parent.remove(child)
-        text = ET.tostring(root, encoding="unicode")
-        used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
-        for element in root.iter():
-            self._adapt(element, used)
-        attributes = {"class": "chart narrow" if self.size == SMALL else "chart", "viewBox": root.get("viewBox", "")}
-        attributes |= {"role": "img", "aria-labelledby": f"{self.name}-title {self.name}-text"}
-        root.attrib.clear()
-        root.attrib.update(attributes)
-        for place, (tag, end, text) in enumerate((("title", "title", self.title), ("desc", "text", self.description))):
-            root.insert(place, ET.Element(tag, id=f"{self.name}-{end}"))
-            root[place].text = visible(text)
-        return re.sub(r"\s*\n\s*", "", ET.tostring(root, encoding="unicode"))
+        kind = "chart narrow" if self.size == SMALL else "chart"
+        return embedded(self._saved("svg").decode(), self.name, self.title, self.description, self._marks, kind)
 
     def save(self, folder: Path) -> list[Path]:
         """Write the chart with its title and legend as PNG and PDF, and return the paths. It is drawn on no more."""
@@ -246,7 +203,7 @@ class Chart:
             Line2D([], [], color=series.colour, linestyle=series.dashes, linewidth=2.5, label=visible(series.name))
             for series in self.legend
         ]
-        with _style():
+        with style():
             self.figure.text(0.02, 1 - 8 / total, self.title, va="top", fontsize=10, fontweight="bold")
             if handles:
                 self.figure.legend(handles=handles, loc="lower left", frameon=False, ncols=_COLUMNS, borderpad=0.1)
@@ -261,43 +218,6 @@ class Chart:
         options: dict[str, Any] = {"metadata": {metadata: None}, "dpi": _DPI if form == "png" else 72}
         if form != "svg":
             options["facecolor"] = "white"
-        with _style():
+        with style():
             self.figure.savefig(output, format=form, **options)
         return output.getvalue()
-
-    def _adapt(self, element: ET.Element, used: set[str]) -> None:
-        """Make an element of matplotlib's SVG one of a page: its colours, its names, its tooltip."""
-        element.tag = element.tag.rpartition("}")[2]
-        group, tips = self._marks.get(element.get("id", ""), (None, ()))
-        for key, value in list(element.attrib.items()):
-            del element.attrib[key]
-            key = key.rpartition("}")[2]
-            if key == "id":
-                if value not in used:
-                    continue
-                value = f"{self.name}-{value}"
-            elif key == "style":
-                value = re.sub(r"(?:^|; )font[^;]*", "", _HEX.sub(lambda match: _IN_PAGE[match[0]], value)).strip("; ")
-            elif key in ("d", "x", "y", "transform"):
-                value = _NUMBER.sub(lambda match: f"{float(match[0]):.1f}".removesuffix(".0"), value)
-                value = " ".join(value.split())
-            value = re.sub(r"(url\(#|^#(?=\w))", rf"\g<1>{self.name}-", value) if key != "style" else value
-            if value and not value.startswith("rotate(-0 "):
-                element.set(key, value)
-        if group is not None:
-            element.set("data-group", str(group))
-        marks = [element] if len(tips) == 1 else [child for child in element.iter() if child.tag.endswith("use")]
-        for mark, tip in zip(marks, tips, strict=False):
-            title = ET.Element("title")
-            title.text = visible(tip)
-            mark.insert(0, title)
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Draw with our settings of matplotlib, which are the process's own again after the block."""
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        yield

@@ -10,7 +10,7 @@ from fedbayes.errors import RunError
 from fedbayes.report.differences import best_row, differences
 from fedbayes.report.groups import Group, find_runs, group_runs, trials, unfinished
 from fedbayes.report.measures import HEADLINE, ON_VALIDATION, VALIDATION, Measure, known
-from fedbayes.report.spread import Spread, shown
+from fedbayes.report.spread import Spread, as_text
 from fedbayes.report.tables import Cell, Table, as_csv, markdown, write_files
 from fedbayes.storage.names import SUBJECT
 from fedbayes.text import visible
@@ -57,8 +57,8 @@ class Comparison:
         """Return the paired differences of all groups to the reference, by default the one with the best accuracy."""
         means = [-1.0 if value is None else value.mean for value in self.of(self.state, "accuracy", "mean")]
         row = means.index(max(means)) if self.reference is None else self.reference - 1
-        shown = [place for place, is_loser in enumerate(self.losers) if not is_loser or place == row]
-        return differences(self.groups, self.names(), row, shown)
+        places = [place for place, is_loser in enumerate(self.losers) if not is_loser or place == row]
+        return differences(self.groups, self.names(), row, places)
 
     def domains(self) -> tuple[list[str], list[list[Spread | None]]]:
         """Return the names of domains, and of each group the test accuracy in each of them after the last round."""
@@ -118,7 +118,7 @@ class Comparison:
         if names:
             caption = "Test accuracy in each domain after the last round, all clients' images together"
             texts = self.table.texts
-            rows = [[*row[:texts], *map(shown, values)] for row, values in zip(self.table.rows, spreads, strict=True)]
+            rows = [[*row[:texts], *map(as_text, values)] for row, values in zip(self.table.rows, spreads, strict=True)]
             table = Table(caption, (*self.table.head[:texts], *names), rows, texts)
             text += f"\n{caption}:\n\n{table.as_markdown()}\n"
             typeset += "\n" + table.as_latex(caption)
@@ -176,14 +176,14 @@ def compare(
     # What is the same in every row is said once, above the table.
     common = [index for index in range(1, len(SUBJECT) + 1) if len({row[index] for row in rows}) == 1]
     heading = ", ".join(f"{head[index]} {rows[0][index]}" for index in common if rows[0][index] != "–")
-    shown = [index for index in range(len(head)) if index not in common]
+    columns_of_table = [index for index in range(len(head)) if index not in common]
     table = Table(
         "Results on the test images",
-        [head[index] for index in shown],
-        [[row[index] for index in shown] for row in rows],
-        len(shown) - len(columns) - 1,
+        [head[index] for index in columns_of_table],
+        [[row[index] for index in columns_of_table] for row in rows],
+        len(columns_of_table) - len(columns) - 1,
         range(len(rows)),
-        [0] * (len(shown) - len(columns)) + [measure.better for measure in columns],
+        [0] * (len(columns_of_table) - len(columns)) + [measure.better for measure in columns],
     )
     moment = "the last round" if state == "final" else "the round best by validation"
     notes = [f"Test images, {moment}: mean over runs ± standard error; accuracy is the mean over clients."]

@@ -9,10 +9,10 @@ from fedbayes.report import results
 from fedbayes.report.chart import Chart, Series
 from fedbayes.report.comparison import Comparison
 from fedbayes.report.figures import clients, confidence, learning
-from fedbayes.report.figures.groups import scatter
+from fedbayes.report.figures.scatter import scatter
 from fedbayes.report.groups import Group
 from fedbayes.report.measures import ON_VALIDATION, Measure, known
-from fedbayes.report.spread import Spread, look_up, shown, spread
+from fedbayes.report.spread import Spread, as_text, look_up, spread
 from fedbayes.report.tables import Cell, Table, heat_table, write_page
 from fedbayes.storage.predictions import Predictions, read_predictions
 from fedbayes.storage.run_dir import METRICS, PARTITION, read_json, read_rows
@@ -66,7 +66,7 @@ def write_comparison(comparison: Comparison, path: Path) -> Path:
         posterior=learning.posteriors(rows, names),
         posterior_table=_posterior_table(comparison, names),
         partitions=_partitions(groups, partitions),
-        sent=_sent(comparison, names),
+        cost=_bytes_figure(comparison, names),
         time=clients.seconds_by_phase(bars, "Seconds by phase, mean over runs") if bars else None,
         bars=bars,
         phases=clients.phases_of(bars, "total"),
@@ -91,7 +91,7 @@ def _domains(comparison: Comparison, names: Sequence[str]) -> Table | None:
     if not means:
         return None
     rows = [
-        (name, [(shown(value), None if value is None else value.mean) for value in row])
+        (name, [(as_text(value), None if value is None else value.mean) for value in row])
         for name, row in zip(names, spreads, strict=True)
     ]
     caption = (
@@ -136,7 +136,7 @@ def _risk(comparison: Comparison, predictions: Sequence[Sequence[Predictions]], 
             confidence.RiskCurve(
                 Series(i, names[i], i),
                 confidence.averaged_risk(predictions[i], _MOST_POINTS),
-                shown(group.spread("final", "aurc")),
+                as_text(group.spread("final", "aurc")),
             )
             for i, group in enumerate(comparison.groups)
         ]
@@ -152,7 +152,7 @@ def _diagrams(comparison: Comparison, names: Sequence[str]) -> list[tuple[int, C
         bins = confidence.pooled_bins(
             [(summary.get(comparison.state) or {}).get("reliability") or {} for _, summary in group.runs]
         )
-        ece, floor = (shown(group.spread(comparison.state, name)) for name in ("ece", "ece_floor"))
+        ece, floor = (as_text(group.spread(comparison.state, name)) for name in ("ece", "ece_floor"))
         title = f"Reliability: {names[index]}"
         chart = confidence.reliability(f"reliability_{index + 1}", title, bins, ece, floor, index)
         if chart:
@@ -202,14 +202,14 @@ def _text(partition: Mapping[str, Any]) -> str:
     return json.dumps(partition, sort_keys=True)
 
 
-def _sent(comparison: Comparison, names: Sequence[str]) -> Chart | None:
+def _bytes_figure(comparison: Comparison, names: Sequence[str]) -> Chart | None:
     """Accuracy against all bytes of a run; methods that send nothing stand at the left edge."""
-    sent = [_bytes(group) for group in comparison.groups]
-    least = min((value.mean for value in sent if value is not None and value.mean > 0), default=None)
+    sizes = [_bytes(group) for group in comparison.groups]
+    least = min((value.mean for value in sizes if value is not None and value.mean > 0), default=None)
     if least is None:
         return None
-    silent = [index for index, value in enumerate(sent) if value is not None and value.mean <= 0]
-    moved = [Spread(least / 3, None, 1) if index in silent else value for index, value in enumerate(sent)]
+    silent = [index for index, value in enumerate(sizes) if value is not None and value.mean <= 0]
+    moved = [Spread(least / 3, None, 1) if index in silent else value for index, value in enumerate(sizes)]
     note = "Both ways and all clients together, on a logarithmic scale. Upper left is better."
     if silent:
         note += f" At the left edge, sending nothing: {', '.join(names[index] for index in silent)}."

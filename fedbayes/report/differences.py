@@ -12,7 +12,7 @@ from fedbayes.report.spread import Spread
 from fedbayes.report.tables import Cell, Table
 from fedbayes.storage.run_dir import PREDICTIONS
 
-_SHOWN = (("accuracy (points)", 100, 2), ("NLL (nats)", 1, 3))
+_SCALES = (("accuracy (points)", 100, 2), ("NLL (nats)", 1, 3))
 """Label, scale and decimals of the differences in `SCORES`."""
 
 
@@ -32,13 +32,13 @@ def difference(first: Group, second: Group, score: str) -> Difference | None:
         return None
 
 
-def differences(groups: Sequence[Group], names: Sequence[str], reference: int, shown: Sequence[int]) -> Table:
+def differences(groups: Sequence[Group], names: Sequence[str], reference: int, compared: Sequence[int]) -> Table:
     """Return the paired differences of groups to one of them."""
     rows: list[list[str | Cell]] = []
-    places = [place for place in shown if place != reference]
+    places = [place for place in compared if place != reference]
     for place in places:
         cells: list[str | Cell] = [names[place], str(len(pairs(groups[place], groups[reference])))]
-        for score, (_, scale, digits) in zip(SCORES, _SHOWN, strict=True):
+        for score, (_, scale, digits) in zip(SCORES, _SCALES, strict=True):
             value = difference(groups[place], groups[reference], score)
             if value is None:
                 cells.append("–")
@@ -51,7 +51,7 @@ def differences(groups: Sequence[Group], names: Sequence[str], reference: int, s
         f"Differences to {names[reference]} after the last round, paired by test image: mean [95 % interval over "
         "clients and images]; * the interval excludes 0"
     )
-    return Table(caption, ["group", "pairs of runs", *(label for label, *_ in _SHOWN)], rows, 1, places, (0, 0, 1, -1))
+    return Table(caption, ["group", "pairs of runs", *(label for label, *_ in _SCALES)], rows, 1, places, (0, 0, 1, -1))
 
 
 def best_row(

@@ -47,8 +47,8 @@ def frame(folders: str | Path | Sequence[str | Path], rows: str = "summary") -> 
         summary = read_run(run)
         if run in searched:
             summary["is_chosen"] = searched[run]
-        named = {"run": str(run), **{name: summary.get(name) for name in NAMES}}
-        records += [{**named, **row} for row in _rows(run, rows, summary)]
+        labels = {"run": str(run), **{name: summary.get(name) for name in NAMES}}
+        records += [{**labels, **row} for row in _rows(run, rows, summary)]
     return pd.DataFrame(records)
 
 

@@ -1,6 +1,6 @@
 """Finished runs, gathered: those that differ in nothing but their seeds, and have the same test images, are a group."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from fedbayes.storage.names import CONFIG, SUBJECT
 from fedbayes.storage.run_dir import FINISHED, METRICS, SUMMARY, SWEEP, read_jobs, read_rows, read_summary
 
 # Where a run lies, how it is shown and saved, and on what it ran, do not make it another experiment.
-_ASIDE = ("run_dir", "resume", "dry_run", "tracking", "checkpoint", "hydra")
+_NO_EXPERIMENT = ("run_dir", "resume", "dry_run", "tracking", "checkpoint", "hydra")
 _MACHINE = (
     *(f"simulation.{name}" for name in ("engine", "threads", "device", "cohort", "cache_mb", "timeout", "patience")),
     "evaluate.gallery",
@@ -123,8 +123,7 @@ def group_runs(runs: Sequence[Path]) -> tuple[list[Group], int]:
         if flat.get("rounds") == _rounds_of_method(names[0]):  # of a method without training
             fixed.pop("rounds", None)
         fixed["test clients and images"] = coverage(summary) or "all"
-        named = {"seed": str(summary.get("seed")), **{key: flat[key] for key in sorted(flat) if _is_seed(key)}}
-        seeds = tuple(named.items())
+        seeds = (("seed", str(summary.get("seed"))), *((key, flat[key]) for key in sorted(flat) if _is_seed(key)))
         key = (names, tuple(sorted(fixed.items())))
         settings[key] = fixed
         members = collected.setdefault(key, {})
@@ -135,8 +134,8 @@ def group_runs(runs: Sequence[Path]) -> tuple[list[Group], int]:
         unlike = _unlike(key, settings)
         ordered = sorted(members.items())
         runs_of_group, seeds_of_runs = tuple(run for _, run in ordered), tuple(dict(seeds) for seeds, _ in ordered)
-        shown = tuple(_differences(key, settings, unlike))
-        groups.append(Group(key[0], shown, runs_of_group, tuple(unlike), seeds_of_runs))
+        labels = tuple(_differences(key, settings, unlike))
+        groups.append(Group(key[0], labels, runs_of_group, tuple(unlike), seeds_of_runs))
     return groups, repeated
 
 
@@ -170,8 +169,8 @@ def coverage(summary: Mapping[str, Any]) -> str:
 def trials(runs: Sequence[Path]) -> dict[Path, bool]:
     """Return the runs that are trials of a search on validation, and whether each is its search's winner."""
     winners: dict[Path, bool] = {}
-    for folder in sorted({run.parent for run in runs if (run.parent / SWEEP).is_file()}):
-        jobs = [row for row in read_jobs(folder) if row.get("is_search") and row.get("validation") is not None]
+    for folder, rows in _sweeps(runs):
+        jobs = [row for row in rows if row.get("is_search") and row.get("validation") is not None]
         best = max(jobs, key=lambda row: float(row["validation"]), default=None)
         for row in jobs:
             path = folder / str(row.get("folder"))
@@ -182,12 +181,17 @@ def trials(runs: Sequence[Path]) -> dict[Path, bool]:
 def unfinished(runs: Sequence[Path]) -> list[str]:
     """The jobs without a result of the sweeps that runs belong to, a line for each such sweep."""
     lines = []
-    for folder in sorted({run.parent for run in runs if (run.parent / SWEEP).is_file()}):
-        jobs = read_jobs(folder)
+    for folder, jobs in _sweeps(runs):
         left = [",".join(map(str, row["overrides"])) for row in jobs if row.get("status") != FINISHED]
         if left:
             lines.append(f"{len(left)} of {len(jobs)} jobs of {folder} have no result: {'; '.join(left)}.")
     return lines
+
+
+def _sweeps(runs: Sequence[Path]) -> Iterator[tuple[Path, list[dict[str, Any]]]]:
+    """Folders and jobs of the sweeps that runs belong to."""
+    for folder in sorted({run.parent for run in runs if (run.parent / SWEEP).is_file()}):
+        yield folder, read_jobs(folder)
 
 
 def _differences(key: _Key, settings: Mapping[_Key, Mapping[str, str]], unlike: Sequence[str]) -> list[str]:
@@ -198,8 +202,8 @@ def _differences(key: _Key, settings: Mapping[_Key, Mapping[str, str]], unlike: 
     names = [name for name in names if not any(name.endswith(f".{other}") for other in names)]  # one repeats the other
     ends = [name.split(".")[-1] for name in names]
     short = [end if ends.count(end) == 1 else name for name, end in zip(names, ends, strict=True)]
-    shown = sorted([*zip(short, names, strict=True), *((name, name) for name in unlike)], key=lambda pair: pair[1])
-    return [f"{label}={chosen.get(name, '–')}" for label, name in shown]
+    labels = sorted([*zip(short, names, strict=True), *((name, name) for name in unlike)], key=lambda pair: pair[1])
+    return [f"{label}={chosen.get(name, '–')}" for label, name in labels]
 
 
 def _unlike(key: _Key, settings: Mapping[_Key, Mapping[str, str]]) -> list[str]:
@@ -242,4 +246,4 @@ def _config(run: Path) -> Mapping[str, Any]:
 
     path = run / CONFIG
     content: Any = OmegaConf.to_container(values(path)) if path.exists() else {}
-    return {str(name): value for name, value in content.items() if name not in _ASIDE}
+    return {str(name): value for name, value in content.items() if name not in _NO_EXPERIMENT}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fedbayes.report.groups import Group
-from fedbayes.report.spread import Spread
+from fedbayes.report.spread import Spread, as_text
 
 
 class Measure(NamedTuple):
@@ -36,10 +36,10 @@ class Measure(NamedTuple):
 
     def text(self, value: Spread | None) -> str:
         """Return how it is shown; a dash where there is none."""
-        if value is None:
-            return "–"
-        error = None if value.error is None else value.error * self.scale
-        return Spread(value.mean * self.scale, error, value.count).text(self.digits)
+        if value is not None:
+            error = None if value.error is None else value.error * self.scale
+            value = Spread(value.mean * self.scale, error, value.count)
+        return as_text(value, self.digits)
 
 
 VALIDATION = Measure("validation accuracy", "validation_accuracy", ("validation", "accuracy"), 1)

@@ -36,7 +36,7 @@ def codes_of_client(model: PromptedViT, data: FederatedData, partition: int, see
     if len(ids) < 3 or model.weights is not None:
         return None
     _, z = model.precompute(data.images.images[ids].to(model.backbone.mean.device))
-    codes, draws, what = _codes(model, z, seed)
+    codes, draws, source = _codes(model, z, seed)
     if codes is None:
         return None
     codes = codes.double().cpu()
@@ -51,14 +51,14 @@ def codes_of_client(model: PromptedViT, data: FederatedData, partition: int, see
     def plane(rows: Tensor) -> list[list[float]]:
         return [[round(value, 4) for value in row] for row in ((rows.double().cpu() - centre) @ axes.mT).tolist()]
 
-    spread = [] if draws is None else [plane(one) for one in draws]
+    spread = [] if draws is None else [plane(draw) for draw in draws]
     return {
         "partition": partition,
         "points": [[*point, domain] for point, domain in zip(plane(codes), domains, strict=True)],
-        "draws": [[*point, d] for one in spread for point, d in zip(one, domains, strict=True)],
+        "draws": [[*point, d] for draw in spread for point, d in zip(draw, domains, strict=True)],
         "domains": list(data.images.domain_names),
         "explained": explained.tolist(),
-        "what": f"{what} One dot for each of {len(ids)} images of the client, coloured by domain, in their first two "
+        "what": f"{source} One dot for each of {len(ids)} images of the client, coloured by domain, in their first two "
         "principal components.",
     }
 
@@ -81,6 +81,6 @@ def _codes(
     eps = normal(MIXING_DRAWS, 1, count, noisy) if noisy else None
     psi = generator.mixing(z, eps).view(-1, count, generator.code_dim)  # (draws, n, code)
     scale = generator.scale(z)[0]
-    some = psi[:DRAWS].expand(DRAWS, count, -1)
-    draws = some + scale * normal(DRAWS, count, generator.code_dim)
+    means = psi[:DRAWS].expand(DRAWS, count, -1)
+    draws = means + scale * normal(DRAWS, count, generator.code_dim)
     return psi.mean(0), draws, "Large dots: mean codes; small dots: draws from the posterior of each image."

@@ -130,11 +130,11 @@ def by_client(summary: Mapping[str, Any]) -> Table:
 
 def costs(summary: Mapping[str, Any]) -> Table:
     """Return what the run took."""
-    sent, seconds = summary.get("bytes") or {}, summary.get("seconds") or {}
+    moved, seconds = summary.get("bytes") or {}, summary.get("seconds") or {}
     parts = [f"{name} {seconds[name]:.1f}" for name in PHASES if seconds.get(name)]
     rows = []
-    if sent:
-        rows.append(["sent", f"{size(sent.get('up'))} up, {size(sent.get('down'))} down"])
+    if moved:
+        rows.append(["sent", f"{size(moved.get('up'))} up, {size(moved.get('down'))} down"])
     if seconds.get("total") is not None:
         rows.append(["time", duration(seconds["total"]) + (f" (seconds: {', '.join(parts)})" if parts else "")])
     if sparse := summary.get("sparse"):
@@ -183,7 +183,7 @@ def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name
     names = [str(name) for name in partition.get("domains") or []]
     labels = [names[domain] if domain < len(names) else str(domain) for domain in domains]
 
-    def shown(client: int, domain: int) -> tuple[str, float | None]:
+    def accuracy_in(client: int, domain: int) -> tuple[str, float | None]:
         each = cells.get((client, domain), [])
         images = sum(count for _, count in each)
         accuracy = sum(value for value, _ in each) / (len(each) or 1)
@@ -192,7 +192,7 @@ def accuracy_map(runs: Sequence[Predictions], partition: Mapping[str, Any], name
     caption = "Test accuracy of each client in each domain, and its number of test images there"
     if len(runs) > 1:
         caption += f": mean over {len(runs)} runs, images of all of them"
-    rows = [(f"client {client}", [shown(client, domain) for domain in domains]) for client in clients]
+    rows = [(f"client {client}", [accuracy_in(client, domain) for domain in domains]) for client in clients]
     return heat_table(
         f"{name}. {caption}" * bool(name) + f"{caption}" * (not name) + "; stronger colour is higher",
         ["client", *labels],
@@ -236,15 +236,15 @@ def rich_table(table: Table, **options: Any) -> "RenderableType":
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, **options)
+    table_for_terminal = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, **options)
     for index, name in enumerate(table.head):
         is_text = index < table.texts
-        shown.add_column(
+        table_for_terminal.add_column(
             escape(name),
             justify="left" if is_text else "right",
             overflow="fold",
             no_wrap=not is_text or name == "method",
         )
     for row in table.cells():
-        shown.add_row(*(escape(visible(cell.text)) for cell in row))
-    return shown
+        table_for_terminal.add_row(*(escape(visible(cell.text)) for cell in row))
+    return table_for_terminal

@@ -85,7 +85,7 @@ def write_html(run_dir: Path, *, draw: bool | None = False) -> Path:
         unused={name: sum(row.get(f"dropped_{name}") or 0 for row in train) for name in ("late", "failed", "invalid")}
         | {name: sum(row.get(name) or 0 for row in train) for name in ("clients", "replies")},
         partition_clients=clients.image_counts(partition)[0],
-        sent={
+        traffic={
             way: [row[f"bytes_{way}"] for row in train if row.get(f"bytes_{way}") is not None] for way in ("up", "down")
         },
         bars=bars,

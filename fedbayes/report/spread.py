@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+MISSING = "–"
+"""Stands for a number that a run lacks."""
+
 
 @final
 @dataclass(frozen=True)
@@ -32,23 +35,23 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 def spread_text(values: Sequence[float | None], digits: int = 3) -> str:
     """Return mean ± standard error of the numbers there are, or a dash."""
-    return shown(spread([value for value in values if value is not None]), digits)
+    return as_text(spread([value for value in values if value is not None]), digits)
 
 
-def shown(value: Spread | None, digits: int = 3) -> str:
+def as_text(value: Spread | None, digits: int = 3) -> str:
     """Return a mean with its standard error, or a dash."""
-    return "–" if value is None else value.text(digits)
+    return MISSING if value is None else value.text(digits)
 
 
 def number(value: object, digits: int = 3) -> str:
     """Return a number with so many decimals; a dash where there is none."""
-    return f"{value:,.{digits}f}" if isinstance(value, int | float) else "–"
+    return f"{value:,.{digits}f}" if isinstance(value, int | float) else MISSING
 
 
 def size(value: object) -> str:
     """Return bytes in the unit that leaves one to three digits before the point."""
     if not isinstance(value, int | float):
-        return "–"
+        return MISSING
     units = ("B", "kB", "MB", "GB", "TB")
     power = min(int(math.log10(value) // 3), len(units) - 1) if value >= 1 else 0
     return f"{value / 1000**power:,.{1 if power else 0}f} {units[power]}"

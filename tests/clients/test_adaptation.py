@@ -27,14 +27,14 @@ def test_steps_are_those_of_the_local_training_on_the_clients_own_images():
     _, client = smoke(
         *("method=fedavg_head", "optim.name=sgd", "optim.head_lr=0.5", "optim.clip=null", "optim.batch_size=64")
     )
-    found = client.adapt([client.initial()], [ClientRequest(2, 3, "evaluate", "test", client.initial(), adapt=1)])
+    adapted = client.adapt([client.initial()], [ClientRequest(2, 3, "evaluate", "test", client.initial(), adapt=1)])
     batch = client.data.batch([2], "train")
     z = client.inputs.plain(batch)
     with torch.no_grad():
         feature = client.model.backbone(z.tokens[0], None, client.model.start_layer)
     hits = torch.nn.functional.one_hot(batch.labels[0], 10) - 0.1
     expected = 0.5 * feature.T @ hits / len(hits)
-    np.testing.assert_allclose(found[0]["head.weight"], expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(adapted[0]["head.weight"], expected.numpy(), atol=1e-5)
 
 
 def test_more_steps_fit_the_clients_training_images_better():
@@ -78,9 +78,9 @@ def test_new_clients_train_in_no_round_and_are_evaluated_after_each_number_of_st
     same = torch.equal(before.pooled.probabilities, after.pooled.probabilities)
     assert same == (method == "fedncm"), "training-free methods have no steps"
     if method == "fedper":
-        heads = [one["head.bias"] for one in progress.personal.values()]
+        heads = [state["head.bias"] for state in progress.personal.values()]
         mean = {
-            name: np.mean([one[name] for one in progress.personal.values()], 0, np.float64).astype(np.float32)
+            name: np.mean([state[name] for state in progress.personal.values()], 0, np.float64).astype(np.float32)
             for name in ("head.weight", "head.bias")
         }
         assert len(heads) == 3
@@ -96,8 +96,8 @@ def test_no_steps_are_none_where_a_method_has_steps_of_its_own(method):
     def adapted(steps):
         return client.adapt([state], [ClientRequest(0, 1, "evaluate", "test", state, adapt=steps)])[0]
 
-    none, own = adapted(0), adapted(None)
+    none, default = adapted(0), adapted(None)
     shared = [name for name in none if name in state]
     assert shared
     assert all(np.array_equal(none[name], state[name]) for name in shared)
-    assert any(not np.array_equal(own[name], none[name]) for name in shared)
+    assert any(not np.array_equal(default[name], none[name]) for name in shared)

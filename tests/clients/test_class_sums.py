@@ -21,7 +21,7 @@ class Silent:
         raise AssertionError(text)
 
 
-def made(method, *overrides):
+def make(method, *overrides):
     cfg = compose([*SMALL, f"method={method}", *overrides])
     data = build.data(cfg)
     return data, build.client(cfg, data, build.model(cfg, data, "cpu"))
@@ -29,12 +29,12 @@ def made(method, *overrides):
 
 @pytest.fixture(scope="module")
 def ncm():
-    return made("fedncm")
+    return make("fedncm")
 
 
 @pytest.fixture(scope="module")
 def cof():
-    return made("fedcof")
+    return make("fedcof")
 
 
 def pooled(data, client, split):
@@ -64,11 +64,11 @@ def test_fedncms_probabilities_are_those_of_gaussians_with_a_common_variance(ncm
     features, labels = pooled(data, client, "train")
     means = NearestCentroid().fit(features, labels).centroids_
     variance = np.square(features - means[labels]).mean()
-    said = client.evaluate([ClientRequest(2, 1, "evaluate", "test", shared)])[0].arrays["probabilities"]
+    probabilities = client.evaluate([ClientRequest(2, 1, "evaluate", "test", shared)])[0].arrays["probabilities"]
     z = client.inputs.plain(data.batch([2], "test")).z[0].double().numpy()
     distance = np.square(z[:, None] - means).sum(-1)
     weight = np.exp(-(distance - distance.min(1, keepdims=True)) / (2 * variance))
-    np.testing.assert_allclose(said, weight / weight.sum(1, keepdims=True), rtol=1e-5, atol=1e-10)
+    np.testing.assert_allclose(probabilities, weight / weight.sum(1, keepdims=True), rtol=1e-5, atol=1e-10)
 
 
 @pytest.mark.parametrize("method", ["fedncm", "fedcof"])
@@ -95,13 +95,13 @@ def test_fedcof_predicts_the_largest_score_and_its_softmax(cof):
 def test_a_class_nobody_has_shown_is_never_predicted_and_before_the_first_round_all_are_alike(cof):
     _, client = cof
     initial = client.initial()
-    said = client.evaluate([ClientRequest(0, 1, "evaluate", "test", initial)])[0].arrays["probabilities"]
-    np.testing.assert_allclose(said, 0.1)
+    reply = client.evaluate([ClientRequest(0, 1, "evaluate", "test", initial)])[0].arrays["probabilities"]
+    np.testing.assert_allclose(reply, 0.1)
     counts = np.ones(10)
     counts[3] = 0
-    said = client.evaluate([ClientRequest(0, 1, "evaluate", "test", {**initial, "counts": counts})])[0]
-    np.testing.assert_allclose(said.arrays["probabilities"][:, 3], 0.0)
-    np.testing.assert_allclose(said.arrays["probabilities"].sum(1), 1.0)
+    reply = client.evaluate([ClientRequest(0, 1, "evaluate", "test", {**initial, "counts": counts})])[0]
+    np.testing.assert_allclose(reply.arrays["probabilities"][:, 3], 0.0)
+    np.testing.assert_allclose(reply.arrays["probabilities"].sum(1), 1.0)
 
 
 def test_nothing_of_a_single_image_leaves_the_client(ncm, cof):
@@ -126,4 +126,4 @@ def test_a_stand_in_for_a_failed_neighbour_changes_nothing(cof):
 
 def test_nothing_is_personal_where_clients_send_sums():
     with pytest.raises(ConfigError, match=r"method\.client\.personal=\['head'\]"):
-        made("fedncm", "method.client.personal=[head]")
+        make("fedncm", "method.client.personal=[head]")

@@ -29,15 +29,15 @@ def test_predictions_are_those_of_codes_psi_plus_sigma_times_noise(kind):
     client = make(f"generator.kind={kind}", "inference.predict_samples=4")
     inputs = client.inputs.plain(client.data.batch([1], "test"))
     with torch.no_grad():
-        found = client.score(inputs, [elsewhere(client)], Streams(0, 1, [1], "x")).logits
+        logits = client.score(inputs, [elsewhere(client)], Streams(0, 1, [1], "x")).logits
         generator, streams = client.model.generator, Streams(0, 1, [1], "x")
         noisy = bool(generator.noise_dim)
         eps = streams.normal((4,), inputs.counts, generator.noise_dim) if noisy else None
         noise = streams.normal((4,), inputs.counts, generator.code_dim)
         code = generator.mixing(inputs.z, eps) + generator.scale(inputs.z) * noise
         expected = client.model.logits(inputs.tokens, generator.decode(code))
-    torch.testing.assert_close(found, expected)
-    assert found.std(0).max() > 1e-4, "draws differ"
+    torch.testing.assert_close(logits, expected)
+    assert logits.std(0).max() > 1e-4, "draws differ"
 
 
 def test_training_has_j_draws_k_fresh_components_and_a_standard_normal_prior(monkeypatch):
@@ -73,17 +73,17 @@ class Recorded:
     """Streams that keep what they gave."""
 
     def __init__(self):
-        self.streams, self.given = Streams(0, 1, [1], "x"), []
+        self.streams, self.draws = Streams(0, 1, [1], "x"), []
 
     def normal(self, lead, counts, size, device="cpu"):
-        self.given.append(self.streams.normal(lead, counts, size, device))
-        return self.given[-1]
+        self.draws.append(self.streams.normal(lead, counts, size, device))
+        return self.draws[-1]
 
     def last(self, *lead_and_size):
         """The last draws of shape `(*lead, 1, B, size)`."""
         *lead, size = lead_and_size
-        found = [one for one in self.given if one.shape[:-3] == torch.Size(lead) and one.shape[-1] == size]
-        return found[-1][..., 0, :, :]  # (*lead, B, size)
+        matches = [draw for draw in self.draws if draw.shape[:-3] == torch.Size(lead) and draw.shape[-1] == size]
+        return matches[-1][..., 0, :, :]  # (*lead, B, size)
 
 
 def linear(name, state, x):
@@ -108,7 +108,7 @@ def test_the_loss_is_the_bound_of_the_paper_worked_out_from_the_draws(kind):
     state = {name: torch.from_numpy(value) for name, value in elsewhere(client).items()}
     client.model.stack([elsewhere(client)])
     inputs, noise = client.inputs.plain(client.data.batch([1], "train")), Recorded()
-    found = client.objective(inputs, noise, beta)
+    bound = client.objective(inputs, noise, beta)
 
     z, sigma = inputs.z[0], state["generator.log_scale"].reshape(()).exp()
     hidden = linear("hidden", state, z)
@@ -147,7 +147,7 @@ def test_the_loss_is_the_bound_of_the_paper_worked_out_from_the_draws(kind):
     scores = client.model.logits(inputs.tokens, prompts[:, None])[:, 0]  # (J, B, classes)
     log_likelihood = Categorical(logits=scores).log_prob(inputs.labels[0])
     log_prior = Normal(0.0, 1.0).log_prob(c).sum(-1)
-    torch.testing.assert_close(found.log_likelihood[0], log_likelihood.mean(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.kl[0], (log_q - log_prior).mean(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bound.log_likelihood[0], log_likelihood.mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bound.kl[0], (log_q - log_prior).mean(), rtol=1e-4, atol=1e-4)
     expected = (-log_likelihood + beta * (log_q - log_prior)).mean()
-    torch.testing.assert_close(found.loss[0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(bound.loss[0], expected, rtol=1e-4, atol=1e-4)

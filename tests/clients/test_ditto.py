@@ -28,7 +28,7 @@ def noisy(arrays, seed):
     return {name: (value + 0.05 * rng.normal(size=value.shape)).astype(value.dtype) for name, value in arrays.items()}
 
 
-def named(arrays):
+def as_personal(arrays):
     return {f"personal.{name}": value for name, value in arrays.items()}
 
 
@@ -36,42 +36,42 @@ def test_the_global_model_is_trained_as_fedvpt_trains_it_for_half_of_the_epochs(
     _, ditto = make("optim.local_epochs=4")
     _, fedvpt = make("optim.local_epochs=2", method="fedvpt")
     start = ditto.initial()
-    (mine,), (plain,) = ditto.train([request(1, start)]), fedvpt.train([request(1, start)])
-    assert set(mine.arrays) == set(plain.arrays)
+    (update,), (plain,) = ditto.train([request(1, start)]), fedvpt.train([request(1, start)])
+    assert set(update.arrays) == set(plain.arrays)
     for name, array in plain.arrays.items():
-        np.testing.assert_array_equal(mine.arrays[name], array)
+        np.testing.assert_array_equal(update.arrays[name], array)
 
 
 def test_lambda_draws_the_own_model_towards_the_received_one_by_its_gradient():
     """One step of SGD from v with the penalty and one without it differ by `lr lambda (v - w)`."""
-    found = {}
+    updates = {}
     for strength in (0.0, 0.7):
         _, client = make(*ONE_STEP, f"method.client.strength={strength}", "optim.lr=0.2", "optim.head_lr=0.1")
         w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
-        (found[strength],) = client.train([request(2, w, named(v))])
+        (updates[strength],) = client.train([request(2, w, as_personal(v))])
     for name, rate in (("generator.base", 0.2), ("head.weight", 0.1), ("head.bias", 0.1)):
-        moved = found[0.0].personal[f"personal.{name}"] - found[0.7].personal[f"personal.{name}"]
+        moved = updates[0.0].personal[f"personal.{name}"] - updates[0.7].personal[f"personal.{name}"]
         np.testing.assert_allclose(moved, rate * 0.7 * (v[name] - w[name]), atol=2e-7)
-        np.testing.assert_array_equal(found[0.0].arrays[name], found[0.7].arrays[name])
+        np.testing.assert_array_equal(updates[0.0].arrays[name], updates[0.7].arrays[name])
 
 
 def test_the_own_model_goes_on_from_where_it_was_and_without_lambda_never_hears_of_the_others():
     _, client = make("method.client.strength=0")
     v = noisy(client.initial(), 1)
-    one, other = (client.train([request(0, noisy(client.initial(), seed), named(v))])[0] for seed in (2, 3))
+    first, second = (client.train([request(0, noisy(client.initial(), seed), as_personal(v))])[0] for seed in (2, 3))
     for name in v:
-        np.testing.assert_array_equal(one.personal[f"personal.{name}"], other.personal[f"personal.{name}"])
-    assert not np.array_equal(one.arrays["head.weight"], other.arrays["head.weight"])
+        np.testing.assert_array_equal(first.personal[f"personal.{name}"], second.personal[f"personal.{name}"])
+    assert not np.array_equal(first.arrays["head.weight"], second.arrays["head.weight"])
     _, drawn = make("method.client.strength=1")
-    (third,) = drawn.train([request(0, noisy(client.initial(), 2), named(v))])
-    assert not np.array_equal(one.personal["personal.head.weight"], third.personal["personal.head.weight"])
+    (third,) = drawn.train([request(0, noisy(client.initial(), 2), as_personal(v))])
+    assert not np.array_equal(first.personal["personal.head.weight"], third.personal["personal.head.weight"])
 
 
 def test_a_first_own_model_starts_from_the_received_one():
     _, client = make(*ONE_STEP, "method.client.strength=3")
     w = noisy(client.initial(), 0)
-    (first,), (named_so,) = client.train([request(2, w)]), client.train([request(2, w, named(w))])
-    for name in named(w):
+    (first,), (named_so,) = client.train([request(2, w)]), client.train([request(2, w, as_personal(w))])
+    for name in as_personal(w):
         np.testing.assert_array_equal(first.personal[name], named_so.personal[name])
 
 
@@ -95,26 +95,26 @@ def test_predictions_are_the_own_models_and_a_strangers_the_global_ones():
     _, fedvpt = make(method="fedvpt")
     w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
 
-    def said(by, *args, **options):
+    def predict(by, *args, **options):
         return by.evaluate([request(*args, kind="evaluate", **options)])[0].arrays["probabilities"]
 
-    np.testing.assert_array_equal(said(client, 1, w, named(v)), said(fedvpt, 1, v))
-    np.testing.assert_array_equal(said(client, 1, w), said(fedvpt, 1, w))
-    others = {**w, **named(v)}  # a stranger is told the mean of what others keep, which is not its own
-    np.testing.assert_array_equal(said(client, 1, others), said(fedvpt, 1, w))
-    np.testing.assert_array_equal(said(client, 1, w, named(v), adapt=3), said(fedvpt, 1, v, adapt=3))
+    np.testing.assert_array_equal(predict(client, 1, w, as_personal(v)), predict(fedvpt, 1, v))
+    np.testing.assert_array_equal(predict(client, 1, w), predict(fedvpt, 1, w))
+    others = {**w, **as_personal(v)}  # a stranger is told the mean of what others keep, which is not its own
+    np.testing.assert_array_equal(predict(client, 1, others), predict(fedvpt, 1, w))
+    np.testing.assert_array_equal(predict(client, 1, w, as_personal(v), adapt=3), predict(fedvpt, 1, v, adapt=3))
 
 
 def test_results_do_not_depend_on_the_cohort():
     _, client = make("clients=4", "partition.quantity=0.7", "optim.name=sgd")
     w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
-    (alone,) = client.train([request(2, w, named(v))])
+    (alone,) = client.train([request(2, w, as_personal(v))])
     for cohort in ((2, 0), (~0, 3, 2, 1)):
-        asked = [request(p, w, named(v if p == 2 else w)) for p in cohort]
-        together = next(update for update in client.train(asked) if update.partition == 2)
+        requests = [request(p, w, as_personal(v if p == 2 else w)) for p in cohort]
+        together = next(update for update in client.train(requests) if update.partition == 2)
         for name, array in {**alone.arrays, **alone.personal}.items():
-            mine = {**together.arrays, **together.personal}[name]
-            np.testing.assert_allclose(mine, array, atol=1e-5, err_msg=f"{name} in {cohort}")
+            arrays = {**together.arrays, **together.personal}[name]
+            np.testing.assert_allclose(arrays, array, atol=1e-5, err_msg=f"{name} in {cohort}")
         assert together.metrics == pytest.approx(alone.metrics, abs=1e-5)
 
 
@@ -126,14 +126,14 @@ def test_a_federation_sends_global_models_alone_and_a_checkpoint_has_the_own_one
     trained = sorted(progress.accepted)
     assert sorted(progress.personal) == trained
     assert len(trained) == 2
-    for kept in progress.personal.values():
-        assert set(kept) == set(named(client.model.initial))
+    for personal in progress.personal.values():
+        assert set(personal) == set(as_personal(client.model.initial))
     shared = progress.arrays
     for partition in range(4):
         asked = request(partition, shared, progress.personal.get(partition), kind="evaluate")
         (expected,) = client.evaluate([asked])
-        mine = progress.final.pooled.probabilities[progress.final.partitions == partition]
-        np.testing.assert_allclose(mine, expected.arrays["probabilities"], atol=1e-5)
+        actual = progress.final.pooled.probabilities[progress.final.partitions == partition]
+        np.testing.assert_allclose(actual, expected.arrays["probabilities"], atol=1e-5)
     assert {"personal_loss", "loss"} <= set(journal.rows[0])
 
 
@@ -141,7 +141,7 @@ def test_a_part_that_is_personal_in_the_global_model_has_an_own_copy_too():
     _, client = make("method.client.personal=[head]")
     (first,) = client.train([request(0, client.initial())])
     assert set(first.arrays) == {"generator.base"}
-    assert set(first.personal) == {"head.weight", "head.bias", *named(client.model.initial)}
+    assert set(first.personal) == {"head.weight", "head.bias", *as_personal(client.model.initial)}
     (second,) = client.train([replace(request(0, first.arrays, first.personal), server_round=2)])
     for name in ("head.weight", "personal.head.weight", "personal.generator.base"):
         assert not np.array_equal(first.personal[name], second.personal[name])

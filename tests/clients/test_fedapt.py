@@ -14,12 +14,12 @@ SIZES = {"blocks": 2, "length": 3, "dim": 6, "classes": 10, "clients": 4}
 SETTINGS = {"keys": None, "temperature": 0.3}
 
 
-def prompts(own=None, **changes):
-    made = special(KeyedPrompts, SIZES, SETTINGS, **changes)
-    if own is not None:
+def prompts(key=None, **changes):
+    generator = special(KeyedPrompts, SIZES, SETTINGS, **changes)
+    if key is not None:
         with torch.no_grad():
-            made.client_key[0, own] = 1
-    return made
+            generator.client_key[0, key] = 1
+    return generator
 
 
 def make(*overrides):
@@ -36,55 +36,55 @@ def softmax(scores):
 
 
 def test_keys_are_uniform_never_trained_and_never_sent():
-    made = prompts()
-    assert made.keys.shape == (1, 4, 2, 3, 6)
-    assert 0 <= made.keys.min() < 0.1
-    assert 0.9 < made.keys.max() < 1
-    assert "keys" not in dict(made.named_parameters())
-    torch.testing.assert_close(prompts().keys, made.keys)
+    generator = prompts()
+    assert generator.keys.shape == (1, 4, 2, 3, 6)
+    assert 0 <= generator.keys.min() < 0.1
+    assert 0.9 < generator.keys.max() < 1
+    assert "keys" not in dict(generator.named_parameters())
+    torch.testing.assert_close(prompts().keys, generator.keys)
     assert prompts(keys=2).keys.shape[1] == 2
 
 
 def test_in_training_the_own_key_modulates_the_meta_prompt():
-    made = prompts(own=2)
-    found = made.plain(torch.randn(1, 5, 6, dtype=torch.float64))
-    expected = made.base[0] + made.base[0] * made.keys[0, 2]
-    torch.testing.assert_close(found[0], expected.expand(5, -1, -1, -1))
+    generator = prompts(key=2)
+    actual = generator.plain(torch.randn(1, 5, 6, dtype=torch.float64))
+    expected = generator.base[0] + generator.base[0] * generator.keys[0, 2]
+    torch.testing.assert_close(actual[0], expected.expand(5, -1, -1, -1))
 
 
 def test_in_prediction_standardised_scores_choose_the_keys():
-    made = prompts()
+    generator = prompts()
     z = np.random.default_rng(0).standard_normal((5, 6))
-    scores = z @ made.query.weight[0].detach().numpy()
+    scores = z @ generator.query.weight[0].detach().numpy()
     standard = (scores - scores.mean(1, keepdims=True)) / scores.std(1, ddof=1, keepdims=True)
     weights = softmax(standard / 0.3)
-    np.testing.assert_allclose(made.weights(torch.from_numpy(z)[None])[0].detach(), weights, rtol=1e-9)
-    base, keys = made.base[0].detach().numpy(), made.keys[0].numpy()
+    np.testing.assert_allclose(generator.weights(torch.from_numpy(z)[None])[0].detach(), weights, rtol=1e-9)
+    base, keys = generator.base[0].detach().numpy(), generator.keys[0].numpy()
     expected = base + base * np.einsum("bk,knld->bnld", weights, keys)
-    np.testing.assert_allclose(made.plain(torch.from_numpy(z)[None])[0].detach(), expected, rtol=1e-9)
+    np.testing.assert_allclose(generator.plain(torch.from_numpy(z)[None])[0].detach(), expected, rtol=1e-9)
 
 
 def test_one_key_is_everybodys():
-    made = prompts(clients=1)
+    generator = prompts(clients=1)
     z = torch.randn(1, 5, 6, dtype=torch.float64)
-    torch.testing.assert_close(made.weights(z), torch.ones(1, 5, 1, dtype=torch.float64))
+    torch.testing.assert_close(generator.weights(z), torch.ones(1, 5, 1, dtype=torch.float64))
 
 
 def test_the_penalty_is_the_cross_entropy_with_the_own_key_and_nothing_without_one():
-    made, weights = prompts(own=1), torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
+    generator, weights = prompts(key=1), torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64)
     z = np.random.default_rng(0).standard_normal((3, 6))
-    probabilities = softmax(z @ made.query.weight[0].detach().numpy())
-    found = made.penalty(torch.from_numpy(z)[None], weights)
-    assert found.item() == pytest.approx(-np.log(probabilities[:2, 1]).mean(), rel=1e-12)
+    probabilities = softmax(z @ generator.query.weight[0].detach().numpy())
+    actual = generator.penalty(torch.from_numpy(z)[None], weights)
+    assert actual.item() == pytest.approx(-np.log(probabilities[:2, 1]).mean(), rel=1e-12)
     assert prompts().penalty(torch.from_numpy(z)[None], weights).item() == 0
 
 
-@pytest.mark.parametrize("own", [None, 1])
-def test_the_network_learns_from_the_penalty_alone(own):
-    made = prompts(own=own)
-    made.plain(torch.randn(1, 5, 6, dtype=torch.float64)).square().sum().backward()
-    assert made.query.weight.grad is None
-    assert made.base.grad.all()
+@pytest.mark.parametrize("key", [None, 1])
+def test_the_network_learns_from_the_penalty_alone(key):
+    generator = prompts(key=key)
+    generator.plain(torch.randn(1, 5, 6, dtype=torch.float64)).square().sum().backward()
+    assert generator.query.weight.grad is None
+    assert generator.base.grad.all()
 
 
 def test_a_step_of_the_network_by_hand():
@@ -121,9 +121,9 @@ def test_client_i_has_key_i_modulo_their_number(keys, expected):
     client = make(f"method.generator.keys={keys}")
     seen, fit = [], client.inner._fit
 
-    def spy(*given):
+    def spy(*args):
         seen.append(client.model.generator.client_key.argmax(1).tolist())
-        return fit(*given)
+        return fit(*args)
 
     client.inner._fit = spy
     train(client, 0, 1, 2, ~1)
@@ -147,6 +147,6 @@ def test_values_out_of_range_are_refused_by_name(changes, words):
 def test_strangers_predict_without_anybodys_key_whatever_noise_privacy_has_added():
     client = make()
     noisy = {**client.initial(), "generator.client_key": np.full_like(client.initial()["generator.client_key"], 0.3)}
-    said = client.for_new_clients(noisy)
-    assert not said["generator.client_key"].any()
-    assert all(np.array_equal(said[name], value) for name, value in noisy.items() if name != "generator.client_key")
+    arrays = client.for_new_clients(noisy)
+    assert not arrays["generator.client_key"].any()
+    assert all(np.array_equal(arrays[name], value) for name, value in noisy.items() if name != "generator.client_key")

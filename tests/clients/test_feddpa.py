@@ -88,10 +88,10 @@ def test_a_client_that_never_trained_has_the_global_change_alone():
     _, dual = smoke("method=feddpa")
     _, plain = smoke("method=fedlora")
     arrays = moved(dual.initial(), 0)
-    named = {name.replace(".shared", ""): array for name, array in arrays.items()}
+    plain_arrays = {name.replace(".shared", ""): array for name, array in arrays.items()}
     (update,), (expected,) = (
         client.evaluate([ClientRequest(0, 1, "evaluate", "test", state)])
-        for client, state in ((dual, arrays), (plain, named))
+        for client, state in ((dual, arrays), (plain, plain_arrays))
     )
     np.testing.assert_allclose(update.arrays["probabilities"], expected.arrays["probabilities"], atol=1e-5)
 

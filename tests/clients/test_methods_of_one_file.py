@@ -14,12 +14,12 @@ def make(method, *overrides):
 
 
 def train(client, *partitions, arrays=None, server_round=1):
-    sent = client.initial() if arrays is None else arrays
-    return client.train([ClientRequest(p, server_round, "train", "", sent) for p in partitions])
+    arrays_sent = client.initial() if arrays is None else arrays
+    return client.train([ClientRequest(p, server_round, "train", "", arrays_sent) for p in partitions])
 
 
 @pytest.mark.parametrize(
-    ("method", "sent", "kept"),
+    ("method", "shared", "personal"),
     [
         ("fedvpt", {"generator", "head"}, set()),
         ("fedprox", {"generator", "head"}, set()),
@@ -35,10 +35,10 @@ def train(client, *partitions, arrays=None, server_round=1):
         ("fedavg_head", {"generator", "head"}, set()),
     ],
 )
-def test_what_is_sent_and_what_is_kept(method, sent, kept):
+def test_what_is_sent_and_what_is_kept(method, shared, personal):
     (update,) = train(make(method), 0)
-    assert {name.split(".")[0] for name in update.arrays} == sent
-    assert {name.split(".")[0] for name in update.personal} == kept
+    assert {name.split(".")[0] for name in update.arrays} == shared
+    assert {name.split(".")[0] for name in update.personal} == personal
 
 
 def test_fedprox_with_mu_0_is_fedvpt_and_a_larger_mu_stays_nearer_to_what_was_sent():

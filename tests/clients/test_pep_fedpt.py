@@ -19,13 +19,13 @@ def prompts(**changes):
 
 
 def random_prompts(seed=0):
-    made, rng = prompts(), np.random.default_rng(seed)
+    generator, rng = prompts(), np.random.default_rng(seed)
     prior = np.array([0.5, 0.3, 0.0, 0.2])
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in generator.parameters():
             parameter.copy_(torch.from_numpy(rng.standard_normal(parameter.shape)))
-        made.prior.copy_(torch.from_numpy(prior))
-    return made, prior
+        generator.prior.copy_(torch.from_numpy(prior))
+    return generator, prior
 
 
 def weights_by_hand(z, prototypes, prior, temperature=0.2):
@@ -41,7 +41,7 @@ def make(*overrides):
     return smoke("method=pep_fedpt", *overrides)[1]
 
 
-def some_prototypes(client):
+def random_prototypes(client):
     """Rows of all lengths, one for each class."""
     rng = np.random.default_rng(0)
     shape = client.initial()["generator.prototypes"].shape
@@ -49,59 +49,59 @@ def some_prototypes(client):
 
 
 def test_weights_are_the_prior_times_the_nearness_to_the_prototypes():
-    made, prior = random_prompts()
+    generator, prior = random_prompts()
     z = np.random.default_rng(1).standard_normal((7, 6))
-    found = made.weights(torch.from_numpy(z)[None])[0].detach().numpy()
-    np.testing.assert_allclose(found, weights_by_hand(z, made.prototypes[0].numpy(), prior), rtol=1e-9)
-    assert not found[:, 2].any(), "a class that the client lacks"
+    actual = generator.weights(torch.from_numpy(z)[None])[0].detach().numpy()
+    np.testing.assert_allclose(actual, weights_by_hand(z, generator.prototypes[0].numpy(), prior), rtol=1e-9)
+    assert not actual[:, 2].any(), "a class that the client lacks"
 
 
 def test_before_there_are_prototypes_the_weights_are_the_prior():
-    made, prior = random_prompts()
+    generator, prior = random_prompts()
     with torch.no_grad():
-        made.prototypes.zero_()
-    found = made.weights(torch.randn(1, 3, 6, dtype=torch.float64))[0]
-    np.testing.assert_allclose(found, np.broadcast_to(prior, (3, 4)))
+        generator.prototypes.zero_()
+    actual = generator.weights(torch.randn(1, 3, 6, dtype=torch.float64))[0]
+    np.testing.assert_allclose(actual, np.broadcast_to(prior, (3, 4)))
 
 
 def test_prompts_are_the_shared_ones_and_the_mixture():
-    made, prior = random_prompts()
+    generator, prior = random_prompts()
     z = np.random.default_rng(1).standard_normal((7, 6))
-    found = made.plain(torch.from_numpy(z)[None])[0].detach().numpy()
-    assert found.shape == (7, 2, 5, 6)
-    weights = weights_by_hand(z, made.prototypes[0].numpy(), prior)
-    classes = made.classes[0].detach().numpy()
+    actual = generator.plain(torch.from_numpy(z)[None])[0].detach().numpy()
+    assert actual.shape == (7, 2, 5, 6)
+    weights = weights_by_hand(z, generator.prototypes[0].numpy(), prior)
+    classes = generator.classes[0].detach().numpy()
     for i in range(7):
-        np.testing.assert_array_equal(found[i, :, :3], made.shared[0].detach().numpy())
-        np.testing.assert_allclose(found[i, :, 3:], sum(w * p for w, p in zip(weights[i], classes, strict=True)))
+        np.testing.assert_array_equal(actual[i, :, :3], generator.shared[0].detach().numpy())
+        np.testing.assert_allclose(actual[i, :, 3:], sum(w * p for w, p in zip(weights[i], classes, strict=True)))
 
 
 def test_it_starts_with_the_same_prompts_for_every_image():
-    made = prompts()
-    found = made.plain(torch.randn(1, 4, 6, dtype=torch.float64))
-    torch.testing.assert_close(found, found[:, :1].expand_as(found))
-    np.testing.assert_array_equal(made.prior, np.full((1, 4), 0.25))
+    generator = prompts()
+    actual = generator.plain(torch.randn(1, 4, 6, dtype=torch.float64))
+    torch.testing.assert_close(actual, actual[:, :1].expand_as(actual))
+    np.testing.assert_array_equal(generator.prior, np.full((1, 4), 0.25))
 
 
 def test_gradients_reach_shared_and_class_prompts_by_their_weights():
-    made, _ = random_prompts()
+    generator, _ = random_prompts()
     z = torch.randn(1, 1, 6, dtype=torch.float64)
-    made.plain(z).sum().backward()
-    torch.testing.assert_close(made.classes.grad[0, :, 0, 0, 0], made.weights(z)[0, 0])
-    torch.testing.assert_close(made.shared.grad, torch.ones_like(made.shared))
-    assert made.prior.grad is None
-    assert made.prototypes.grad is None
+    generator.plain(z).sum().backward()
+    torch.testing.assert_close(generator.classes.grad[0, :, 0, 0, 0], generator.weights(z)[0, 0])
+    torch.testing.assert_close(generator.shared.grad, torch.ones_like(generator.shared))
+    assert generator.prior.grad is None
+    assert generator.prototypes.grad is None
 
 
 def test_a_client_trains_with_its_own_prior_and_sends_class_sums_but_no_prior():
     client = make("partition=label_dirichlet", "partition.alpha=0.3", "partition.max_train=null")
-    start = some_prototypes(client)
+    start = random_prototypes(client)
     updates = client.train([ClientRequest(p, 1, "train", "", start) for p in range(3)])
     seen, fit = [], client.inner._fit
 
-    def spy(*given):
+    def spy(*args):
         seen.append(client.model.generator.prior.detach().clone())
-        return fit(*given)
+        return fit(*args)
 
     client.inner._fit = spy
     client.train([ClientRequest(p, 1, "train", "", start) for p in range(3)])
@@ -119,7 +119,7 @@ def test_a_client_trains_with_its_own_prior_and_sends_class_sums_but_no_prior():
 
 def test_training_moves_what_is_trained_and_leaves_the_prototypes():
     client = make()
-    start = some_prototypes(client)
+    start = random_prototypes(client)
     (update,) = client.train([ClientRequest(0, 1, "train", "", start)])
     same = {name for name, array in start.items() if np.array_equal(update.arrays[name], array)}
     assert same == {"generator.prototypes", "generator.prior"}
@@ -127,18 +127,18 @@ def test_training_moves_what_is_trained_and_leaves_the_prototypes():
 
 def test_an_evaluation_uses_the_clients_own_prior_and_strange_images_a_uniform_one():
     client = make("partition=label_dirichlet", "partition.alpha=0.3", "partition.max_train=null")
-    (update,) = client.train([ClientRequest(0, 1, "train", "", some_prototypes(client))])
+    (update,) = client.train([ClientRequest(0, 1, "train", "", random_prototypes(client))])
     trained = {name: array for name, array in update.arrays.items() if name not in ("sums", "counts")}
     (answer,) = client.evaluate([ClientRequest(1, 1, "evaluate", "test", trained)])
     inputs = client.inputs.plain(client.data.batch([1], "test"))
     labels = client.data.batch([1], "train").labels[0].numpy()
-    own = (np.bincount(labels, minlength=10) / len(labels)).astype(np.float32)
+    prior = (np.bincount(labels, minlength=10) / len(labels)).astype(np.float32)
 
-    def said(arrays):
+    def probabilities(arrays):
         with torch.no_grad():
             return client.score(inputs, [arrays], None).logits[0].softmax(-1)[0].numpy()
 
-    informed, uniform = said({**trained, "generator.prior": own}), said(trained)
+    informed, uniform = probabilities({**trained, "generator.prior": prior}), probabilities(trained)
     np.testing.assert_allclose(answer.arrays["probabilities"], informed, atol=1e-6)
     assert np.abs(informed - uniform).max() > 1e-4
 

@@ -7,7 +7,7 @@ from smoke import play_rounds, smoke
 from torch.distributions import Categorical, Normal, kl_divergence
 from torch.nn import functional as F
 
-from clients.base import personalised as own
+from clients.base import personalised
 from fedbayes.comm.messages import ClientRequest
 from fedbayes.errors import ConfigError
 from fedbayes.seeding import Streams
@@ -28,7 +28,7 @@ def noisy(arrays, seed):
     return {name: (value + 0.1 * rng.normal(size=value.shape)).astype(value.dtype) for name, value in arrays.items()}
 
 
-def named(arrays):
+def as_personal(arrays):
     return {f"personal.{name}": value for name, value in arrays.items()}
 
 
@@ -51,7 +51,7 @@ def objective(client, q, w, draws=1, *, with_copy=False, beta=0.3):
 def test_the_objective_is_the_bound_over_explicit_draws_of_the_weights():
     _, client = make()
     w, q = noisy(client.initial(), 0), noisy(client.initial(), 1)
-    found = objective(client, leaves(q), leaves(w), draws=3)
+    bound = objective(client, leaves(q), leaves(w), draws=3)
     inputs, names = batch_of(client), client.means
     eps = torch.randn(3, 1, sum(q[name].size for name in names), generator=generator_of(Streams(0, 1, [1], "test")))
     likelihood = []
@@ -65,20 +65,20 @@ def test_the_objective_is_the_bound_over_explicit_draws_of_the_weights():
         logits = client.model.logits(inputs.tokens, client.model.generator.plain(inputs.z))
         likelihood.append(Categorical(logits=logits).log_prob(inputs.labels).mean())
     expected = torch.stack(likelihood).mean()
-    torch.testing.assert_close(found.log_likelihood, expected[None], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(bound.log_likelihood, expected[None], rtol=1e-5, atol=1e-5)
     kl = sum(
         kl_divergence(*(Normal(*(torch.from_numpy(g[n]), F.softplus(torch.from_numpy(g[f"{n}.rho"])))) for g in (q, w)))
         .sum()
         .item()
         for n in names
     )
-    assert found.kl.item() == pytest.approx(kl / inputs.mask.sum().item(), rel=1e-5)
-    assert found.loss.item() == pytest.approx(0.3 * found.kl.item() - expected.item(), rel=1e-5)
+    assert bound.kl.item() == pytest.approx(kl / inputs.mask.sum().item(), rel=1e-5)
+    assert bound.loss.item() == pytest.approx(0.3 * bound.kl.item() - expected.item(), rel=1e-5)
 
 
 def generator_of(streams):
-    (one,) = streams._generators
-    return one
+    (generator,) = streams._generators
+    return generator
 
 
 def test_the_posterior_moves_by_its_own_bound_and_the_copy_by_its_divergence_from_the_posterior():
@@ -90,8 +90,8 @@ def test_the_posterior_moves_by_its_own_bound_and_the_copy_by_its_divergence_fro
         return torch.autograd.grad(loss, [*q.values(), *w.values()], allow_unused=True, materialize_grads=True)
 
     alone, beside = gradients(False), gradients(True)
-    for mine, same in zip(alone[: len(q)], beside, strict=False):
-        torch.testing.assert_close(mine, same)
+    for before, after in zip(alone[: len(q)], beside, strict=False):
+        torch.testing.assert_close(before, after)
     assert not any(gradient.any() for gradient in alone[len(q) :])
     # KL(q | w) = log s_w + (s_q^2 + (m_q - m_w)^2) / (2 s_w^2) + const, so dKL / dm_w = (m_w - m_q) / s_w^2.
     images = batch_of(client).mask.sum()
@@ -106,10 +106,10 @@ def test_without_spread_and_prior_it_is_fedvpt():
     _, client = make(*settings, MEAN, "method.client.init_std=1e-7")
     _, fedvpt = make(*settings[::2], method="fedvpt")
     start = fedvpt.initial()
-    (mine,), (plain,) = client.train([request(2, client.initial())]), fedvpt.train([request(2, start)])
+    (update,), (plain,) = client.train([request(2, client.initial())]), fedvpt.train([request(2, start)])
     for name, array in plain.arrays.items():
-        np.testing.assert_allclose(mine.personal[f"personal.{name}"], array, atol=1e-5)
-        np.testing.assert_array_equal(mine.arrays[name], start[name])  # a copy that nothing moves
+        np.testing.assert_allclose(update.personal[f"personal.{name}"], array, atol=1e-5)
+        np.testing.assert_array_equal(update.arrays[name], start[name])  # a copy that nothing moves
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "product"])
@@ -117,7 +117,7 @@ def test_what_is_sent_and_what_is_kept(aggregate):
     _, client = make(f"method.strategy.aggregate={aggregate}")
     (update,) = client.train([request(0, client.initial())])
     assert set(update.arrays) == set(client.initial())
-    assert set(update.personal) == set(named(client.initial()))
+    assert set(update.personal) == set(as_personal(client.initial()))
     for name, start in client.initial().items():
         posterior = update.personal[f"personal.{name}"]
         assert not np.array_equal(update.arrays[name], start), name
@@ -129,24 +129,24 @@ def test_what_is_sent_and_what_is_kept(aggregate):
 def test_a_posterior_goes_on_from_where_it_was_towards_the_new_prior():
     _, client = make(MEAN, "inference.beta=100")
     w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
-    (kept,) = client.train([request(0, w, named(v))])
+    (resumed,) = client.train([request(0, w, as_personal(v))])
     (fresh,) = client.train([request(0, w)])
-    assert not np.array_equal(kept.personal["personal.head.weight"], fresh.personal["personal.head.weight"])
-    distance = [np.abs(kept.personal[f"personal.{n}"] - w[n]).mean() - np.abs(v[n] - w[n]).mean() for n in client.means]
-    assert max(distance) < 0, "the KL draws it to what was received"
+    assert not np.array_equal(resumed.personal["personal.head.weight"], fresh.personal["personal.head.weight"])
+    for n in client.means:  # the KL draws it to the received prior
+        assert np.abs(resumed.personal[f"personal.{n}"] - w[n]).mean() < np.abs(v[n] - w[n]).mean()
 
 
 def test_a_posterior_that_is_multiplied_starts_at_what_was_sent_and_is_held_to_the_prior_that_was():
     _, client = make("optim.name=sgd", "optim.momentum=0", "optim.clip=null", "optim.batch_size=64")
     w, v, p = (noisy(client.initial(), seed) for seed in range(3))
-    (kept,), (fresh,) = client.train([request(0, w, named(v))]), client.train([request(0, w)])
+    (resumed,), (fresh,) = client.train([request(0, w, as_personal(v))]), client.train([request(0, w)])
     for name, array in fresh.arrays.items():
-        np.testing.assert_array_equal(kept.arrays[name], array)
-    sent = {**w, **{f"prior.{name}": value for name, value in p.items()}}
-    (held,) = client.train([request(0, sent)])
+        np.testing.assert_array_equal(resumed.arrays[name], array)
+    received = {**w, **{f"prior.{name}": value for name, value in p.items()}}
+    (held,) = client.train([request(0, received)])
     assert set(held.arrays) == set(w)
     client.optim.local_epochs = 1  # one step, whose gradients differ by those of the two divergences
-    (held,), (free,) = client.train([request(0, sent)]), client.train([request(0, w)])
+    (held,), (free,) = client.train([request(0, received)]), client.train([request(0, w)])
     images = len(client.data.indices(0, "train"))
     std = F.softplus(torch.from_numpy(p["head.weight.rho"])).numpy()
     pull = client.inference.beta / images * (w["head.weight"] - p["head.weight"]) / std**2
@@ -158,19 +158,19 @@ def test_predictions_average_draws_of_the_own_posterior_and_a_strangers_of_the_g
     _, client = make("inference.predict_samples=3")
     w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
 
-    def said(*args, **options):
-        return client.evaluate([request(*args, kind="evaluate", **options)])[0].arrays
+    def predict(*args, **options):
+        return client.evaluate([request(*args, kind="evaluate", **options)])[0].arrays["probabilities"]
 
-    np.testing.assert_array_equal(said(1, w, named(v))["probabilities"], said(1, v)["probabilities"])
-    np.testing.assert_array_equal(said(1, {**w, **named(v)})["probabilities"], said(1, w)["probabilities"])
+    np.testing.assert_array_equal(predict(1, w, as_personal(v)), predict(1, v))
+    np.testing.assert_array_equal(predict(1, {**w, **as_personal(v)}), predict(1, w))
     inputs = client.inputs.plain(client.data.batch([1], "test"))
     draws = client.score(inputs, [v], Streams(client.seed, 1, [1], "evaluate test"))
     assert draws.logits.shape[:2] == (3, 1)
     expected = draws.logits.softmax(-1).mean(0)[0].detach().numpy()
-    np.testing.assert_allclose(said(1, v)["probabilities"], expected, atol=1e-6)
+    np.testing.assert_allclose(predict(1, v), expected, atol=1e-6)
     assert not torch.equal(draws.logits[0], draws.logits[1])
-    adapted = said(1, w, named(v), adapt=3)["probabilities"]
-    assert not np.array_equal(adapted, said(1, w, named(v))["probabilities"])
+    adapted = predict(1, w, as_personal(v), adapt=3)
+    assert not np.array_equal(adapted, predict(1, w, as_personal(v)))
 
 
 def test_many_images_go_through_in_parts_with_the_same_result(monkeypatch):
@@ -186,19 +186,19 @@ def test_results_do_not_depend_on_the_cohort(kind):
     _, client = make("clients=4", "partition.quantity=0.7", "optim.name=sgd", f"generator.kind={kind}", MEAN)
     w, v = noisy(client.initial(), 0), noisy(client.initial(), 1)
 
-    def asked(*partitions, **options):
-        return [request(p, w, named(v if p == 2 else w), **options) for p in partitions]
+    def requests(*partitions, **options):
+        return [request(p, w, as_personal(v if p == 2 else w), **options) for p in partitions]
 
-    (alone,) = client.train(asked(2))
-    (answer,) = client.evaluate(asked(2, kind="evaluate", adapt=1))
+    (alone,) = client.train(requests(2))
+    (answer,) = client.evaluate(requests(2, kind="evaluate", adapt=1))
     for cohort in ((2, 0), (~0, 3, 2, 1)):
         place = cohort.index(2)
-        together = client.train(asked(*cohort))[place]
+        together = client.train(requests(*cohort))[place]
         for name, array in {**alone.arrays, **alone.personal}.items():
-            mine = {**together.arrays, **together.personal}[name]
-            np.testing.assert_allclose(mine, array, atol=1e-5, err_msg=f"{name} in {cohort}")
-        said = client.evaluate(asked(*cohort, kind="evaluate", adapt=1))[place]
-        np.testing.assert_allclose(said.arrays["probabilities"], answer.arrays["probabilities"], atol=1e-5)
+            arrays = {**together.arrays, **together.personal}[name]
+            np.testing.assert_allclose(arrays, array, atol=1e-5, err_msg=f"{name} in {cohort}")
+        reply = client.evaluate(requests(*cohort, kind="evaluate", adapt=1))[place]
+        np.testing.assert_allclose(reply.arrays["probabilities"], answer.arrays["probabilities"], atol=1e-5)
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "product"])
@@ -211,8 +211,8 @@ def test_a_federation_runs_with_the_same_names_on_both_sides(aggregate):
     for partition in range(4):
         asked = request(partition, shared, progress.personal.get(partition), kind="evaluate", server_round=2)
         (expected,) = client.evaluate([asked])
-        mine = progress.final.pooled.probabilities[progress.final.partitions == partition]
-        np.testing.assert_allclose(mine, expected.arrays["probabilities"], atol=1e-5)
+        actual = progress.final.pooled.probabilities[progress.final.partitions == partition]
+        np.testing.assert_allclose(actual, expected.arrays["probabilities"], atol=1e-5)
 
 
 def test_a_personal_head_keeps_its_prior_at_home():
@@ -221,8 +221,8 @@ def test_a_personal_head_keeps_its_prior_at_home():
     (update,) = client.train([request(0, client.initial())])
     assert set(update.arrays) == {"generator.base", "generator.base.rho"}
     heads = {"head.weight", "head.weight.rho", "head.bias", "head.bias.rho"}
-    assert set(update.personal) == heads | set(named({**client.initial(), **dict.fromkeys(heads)}))
-    assert set(own(update.personal)) == set(client.start)
+    assert set(update.personal) == heads | set(as_personal({**client.initial(), **dict.fromkeys(heads)}))
+    assert set(personalised(update.personal)) == set(client.start)
 
 
 @pytest.mark.parametrize(

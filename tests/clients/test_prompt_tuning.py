@@ -122,13 +122,13 @@ def test_a_personal_head_is_in_no_reply(method):
     if build.loop(cfg, build.sampling(cfg)).sampling.per_round < cfg.clients:
         pytest.skip("needs a method that trains every client; untrained ones are sent the mean head")
     assert not any(name.startswith("head.") for name in client.initial())
-    loop, journal, sent = build.loop(cfg, build.sampling(cfg)), Journal(), []
+    loop, journal, traffic = build.loop(cfg, build.sampling(cfg)), Journal(), []
 
     class Spy(InProcessGrid):
         def send_and_receive(self, messages, *, timeout=None):
             messages = list(messages)
             replies = list(super().send_and_receive(messages, timeout=timeout))
-            sent.extend([*messages, *replies])
+            traffic.extend([*messages, *replies])
             return replies
 
     grid = Spy(client, cfg.clients)
@@ -137,7 +137,7 @@ def test_a_personal_head_is_in_no_reply(method):
     )
     names = {
         name
-        for message in sent
+        for message in traffic
         if message.metadata.message_type in ("train", "evaluate")
         for record in message.content.array_records.values()
         for name in record
@@ -145,7 +145,7 @@ def test_a_personal_head_is_in_no_reply(method):
     assert names
     assert not any(name.startswith(("head.", "personal.head.")) for name in names)
     assert sorted(progress.personal) == [0, 1, 2]
-    heads = [one.get("personal.head.weight", one["head.weight"]) for one in progress.personal.values()]
+    heads = [state.get("personal.head.weight", state["head.weight"]) for state in progress.personal.values()]
     assert np.array_equal(heads[0], heads[1]) == (method == "fedbabu"), "FedBABU leaves the common random head"
     assert not any(name.startswith("head.") for name in progress.arrays)
 
@@ -161,8 +161,8 @@ def test_clients_that_never_trained_predict_with_the_mean_head():
     }
     request = ClientRequest(stranger, 1, "evaluate", "test", {**progress.arrays, **mean})
     (expected,) = client.evaluate([request])
-    mine = progress.final.partitions == stranger
-    np.testing.assert_allclose(progress.final.pooled.probabilities[mine], expected.arrays["probabilities"], atol=1e-5)
+    is_new = progress.final.partitions == stranger
+    np.testing.assert_allclose(progress.final.pooled.probabilities[is_new], expected.arrays["probabilities"], atol=1e-5)
 
 
 def test_the_weight_of_a_reply_is_the_number_of_its_images():
@@ -199,8 +199,8 @@ def test_augmentation_changes_training_and_leaves_predictions_alone():
     initial = plain.initial()
     assert not np.array_equal(train(plain, 0)[0].arrays["head.weight"], train(augmented, 0)[0].arrays["head.weight"])
     request = ClientRequest(0, 1, "evaluate", "test", train(plain, 0, arrays=initial)[0].arrays)
-    (one,), (other,) = plain.evaluate([request]), augmented.evaluate([request])
-    np.testing.assert_allclose(one.arrays["probabilities"], other.arrays["probabilities"], atol=1e-6)
+    (without,), (augmented_reply,) = plain.evaluate([request]), augmented.evaluate([request])
+    np.testing.assert_allclose(without.arrays["probabilities"], augmented_reply.arrays["probabilities"], atol=1e-6)
     np.testing.assert_array_equal(
         train(augmented, 0)[0].arrays["head.weight"], train(augmented, 0)[0].arrays["head.weight"]
     )
@@ -241,13 +241,13 @@ LEARNING = (
 @pytest.fixture(scope="module")
 def spread():
     """Between-image variance of psi, and what the labels cost, by the weight of the KL."""
-    found = {}
+    results = {}
     for beta in ("1e-5", "1e3"):
         client, progress, journal, _ = play(*LEARNING, f"inference.beta={beta}")
         losses = [row["log_likelihood"] for row in journal.rows if row["phase"] == "train"]
-        found[beta] = between_images(client, progress.arrays), losses
-        found["untrained"] = between_images(client, client.initial()), losses
-    return found
+        results[beta] = between_images(client, progress.arrays), losses
+        results["untrained"] = between_images(client, client.initial()), losses
+    return results
 
 
 def test_after_training_the_code_depends_on_the_image(spread):

@@ -62,9 +62,9 @@ def test_one_step_of_the_personal_head_of_fedrod_is_plain_torchs():
 
 def test_neighbours_by_hand():
     known, labels = torch.tensor([[0.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), torch.tensor([0, 1, 2])
-    found = knn_probabilities(torch.tensor([[0.0, 0.0]]), known, labels, classes=4, neighbours=2, scale=1.0)
+    probability = knn_probabilities(torch.tensor([[0.0, 0.0]]), known, labels, classes=4, neighbours=2, scale=1.0)
     near = 1 / (1 + np.exp(-4 / 2))
-    np.testing.assert_allclose(found[0], [near, 1 - near, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(probability[0], [near, 1 - near, 0, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])

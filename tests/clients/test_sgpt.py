@@ -30,66 +30,67 @@ def cosines(z, keys):
     return np.array([[k @ q / np.linalg.norm(k) / np.linalg.norm(q) for k in keys] for q in z])
 
 
-def set_keys(made, keys, choices):
+def set_keys(generator, keys, choices):
     with torch.no_grad():
-        made.keys.copy_(torch.from_numpy(keys))
-        made.choices.copy_(torch.tensor(choices))
-    return made
+        generator.keys.copy_(torch.from_numpy(keys))
+        generator.choices.copy_(torch.tensor(choices))
+    return generator
 
 
 def test_keys_start_orthonormal_and_nothing_has_been_chosen():
-    made = prompts()
-    torch.testing.assert_close(made.keys[0] @ made.keys[0].T, torch.eye(3, dtype=torch.float64), atol=1e-6, rtol=0)
-    assert not made.choices.any()
-    assert not made.choices.requires_grad
+    generator = prompts()
+    keys = generator.keys[0]
+    torch.testing.assert_close(keys @ keys.T, torch.eye(3, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert not generator.choices.any()
+    assert not generator.choices.requires_grad
 
 
 def test_without_earlier_choices_the_nearest_key_wins():
     rng = np.random.default_rng(0)
     z, keys = rng.standard_normal((20, 6)), rng.standard_normal((3, 6))
-    found = set_keys(prompts(), keys, [0, 0, 0]).choice(torch.from_numpy(z)[None])
-    np.testing.assert_array_equal(found[0], cosines(z, keys).argmax(1))
+    actual = set_keys(prompts(), keys, [0, 0, 0]).choice(torch.from_numpy(z)[None])
+    np.testing.assert_array_equal(actual[0], cosines(z, keys).argmax(1))
 
 
 def test_groups_that_were_chosen_often_are_dearer():
     rng = np.random.default_rng(0)
     z, keys, choices = rng.standard_normal((20, 6)), rng.standard_normal((3, 6)), np.array([6.0, 1.0, 3.0])
-    found = set_keys(prompts(), keys, choices).choice(torch.from_numpy(z)[None])[0].numpy()
+    actual = set_keys(prompts(), keys, choices).choice(torch.from_numpy(z)[None])[0].numpy()
     cost = (1 - cosines(z, keys)) * (choices / 10 + FLOOR)
-    np.testing.assert_array_equal(found, cost.argmin(1))
-    assert (found != cosines(z, keys).argmax(1)).any()
+    np.testing.assert_array_equal(actual, cost.argmin(1))
+    assert (actual != cosines(z, keys).argmax(1)).any()
     only_one_was = set_keys(prompts(), keys, [10.0, 0, 0]).choice(torch.from_numpy(z)[None])[0].numpy()
     np.testing.assert_array_equal(only_one_was, 1 + cosines(z, keys)[:, 1:].argmax(1))
 
 
 def test_first_blocks_are_shared_and_the_last_is_the_groups():
-    made = prompts(group_blocks=2)
+    generator = prompts(group_blocks=2)
     z = torch.randn(1, 7, 6, dtype=torch.float64)
-    found, chosen = made.plain(z), made.choice(z)[0]
-    assert found.shape == (1, 7, 3, 2, 6)
+    actual, chosen = generator.plain(z), generator.choice(z)[0]
+    assert actual.shape == (1, 7, 3, 2, 6)
     assert len(set(chosen.tolist())) > 1
     for i, g in enumerate(chosen):
-        torch.testing.assert_close(found[0, i, :1], made.shared[0])
-        torch.testing.assert_close(found[0, i, 1:], made.groups[0, g])
+        torch.testing.assert_close(actual[0, i, :1], generator.shared[0])
+        torch.testing.assert_close(actual[0, i, 1:], generator.groups[0, g])
 
 
 def test_the_key_term_is_minus_the_cosine_of_the_chosen_key_over_the_clients_images():
     rng = np.random.default_rng(1)
     z, keys = rng.standard_normal((5, 6)), rng.standard_normal((3, 6))
     weights = torch.tensor([[0.25, 0.25, 0.25, 0.25, 0.0]], dtype=torch.float64)
-    found = set_keys(prompts(), keys, [0, 0, 0]).penalty(torch.from_numpy(z)[None], weights)
-    assert found.shape == (1,)
-    assert found.item() == pytest.approx(-cosines(z, keys).max(1)[:4].mean(), rel=1e-12)
+    actual = set_keys(prompts(), keys, [0, 0, 0]).penalty(torch.from_numpy(z)[None], weights)
+    assert actual.shape == (1,)
+    assert actual.item() == pytest.approx(-cosines(z, keys).max(1)[:4].mean(), rel=1e-12)
 
 
 def test_gradients_reach_the_chosen_groups_and_keys_alone():
-    made = prompts()
+    generator = prompts()
     z = torch.randn(1, 1, 6, dtype=torch.float64)
-    (g,) = made.choice(z)[0].tolist()
-    (made.plain(z).square().sum() + made.penalty(z, torch.ones(1, 1, dtype=torch.float64)).sum()).backward()
-    for grad in (made.groups.grad[0], made.keys.grad[0]):
+    (g,) = generator.choice(z)[0].tolist()
+    (generator.plain(z).square().sum() + generator.penalty(z, torch.ones(1, 1, dtype=torch.float64)).sum()).backward()
+    for grad in (generator.groups.grad[0], generator.keys.grad[0]):
         assert [bool(row.any()) for row in grad] == [i == g for i in range(3)]
-    assert made.shared.grad.all()
+    assert generator.shared.grad.all()
 
 
 def changed(update, start):
@@ -99,7 +100,7 @@ def changed(update, start):
 def test_each_block_trains_its_own_part():
     head, choices = {"head.weight", "head.bias"}, {"generator.choices"}
     blocks = ["[generator.shared,head]", "[generator.groups,generator.keys,head]"]
-    first, second, both = (make(f"optim.blocks=[{some}]", "head.init_std=0.1") for some in (*blocks, ",".join(blocks)))
+    first, second, both = (make(f"optim.blocks=[{b}]", "head.init_std=0.1") for b in (*blocks, ",".join(blocks)))
     start = both.initial()
     assert changed(train(first, 0), start) == {"generator.shared"} | head | choices
     assert changed(train(second, 0), start) == {"generator.groups", "generator.keys"} | head | choices
@@ -147,7 +148,7 @@ def test_predictions_take_the_nearest_key_whatever_was_chosen_before():
     for choices in ([0, 0, 0, 0, 0], [50, 1, 0, 7, 2]):
         arrays = {**start, "generator.choices": np.array(choices, np.float32)}
         answers.append(client.evaluate([ClientRequest(0, 1, "evaluate", "test", arrays)])[0])
-    np.testing.assert_array_equal(*(one.arrays["probabilities"] for one in answers))
+    np.testing.assert_array_equal(*(answer.arrays["probabilities"] for answer in answers))
 
 
 def test_whoever_looks_at_the_prompts_of_a_prediction_gets_the_nearest_keys_too():

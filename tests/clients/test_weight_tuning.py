@@ -69,7 +69,7 @@ def test_a_neighbour_of_nans_changes_no_bit(method):
     nan = {name: np.full_like(value, np.nan) for name, value in arrays.items()}
     results = []
     for neighbour in (arrays, nan):
-        requests = [ClientRequest(p, 1, "train", "", given) for p, given in ((0, neighbour), (1, arrays))]
+        requests = [ClientRequest(p, 1, "train", "", state) for p, state in ((0, neighbour), (1, arrays))]
         results.append(client.train(requests)[1])
     for name, array in results[0].arrays.items():
         np.testing.assert_array_equal(results[1].arrays[name], array, err_msg=name)
@@ -90,10 +90,11 @@ def test_the_server_averages_by_images(variant):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=" ".join)
 def test_two_rounds_give_the_same_bits_twice_and_the_likelihood_rises(variant):
-    (_, one, first), (_, other, second) = (play(*variant, "optim.local_epochs=3") for _ in range(2))
+    runs = [play(*variant, "optim.local_epochs=3")[1:] for _ in range(2)]
+    (first_progress, first), (second_progress, second) = runs
     assert first.numbers == second.numbers
-    for name, array in one.arrays.items():
-        assert array.tobytes() == other.arrays[name].tobytes(), name
+    for name, array in first_progress.arrays.items():
+        assert array.tobytes() == second_progress.arrays[name].tobytes(), name
     likelihood = [row["log_likelihood"] for row in first.rows if row["phase"] == "train"]
     assert likelihood[1] > likelihood[0] + 0.05
 
@@ -102,12 +103,12 @@ def test_only_a_b_and_head_travel_and_with_a_frozen_a_not_even_that():
     sizes = {}
     for name, variant in {"lora": [LORA], "ffa": FFA, "full": [FULL]}.items():
         _, client = smoke(*variant)
-        sent = {name: array for name, array in train(client, 0)[0].arrays.items() if array.size}
+        factor_arrays = {name: array for name, array in train(client, 0)[0].arrays.items() if array.size}
         assert {name: array.shape for name, array in client.initial().items() if array.size} == {
-            name: array.shape for name, array in sent.items()
+            name: array.shape for name, array in factor_arrays.items()
         }
-        sizes[name] = sum(array.size for array in sent.values())
-        factors = {parameter.split(".")[1] for parameter in sent if parameter.startswith("weights.")}
+        sizes[name] = sum(array.size for array in factor_arrays.values())
+        factors = {parameter.split(".")[1] for parameter in factor_arrays if parameter.startswith("weights.")}
         assert name == "full" or factors == {"lora": {"a", "b"}, "ffa": {"b"}}[name]
     blocks, width, rank, head = 4, 96, 16, 96 * 10 + 10
     assert sizes["ffa"] == blocks * rank * (3 * width + width) + head
@@ -141,8 +142,8 @@ def test_steps_before_an_evaluation_fit_the_own_images_and_are_forgotten(method)
     arrays = client.initial()
 
     def nll(steps):
-        (said,) = client.evaluate([ClientRequest(0, 1, "evaluate", "train", arrays, adapt=steps)])
-        return said.metrics["nll"]
+        (reply,) = client.evaluate([ClientRequest(0, 1, "evaluate", "train", arrays, adapt=steps)])
+        return reply.metrics["nll"]
 
     before = nll(0)
     assert before > nll(20) + 0.3
@@ -174,10 +175,10 @@ def test_the_backbone_stays_as_it_was():
 def test_a_finished_run_predicts_as_its_clients_did(variant, tmp_path):
     fedbayes.simulate(["experiment=smoke", *variant, f"run_dir={tmp_path / 'run'}"])
     run = fedbayes.load(tmp_path / "run")
-    client, stored = run.clients.client, run.clients.checkpoint
+    client, checkpoint = run.clients.client, run.clients.checkpoint
     index = client.data.indices(1, "test")
     predicted = run.predict(client.data.images.images[index], partition=1).probabilities
-    arrays = {**stored.server, **stored.personal.get(1, {})}
+    arrays = {**checkpoint.server, **checkpoint.personal.get(1, {})}
     (expected,) = client.evaluate([ClientRequest(1, 2, "evaluate", "test", arrays)])
     np.testing.assert_allclose(predicted, expected.arrays["probabilities"], atol=1e-6)
     assert expected.metrics["accuracy"] > 0.2, "it has learnt: ten classes"

@@ -71,8 +71,8 @@ def test_what_the_server_sends_has_the_same_names_and_shapes_after_every_round(m
 
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_runs_are_equal_to_the_last_bit(method):
-    (_, first, one, _), (_, second, other, _) = (play(method) for _ in range(2))
-    assert one.numbers == other.numbers
+    (_, first, first_journal, _), (_, second, second_journal, _) = (play(method) for _ in range(2))
+    assert first_journal.numbers == second_journal.numbers
     for name, array in first.arrays.items():
         assert second.arrays[name].tobytes() == array.tobytes(), name
 
@@ -98,8 +98,8 @@ def test_a_personal_generator_stays_with_the_client(method):
     client, progress, _, _ = play(method, "method.client.personal=[generator]")
     assert sorted(progress.personal) == [0, 1, 2]
     bases = [
-        {name: array for name, array in kept.items() if name.startswith("generator.")}
-        for kept in progress.personal.values()
+        {name: array for name, array in state.items() if name.startswith("generator.")}
+        for state in progress.personal.values()
     ]
     assert all(bases)
     assert any(not np.array_equal(bases[0][name], bases[1][name]) for name in bases[0])

@@ -128,11 +128,11 @@ def test_an_error_is_one_line_that_says_whose_fault_it_may_be():
 
 
 def test_the_modules_of_a_user_are_those_that_no_shipped_file_names():
-    assert sweep.own_modules(compose()) == []
+    assert sweep.user_modules(compose()) == []
     ours = compose(["method.strategy._target_=flwr.serverapp.strategy.FedMedian"])
-    assert sweep.own_modules(ours) == []
+    assert sweep.user_modules(ours) == []
     theirs = compose(["method.strategy._target_=my_methods.server.Gated", "+method.more={_target_: 'other.it'}"])
-    assert sweep.own_modules(theirs) == ["my_methods", "other"]
+    assert sweep.user_modules(theirs) == ["my_methods", "other"]
 
 
 GATED = """def aggregate(call):

@@ -62,9 +62,9 @@ def test_untrained_weights_give_the_frozen_feature(random_vit, images, kind, opt
     backbone = FrozenViT(random_vit(**options), "small", (0.5,) * 3, (0.25,) * 3).double()
     model = prompted(backbone, kind)
     model.stack([model.initial] * 3)
-    found = model.weights.features(backbone, entering(model, images))[0]
+    features = model.weights.features(backbone, entering(model, images))[0]
     expected = backbone.features(images(3 * IMAGES, 16))
-    torch.testing.assert_close(found.flatten(0, 1), expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(features.flatten(0, 1), expected, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ["low_rank", "frozen_a", "mlp from block 2"])
@@ -72,7 +72,7 @@ def test_low_rank_weights_are_w_plus_alpha_over_r_b_a(backbone, images, kind):
     model = prompted(backbone, kind)
     model.stack(states(model, 3))
     tokens = entering(model, images)
-    found = model.weights.features(backbone, tokens)[0]
+    features = model.weights.features(backbone, tokens)[0]
     state = model.weights.state_dict()
     names = [name.removeprefix("b.") for name in state if name.startswith("b.")]
     for c in range(3):
@@ -82,7 +82,7 @@ def test_low_rank_weights_are_w_plus_alpha_over_r_b_a(backbone, images, kind):
             assert (a.shape[0], b.shape[1]) == (2, 2), "the rank"
             merged.vit.get_submodule(name).weight += 6.0 / 2 * b @ a
         expected = merged.features(images(3 * IMAGES, 16)[c * IMAGES : (c + 1) * IMAGES])
-        torch.testing.assert_close(found[c], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(features[c], expected, rtol=0, atol=1e-12)
         assert (expected - backbone(tokens[c], None, model.start_layer)).abs().max() > 0.01
 
 
@@ -133,14 +133,14 @@ def test_a_vit_that_is_changed_from_its_pixels_on_takes_no_prompts(backbone):
 def test_all_weights_are_those_of_a_vit_that_holds_them(backbone, images):
     model = prompted(backbone, "all")
     model.stack(states(model, 3))
-    found = model.weights.features(backbone, entering(model, images))[0]
+    features = model.weights.features(backbone, entering(model, images))[0]
     names = {name for name, _ in backbone.vit.named_parameters()}
     assert {name for name, _ in model.weights.named_parameters()} == names, "patches, positions and norms included"
     for c in range(3):
-        own = copy.deepcopy(backbone.vit)
-        own.load_state_dict({name: weight[c] for name, weight in model.weights.state_dict().items()})
+        vit = copy.deepcopy(backbone.vit)
+        vit.load_state_dict({name: weight[c] for name, weight in model.weights.state_dict().items()})
         pixels = (images(3 * IMAGES, 16)[c * IMAGES : (c + 1) * IMAGES].double() / 255 - 0.5) / 0.25
-        torch.testing.assert_close(found[c], own(pixels), rtol=0, atol=1e-12)
+        torch.testing.assert_close(features[c], vit(pixels), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -151,11 +151,12 @@ def test_every_weight_learns_each_client_for_itself_and_the_backbone_does_not(ba
     tokens = entering(model, images)
     model.stack(clients)
     together = losses(model, tokens)
-    own = {name: p for name, p in model.trainable().items() if p.numel()}
-    gradients = dict(zip(own, torch.autograd.grad(together.sum(), own.values(), retain_graph=True), strict=True))
+    parameters = {name: p for name, p in model.trainable().items() if p.numel()}
+    gradients = torch.autograd.grad(together.sum(), parameters.values(), retain_graph=True)
+    gradients = dict(zip(parameters, gradients, strict=True))
     for name, gradient in gradients.items():
         assert gradient.flatten(1).abs().amax(1).min() > 1e-6, name
-    for gradient in torch.autograd.grad(together[0], own.values()):
+    for gradient in torch.autograd.grad(together[0], parameters.values()):
         assert not gradient[1:].any(), "of another client's weights"
     assert not any(p.requires_grad for p in backbone.parameters())
     for name, value in backbone.state_dict().items():
@@ -163,9 +164,9 @@ def test_every_weight_learns_each_client_for_itself_and_the_backbone_does_not(ba
     for c in range(3):
         model.stack(clients[c : c + 1])
         alone = losses(model, tokens[c : c + 1])
-        own = {name: p for name, p in model.trainable().items() if p.numel()}
+        parameters = {name: p for name, p in model.trainable().items() if p.numel()}
         torch.testing.assert_close(alone[0], together[c], rtol=0, atol=1e-12)
-        for name, gradient in zip(own, torch.autograd.grad(alone.sum(), own.values()), strict=True):
+        for name, gradient in zip(parameters, torch.autograd.grad(alone.sum(), parameters.values()), strict=True):
             torch.testing.assert_close(gradients[name][c], gradient[0], rtol=0, atol=1e-12)
 
 
@@ -178,13 +179,13 @@ def test_a_clients_nan_stays_its_own(backbone, images, kind):
     for middle in (clients[1], {name: np.full_like(value, np.nan) for name, value in clients[1].items()}):
         model.stack([clients[0], middle, clients[2]])
         loss = losses(model, tokens)
-        own = {name: p for name, p in model.trainable().items() if p.numel()}
-        results.append((loss, torch.autograd.grad(loss.sum(), own.values())))
+        parameters = {name: p for name, p in model.trainable().items() if p.numel()}
+        results.append((loss, torch.autograd.grad(loss.sum(), parameters.values())))
     (healthy, gradients), (spoilt, others) = results
     assert spoilt[1].isnan()
     assert torch.equal(spoilt[[0, 2]], healthy[[0, 2]])
-    for one, other in zip(gradients, others, strict=True):
-        assert torch.equal(one[[0, 2]], other[[0, 2]])
+    for expected, actual in zip(gradients, others, strict=True):
+        assert torch.equal(actual[[0, 2]], expected[[0, 2]])
 
 
 def test_one_frozen_a_makes_the_average_of_changes_the_change_of_averages(backbone):
@@ -194,7 +195,7 @@ def test_one_frozen_a_makes_the_average_of_changes_the_change_of_averages(backbo
         clients = states(model, 3)
         model.stack(clients)
         changed = {name: weight.mean(0) for name, weight in model.weights.changed(backbone).items()}
-        model.stack([{name: np.mean([one[name] for one in clients], axis=0) for name in clients[0]}])
+        model.stack([{name: np.mean([client[name] for client in clients], axis=0) for name in clients[0]}])
         averaged = model.weights.changed(backbone)
         gaps[kind] = max((averaged[name][0] - mean).abs().max().item() for name, mean in changed.items())
     assert gaps["frozen_a"] < 1e-15 < 0.01 < gaps["low_rank"]
@@ -212,8 +213,8 @@ def test_a_frozen_a_follows_from_the_seed_and_is_no_parameter(backbone):
 
 def test_a_starts_with_columns_of_unit_length_on_average_and_b_at_zero(random_vit):
     wide = FrozenViT(random_vit(embed_dim=240), "wide", (0.5,) * 3, (0.25,) * 3)
-    made = LowRankWeights(backbone=wide, rng=torch.Generator().manual_seed(0), **SETTINGS | {"rank": 50})
-    state = made.state_dict()
+    weights = LowRankWeights(backbone=wide, rng=torch.Generator().manual_seed(0), **SETTINGS | {"rank": 50})
+    state = weights.state_dict()
     assert state["a.blocks.2.attn.proj"].std().item() == pytest.approx(240**-0.5, rel=0.03)
     assert not any(value.any() for name, value in state.items() if name.startswith("b."))
 
@@ -266,7 +267,7 @@ LEAF = {"low_rank": "weights.b.blocks.1.attn.qkv", "all": "weights.blocks.1.attn
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "key"),
     [
         ({"rank": 0}, r"method\.weights\.rank=0"),
         ({"alpha": 0}, r"method\.weights\.alpha=0"),
@@ -277,8 +278,8 @@ LEAF = {"low_rank": "weights.b.blocks.1.attn.qkv", "all": "weights.blocks.1.attn
         ({"targets": []}, r"method\.weights\.targets=\[\]"),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(backbone, changes, said):
-    with pytest.raises(ConfigError, match=said):
+def test_values_out_of_range_are_refused_by_name(backbone, changes, key):
+    with pytest.raises(ConfigError, match=key):
         LowRankWeights(backbone=backbone, rng=torch.Generator(), **SETTINGS | changes)
 
 

@@ -89,9 +89,9 @@ def test_anchoring_undoes_any_turn_whatever_the_mirror(kind):
 def test_the_rotation_undoes_a_rotation(seed, m, columns):
     handed_out = np.random.default_rng(seed + 1).normal(size=(m, columns))
     turn = orthogonal(seed, m)
-    found = rotation(turn @ handed_out, handed_out)
-    np.testing.assert_allclose(found @ found.T, np.eye(m), atol=1e-9)
-    np.testing.assert_allclose(found @ turn @ handed_out, handed_out, atol=1e-4)
+    inverse = rotation(turn @ handed_out, handed_out)
+    np.testing.assert_allclose(inverse @ inverse.T, np.eye(m), atol=1e-9)
+    np.testing.assert_allclose(inverse @ turn @ handed_out, handed_out, atol=1e-4)
     np.testing.assert_allclose(rotation(handed_out, handed_out), np.eye(m), atol=1e-3)
 
 

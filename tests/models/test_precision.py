@@ -59,16 +59,16 @@ def test_generator_and_head_stay_float32_and_the_step_points_the_same_way(images
         model = PromptedViT(backbone, 10, **OPTIONS).to(device)
         head = np.random.default_rng(0).normal(0, 0.1, model.initial["head.weight"].shape).astype(np.float32)
         model.stack([{"head.weight": head}])
-        tokens, z = (one.unsqueeze(0) for one in model.precompute(images(16, 32).to(device)))
+        tokens, z = (tensor.unsqueeze(0) for tensor in model.precompute(images(16, 32).to(device)))
         assert z.dtype == torch.float32
         prompts = model.generator.plain(z)
         logits = model.logits(tokens, prompts)
         assert logits.dtype == torch.float32
         loss = F.cross_entropy(logits[0], torch.arange(16, device=device) % 10)
         base = model.generator.base
-        found = torch.autograd.grad(loss, [prompts, base, *model.head.parameters()])
-        assert all(gradient.dtype == torch.float32 for gradient in found)
-        gradients.append(torch.cat([gradient.flatten() for gradient in found[1:]]))
+        gradient_parts = torch.autograd.grad(loss, [prompts, base, *model.head.parameters()])
+        assert all(gradient.dtype == torch.float32 for gradient in gradient_parts)
+        gradients.append(torch.cat([gradient.flatten() for gradient in gradient_parts[1:]]))
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
 
 

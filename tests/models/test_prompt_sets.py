@@ -19,8 +19,8 @@ def test_cosine_by_hand():
 def test_a_mixture_is_the_weighted_sum_and_a_one_hot_weight_chooses():
     rng = np.random.default_rng(0)
     weights, sets = rng.random((2, 4, 3)), rng.standard_normal((2, 3, 2, 5, 6))
-    found = mixture(torch.from_numpy(weights), torch.from_numpy(sets)).numpy()
-    np.testing.assert_allclose(found, np.einsum("cbk,cknld->cbnld", weights, sets), rtol=1e-12)
+    actual = mixture(torch.from_numpy(weights), torch.from_numpy(sets)).numpy()
+    np.testing.assert_allclose(actual, np.einsum("cbk,cknld->cbnld", weights, sets), rtol=1e-12)
     chosen = mixture(torch.eye(3, dtype=torch.float64).expand(2, 3, 3), torch.from_numpy(sets)).numpy()
     np.testing.assert_array_equal(chosen, sets)
     everybodys = mixture(torch.from_numpy(weights), torch.from_numpy(sets[:1])).numpy()

@@ -80,12 +80,13 @@ def test_each_client_of_a_cohort_is_as_alone(make, inputs, kind, depth):
     tokens, z, labels, eps, noise = inputs
     for c in range(3):
         model.stack(clients[c : c + 1])
-        one = slice(c, c + 1)
-        alone, alone_logits = loss_of(model, tokens[one], z[one], labels[one], eps[:, one], noise[:, one])
-        torch.testing.assert_close(loss[one], alone, rtol=0, atol=1e-10)
-        torch.testing.assert_close(logits[:, one], alone_logits, rtol=0, atol=1e-10)
+        client = slice(c, c + 1)
+        batch = (tokens[client], z[client], labels[client], eps[:, client], noise[:, client])
+        alone, alone_logits = loss_of(model, *batch)
+        torch.testing.assert_close(loss[client], alone, rtol=0, atol=1e-10)
+        torch.testing.assert_close(logits[:, client], alone_logits, rtol=0, atol=1e-10)
         for name, gradient in gradients_of(model, alone).items():
-            torch.testing.assert_close(gradients[name][one], gradient, rtol=0, atol=1e-10)
+            torch.testing.assert_close(gradients[name][client], gradient, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -178,9 +179,9 @@ def test_states_survive_stacking(make):
     for state, back in zip(clients, model.unstack(), strict=True):
         assert state.keys() == back.keys()
         assert all(np.array_equal(state[name], back[name]) for name in state)
-    kept = model.unstack()[1]["head.weight"].copy()
+    before = model.unstack()[1]["head.weight"].copy()
     model.head.weight.data.add_(1.0)
-    assert np.array_equal(clients[1]["head.weight"], kept)  # states and parameters share no memory
+    assert np.array_equal(clients[1]["head.weight"], before)  # states and parameters share no memory
     model.stack([{"head.bias": clients[0]["head.bias"]}])
     back = model.unstack()[0]
     assert np.array_equal(back["head.bias"], clients[0]["head.bias"])
@@ -202,8 +203,8 @@ def test_a_cohort_of_another_size_fits_while_the_last_ones_graph_is_alive(make, 
     model.stack(states(model, 3))
     alive = loss_of(model, *inputs)
     model.stack(states(model, 1))
-    one = loss_of(model, *(x[:1] for x in inputs[:3]), *inputs[3:])[0]
-    assert gradients_of(model, one)["head.bias"].shape == (1, 1, CLASSES)
+    loss = loss_of(model, *(x[:1] for x in inputs[:3]), *inputs[3:])[0]
+    assert gradients_of(model, loss)["head.bias"].shape == (1, 1, CLASSES)
     assert alive[0].shape == (3,)
 
 

@@ -30,7 +30,7 @@ def test_linear_probes_across_domains_reach_the_known_accuracies():
     backbone = from_timm("vit_tiny_patch16_224", 224, checkpoint=CHECKPOINT)
     chosen = {name: photos.domains == i for i, name in enumerate(photos.domain_names) if name in ("dslr", "webcam")}
     features = {
-        name: torch.cat([backbone.features(some) for some in photos.images[mask].split(32)]).numpy()
+        name: torch.cat([backbone.features(batch) for batch in photos.images[mask].split(32)]).numpy()
         for name, mask in chosen.items()
     }
     labels = {name: photos.labels[mask].numpy() for name, mask in chosen.items()}

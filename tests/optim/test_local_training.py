@@ -68,13 +68,13 @@ def test_each_client_trains_as_alone_with_torch():
         optimiser = torch.optim.SGD([{"params": [base], "lr": 0.1}, {"params": [bias], "lr": 0.2}], momentum=0.9)
         total, images = 0.0, 0
         for batch in batches:
-            own = batch.target[c][batch.mask[c]]
-            if len(own):
-                loss = (base.sum() + bias - own).square().mean()
+            targets = batch.target[c][batch.mask[c]]
+            if len(targets):
+                loss = (base.sum() + bias - targets).square().mean()
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-                total, images = total + loss.item() * len(own), images + len(own)
+                total, images = total + loss.item() * len(targets), images + len(targets)
         torch.testing.assert_close(parameters["generator.base"][c], base)
         torch.testing.assert_close(parameters["head.bias"][c], bias)
         assert metrics["loss"][c].item() == pytest.approx(total / images, rel=1e-5)
@@ -83,14 +83,14 @@ def test_each_client_trains_as_alone_with_torch():
 
 def test_a_clients_nan_stays_its_own():
     batches = batches_of(COUNTS)
-    found = []
+    results = []
     for spoil in (False, True):
         parameters = problem(2)
         if spoil:
             parameters["head.bias"].data[1] = torch.nan
         metrics = LocalTraining(**DEFAULTS).fit(parameters, batches, quadratic(parameters), STEPS)
-        found.append((parameters["generator.base"][0], metrics["loss"][0]))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+        results.append((parameters["generator.base"][0], metrics["loss"][0]))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -131,16 +131,16 @@ def test_each_client_has_its_own_schedule_and_proximal_term(schedule, proximal, 
     batches, parameters = batches_of(COUNTS), problem(2)
     training = LocalTraining(**{**DEFAULTS, "name": name, "schedule": schedule, "proximal": proximal, "clip": 0.7})
     training.fit(parameters, batches, quadratic(parameters), STEPS)
-    made = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    optimisers = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
     more = {"momentum": 0.9} if name == "sgd" else {"weight_decay": 0.0}
     for c in range(2):
         base, bias = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.zeros(1))
-        optimiser = made([{"params": [base], "lr": 0.1}, {"params": [bias], "lr": 0.2}], **more)
+        optimiser = optimisers([{"params": [base], "lr": 0.1}, {"params": [bias], "lr": 0.2}], **more)
         falling = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda t, c=c: SHAPES[schedule](t / STEPS[c]))
         for batch in batches:
-            own = batch.target[c][batch.mask[c]]
-            if len(own):
-                loss = (base.sum() + bias - own).square().mean()
+            targets = batch.target[c][batch.mask[c]]
+            if len(targets):
+                loss = (base.sum() + bias - targets).square().mean()
                 loss = loss + proximal / 2 * ((base - 1).square().sum() + bias.square().sum())
                 optimiser.zero_grad()
                 loss.backward()

@@ -111,8 +111,8 @@ def test_the_one_block_that_matters_becomes_the_most_important(normalise):
 
 
 def test_other_numbers_of_the_blocks_change_no_importance():
-    one, other = matters(1, BLOCKS, 5, normalise=True), matters(21, [20, 21, 22, 23], 5, normalise=True)
-    np.testing.assert_array_equal(one, other)
+    importance, renumbered = matters(1, BLOCKS, 5, normalise=True), matters(21, [20, 21, 22, 23], 5, normalise=True)
+    np.testing.assert_array_equal(importance, renumbered)
 
 
 def test_a_response_is_scaled_from_the_initial_value_and_exactly_at_one():

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedbayes.report.chart import COLOURS, Chart, Series, short
+from fedbayes.report.chart import Chart, Series, short
 from fedbayes.report.figures import clients
 from fedbayes.report.run_page import publish, write_html
+from fedbayes.report.style import COLOURS
 from fedbayes.storage.run_dir import write_json
 
 AT_ONCE = {"train_loss", "validation_accuracy", "validation_nll", "clients", "reliability", "partition_by_domain"}

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedbayes.report.chart import COLOURS, WIDE, Chart, Series, padded
+from fedbayes.report.chart import WIDE, Chart, Series, padded
+from fedbayes.report.style import COLOURS
 
 PHASES = ("setup", "train", "evaluate", "aggregate")
 """The parts of `seconds` in a summary; what is left of `total` is shown as `other`."""

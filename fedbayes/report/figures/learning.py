@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fedbayes.inference.thresholds import SATURATED
-from fedbayes.report.chart import SOFT, SQUARE, Chart, Series, padded
+from fedbayes.report.chart import SQUARE, Chart, Series, padded
 from fedbayes.report.spread import Spread, look_up, number, spread
+from fedbayes.report.style import SOFT
 
 Rows = Sequence[Mapping[str, Any]]
 """Of `metrics.jsonl` or `clients.jsonl`."""
@@ -204,17 +205,17 @@ def trade_offs(rows: Rows) -> list[Chart]:
     """Draw validation accuracy against ECE and against the bytes sent so far, a dot for each evaluation."""
     accuracy, ece = series(rows, "validation", "accuracy"), series(rows, "validation", "ece")
     ways = [series(rows, "train", f"bytes_{way}") for way in ("up", "down")]
-    sent: dict[int, float] = {}
+    volume: dict[int, float] = {}
     total = 0.0
     for at in sorted({at for way in ways for at in way}):
         total += sum(way.get(at, 0.0) for way in ways)
-        sent[at] = total
+        volume[at] = total
     note = "A dot for each round that was validated, joined in their order. Upper left is better."
     return [
         _trajectory(f"accuracy_{key}", title, unit, [(at, x[at], accuracy[at]) for at in accuracy if at in x], note)
         for key, title, unit, x in (
             ("ece", "Accuracy against ECE", "validation ECE", ece),
-            ("bytes", "Accuracy against bytes sent", "bytes so far, both ways, all clients", sent if total else {}),
+            ("bytes", "Accuracy against bytes sent", "bytes so far, both ways, all clients", volume if total else {}),
         )
         if accuracy.keys() & x.keys()
     ]
