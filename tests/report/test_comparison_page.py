@@ -1,5 +1,3 @@
-import csv
-import io
 import json
 import re
 import statistics
@@ -7,16 +5,14 @@ import statistics
 import numpy as np
 import pytest
 from html_reader import Page
-from run_files import HOSTILE, write_run
+from run_files import HOSTILE, make_runs, write_run
 
-from fedbayes.report.cli import main
 from fedbayes.report.comparison import compare
 from fedbayes.report.comparison_page import write_comparison
 from fedbayes.report.figures.confidence import averaged_risk, pooled_bins
 from fedbayes.report.figures.learning import averaged
 from fedbayes.report.measures import MEASURES
 from fedbayes.report.spread import spread
-from fedbayes.report.tables import latex
 from fedbayes.storage.predictions import Predictions, read_predictions
 from fedbayes.storage.run_dir import write_json
 
@@ -39,20 +35,11 @@ def at(summary, path):
     return summary
 
 
-def made(tmp_path, methods=("pfedbayespt", "fedvpt"), seeds=3, **options):
-    """Runs, their summaries by method, and their comparison."""
-    summaries = {
-        method: [write_run(tmp_path / f"{i}-{seed}", seed=seed, method=method, **options) for seed in range(seeds)]
-        for i, method in enumerate(methods)
-    }
-    return summaries, compare(sorted(tmp_path.iterdir()), "final", MEASURES)
-
-
 @pytest.fixture(scope="module")
 def standard(tmp_path_factory):
     """Two methods with three seeds each: summaries by method, their comparison, and its page."""
     folder = tmp_path_factory.mktemp("standard")
-    summaries, comparison = made(folder / "runs")
+    summaries, comparison = make_runs(folder / "runs")
     return summaries, comparison, write_comparison(comparison, folder / "page.html")
 
 
@@ -63,10 +50,10 @@ def test_every_number_of_the_page_is_that_of_the_summaries(standard):
     names = [text for text, _ in head]
     assert len(rows) == 2
     for row in rows:
-        found = dict(zip(names, row, strict=True))
+        cells = dict(zip(names, row, strict=True))
         for label, path in PLACES.items():
-            values = [at(summary, path) for summary in summaries[found["method"][0]]]
-            text, attributes = found[label]
+            values = [at(summary, path) for summary in summaries[cells["method"][0]]]
+            text, attributes = cells[label]
             assert float(attributes["data-value"]) == statistics.fmean(values)
             scale = 1e-6 if "MB" in label else 1
             error = scale * statistics.stdev(values) / 3**0.5
@@ -76,11 +63,11 @@ def test_every_number_of_the_page_is_that_of_the_summaries(standard):
     names = [text for text, _ in head]
     assert len(rows) == 6
     for row in rows:
-        found = dict(zip(names, row, strict=True))
-        method = table.groups[int(found["group"][0]) - 1].names[0]
-        summary = summaries[method][int(found["seed"][0])]
+        cells = dict(zip(names, row, strict=True))
+        method = table.groups[int(cells["group"][0]) - 1].names[0]
+        summary = summaries[method][int(cells["seed"][0])]
         for label, path in PLACES.items():
-            assert float(found[label][1]["data-value"]) == at(summary, path)
+            assert float(cells[label][1]["data-value"]) == at(summary, path)
 
 
 def test_accuracy_by_domain_and_by_client_is_that_of_the_runs(standard):
@@ -94,24 +81,31 @@ def test_accuracy_by_domain_and_by_client_is_that_of_the_runs(standard):
         assert row[1][0] == f"{statistics.fmean(values):.3f} ± {statistics.stdev(values) / 3**0.5:.3f}"
     for index, group in enumerate(table.groups):
         head, *rows = captioned(page, f"{index + 1} {group.names[0]}. Test accuracy of each client")
-        found = [read_predictions(run) for run, _ in group.runs]
+        predictions = [read_predictions(run) for run, _ in group.runs]
         for client, row in enumerate(rows):
             for domain in (0, 1):
-                mine = [(one.partitions == client) & (one.domains == domain) for one in found]
-                shares = [one.right[where].mean() for one, where in zip(found, mine, strict=True) if where.any()]
+                masks = [
+                    (run_predictions.partitions == client) & (run_predictions.domains == domain)
+                    for run_predictions in predictions
+                ]
+                shares = [
+                    run_predictions.right[where].mean()
+                    for run_predictions, where in zip(predictions, masks, strict=True)
+                    if where.any()
+                ]
                 assert float(row[1 + domain][1]["data-value"]) == pytest.approx(statistics.fmean(shares))
-                assert row[1 + domain][0].endswith(f" ({sum(where.sum() for where in mine)})")
+                assert row[1 + domain][0].endswith(f" ({sum(where.sum() for where in masks)})")
 
 
 def captioned(page, begins):
-    (found,) = [rows for caption, rows in page.tables.items() if caption.startswith(begins)]
-    return found
+    (table,) = [rows for caption, rows in page.tables.items() if caption.startswith(begins)]
+    return table
 
 
 def test_reliability_pools_the_images_of_all_seeds():
-    one = {"count": [0, 1, 4], "confidence": [None, 0.5, 0.9], "accuracy": [None, 1.0, 0.75]}
-    other = {"count": [0, 3, 0], "confidence": [None, 0.7, None], "accuracy": [None, 0.0, None]}
-    bins = [row[2:] for row in pooled_bins([one, {}, other])]
+    first = {"count": [0, 1, 4], "confidence": [None, 0.5, 0.9], "accuracy": [None, 1.0, 0.75]}
+    second = {"count": [0, 3, 0], "confidence": [None, 0.7, None], "accuracy": [None, 0.0, None]}
+    bins = [row[2:] for row in pooled_bins([first, {}, second])]
     assert bins == [(0, 0, 0), (4, pytest.approx(0.65), 0.25), (4, 0.9, 0.75)]
 
 
@@ -123,8 +117,8 @@ def test_diagrams_and_curves_of_confidence_say_what_the_summaries_say(standard):
         ["0.33–0.67", "12", "0.500", "0.600"],  # those of a summary, three times as many images
         ["0.67–1.00", "18", "0.900", "0.800"],
     ]
-    for name, found in summaries.items():
-        ece, aurc = (spread([summary["final"][key] for summary in found]).text() for key in ("ece", "aurc"))
+    for name, of_method in summaries.items():
+        ece, aurc = (spread([summary["final"][key] for summary in of_method]).text() for key in ("ece", "aurc"))
         assert f"<small>ECE {ece} (0.050 ± 0.000 if calibrated).</small>" in text
         assert re.search(rf"<title>\d {name}: AURC {aurc}</title>", text)
 
@@ -136,17 +130,17 @@ def test_risk_over_seeds_is_the_mean_at_the_same_share_of_images():
         return Predictions(np.stack([1 - sure, sure], 1), labels, labels, labels)
 
     alone = averaged_risk([answered([1, 1, 0, 0])])
-    assert [(at, found.mean, found.error) for at, found in alone] == [
+    assert [(at, risk.mean, risk.error) for at, risk in alone] == [
         (0.25, 0, None), (0.5, 0, None), (0.75, 1 / 3, None), (1, 0.5, None)
     ]  # fmt: skip
     both = averaged_risk([answered([1, 1, 0, 0]), answered([0] * 8)])
-    assert [(at, found.mean) for at, found in both] == [(0.25, 0.5), (0.5, 0.5), (0.75, 2 / 3), (1, 0.75)]
+    assert [(at, risk.mean) for at, risk in both] == [(0.25, 0.5), (0.5, 0.5), (0.75, 2 / 3), (1, 0.75)]
     assert both[0][1].error == pytest.approx(0.5)
 
 
 @pytest.mark.usefixtures("no_pictures")
 def test_the_partition_is_shown_once_or_once_for_each_seed(tmp_path):
-    _, table = made(tmp_path / "runs")
+    _, table = make_runs(tmp_path / "runs")
     text = write_comparison(table, tmp_path / "page.html").read_text()
     assert "All runs have the same partition." in text
     assert [cell for cell, _ in captioned(Page(text), "Images of each client by domain")[1]] == ["client 0", "10", "20"]
@@ -161,7 +155,7 @@ def test_the_partition_is_shown_once_or_once_for_each_seed(tmp_path):
 
 
 def test_the_posterior_is_shown_of_the_groups_that_have_one(tmp_path):
-    made(tmp_path / "runs", methods=("pfedbayespt",))
+    make_runs(tmp_path / "runs", methods=("pfedbayespt",))
     write_run(tmp_path / "runs" / "without", method="fedvpt", posterior=False)
     table = compare(sorted((tmp_path / "runs").iterdir()), "final", MEASURES)
     text = write_comparison(table, tmp_path / "page.html").read_text()
@@ -192,7 +186,7 @@ def test_runs_that_kept_no_more_than_a_summary_make_a_page_without_what_is_missi
 
 @pytest.mark.usefixtures("no_pictures")
 def test_the_best_of_a_column_is_marked_where_it_is_clear_and_groups_can_be_compared(tmp_path):
-    _, comparison = made(tmp_path / "runs", seeds=1)
+    _, comparison = make_runs(tmp_path / "runs", seeds=1)
 
     def marked(comparison):
         page = Page(write_comparison(comparison, tmp_path / "page.html").read_text())
@@ -211,7 +205,7 @@ def is_best(cell):
 
 
 def test_hostile_names_are_text_and_nothing_is_fetched(tmp_path):
-    _, table = made(tmp_path / "runs", methods=(HOSTILE, '"><script>alert(1)</script>'))
+    _, table = make_runs(tmp_path / "runs", methods=(HOSTILE, '"><script>alert(1)</script>'))
     text = write_comparison(table, tmp_path / "page.html").read_text()
     page = Page(text)
     assert HOSTILE in [row[1][0] for row in page.tables["headline-table"]]
@@ -240,83 +234,10 @@ def test_the_page_has_what_keyboard_and_screen_readers_need(standard):
 def test_a_line_is_the_mean_over_seeds_and_its_band_the_standard_error():
     runs = [[{"round": 1, "phase": "train", "loss": v}, {"round": 2, "phase": "train", "loss": 9}] for v in (1, 2, 3)]
     del runs[0][1]  # stopped early: no mean over other seeds than before
-    (found,) = averaged(runs, "train", "loss").items()
-    assert (found[0], found[1].mean, found[1].error) == (1, 2, pytest.approx(1 / 3**0.5))
+    (point,) = averaged(runs, "train", "loss").items()
+    assert (point[0], point[1].mean, point[1].error) == (1, 2, pytest.approx(1 / 3**0.5))
 
 
 def test_ten_methods_with_three_seeds_and_many_rounds_stay_small(tmp_path):
-    _, table = made(tmp_path / "runs", methods=[f"method{i}" for i in range(10)], rounds=300)
+    _, table = make_runs(tmp_path / "runs", methods=[f"method{i}" for i in range(10)], rounds=300)
     assert write_comparison(table, tmp_path / "page.html").stat().st_size < 2_000_000
-
-
-def test_csv_has_every_digit(tmp_path):
-    summaries, table = made(tmp_path / "runs", seeds=2)
-    for row in csv.DictReader(io.StringIO(table.as_csv())):
-        values = [summary["final"]["nll"] for summary in summaries[row["method"]]]
-        assert (float(row["nll"]), row["runs"]) == (statistics.fmean(values), "2")
-        assert float(row["nll_se"]) == statistics.stdev(values) / 2**0.5
-        assert float(row["bytes_up"]) == statistics.fmean(s["bytes"]["up"] for s in summaries[row["method"]])
-
-
-def test_csv_makes_no_formula_of_a_name(tmp_path):
-    _, table = made(tmp_path / "runs", methods=("=1+1",), seeds=1)
-    assert next(csv.DictReader(io.StringIO(table.as_csv())))["method"] == "'=1+1"
-
-
-def test_latex_is_booktabs_with_signs_written_out_and_the_best_in_bold(tmp_path):
-    _, table = made(tmp_path / "runs", methods=("a_b", "50%"), seeds=1)
-    text = table.as_latex()
-    for line in (
-        r"\begin{tabular}{lr",
-        r"\toprule",
-        r"\midrule",
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"a\_b &",
-        r"50\% &",
-    ):
-        assert line in text
-    bold = {cell.text for row in table.table.cells() for cell in row if cell.is_best}
-    assert set(re.findall(r"\\textbf\{(.+?)\}", text)) == {latex(cell) for cell in bold}
-    rows = [line for line in text.splitlines() if line.endswith(r"\\")]
-    assert {line.count(" & ") for line in rows} == {len(table.table.head) - 1}
-    assert latex("\\a{b}^~#$&–±") == r"\textbackslash{}a\{b\}\textasciicircum{}\textasciitilde{}\#\$\&--$\pm$"
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_the_tables_lie_beside_the_page_under_its_name(tmp_path):
-    summaries, table = made(tmp_path / "runs")
-    page = write_comparison(table, tmp_path / "page.html")
-    assert [path.name for path in table.write_tables(page)] == ["page.md", "page.csv", "page.tex"]
-    shown = (tmp_path / "page.md").read_text()
-    assert shown.startswith(table.as_markdown() + "\n")
-    values = [summary["per_domain"]["ink"]["accuracy"] for summary in summaries["fedvpt"]]
-    cell = spread(values).text()
-    assert f"| method | ink |\n| --- | ---: |\n| fedvpt | {cell} |\n" in shown
-    assert f"fedvpt & {cell.replace('±', '$' + chr(92) + 'pm$')} " in (tmp_path / "page.tex").read_text()
-    (row, _) = csv.DictReader(io.StringIO((tmp_path / "page.csv").read_text()))
-    assert (row["method"], float(row["accuracy/ink"])) == ("fedvpt", statistics.fmean(values))
-    links = {a["href"] for tag, a in Page(page.read_text()).tags if tag == "a"}
-    assert {"page.md", "page.csv", "page.tex"} <= links
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_the_command_writes_the_comparison_where_it_is_asked_to(tmp_path, capsys):
-    made(tmp_path / "runs", seeds=1)
-    out = tmp_path / "new" / "mine.html"
-    assert main([str(tmp_path / "runs"), "--table-only", "--out", str(out)]) == 0
-    assert str(out) in capsys.readouterr().err
-    assert {path.name for path in out.parent.iterdir()} == {"mine.html", "mine.md", "mine.csv", "mine.tex"}
-    assert not list((tmp_path / "runs").rglob("report.html"))
-    assert main([str(tmp_path / "runs")]) == 0
-    assert (tmp_path / "runs" / "comparison.html").is_file()
-
-
-@pytest.mark.usefixtures("no_pictures")
-def test_the_command_refuses_a_place_that_is_no_page(tmp_path, capsys):
-    made(tmp_path / "runs", seeds=1)
-    assert main([str(tmp_path / "runs"), "--table-only", "--out", str(tmp_path / "x.csv")]) == 2
-    assert "ends in .html" in capsys.readouterr().err
-    (tmp_path / "file").write_text("")
-    assert main([str(tmp_path / "runs"), "--table-only", "--out", str(tmp_path / "file" / "x.html")]) == 2
-    assert "cannot be written" in capsys.readouterr().err

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from fedbayes.report.comparison import compare
+from fedbayes.report.measures import MEASURES
 from fedbayes.storage.run_dir import write_json
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -71,6 +73,15 @@ def write_run(folder: Path, *, seed: int = 0, rounds: int = 4, clients: int = 3,
             for at in range(1, rounds + 1) for c in range(clients)]  # fmt: skip
     _lines(folder / "clients.jsonl", rows)
     return summary
+
+
+def make_runs(folder, methods=("pfedbayespt", "fedvpt"), seeds=3, **options):
+    """Runs, their summaries by method, and their comparison."""
+    summaries = {
+        method: [write_run(folder / f"{i}-{seed}", seed=seed, method=method, **options) for seed in range(seeds)]
+        for i, method in enumerate(methods)
+    }
+    return summaries, compare(sorted(folder.iterdir()), "final", MEASURES)
 
 
 def _write_rows(path, rounds, rng, posterior):
