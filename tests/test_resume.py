@@ -85,7 +85,7 @@ def test_personal_parameters_of_a_client_from_outside_the_repository_are_collect
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on_exactly(method, tmp_path, monkeypatch):
     shorter = ["optim.finetune_steps=3"] if method == "fedbabu" else []
-    check([*SMALL, f"method={method}", *shorter], tmp_path, monkeypatch)
+    check([*SMALL, "rounds=2", f"method={method}", *shorter], tmp_path, monkeypatch, after=1)
 
 
 @pytest.mark.parametrize(
