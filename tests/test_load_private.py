@@ -42,6 +42,7 @@ def test_labels_are_those_of_the_quantised_model(method, tmp_path):
         (["method=fedlora"], r"method\.weights"),
         (["method=fedavg_head", "head.prior=client"], r"head\.prior"),
         (["method=knn_per"], "KNNPerClient"),
+        (["method=pfedbayespt", "emulator=uniform"], r"prompts\.length"),
     ],
 )
 def test_methods_that_do_not_fit_are_refused_by_name(overrides, reason):

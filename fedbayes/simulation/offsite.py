@@ -33,7 +33,8 @@ class OffsiteClient:
                 "which a client does not have; choose emulator=none."
             )
         self._tuned, self._plugged = tuned, plugged
-        self.data, self.inputs, self.predict = plugged.data, plugged.inputs, plugged.predict
+        self.data, self.inputs = plugged.data, plugged.inputs
+        self.predict, self.linear_scores = plugged.predict, plugged.linear_scores
         self.initial, self.train = tuned.initial, tuned.train
         self.adapt, self.for_new_clients = tuned.adapt, tuned.for_new_clients
 
