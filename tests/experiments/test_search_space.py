@@ -10,17 +10,18 @@ METHODS = {path.stem for path in (CONF / "method").glob("*.yaml")}
 
 
 def test_all_methods_get_six_candidates_which_compose():
-    different = set()
+    with_other_keys = {}
     for section in PROTOCOLS:
         for method in METHODS:
-            found = search_space.candidates(method, section)
+            candidates = search_space.candidates(method, section)
             more = len(search_space.FURTHER.get((section, method), ()))
-            assert len(set(found)) == 6 + more
-            for one in found:
-                whose = method if any(value.startswith("method.") for value in one) else "pfedbayespt"
-                different.add((f"method={whose}", *one))
-    for one in different:
-        compose(one)
+            assert len(set(candidates)) == 6 + more
+            for candidate in candidates:
+                keys = tuple(search_space.values(candidate))
+                owner = method if any(key.startswith("method.") for key in keys) else "pfedbayespt"
+                with_other_keys[owner, keys] = candidate
+    for (owner, _), candidate in with_other_keys.items():
+        compose([f"method={owner}", *candidate])
 
 
 @pytest.mark.parametrize(
