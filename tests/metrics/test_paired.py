@@ -10,9 +10,9 @@ from fedbayes.errors import RunError
 from fedbayes.metrics import paired
 
 
-def width(found):
+def width(difference):
     """Half the interval in standard deviations of a normal distribution."""
-    return (found.high - found.low) / (2 * 1.96)
+    return (difference.high - difference.low) / (2 * 1.96)
 
 
 @pytest.mark.parametrize("between", [0.0, 0.3])
@@ -20,21 +20,23 @@ def test_the_interval_is_as_wide_as_theory_says(between):
     """Clients' means spread with variance b, images inside with w: the mean has variance b/C + w/(C n)."""
     rng = np.random.default_rng(1)
     clients, images = 2000, 50
-    found = paired.bootstrap([[rng.normal(between * rng.normal(), 1.0, images) for _ in range(clients)]])
-    assert width(found) == pytest.approx(((between**2 + 1 / images) / clients) ** 0.5, rel=0.05)
-    assert found.low < found.mean < found.high
+    difference = paired.bootstrap([[rng.normal(between * rng.normal(), 1.0, images) for _ in range(clients)]])
+    assert width(difference) == pytest.approx(((between**2 + 1 / images) / clients) ** 0.5, rel=0.05)
+    assert difference.low < difference.mean < difference.high
 
 
 def study(rng, shared, seeds=3, clients=10, images=30):
     """Differences whose true mean is 0; `shared` is the share of an image's variance that it has in every seed."""
-    own = rng.normal(size=clients * images)
-    found, names = [], []
+    effects = rng.normal(size=clients * images)
+    samples, names = [], []
     for _ in range(seeds):
         order = rng.permutation(clients * images).reshape(clients, images)
         noise = rng.normal(size=(clients, images))
-        found.append(list(shared**0.5 * own[order] + (1 - shared) ** 0.5 * noise + 0.1 * rng.normal(size=(clients, 1))))
+        samples.append(
+            list(shared**0.5 * effects[order] + (1 - shared) ** 0.5 * noise + 0.1 * rng.normal(size=(clients, 1)))
+        )
         names.append(list(order))
-    return found, names
+    return samples, names
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.6])
@@ -42,10 +44,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(shared):
     """Of 300 studies 95 % do, give or take 1.3; the images that seeds have in common are reckoned with."""
     rng = np.random.default_rng(2)
     studies = [study(rng, shared) for _ in range(300)]
-    held = [not paired.bootstrap(*one, replicates=400).is_clear for one in studies]
+    held = [not paired.bootstrap(*sample, replicates=400).is_clear for sample in studies]
     assert 0.90 <= np.mean(held) <= 0.98
     if shared:
-        blind = [not paired.bootstrap(found, replicates=400).is_clear for found, _ in studies]
+        blind = [not paired.bootstrap(samples, replicates=400).is_clear for samples, _ in studies]
         assert np.mean(blind) < 0.88
 
 
@@ -55,9 +57,9 @@ def test_clients_count_equally_and_seeds_too():
 
 
 def test_a_constant_difference_has_no_width_and_is_clear():
-    found = paired.bootstrap([[np.full(7, 0.25)] * 3])
-    assert (found.mean, found.low, found.high) == pytest.approx((0.25,) * 3)
-    assert found.is_clear
+    difference = paired.bootstrap([[np.full(7, 0.25)] * 3])
+    assert (difference.mean, difference.low, difference.high) == pytest.approx((0.25,) * 3)
+    assert difference.is_clear
     assert not paired.bootstrap([[np.array([-1.0, 1.0]), np.array([1.0, 1.0]), np.array([-1.0, -1.0])]]).is_clear
 
 

@@ -22,27 +22,27 @@ def calibrated(count: int, classes: int = 10):
 
 
 def test_two_certain_draws_that_disagree_are_all_prompt_uncertainty():
-    said = of(torch.tensor([[[0.0, LOG_ZERO]], [[LOG_ZERO, 0.0]]]))
-    assert said.probabilities.tolist() == [[0.5, 0.5]]
-    assert said.prompt_uncertainty.item() == pytest.approx(math.log(2))
-    assert said.expected_entropy.item() == 0
+    predictive = of(torch.tensor([[[0.0, LOG_ZERO]], [[LOG_ZERO, 0.0]]]))
+    assert predictive.probabilities.tolist() == [[0.5, 0.5]]
+    assert predictive.prompt_uncertainty.item() == pytest.approx(math.log(2))
+    assert predictive.expected_entropy.item() == 0
 
 
 def test_equal_draws_have_no_prompt_uncertainty():
-    said = of(torch.randn(1, 50, 7).expand(4, 50, 7))
-    torch.testing.assert_close(said.prompt_uncertainty, torch.zeros(50), rtol=0, atol=1e-6)
-    assert said.prompt_uncertainty.min() >= 0
-    torch.testing.assert_close(said.entropy, said.expected_entropy)
+    predictive = of(torch.randn(1, 50, 7).expand(4, 50, 7))
+    torch.testing.assert_close(predictive.prompt_uncertainty, torch.zeros(50), rtol=0, atol=1e-6)
+    assert predictive.prompt_uncertainty.min() >= 0
+    torch.testing.assert_close(predictive.entropy, predictive.expected_entropy)
     undecided = of(torch.zeros(3, 1, 4))
     assert undecided.entropy.item() == pytest.approx(math.log(4))
 
 
 def test_the_entropy_of_beta_draws_splits_as_in_closed_form():
     p = Beta(torch.tensor(2.0).double(), torch.tensor(5.0).double()).sample((200_000, 1))
-    said = of(torch.stack([p, 1 - p], -1).log())
-    assert said.entropy.item() == pytest.approx(0.59827, abs=2e-3)
-    assert said.expected_entropy.item() == pytest.approx(0.53333, abs=2e-3)
-    assert said.prompt_uncertainty.item() == pytest.approx(0.06494, abs=2e-3)
+    predictive = of(torch.stack([p, 1 - p], -1).log())
+    assert predictive.entropy.item() == pytest.approx(0.59827, abs=2e-3)
+    assert predictive.expected_entropy.item() == pytest.approx(0.53333, abs=2e-3)
+    assert predictive.prompt_uncertainty.item() == pytest.approx(0.06494, abs=2e-3)
 
 
 def test_the_predictive_is_the_mean_of_probabilities_and_not_of_logits():
@@ -59,8 +59,8 @@ def test_a_calibrated_sampler_scores_its_own_uncertainty():
     probabilities, labels = calibrated(100_000)
     nll, score = negative_log_likelihood(probabilities, labels), brier(probabilities, labels)
     entropy, spread = Categorical(probabilities).entropy(), 1 - probabilities.square().sum(1)
-    for found, exact in ((nll, entropy), (score, spread)):
-        difference = found - exact
+    for score_of_draw, exact in ((nll, entropy), (score, spread)):
+        difference = score_of_draw - exact
         assert abs(difference.mean()) < 4 * difference.std() / math.sqrt(len(labels))
 
 

@@ -108,14 +108,14 @@ def test_the_log_takes_both_loggers_and_lets_go_of_them(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "text_of_error"),
     [(ValueError("bad [red] batch"), "ValueError: bad [red] batch"), (KeyboardInterrupt(), "interrupted")],
 )
-def test_what_breaks_a_run_off_stands_in_the_log_with_its_traceback(tmp_path, error, said):
+def test_what_breaks_a_run_off_stands_in_the_log_with_its_traceback(tmp_path, error, text_of_error):
     with pytest.raises(type(error)), make_tracker(tmp_path):
         raise error
     text = (tmp_path / "run.log").read_text()
-    assert said in text
+    assert text_of_error in text
     assert "Traceback" in text
 
 
@@ -153,25 +153,25 @@ def test_a_destination_hears_that_a_run_broke_off(tmp_path):
 
 
 def test_a_failing_destination_does_not_end_the_run(tmp_path):
-    shown = io.StringIO()
+    output = io.StringIO()
     broken, sound = Elsewhere(fails=True), Elsewhere()
-    with make_tracker(tmp_path, destinations=[broken, sound], console=console_to(shown)) as tracker:
+    with make_tracker(tmp_path, destinations=[broken, sound], console=console_to(output)) as tracker:
         for r in (1, 2):
             tracker.log({"round": r, "phase": "train", "loss": 1.0})
     assert len(sound.rows) == 2
-    assert shown.getvalue().count("no network") == 1
+    assert output.getvalue().count("no network") == 1
     assert "no network" in (tmp_path / "run.log").read_text()
 
 
 def test_report_writes_everything_and_says_where(tmp_path):
-    shown = io.StringIO()
-    with make_tracker(tmp_path, console=console_to(shown)) as tracker:
+    output = io.StringIO()
+    with make_tracker(tmp_path, console=console_to(output)) as tracker:
         tracker.log({"round": 1, "phase": "train", "loss": 1.0})
         tracker.report({"method": "m", "final": {"round": 1, "nll": math.nan, "accuracy": {"mean": 0.75}}}, publish)
     assert read_json(tmp_path / "summary.json")["final"] == {"round": 1, "nll": None, "accuracy": {"mean": 0.75}}
     assert (tmp_path / "plots" / "train_loss.png").stat().st_size > 1000
-    assert "0.750" in shown.getvalue()
-    assert f"report: {tmp_path / 'report.html'}" in shown.getvalue().replace("\n", "")
+    assert "0.750" in output.getvalue()
+    assert f"report: {tmp_path / 'report.html'}" in output.getvalue().replace("\n", "")
 
 
 def run_rounds(progress, tick):
@@ -196,10 +196,10 @@ def clock():
 
 def test_without_a_terminal_progress_is_one_plain_line_per_round(clock, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in many CI systems
-    shown = io.StringIO()
-    run_rounds(RoundProgress(console_to(shown), 3, "digits [bold]", clock), clock.tick)
-    assert "\x1b" not in shown.getvalue()
-    assert shown.getvalue().splitlines() == [
+    output = io.StringIO()
+    run_rounds(RoundProgress(console_to(output), 3, "digits [bold]", clock), clock.tick)
+    assert "\x1b" not in output.getvalue()
+    assert output.getvalue().splitlines() == [
         "digits [bold]",
         "round  1/3  loss 1.234  val acc .812  nll .612  1,520 images/s  0:20 left",
         "round  2/3  loss 1.234  val acc .812  nll .612  1,520 images/s  0:10 left",
@@ -208,14 +208,14 @@ def test_without_a_terminal_progress_is_one_plain_line_per_round(clock, monkeypa
 
 
 def test_a_round_without_validation_has_its_line_too(clock):
-    shown = io.StringIO()
-    progress = RoundProgress(console_to(shown), 2, "digits", clock)
+    output = io.StringIO()
+    progress = RoundProgress(console_to(output), 2, "digits", clock)
     progress.start()
     progress.log({"round": 1, "phase": "train", "loss": None, "dropped": 2})
     progress.log({"round": 2, "phase": "train", "loss": 0.5})
     progress.log({"round": 2, "phase": "test", "accuracy": 0.1})
     progress.stop()
-    assert shown.getvalue().splitlines()[1:] == [
+    assert output.getvalue().splitlines()[1:] == [
         "round  1/2  loss –  2 dropped  0:00 left",
         "round  2/2  loss 0.500",
     ]
@@ -223,25 +223,25 @@ def test_a_round_without_validation_has_its_line_too(clock):
 
 def test_on_a_terminal_progress_is_a_bar_and_no_lines(clock, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    shown = Terminal()
-    run_rounds(RoundProgress(console_to(shown, force_terminal=True), 3, "digits", clock), clock.tick)
-    assert "\x1b" in shown.getvalue()
-    assert "3/3" in shown.getvalue()
-    assert "round  3/3  loss" not in shown.getvalue()
+    output = Terminal()
+    run_rounds(RoundProgress(console_to(output, force_terminal=True), 3, "digits", clock), clock.tick)
+    assert "\x1b" in output.getvalue()
+    assert "3/3" in output.getvalue()
+    assert "round  3/3  loss" not in output.getvalue()
 
 
 def test_the_bar_says_that_a_test_is_to_come_until_it_is_over(clock, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    shown = Terminal()
-    progress = RoundProgress(console_to(shown, force_terminal=True), 1, "digits", clock)
+    output = Terminal()
+    progress = RoundProgress(console_to(output, force_terminal=True), 1, "digits", clock)
     progress.start()
     progress.log({"round": 1, "phase": "validation", "accuracy": 0.812})
     end = time.monotonic() + 20
-    while "val acc .812  final test to come" not in shown.getvalue():  # drawn by a thread
+    while "val acc .812  final test to come" not in output.getvalue():  # drawn by a thread
         assert time.monotonic() < end
         time.sleep(0.05)
     progress.stop()
-    assert "to come" not in shown.getvalue().rpartition("1/1")[2]
+    assert "to come" not in output.getvalue().rpartition("1/1")[2]
 
 
 def test_numbers_read_as_in_a_paper():
@@ -261,10 +261,10 @@ def test_a_name_forges_no_line_of_the_log_and_acts_on_no_terminal(tmp_path):
 
     with pytest.raises(ValueError, match="x"):
         run()
-    shown = r"x\n1999-01-01 03:00:00,000 INFO    finished\u2028\r\x1b]0;owned\x07"
+    output = r"x\n1999-01-01 03:00:00,000 INFO    finished\u2028\r\x1b]0;owned\x07"
     text = (tmp_path / "run.log").read_text()
-    assert text.count(shown) == 3
+    assert text.count(output) == 3
     assert "WARNING \tindented" in text
     assert not any(line.startswith("1999-01-01") for line in text.splitlines())
-    assert console.file.getvalue().count(shown) == 2
+    assert console.file.getvalue().count(output) == 2
     assert "\x1b" not in text + console.file.getvalue()
