@@ -95,12 +95,19 @@ def _fitted(z: Tensor, labels: Tensor, classes: int, ridge: float) -> tuple[Tens
     return weight.detach(), bias.detach()
 
 
+def _linear(backbone: FrozenViT, block: int, name: str) -> nn.Linear:
+    """Return a linear layer of a block."""
+    layer = backbone.blocks[block].get_submodule(name)
+    assert isinstance(layer, nn.Linear), "blocks are plain"
+    return layer
+
+
 def plain_moments(backbone: FrozenViT, start: int) -> dict[str, Moments]:
     """Return moments that tell nothing, identities: every direction of inputs and outputs counts alike."""
     result = {}
     for i in range(start):
         for name in LAYERS:
-            weight = backbone.blocks[i].get_submodule(name).weight
+            weight = _linear(backbone, i, name).weight
             inputs, outputs = (torch.eye(n, dtype=torch.float64, device=weight.device) for n in weight.shape[::-1])
             result[f"blocks.{i}.{name}"] = Moments(inputs, outputs, torch.zeros_like(weight, dtype=torch.float64))
     return result
@@ -146,7 +153,7 @@ class _Sums:
     def __init__(self, backbone: FrozenViT, start: int) -> None:
         self._backbone = backbone
         self._layers: dict[str, nn.Linear] = {
-            f"blocks.{i}.{name}": backbone.blocks[i].get_submodule(name) for i in range(start) for name in LAYERS
+            f"blocks.{i}.{name}": _linear(backbone, i, name) for i in range(start) for name in LAYERS
         }
         self._sums: dict[str, dict[str, Any]] = defaultdict(lambda: defaultdict(float))
 
