@@ -76,7 +76,8 @@ def main() -> None:
     print(
         f"Of timm's {len(names)} names, {len(names) - len(verdicts)} are refused by architecture before anything is "
         f"built. Of the {len(verdicts)} others, built small at random weights, {count['accepted']} are "
-        f"accepted with timm's own features to {TOLERANCE:g}, {count['refused']} refused, {count['untried']} not tried, {count['wrong']} wrong.\n"
+        f"accepted with timm's own features to {TOLERANCE:g}, {count['refused']} refused, "
+        f"{count['untried']} not tried, {count['wrong']} wrong.\n"
     )
     print("| module of timm | accepted |\n|---|---|")
     for family, accepted in groups.items():
