@@ -30,6 +30,10 @@ ELSEWHERE = {
         "tests/data/partitions/test_resampled.py"
     ),
     "flower_app/run.sh method=fedvpt rounds=3": "tests/flower_app/test_flower_app.py",
+    "flower_app/run.sh emulator=gradot": "tests/flower_app/test_emulator.py",
+    "python -m fedbayes.commands.emulator": "tests/flower_app/test_emulator.py",
+    "wandb sweep": "tests/tracking/test_wandb_sweep.py",
+    "fedbayes privacy.secure.kind=shares privacy.secure.bound=5": "tests/strategies/test_secure.py",
     "flower-superlink": "tests/flower_app/test_deployment.py",
     "flower-supernode": "tests/flower_app/test_deployment.py",
     "flwr run": "tests/flower_app/test_deployment.py",
