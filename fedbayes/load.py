@@ -14,8 +14,6 @@ from fedbayes import build
 from fedbayes.config import stored as stored_configuration
 from fedbayes.data.pixels import Images, to_square
 from fedbayes.errors import RunError
-from fedbayes.secure import prediction as private_prediction
-from fedbayes.secure.prediction import QuantisedLinear
 from fedbayes.seeding import Streams
 from fedbayes.server.trained import TrainedClients
 from fedbayes.storage import checkpoint
@@ -144,8 +142,10 @@ class Run:
 
 def _private(linear: Any, classes: tuple[str, ...]) -> PrivatePrediction:
     """Predict on shares from what a client's `linear_scores` returned."""
+    from fedbayes.secure.prediction import QuantisedLinear, predict
+
     head = QuantisedLinear.of(linear.weights.double().numpy(), linear.bias.double().numpy())
-    result = private_prediction.predict(linear.features.double().numpy(), head)
+    result = predict(linear.features.double().numpy(), head)
     transcript = result.transcript
     bits = {phase: transcript.total(phase).bits for phase in ("online", "offline")}
     return PrivatePrediction(

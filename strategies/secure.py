@@ -15,10 +15,12 @@ from fedbayes.errors import ConfigError
 from fedbayes.secure.aggregates import aggregate, divisor
 from fedbayes.secure.arithmetic import COMPARISONS
 from fedbayes.secure.party import Party, in_threads
-from fedbayes.secure.sharing import FEWEST, SEEDED, VECTOR, Sharing
+from fedbayes.secure.sharing import FEWEST, SEEDED, VECTOR, Sharing, with_step
 from fedbayes.secure.stream import SEED, expanded
+from fedbayes.secure.transcript import Transcript
 from fedbayes.server.strategy import ServerStrategy
 from strategies.base import AbstractWrapper
+from strategies.robust import allowed
 
 
 @final
@@ -37,9 +39,7 @@ class SecureAveraging(AbstractWrapper):
             )
         super().__init__(strategy)
         self.sharing = sharing
-        self._like: Arrays = {}
-        self._costs: list[dict[str, str | int]] = []
-        self._chosen = 0
+        self._transcript, self._chosen = Transcript(), 0
 
     def expected_reply(self, initial: Arrays) -> Arrays:
         """Return the two shares of a step of all parameters that may be sent.
@@ -47,18 +47,19 @@ class SecureAveraging(AbstractWrapper):
         Raises:
             ConfigError: if nothing is sent, or it is counted and not learnt.
         """
-        self._like = dict(sorted(self.strategy.expected_reply(initial).items()))
-        if not self._like:
+        form = self.strategy.expected_reply(initial)
+        if not form:
             raise ConfigError("privacy.secure.kind=shares: clients send nothing in this method; set it to none.")
-        if counted := [name for name, array in self._like.items() if array.dtype.kind != "f"]:
+        if counted := [name for name, array in form.items() if array.dtype.kind != "f"]:
             raise ConfigError(f"privacy.secure.kind=shares: {counted[0]} is counted, not learnt; set it to none.")
-        self.sharing.require_room(self._size, FEWEST)
-        return {VECTOR: np.zeros(self._size, self.sharing.share_ring.dtype), SEEDED: np.zeros(SEED, np.uint8)}
+        size = sum(array.size for array in form.values())
+        self.sharing.require_room(size, FEWEST)
+        return {VECTOR: np.zeros(size, self.sharing.share_ring.dtype), SEEDED: np.zeros(SEED, np.uint8)}
 
     @property
-    def _size(self) -> int:
-        """Numbers in a step."""
-        return sum(array.size for array in self._like.values())
+    def _form(self) -> Arrays:
+        """What a client would send in the clear."""
+        return self.strategy.expected_reply(self.shared)
 
     def expected_from(self, partition: int, expected: Arrays) -> Arrays:  # noqa: ARG002
         """Return the two shares."""
@@ -79,50 +80,43 @@ class SecureAveraging(AbstractWrapper):
         """
         if len(updates) < FEWEST:
             raise ArithmeticError(f"{len(updates)} replies are too few to hide a step; {FEWEST} are needed")
-        sharing, rule = self.sharing, self.sharing.rule([update.num_examples for update in updates])
-        sharing.require_room(self._size, sum(rule.weights))
+        sharing, ring, form = self.sharing, self.sharing.share_ring, self._form
+        removed = allowed(sharing.malicious_fraction, len(updates))
+        rule = sharing.rule([update.num_examples for update in updates], removed)
+        size = sum(array.size for array in form.values())
+        sharing.require_room(size, sum(rule.weights))
         held = (
             np.stack([update.arrays[VECTOR] for update in updates]),
-            np.stack(
-                [expanded(sharing.share_ring, (self._size,), update.arrays[SEEDED].tobytes()) for update in updates]
-            ),
+            np.stack([expanded(ring, (size,), update.arrays[SEEDED].tobytes()) for update in updates]),
         )
 
-        def program(party: Party) -> tuple[np.ndarray, list[int], Any]:
-            opened, chosen = aggregate(party, sharing.share_ring, held[party.index], rule, COMPARISONS[sharing.compare])
+        def program(party: Party) -> tuple[np.ndarray, list[int], Transcript]:
+            opened, chosen = aggregate(party, ring, held[party.index], rule, COMPARISONS[sharing.compare])
             return opened, chosen, party.transcript
 
-        opened, chosen, transcript = in_threads(program)[0]
-        if not chosen:
-            raise ArithmeticError(f"no step is within privacy.secure.bound={sharing.bound:g}")
-        if 0 < len(chosen) < FEWEST and rule.name != "krum" and rule.bound is not None:
-            raise ArithmeticError(f"{len(chosen)} steps are within the bound, too few to hide one; {FEWEST} are needed")
-        self._costs, self._chosen = transcript.rows(), len(chosen)
-        step, moved, start = sharing.decode(opened, divisor(rule, chosen)), {}, 0
-        for name, like in self._like.items():
-            part = step[start : start + like.size].reshape(like.shape)
-            moved[name] = np.asarray(self.shared[name].astype(np.float64) + part, dtype=like.dtype)
-            start += like.size
-        self.strategy.aggregate([ClientUpdate(updates[0].partition, moved, sum(rule.weights), {})])
+        opened, chosen, self._transcript = in_threads(program)[0]
+        self._chosen = len(chosen)
+        arrays = with_step(self.shared, form, sharing.decode(opened, divisor(rule, chosen)))
+        self.strategy.aggregate([ClientUpdate(updates[0].partition, arrays, sum(rule.weights), {})])
 
     def facts(self) -> Mapping[str, float]:
         """Return bits and rounds of the round, and how many steps are in its aggregate."""
-        sums = {
-            f"secure_{phase}_{measure}": sum(int(row[measure]) for row in self._costs if row["phase"] == phase)
-            for phase, measure in (("online", "bits"), ("offline", "bits"), ("online", "rounds"))
-        }
-        return {**self.strategy.facts(), **sums, "secure_steps": self._chosen}
+        online, offline = self._transcript.total("online"), self._transcript.total("offline")
+        costs = {"online_bits": online.bits, "offline_bits": offline.bits, "online_rounds": online.rounds}
+        renamed = {f"secure_{name}": amount for name, amount in costs.items()}
+        return {**self.strategy.facts(), **renamed, "secure_steps": self._chosen}
 
     def secure_costs(self) -> Mapping[str, Any]:
         """Return what `secure.json` says: the settings, bits and rounds of the last round, and a client's upload."""
-        ring = self.sharing.share_ring
+        ring, form = self.sharing.share_ring, self._form
+        size = sum(array.size for array in form.values())
         return {
             "aggregate": self.sharing.aggregate,
             "compare": self.sharing.compare if self.sharing.judges else None,
-            "numbers": self._size,
+            "numbers": size,
             "ring_bits": ring.bits,
             "fraction_bits": self.sharing.fraction,
-            "upload_bytes": self._size * ring.dtype.itemsize + SEED,
-            "clear_upload_bytes": sum(array.nbytes for array in self._like.values()),
-            "round": self._costs,
+            "upload_bytes": size * ring.dtype.itemsize + SEED,
+            "clear_upload_bytes": sum(array.nbytes for array in form.values()),
+            "round": self._transcript.rows(),
         }

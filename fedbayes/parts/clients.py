@@ -24,13 +24,12 @@ from fedbayes.models.prompted import MakePrompts, PromptedViT
 from fedbayes.models.prompts import make_prompts
 from fedbayes.models.prompts.coded import GeneratorSettings
 from fedbayes.models.weights import MakeWeights
-from fedbayes.parts.secure import sharing
+from fedbayes.parts.secure import sharing_client
 from fedbayes.parts.sparse import block_choice
 from fedbayes.server.sampling import Sampling
 from fedbayes.simulation.attacks import AbstractAttack, MaliciousClients
 from fedbayes.simulation.client import ClientSetup, CohortClient
 from fedbayes.simulation.offsite import OffsiteClient
-from fedbayes.simulation.sharing import SharingClient
 from fedbayes.simulation.sparse import SparseClient
 
 DEBUG_IMAGES = 8  # of a client's split with `debug=true`
@@ -171,8 +170,7 @@ def client(
         built = OffsiteClient(_client(cfg, images, emulated), _client(cfg, images, prompted))
     if attacker is not None:
         built = MaliciousClients(built, attacker, partitions)
-    shared = sharing(cfg)
-    return built if shared is None else cast(CohortClient, SharingClient(built, shared))
+    return sharing_client(cfg, built)
 
 
 def _client(cfg: DictConfig, federated: FederatedData, prompted: PromptedViT) -> CohortClient:

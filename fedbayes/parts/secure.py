@@ -1,26 +1,31 @@
-"""Aggregation on secret shares from the configuration, and what does not fit it."""
+"""Aggregation on secret shares from the configuration, and what does not fit it.
 
-from typing import Any, cast
+`fedbayes.secure` is imported where clients share, and by no other run.
+"""
+
+from typing import TYPE_CHECKING, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from fedbayes.config.instantiate import call, deferred, plain
+from fedbayes.config.instantiate import call, deferred
 from fedbayes.errors import ConfigError, require_choice
-from fedbayes.secure.sharing import Sharing
 from fedbayes.server.strategy import ServerStrategy
+from fedbayes.simulation.client import CohortClient
+
+if TYPE_CHECKING:
+    from fedbayes.secure.sharing import Sharing
 
 
-def sharing(cfg: DictConfig) -> Sharing | None:
+def _sharing(cfg: DictConfig) -> "Sharing | None":
     """Return how clients share their steps; None where they send them.
 
     Raises:
         ConfigError: for a value out of range, or a choice that shares do not fit.
     """
-    settings: dict[str, Any] = plain(cfg.privacy)["secure"]
-    kind = require_choice("privacy.secure.kind", settings.pop("kind"), ("none", "shares"))
-    settings.pop("_target_"), settings.pop("_partial_")
-    if kind == "none":
+    if require_choice("privacy.secure.kind", cfg.privacy.secure.kind, ("none", "shares")) == "none":
         return None
+    from fedbayes.secure.sharing import Sharing
+
     reasons = {
         f"privacy.noise={cfg.privacy.noise}": cfg.privacy.noise is not None
         and "the noise's clipping would need the steps",
@@ -36,13 +41,25 @@ def sharing(cfg: DictConfig) -> Sharing | None:
     for setting, reason in reasons.items():
         if reason:
             raise ConfigError(f"privacy.secure.kind=shares does not go with {setting}: {reason}.")
+    settings = dict(deferred("privacy.secure", cfg.privacy.secure).keywords)
+    del settings["kind"]
     return cast(Sharing, call("privacy.secure", Sharing, **settings))
 
 
 def secure(cfg: DictConfig, strategy: ServerStrategy) -> ServerStrategy:
     """Return a strategy that opens nothing but the aggregate, or the one that is there where clients send steps."""
-    shared = sharing(cfg)
-    if shared is None:
+    sharing = _sharing(cfg)
+    if sharing is None:
         return strategy
-    build = deferred("privacy.secure", OmegaConf.masked_copy(cfg.privacy.secure, ["_target_", "_partial_"]))
-    return cast(ServerStrategy, call("privacy.secure", build, strategy, shared))
+    build = deferred("privacy.secure", cfg.privacy.secure).func
+    return cast(ServerStrategy, call("privacy.secure", build, strategy, sharing))
+
+
+def sharing_client(cfg: DictConfig, client: CohortClient) -> CohortClient:
+    """Return a client that shares its steps, or the one that is there where clients send them."""
+    sharing = _sharing(cfg)
+    if sharing is None:
+        return client
+    from fedbayes.simulation.sharing import SharingClient
+
+    return cast(CohortClient, SharingClient(client, sharing))

@@ -38,12 +38,14 @@ class Rule:
         weights: whole weights of the clients, for the mean; ones for all others.
         removed: how many malicious clients are allowed for.
         bound: the largest squared length of a step, in squared units of the fixed point; None for no bound.
+        fewest: steps without which nothing is opened.
     """
 
     name: str
     weights: tuple[int, ...]
     removed: int = 0
     bound: int | None = None
+    fewest: int = 1
 
 
 def aggregate(party: Party, ring: Ring, steps: Elements, rule: Rule, less: Less) -> tuple[np.ndarray, list[int]]:
@@ -58,17 +60,20 @@ def aggregate(party: Party, ring: Ring, steps: Elements, rule: Rule, less: Less)
         steps: the party's shares, `(M, d)`.
         rule: how.
         less: the comparison.
+
+    Raises:
+        ArithmeticError: if too few steps are within the bound; no step and no sum is opened then.
     """
     count = len(steps)
     if rule.name == "mean" and rule.bound is None:
         return _opened(party, ring, steps, rule.weights), list(range(count))
     if rule.name in ("median", "trimmed_mean"):
-        wide = Ring(min(64, ring.bits + 4))  # differences of two, and sums of few, stay signed numbers
+        # Differences of two steps, and sums of all, stay signed numbers.
+        wide = Ring(min(64, ring.bits + 2 + count.bit_length()))
         steps = widen(party, ring, steps, wide, less)
         ranks = middle(count) if rule.name == "median" else list(range(*_trimmed(count, rule.removed)))
         ordered = order_statistics(party, wide, steps, ranks, less)
-        total = Ring(64) if wide.bits == 64 else wide
-        return _opened(party, total, ordered, (1,) * len(ranks)), list(range(count))
+        return _opened(party, wide, ordered, (1,) * len(ranks)), list(range(count))
     steps = widen(party, ring, steps, WIDE, less)
     products = gram(party, WIDE, steps)
     chosen = list(range(count))
@@ -76,6 +81,10 @@ def aggregate(party: Party, ring: Ring, steps: Elements, rule: Rule, less: Less)
         chosen = _within(party, np.diagonal(products), rule.bound, less)
     if rule.name in ("krum", "multi_krum") and len(chosen) > 1:
         chosen = _krum(party, products, chosen, rule, less)
+    if len(chosen) < rule.fewest:
+        raise ArithmeticError(
+            f"{len(chosen)} steps are within the bound, too few to hide one; {rule.fewest} are needed"
+        )
     weights = tuple(rule.weights[client] for client in chosen)
     return _opened(party, WIDE, steps[chosen], weights), chosen
 

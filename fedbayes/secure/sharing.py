@@ -6,6 +6,7 @@ from typing import final
 
 import numpy as np
 
+from fedbayes.arrays import Arrays, base
 from fedbayes.errors import ConfigError, require_choice, require_number, require_whole
 from fedbayes.secure.aggregates import Rule
 from fedbayes.secure.arithmetic import COMPARISONS
@@ -15,6 +16,21 @@ AGGREGATES = ("mean", "krum", "multi_krum", "median", "trimmed_mean")
 VECTOR, SEEDED = "share/0", "share/1"
 """Names of a client's two shares in its reply: a vector, and the seed of the other vector."""
 FEWEST = 3  # replies; the sum of two shows each client the other's step
+
+
+def flat(start: Arrays, learnt: Arrays) -> np.ndarray:
+    """Return a step from where it started as one vector, float64, arrays in the order of their names."""
+    return np.concatenate([(learnt[name] - base(start, name, learnt[name])).ravel() for name in sorted(learnt)])
+
+
+def with_step(start: Arrays, form: Arrays, step: np.ndarray) -> Arrays:
+    """Return parameters of a form after a step that `flat` gave."""
+    names = sorted(form)
+    parts = np.split(step, np.cumsum([form[name].size for name in names])[:-1])
+    return {
+        name: np.asarray(base(start, name, form[name]) + part.reshape(form[name].shape), dtype=form[name].dtype)
+        for name, part in zip(names, parts, strict=True)
+    }
 
 
 @final
@@ -68,13 +84,13 @@ class Sharing:
         """Return what an opened sum stands for, divided in the clear, float64."""
         return decode(Ring(64).reduce(opened), Ring(64), self.fraction) / divisor
 
-    def rule(self, images: list[int]) -> Rule:
-        """Return how steps of clients with so many images are combined."""
+    def rule(self, images: list[int], removed: int) -> Rule:
+        """Return how steps of clients with so many images are combined; `removed` malicious ones are allowed for."""
         count = len(images)
         weights = tuple(images) if self.weights == "public" and self.aggregate == "mean" else (1,) * count
-        removed = math.ceil(self.malicious_fraction * count - 1e-9)
         bound = None if self.bound is None else math.floor((self.bound * 2.0**self.fraction) ** 2)
-        return Rule(self.aggregate, weights, removed, bound)
+        fewest = 1 if bound is None or self.aggregate == "krum" else FEWEST
+        return Rule(self.aggregate, weights, removed, bound, fewest)
 
     def require_room(self, size: int, weight: int) -> None:
         """Raise a ConfigError if sums of steps, or squares of their lengths, may not fit.

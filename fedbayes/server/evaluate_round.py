@@ -74,8 +74,10 @@ class Assessment:
         progress.final = test
         if progress.best_snapshot is not None:
             progress.best, progress.best_snapshot = self._test(session, progress.best_snapshot), None
-        for steps in dict.fromkeys(self.adapt_steps) if self.sampling.new_clients else ():
-            new = self._snapshot(session, self.sampling.new_clients)
+        if not self.sampling.new_clients:
+            return
+        new = self._snapshot(session, self.sampling.new_clients)
+        for steps in dict.fromkeys(self.adapt_steps):
             progress.new_clients[steps] = self._evaluate(session, new, "test", adapt=steps)
 
     def _snapshot(self, session: Session, clients: Sequence[int]) -> Snapshot:

@@ -9,7 +9,7 @@ import numpy as np
 from fedbayes.arrays import non_finite
 from fedbayes.comm.messages import ClientRequest, ClientUpdate
 from fedbayes.errors import RunError
-from fedbayes.secure.sharing import SEEDED, VECTOR, Sharing
+from fedbayes.secure.sharing import SEEDED, VECTOR, Sharing, flat
 from fedbayes.secure.stream import Shares
 
 
@@ -38,10 +38,7 @@ class SharingClient:
         """
         if (name := non_finite(update.arrays)) is not None:
             raise RunError(f"{name} is not finite, so it is not shared.")
-        steps = [
-            (array.astype(np.float64) - request.arrays.get(name, 0)).ravel()
-            for name, array in sorted(update.arrays.items())
-        ]
-        shares = Shares.split(self._sharing.share_ring, self._sharing.encode(np.concatenate(steps)))
+        step = self._sharing.encode(flat(request.arrays, update.arrays))
+        shares = Shares.split(self._sharing.share_ring, step)
         seed = np.frombuffer(shares.seed, np.uint8)
         return replace(update, arrays={VECTOR: shares.vector, SEEDED: seed}, metrics={})

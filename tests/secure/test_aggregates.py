@@ -61,3 +61,19 @@ def test_a_norm_cannot_wrap():
     total, chosen = opened(steps, Rule("mean", (1, 1, 1), bound=4 * 2**20))
     assert chosen == [1, 2]
     assert (total == 2**11).all()
+
+
+def test_too_few_steps_within_the_bound_are_not_opened():
+    steps = Ring(12).reduce(np.array([[1, 0], [9, 9], [9, 9], [9, 9]]))
+    shares = [Shares.split(Ring(12), step) for step in steps]
+    sides = [np.stack([s.vector for s in shares]), np.stack([expanded(Ring(12), (2,), s.seed) for s in shares])]
+    transcripts = []
+
+    def program(party):
+        transcripts.append(party.transcript)
+        rule = Rule("mean", (1, 1, 1, 1), bound=4, fewest=3)
+        return aggregate(party, Ring(12), sides[party.index], rule, COMPARISONS["tree"])
+
+    with pytest.raises(ArithmeticError, match="within the bound"):
+        in_threads(program)
+    assert not any(row["protocol"] == "open" for transcript in transcripts for row in transcript.rows())
