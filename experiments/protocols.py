@@ -99,4 +99,11 @@ TABLES: dict[str, Table] = {
         data="cifar10",
         backbone=True,
     ),
+    "cifar10_100_clients": Table(
+        "CIFAR-10 (5,085 training images), a tenth of 100 clients a round, label Dirichlet 0.1, ViT-tiny at 112 px",
+        ("experiment=cifar10_100_clients", "data=imagefolder"),
+        "photos",
+        data="cifar10",
+        backbone=True,
+    ),
 }

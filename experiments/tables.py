@@ -42,19 +42,20 @@ DEFAULTS = "mixture"
 
 
 def selected(settings: str, method: str) -> tuple[str, ...]:
-    """The overrides chosen for a method; a method without any keeps those of its YAML."""
+    """The overrides chosen for a method; without any it keeps those of its YAML, and `METHOD+prior` those of METHOD."""
     chosen: Mapping[str, Mapping[str, Sequence[str]]] = yaml.safe_load((HERE / "selected.yaml").read_text())
-    return tuple((chosen.get(settings) or {}).get(method, ()))
+    section = chosen.get(settings) or {}
+    return tuple(section.get(method, section.get(plain(method), ())))
 
 
 def unchosen(name: str, methods: Sequence[str]) -> list[str]:
     """Methods that a table would run with settings chosen for other images: photographs change rates of their own."""
     settings = TABLES[name].settings
-    return [] if settings == DEFAULTS else [method for method in methods if not selected(settings, plain(method))]
+    return [] if settings == DEFAULTS else [method for method in methods if not selected(settings, method)]
 
 
 def plain(method: str) -> str:
-    """The method without `+prior`, which chooses nothing of its own."""
+    """The method without `+prior`."""
     return method.removesuffix(PRIOR)
 
 
@@ -91,7 +92,7 @@ def jobs(
     for seed in seeds:
         for method in methods:
             short = short_name(method, seed)
-            chosen = selected(table.settings, plain(method)) if tuned else ()
+            chosen = selected(table.settings, method) if tuned else ()
             protocol = ("evaluate.every=5", *table.overrides, f"partition.seed={seed}", *chosen)
             table_jobs[method, seed] = (folder_of(place, short), (*short, *protocol, *paths))
     return table_jobs

@@ -4,7 +4,8 @@
     python experiments/tune.py label_skew --beyond --jobs 2 --write           # puts it into selected.yaml
     python experiments/tune.py photos --beyond --jobs 2 --write --data DIR --weights FILE
 
-Without `--beyond` no candidate past the edges of the grids is tried, and the choices that lie there are not found.
+`METHOD+prior` gets the same candidates as METHOD, with `head.prior=client`. Without `--beyond` no candidate past the
+edges of the grids is tried, and the choices that lie there are not found.
 
 Seed 100 on partition 0 tunes; the tables use seeds 0, 1, 2. A candidate's score is its NLL on validation after the last
 round. Test images play no part. `protocol.md` says what is tuned where, and what else was tried.
@@ -18,7 +19,7 @@ import yaml
 from jobs import folder_of, run_all
 from protocols import TABLES, WAVES
 from search_space import Candidate, Ranked, candidates, untried, values
-from tables import DEFAULTS, ask_for_photographs, jobs
+from tables import DEFAULTS, ask_for_photographs, jobs, plain
 
 from fedbayes.storage.run_dir import METRICS, read_rows
 
@@ -75,11 +76,11 @@ def main() -> None:
     parser.add_argument("--beyond", action="store_true", help="then three more past the edges on which the best lies")
     parser.add_argument("--write", action="store_true", help="put the best into selected.yaml")
     args = parser.parse_args()
-    tried = {method: candidates(method, args.section) for method in args.methods}
+    tried = {method: candidates(plain(method), args.section) for method in args.methods}
     ranked = run(args.section, tried, args)
     if args.beyond:
         for method, them in ranked.items():
-            tried[method] = [*tried[method], *untried(method, args.section, them)]
+            tried[method] = [*tried[method], *untried(plain(method), args.section, them)]
         ranked = run(args.section, tried, args)
     for method, them in ranked.items():
         for place, (nll, accuracy, one) in enumerate(them):
